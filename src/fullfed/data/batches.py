@@ -1,0 +1,113 @@
+"""Batches of similar length, so that little padding is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fullfed.data.tokens import TokenizedExample
+from fullfed.sketch.generator import Stream, permutation
+
+IGNORED = -100  # the label of a position that is not learned, torch's own convention
+_WINDOW = 8  # batches whose examples are sorted by length together
+
+# What stands in padded positions. Any valid id would do, they are attended to by none and
+# learned by none; so a model needs no pad token, and its embeddings are never resized for one.
+_FILLER = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on the right to a common length.
+
+    Attributes:
+        input_ids: int64, shape (examples, length).
+        attention_mask: int64, shape (examples, length); 1 on prompt and answer, 0 on padding.
+        labels: int64, shape (examples, length); the answer's ids, -100 on prompt and padding.
+            Not shifted: the label of a position is the id at that position.
+        examples: how many rows.
+        tokens: how many answer tokens (end-of-sequence included).
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    examples: int
+    tokens: int
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            labels=self.labels.to(device),
+        )
+
+
+def collate(examples: Sequence[TokenizedExample]) -> Batch:
+    """One batch of all the examples."""
+    shape = len(examples), max(len(e) for e in examples)
+    input_ids = np.full(shape, _FILLER, dtype=np.int64)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    for row, example in enumerate(examples):
+        answer = slice(example.prompt_length, len(example))
+        input_ids[row, : len(example)] = example.ids
+        attention_mask[row, : len(example)] = 1
+        labels[row, answer] = example.ids[answer]
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(attention_mask),
+        labels=torch.from_numpy(labels),
+        examples=len(examples),
+        tokens=sum(len(e) - e.prompt_length for e in examples),
+    )
+
+
+def training_batches(
+    examples: Sequence[TokenizedExample], batch_size: int, steps: int, stream: Stream
+) -> Iterator[Batch]:
+    """Exactly `steps` batches, epoch after epoch, each epoch in a fresh order.
+
+    An epoch holds every example once; its last batch is smaller where the numbers do not divide,
+    and fewer examples than `batch_size` are one batch. Similar lengths share a batch: the epoch's
+    random order is sorted by length within windows of a few batches, then the batches are shuffled.
+
+    Args:
+        examples: at least one.
+        batch_size: rows in a batch.
+        steps: how many batches.
+        stream: fixes the order; epoch e uses its blocks 2e and 2e + 1.
+    """
+    epoch = 0
+    while steps > 0:
+        batches = _epoch(examples, batch_size, stream, epoch)
+        for indices in batches[:steps]:
+            yield collate([examples[i] for i in indices])
+        steps -= len(batches)
+        epoch += 1
+
+
+def evaluation_batches(examples: Sequence[TokenizedExample], batch_size: int) -> Iterator[Batch]:
+    """Every example once, longest first, so that running out of memory shows at once."""
+    ordered = sorted(examples, key=len, reverse=True)
+    for start in range(0, len(ordered), batch_size):
+        yield collate(ordered[start : start + batch_size])
+
+
+def _epoch(
+    examples: Sequence[TokenizedExample], batch_size: int, stream: Stream, epoch: int
+) -> list[list[int]]:
+    """The indices of each batch of one epoch."""
+    order = permutation(replace(stream, block=2 * epoch), len(examples)).tolist()
+    window = _WINDOW * batch_size
+    bucketed: list[int] = []
+    for start in range(0, len(order), window):
+        bucketed += sorted(order[start : start + window], key=lambda i: len(examples[i]))
+    batches = [bucketed[i : i + batch_size] for i in range(0, len(bucketed), batch_size)]
+    shuffled = permutation(replace(stream, block=2 * epoch + 1), len(batches))
+    return [batches[i] for i in shuffled]
