@@ -1,0 +1,24 @@
+"""Shared randomness: the same random numbers, projections and directions on every device.
+
+Useful on its own, for gradient compression or zeroth-order optimisation; see docs/sketch.md.
+"""
+
+from fullfed.sketch.allocation import allocate
+from fullfed.sketch.dense import NormalBasis
+from fullfed.sketch.directions import accumulate_, perturb_
+from fullfed.sketch.generator import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
+from fullfed.sketch.sign import SignBasis
+
+__all__ = [
+    "SHARED",
+    "SPECIFICATION",
+    "NormalBasis",
+    "Purpose",
+    "SignBasis",
+    "Stream",
+    "accumulate_",
+    "allocate",
+    "permutation",
+    "perturb_",
+    "uniforms",
+]

@@ -1,0 +1,79 @@
+"""Random directions over a model, for zeroth-order methods: one, or the sum of many in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fullfed.errors import UserError
+from fullfed.sketch.backends import Direction, Rows, backend_for
+from fullfed.sketch.checks import check_scale
+from fullfed.sketch.entries import NORMALS, SIGNS
+from fullfed.sketch.generator import Stream
+from fullfed.sketch.layout import LANES
+from fullfed.sketch.pieces import check_tensors, writable_pieces
+
+Distribution = Literal["rademacher", "gaussian"]
+STRETCH = 1 << 18  # elements whose sum of directions is held at once
+
+
+def perturb_(
+    weights: Sequence[Tensor],
+    stream: Stream,
+    scale: float,
+    distribution: Distribution = "rademacher",
+    *,
+    backend: str | None = None,
+) -> None:
+    """w = fl(w + fl(scale * z)) in place, z one direction over all elements in list order.
+
+    z has independent entries, +-1 (``rademacher``) or standard normal (``gaussian``). Weights
+    are float32, bfloat16 or float16; 16-bit ones are widened and rounded back to nearest even.
+
+    Raises:
+        UserError: a scale that is not finite, or tensors that cannot be perturbed together.
+    """
+    if distribution == "gaussian":
+        accumulate_(weights, [stream], [scale], distribution, backend=backend)
+        return
+    check_tensors(weights)
+    values = torch.full((LANES,), float(check_scale(scale)), device=weights[0].device)
+    kernels = backend_for(weights[0].device, backend)
+    for _, offset, piece in writable_pieces(weights):
+        kernels.add_reconstruction(Rows(LANES, stream, None), piece, offset, values)
+
+
+def accumulate_(
+    weights: Sequence[Tensor],
+    streams: Sequence[Stream],
+    scalars: Sequence[float],
+    distribution: Distribution = "rademacher",
+    *,
+    backend: str | None = None,
+) -> None:
+    """w = fl(w + u) in place with u = sum over j in order of fl(scalars[j] * z_j), from zero.
+
+    One pass over the weights however many directions there are. Arguments as for ``perturb_``.
+
+    Raises:
+        UserError: as ``perturb_``, or not one scalar per stream. Nothing has been modified then.
+    """
+    check_tensors(weights)
+    if len(streams) != len(scalars):
+        raise UserError(f"{len(scalars)} scalars for {len(streams)} directions.")
+    device = weights[0].device
+    values = torch.tensor([float(check_scale(scalar)) for scalar in scalars], device=device)
+    entries = NORMALS if distribution == "gaussian" else SIGNS
+    kernels = backend_for(device, backend)
+    for _, offset, piece in writable_pieces(weights):
+        for start in range(0, piece.numel(), STRETCH):
+            target = piece[start : start + STRETCH]
+            skipped = (offset + start) % LANES
+            first, lines = (offset + start) // LANES, -(-(skipped + target.numel()) // LANES)
+            sums = torch.zeros(lines, LANES, device=device)
+            directions = [Direction(stream, first) for stream in streams]
+            kernels.add_combination(entries, directions, values, sums)
+            target += sums.view(-1)[skipped:][: target.numel()]

@@ -1,0 +1,82 @@
+"""The readable backend: the specification in torch and NumPy, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fullfed.sketch.backends import Direction, Rows
+from fullfed.sketch.entries import Entries, signs
+from fullfed.sketch.layout import FOLD, LANES, fields, rotations
+
+
+def add_projection(rows: Rows, piece: Tensor, offset: int, partials: Tensor) -> None:
+    width = rows.width
+    first, count = _touched(width, offset, piece.numel())
+    padded = torch.zeros(count * width, device=piece.device)
+    padded[offset - first * width :][: piece.numel()] = piece
+    columns = _columns(rows, first, count, piece.device)
+    by_column = torch.empty(count, width, device=piece.device)
+    by_column.scatter_(1, columns, padded.view(count, width))
+    signed = by_column * _signs(rows, first, count, piece.device)
+    for residue in range(FOLD):
+        start = (residue - first) % FOLD
+        part = signed[start::FOLD]
+        group = (first + start) // FOLD
+        partials[group : group + part.shape[0]] += part
+
+
+def add_reconstruction(rows: Rows, piece: Tensor, offset: int, values: Tensor) -> None:
+    first, count = _touched(rows.width, offset, piece.numel())
+    signed = _signs(rows, first, count, piece.device) * values
+    by_element = signed.gather(1, _columns(rows, first, count, piece.device))
+    piece += by_element.view(-1)[offset - first * rows.width :][: piece.numel()]
+
+
+def add_products(
+    entries: Entries, directions: Sequence[Direction], piece: Tensor, sums: Tensor
+) -> None:
+    for k, direction in enumerate(directions):
+        products = _values(entries, direction, piece) * piece
+        for part in products.split(32):
+            lanes = torch.zeros(LANES, device=piece.device)
+            for row in part:
+                lanes = lanes + row
+            while lanes.numel() > 1:
+                half = lanes.numel() // 2
+                lanes = lanes[:half] + lanes[half:]
+            sums[k] += lanes[0]
+
+
+def add_combination(
+    entries: Entries, directions: Sequence[Direction], scalars: Tensor, piece: Tensor
+) -> None:
+    for k, direction in enumerate(directions):
+        piece += scalars[k] * _values(entries, direction, piece)
+
+
+def _touched(width: int, offset: int, length: int) -> tuple[int, int]:
+    """The first row that elements offset, ..., offset + length - 1 touch, and how many."""
+    first = offset // width
+    return first, -(-(offset + length) // width) - first
+
+
+def _columns(rows: Rows, first: int, count: int, device: torch.device) -> Tensor:
+    """The coordinate of each element of the rows, int64, shape (count, width)."""
+    places = np.broadcast_to(np.arange(rows.width), (count, rows.width))
+    if rows.rotation is None:
+        return torch.tensor(places, device=device)
+    turns = rotations(rows.rotation, rows.width, first, count)
+    return torch.tensor((places + turns[:, None]) % rows.width, device=device)
+
+
+def _signs(rows: Rows, first: int, count: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(signs(fields(rows.signs, 1, rows.width, first, count))).to(device)
+
+
+def _values(entries: Entries, direction: Direction, piece: Tensor) -> Tensor:
+    numbers = entries.values(direction.stream, direction.first, piece.shape[0])
+    return torch.from_numpy(numbers).to(piece.device)
