@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from fullfed.data.examples import Example
-from fullfed.data.partition import Kind, partition
+from fullfed.data.partition import Kind, Part, partition
 from fullfed.data.sources import read_examples
 from fullfed.data.templates import Template
 from fullfed.data.tokens import TokenizedExample, tokenize
@@ -84,64 +84,97 @@ def load_federated(
         root: what relative paths are relative to.
 
     Raises:
-        UserError: bad input of any kind; also a client or a test set none of whose examples
-            fit into `max_length`.
+        UserError: bad input of any kind.
     """
     train = read_examples(train_source, "train", root)
     if test_source is not None:
         if hold_out is not None:
-            raise UserError("Give a test source or a category to hold out, not both.")
+            raise UserError(
+                f"The test set is {test_source}, so nothing is held out; "
+                "leave out either the test source or hold_out."
+            )
         test = read_examples(test_source, "test", root)
     elif hold_out is not None:
-        train, test = _hold_out_category(train, hold_out, train_source)
+        train, test = hold_out_category(train, hold_out)
     else:
-        train, test = _hold_out_samples(train, test_samples, train_source)
+        train, test = hold_out_samples(train, test_samples)
+    parts = partition(train, kind, clients, alpha, minimum, seed)
+    return federate(train, test, parts, tokenizer, template, max_length, test_samples)
+
+
+def federate(
+    train: Sequence[Example],
+    test: Sequence[Example],
+    parts: Sequence[Part],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    max_length: int,
+    test_samples: int | None,
+) -> FederatedData:
+    """Tokenises examples that have been split already; see `load_federated`.
+
+    Raises:
+        UserError: no example of a client, or of the test set, has an answer that fits.
+    """
+    tokenized = [
+        tokenize([train[i] for i in part.indices], tokenizer, template, max_length)
+        for part in parts
+    ]
     test_tokens = tokenize(_subset(test, test_samples), tokenizer, template, max_length)
-    if not test_tokens.examples:
-        raise UserError(
-            f"No answer of the test set {test_source or train_source} fits into {max_length} "
-            "tokens; raise max_length or take a model with a longer context."
-        )
-    shortened, dropped = test_tokens.shortened, test_tokens.dropped
-    parties: list[ClientData] = []
-    for name, indices in partition(train, kind, clients, alpha, minimum, seed):
-        own = tokenize([train[i] for i in indices], tokenizer, template, max_length)
-        if not own.examples:
+    for name, part in [
+        *((f"Client {part.name}", own) for part, own in zip(parts, tokenized, strict=True)),
+        ("The test set", test_tokens),
+    ]:
+        if not part.examples:
             raise UserError(
-                f"Client {name} has no example whose answer fits into {max_length} tokens; "
-                "raise max_length or leave that client out of the data."
+                f"{name} has no example whose answer fits into {max_length} tokens; raise "
+                "max_length (or take a model with a longer context), or leave its data out."
             )
-        parties.append(ClientData(name, own.examples))
-        shortened += own.shortened
-        dropped += own.dropped
-    return FederatedData(tuple(parties), test_tokens.examples, shortened, dropped)
+    return FederatedData(
+        clients=tuple(
+            ClientData(part.name, own.examples) for part, own in zip(parts, tokenized, strict=True)
+        ),
+        test=test_tokens.examples,
+        shortened=sum(t.shortened for t in [*tokenized, test_tokens]),
+        dropped=sum(t.dropped for t in [*tokenized, test_tokens]),
+    )
 
 
-def _hold_out_category(
-    examples: Sequence[Example], category: str, source: str
+def hold_out_category(
+    examples: Sequence[Example], category: str
 ) -> tuple[list[Example], list[Example]]:
-    test = [e for e in examples if e.category == category]
-    train = [e for e in examples if e.category != category]
-    if not test or not train:
-        found = ", ".join(sorted({e.category for e in examples})) or "none"
+    """(the rest, every example of the category).
+
+    Raises:
+        UserError: either would be empty.
+    """
+    rest = [e for e in examples if e.category != category]
+    held_out = [e for e in examples if e.category == category]
+    if not held_out or not rest:
+        found = ", ".join(sorted({e.category for e in examples} - {""})) or "none"
         raise UserError(
-            f"Cannot hold out the category {category!r} of {source}, which has {found}; "
-            "name one of several."
+            f"The category {category!r} cannot be held out of data with the categories "
+            f"({found}); name one of several."
         )
-    return train, test
+    return rest, held_out
 
 
-def _hold_out_samples(
-    examples: Sequence[Example], samples: int | None, source: str
+def hold_out_samples(
+    examples: Sequence[Example], samples: int | None
 ) -> tuple[list[Example], list[Example]]:
+    """(the rest, `samples` random examples), the same ones in every run.
+
+    Raises:
+        UserError: either would be empty.
+    """
     if samples is None or not 0 < samples < len(examples):
         raise UserError(
-            f"Give a test source, a category to hold out, or how many of the {len(examples)} "
-            f"examples of {source} to hold out (test_samples, fewer than all)."
+            f"There is no test set: give a test source, a category to hold out (hold_out), or how "
+            f"many of the {len(examples)} training examples to hold out (test_samples)."
         )
-    held_out = set(_chosen(len(examples), samples))
-    train = [e for i, e in enumerate(examples) if i not in held_out]
-    return train, [examples[i] for i in sorted(held_out)]
+    chosen = set(_chosen(len(examples), samples))
+    rest = [e for i, e in enumerate(examples) if i not in chosen]
+    return rest, [examples[i] for i in sorted(chosen)]
 
 
 def _subset(examples: Sequence[Example], samples: int | None) -> list[Example]:

@@ -140,12 +140,10 @@ def _skewed_attempt(
         members = np.flatnonzero(labels == label)
         stream = Stream(seed, Purpose.PARTITION, round=attempt, owner=label)
         members = members[permutation(stream, len(members))]
-        # A client that has its fair share already gets no more, or the largest would take all.
-        open_ = np.array([len(share) < fair for share in shares])
-        proportions = dirichlet(stream, alpha, clients) * open_
-        ends = np.cumsum(proportions / proportions.sum()) * len(members)
-        for share, taken in zip(
-            shares, np.split(members, np.floor(ends[:-1]).astype(np.int64)), strict=True
-        ):
-            share.extend(taken.tolist())
+        # Who has a fair share already gets no more, or the largest clients would take all.
+        hungry = [share for share in shares if len(share) < fair]
+        ends = np.cumsum(dirichlet(stream, alpha, len(hungry))) * len(members)
+        taken = np.split(members, np.floor(ends[:-1]).astype(np.int64))
+        for share, indices in zip(hungry, taken, strict=True):
+            share.extend(indices.tolist())
     return shares

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from fullfed.data.federated import FederatedData, load_federated
+from fullfed.errors import UserError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    """Thirty records, ten of each of three categories."""
+    path = tmp_path / "train.jsonl"
+    records = [
+        {"instruction": f"Number {i}.", "output": str(i), "category": "abc"[i % 3]}
+        for i in range(30)
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    return str(path)
+
+
+def load(source: str, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> FederatedData:
+    settings: dict[str, Any] = {
+        "train_source": source,
+        "test_source": None,
+        "tokenizer": tokenizer,
+        "template": "auto",
+        "max_length": 512,
+        "kind": "category",
+        "clients": None,
+        "alpha": 0.5,
+        "minimum": 1,
+        "seed": 0,
+        "test_samples": None,
+    }
+    return load_federated(**(settings | changes))
+
+
+def outputs(examples: Any) -> list[str]:
+    return [one.example.output for one in examples]
+
+
+def test_a_category_can_be_held_out(source: str, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    data = load(source, byte_tokenizer, hold_out="c")
+    assert [client.name for client in data.clients] == ["a", "b"]
+    assert outputs(data.test) == [str(i) for i in range(2, 30, 3)]
+    assert (data.shortened, data.dropped) == (0, 0)
+
+
+def test_held_out_samples_belong_to_no_client(
+    source: str, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data = load(source, byte_tokenizer, test_samples=6)
+    trained = [output for client in data.clients for output in outputs(client.examples)]
+    assert len(data.test) == 6
+    assert sorted(trained + outputs(data.test), key=int) == [str(i) for i in range(30)]
+
+
+@pytest.mark.parametrize("test", [None, "source"])
+def test_the_test_set_does_not_depend_on_the_seed(
+    source: str, byte_tokenizer: PreTrainedTokenizerFast, test: str | None
+) -> None:
+    one, other = (
+        load(
+            source,
+            byte_tokenizer,
+            test_source=source if test else None,
+            test_samples=6,
+            kind="iid",
+            clients=3,
+            seed=seed,
+        )
+        for seed in (1, 2)
+    )
+    assert outputs(one.test) == outputs(other.test)
+    assert outputs(one.clients[0].examples) != outputs(other.clients[0].examples)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "There is no test set"),
+        ({"test_samples": 30}, "There is no test set"),
+        ({"hold_out": "z"}, r"The category 'z' cannot be held out .*\(a, b, c\)"),
+        ({"test_source": "x.jsonl", "hold_out": "a"}, "nothing is held out"),
+        ({"test_samples": 6, "max_length": 17}, "Client a has no example whose answer fits"),
+    ],
+)
+def test_bad_settings_say_why(
+    source: str,
+    byte_tokenizer: PreTrainedTokenizerFast,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load(source, byte_tokenizer, **changes)
+
+
+def test_a_test_set_that_does_not_fit_is_named(
+    source: str, byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"instruction": "Long.", "output": "y" * 600}))
+    with pytest.raises(UserError, match="The test set has no example whose answer fits"):
+        load(source, byte_tokenizer, test_source=str(test))
+
+
+def test_natural_instructions_as_the_recipe_loads_it(shared: Path) -> None:
+    data = load_federated(
+        "data/natural-instructions-train.jsonl.gz",
+        "data/natural-instructions-test.jsonl.gz",
+        AutoTokenizer.from_pretrained(shared / "models" / "base-4m"),
+        "auto",
+        512,
+        "task",
+        None,
+        0.5,
+        1,
+        0,
+        100,
+        root=shared,
+    )
+    assert len(data.clients) == 170
+    assert {len(client.examples) for client in data.clients} == {60}
+    assert len(data.test) == 100
+    assert data.dropped == 0
+    assert 0 < data.shortened < 100

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fullfed.data.examples import Example
+from fullfed.data.sources import read_examples
+from fullfed.errors import UserError
+
+ALPACA = {"instruction": "Add.", "input": "1, 2", "output": "3"}
+DOLLY = {"instruction": "Who?", "context": "", "response": "She.", "category": "open_qa"}
+
+
+def write_lines(path: Path, records: list[Any]) -> Path:
+    text = "\n".join(json.dumps(record) for record in records)
+    data = gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode()
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz"])
+def test_lines_are_read_plain_and_compressed_under_either_name(tmp_path: Path, name: str) -> None:
+    path = write_lines(tmp_path / name, [ALPACA, ALPACA])
+    assert read_examples(str(path)) == [Example("Add.", "1, 2", "3", ("3",))] * 2
+
+
+def test_a_json_list_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([ALPACA, {**ALPACA, "input": None}], indent=1))
+    assert [example.input for example in read_examples(str(path))] == ["1, 2", ""]
+
+
+def test_each_format_is_known_by_its_fields(tmp_path: Path) -> None:
+    records = {
+        "ni": {"task": "t", "category": "c", "definition": "Do.", "input": "x", "output": "y",
+               "references": ["y", "z"], "license": "MIT"},
+        "hub": {"task_name": "t", "id": "1", "definition": "Do.", "inputs": "x", "targets": "y"},
+        "dolly": DOLLY,
+        "gsm8k": {"question": "How many?", "answer": "Two.\n#### 2"},
+        "own": {**ALPACA, "task": "sums", "category": "numbers", "references": ["3", "three"]},
+    }  # fmt: skip
+    read = {
+        name: read_examples(str(write_lines(tmp_path / f"{name}.jsonl", [record])))[0]
+        for name, record in records.items()
+    }
+    assert read == {
+        "ni": Example("Do.", "x", "y", ("y", "z"), "t", "c"),
+        "hub": Example("Do.", "x", "y", ("y",), "t"),
+        "dolly": Example("Who?", "", "She.", ("She.",), "", "open_qa"),
+        "gsm8k": Example("How many?", "", "Two.\n#### 2", ("Two.\n#### 2",)),
+        "own": Example("Add.", "1, 2", "3", ("3", "three"), "sums", "numbers"),
+    }
+
+
+def test_relative_paths_start_at_the_root(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [ALPACA])
+    assert len(read_examples("a.jsonl", root=tmp_path)) == 1
+
+
+def test_line_separators_inside_a_record_do_not_end_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    text = json.dumps({**ALPACA, "output": "one\u2028two"}, ensure_ascii=False)
+    path.write_text(text + "\n\n", encoding="utf-8")
+    assert read_examples(str(path))[0].output == "one\u2028two"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"instruction": "a", "output": "b"}\n{"instr', r"bad\.jsonl, line 2: malformed JSON"),
+        ('\n[1, 2]', r"line 2: expected a JSON object with fields, found list"),
+        ('{"text": "a story"}', r"line 1: fields text fit no known format"),
+        ('{"instruction": "a", "output": 3}', r"line 1: field 'output' is int, not text"),
+        (f"{json.dumps(ALPACA)}\n{json.dumps(DOLLY)}",
+         r"line 2: a Dolly record in a file that began with Alpaca records"),
+        ('{"instruction": "a", "output": "b", "references": "b"}', r"line 1: field 'references'"),
+        ("\n", r"bad\.jsonl holds no examples"),
+    ],
+)  # fmt: skip
+def test_bad_records_are_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_examples(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.json", b'[\n{"a": 1},\n{"a" 2}]', r"list\.json, line 3: malformed JSON"),
+        ("list.json", json.dumps([ALPACA, 5]).encode(), r"list\.json, record 2: expected"),
+        ("one.json", b"5", "no natural-instructions task file"),
+        ("cut.jsonl.gz", gzip.compress(json.dumps(ALPACA).encode())[:-9], "damaged gzip"),
+        ("not.jsonl.gz", b"plain", "damaged gzip"),
+        ("latin.jsonl", "é".encode("latin-1"), "not UTF-8"),
+        ("table.csv", b"a,b", r"no \.jsonl or \.json file"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_examples(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"nowhere/train\.jsonl does not exist"):
+        read_examples("nowhere/train.jsonl")
+
+
+def test_code_is_told_apart_by_language(tmp_path: Path) -> None:
+    requests = {
+        "Write a Java program that adds.": "Java",
+        "Write a JavaScript function that adds.": "other",
+        "Write a C program that adds.": "C",
+        "Sort a list in C++.": "C++",
+        "Sort a list in C#.": "C#",
+        "Name the vitamins A, B and C.": "other",
+        "Create a Go function that adds.": "Go",
+        "Go through the list.": "other",
+        "Create a Pascal program.": "Pascal",
+        "Create PHP code.": "PHP",
+        "Use Scala.": "Scala",
+    }
+    records = [{"instruction": text, "output": ""} for text in requests]
+    records += [
+        {"instruction": "Add two numbers.", "output": "def add(a, b):\n    return a + b"},
+        {"instruction": "Add two numbers.", "input": "Pascal", "output": "begin end."},
+        {"instruction": "Add two numbers.", "output": "#include <iostream>\nint main() {}"},
+    ]
+    path = write_lines(tmp_path / "code_alpaca_20k.jsonl", records)
+    assert [e.category for e in read_examples(str(path))] == [
+        *requests.values(), "Python", "Pascal", "C++",
+    ]  # fmt: skip
+    other = write_lines(tmp_path / "alpaca.jsonl", records)
+    assert {e.category for e in read_examples(str(other))} == {""}
+
+
+def test_a_hub_name_is_read_by_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(name: str, config: str | None, split: str) -> Any:
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list([{"question": "How many?", "answer": "#### 2"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_examples("openai/gsm8k:main", "test")[0].instruction == "How many?"
+    assert asked == [("openai/gsm8k", "main", "test")]
+
+
+def test_a_hub_dataset_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("no such dataset")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match="some/thing is neither a file or folder here nor"):
+        read_examples("some/thing")
+
+
+def test_a_hub_name_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r'pip install "fullfed\[hub\]"'):
+        read_examples("some/thing")
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "tasks", "categories"),
+    [
+        ("natural-instructions-train", 10_200, 170, 40),
+        ("natural-instructions-test", 550, 55, 12),
+        ("dolly-15k-short", 11_500, 1, 8),
+        ("gsm8k-train", 7_473, 1, 1),
+        ("gsm8k-test", 919, 1, 1),
+        ("code-alpaca-short", 5_748, 1, 9),
+        ("alpaca-10k", 9_000, 1, 1),
+    ],
+)
+def test_every_real_file_is_read(
+    shared: Path, name: str, records: int, tasks: int, categories: int
+) -> None:
+    examples = read_examples(f"data/{name}.jsonl.gz", root=shared)
+    assert len(examples) == records
+    assert len({e.task for e in examples}) == tasks
+    assert len({e.category for e in examples}) == categories
+    assert all(e.instruction and e.output and e.output in e.references for e in examples)
+
+
+def test_most_real_code_is_given_its_language(shared: Path) -> None:
+    examples = read_examples("data/code-alpaca-short.jsonl.gz", root=shared)
+    counts = Counter(e.category for e in examples)
+    named = [e for e in examples if "in Python" in e.instruction]
+    assert counts.most_common(4)[0][0] in ("other", "Python")
+    assert all(e.category in ("Python", "C", "C++", "C#", "Java", "PHP") for e in named)
+    assert counts["Java"] > 500
+    assert counts["C"] > 50
+    script = [e for e in examples if "a JavaScript" in e.instruction]
+    assert sum(e.category == "other" for e in script) > 0.98 * len(script)
+
+
+def test_real_text_files_without_instructions_are_refused(shared: Path) -> None:
+    with pytest.raises(UserError, match="line 1: fields text fit no known format"):
+        read_examples("data/tinystories.jsonl.gz", root=shared)
