@@ -10,6 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+# Tests compute little at a time: a second thread only waits, the more so on a busy machine.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
