@@ -1,0 +1,1 @@
+"""Methods as compositions of scope, local optimizer, codec, step rule and schedule."""

@@ -1,0 +1,168 @@
+"""The three messages of a federation and their bytes.
+
+A message is named tensors plus plain values, encoded in the safetensors format:
+the values travel as one JSON string in the header's metadata. Nothing in a
+message is executed, and nothing is trusted before it is decoded and checked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+Value = bool | int | float | str | list["Value"] | dict[str, "Value"]
+
+PROTOCOL = 1
+_HEADER_LIMIT = 16 << 20
+_METADATA = "fullfed"
+
+
+class MessageError(Exception):
+    """Bytes that are not a valid message; the text says in one sentence what is wrong."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Server to one client: what to do in this visit.
+
+    Attributes:
+        round: number of the round, from 0; also the model version to start from.
+        client: number of the client in the federation.
+        values, tensors: what the method needs beyond the recipe.
+    """
+
+    kind: ClassVar[str] = "plan"
+    round: int
+    client: int
+    values: Mapping[str, Value] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Client to server: what came of a plan.
+
+    Attributes:
+        round, client: those of the plan.
+        samples: training samples the client used; its weight in the merge.
+        loss: mean training loss over the visit, nats per answer token.
+        values, tensors: what the method makes of the change.
+    """
+
+    kind: ClassVar[str] = "report"
+    round: int
+    client: int
+    samples: int
+    loss: float
+    values: Mapping[str, Value] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """Server to everyone: takes every replica from version ``round`` to ``round + 1``."""
+
+    kind: ClassVar[str] = "update"
+    round: int
+    values: Mapping[str, Value] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Message = TypeVar("Message", Plan, Report, Update)
+
+
+def encode(message: Plan | Report | Update) -> bytes:
+    """The bytes of a message; equal messages have equal bytes."""
+    body = {f.name: getattr(message, f.name) for f in fields(message) if f.name not in ("tensors",)}
+    header = {"protocol": PROTOCOL, "kind": message.kind, **body}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in message.tensors.items()}
+    return safetensors.torch.save(tensors, metadata={_METADATA: text})
+
+
+def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Message:
+    """The message in ``data``.
+
+    Args:
+        data: what ``encode`` produced, or what a stranger claims it did.
+        expected: the kind of message that is due.
+        limit: the most bytes such a message may have; none if it comes from our own log.
+
+    Raises:
+        MessageError: it is too long, malformed, of another protocol or kind, or holds a
+            number that is not finite.
+    """
+    if limit is not None and len(data) > limit:
+        raise MessageError(f"the message has {len(data)} bytes, more than the {limit} allowed")
+    header = _header(data)
+    if header.pop("protocol", None) != PROTOCOL:
+        raise MessageError(f"the message does not follow protocol {PROTOCOL}")
+    if header.pop("kind", None) != expected.kind:
+        raise MessageError(f"the message is not a {expected.kind}")
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise MessageError("the message's tensors are malformed") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise MessageError(f"the message's tensor {name!r} holds a number that is not finite")
+    return expected(tensors=tensors, **_checked_fields(header, expected))
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    if len(data) < 8:
+        raise MessageError("the message is shorter than its header")
+    (length,) = struct.unpack("<Q", data[:8])
+    if length > min(_HEADER_LIMIT, len(data) - 8):
+        raise MessageError("the message is shorter than its header says")
+    try:
+        text = json.loads(data[8 : 8 + length])["__metadata__"][_METADATA]
+        header = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MessageError("the message's header is malformed") from error
+    if not isinstance(header, dict):
+        raise MessageError("the message's header is malformed")
+    return header
+
+
+def _refuse_constant(name: str) -> Value:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def _checked_fields(header: dict[str, Any], expected: type[Message]) -> dict[str, Any]:
+    names = {f.name for f in fields(expected)} - {"tensors"}
+    if set(header) != names:
+        raise MessageError(f"a {expected.kind} has the fields {', '.join(sorted(names))}")
+    for name in names - {"values", "loss"}:
+        if type(header[name]) is not int or not 0 <= header[name] < 2**32:
+            raise MessageError(f"the field {name!r} of a {expected.kind} is a 32-bit number")
+    if "loss" in names and not _is_finite_number(header["loss"]):
+        raise MessageError(f"the field 'loss' of a {expected.kind} is a finite number")
+    if not isinstance(header["values"], dict):
+        raise MessageError(f"the field 'values' of a {expected.kind} is a table")
+    return header
+
+
+def number(message: Plan | Report | Update, name: str) -> float:
+    """The finite number called ``name`` among a message's values.
+
+    Raises:
+        MessageError: it is missing or not a number.
+    """
+    value = message.values.get(name)
+    if not _is_finite_number(value):
+        raise MessageError(f"the value {name!r} of a {message.kind} is a finite number")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _is_finite_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

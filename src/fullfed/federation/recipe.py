@@ -1,0 +1,193 @@
+"""The recipe: everything a run depends on, validated before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fullfed.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelTable(_Table):
+    """The base model everybody holds.
+
+    path: a folder or hub name that transformers loads, or "builtin" for the embedded one.
+    """
+
+    path: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class DataTable(_Table):
+    """Where examples come from, how they are worded and who holds them.
+
+    train, test: a file, a folder, a hub name, or "builtin". Without ``test`` the evaluation set
+    is held out of ``train``: the category named by ``hold_out``, or ``test_samples`` at random.
+    """
+
+    train: str
+    test: str | None = None
+    hold_out: str | None = None
+    template: Literal["auto", "alpaca", "chat"] = "auto"
+    max_length: Positive | None = None
+    partition: Literal["task", "category", "dirichlet", "iid"] = "task"
+    clients: Positive | None = None
+    alpha: PositiveFloat = 0.5
+    min_samples: Positive = 1
+    test_samples: Positive | None = None
+
+
+class FederationTable(_Table):
+    """Rounds, cohorts, and the seed that everything random flows from."""
+
+    rounds: Positive
+    clients_per_round: Positive
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    merge_weights: Literal["samples", "equal"] = "samples"
+    snapshot_every: Positive = 10
+
+
+class LocalTable(_Table):
+    """A client's work in one visit, for methods that train with first-order optimisation."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: PositiveFloat = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: PositiveFloat | None = 1.0
+    steps: Positive | None = None
+    epochs: Positive | None = None
+    batch_size: Positive = 4
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> LocalTable:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        return self
+
+
+class EvaluationTable(_Table):
+    """What is measured on the held-out set: before, every ``every`` rounds, and after."""
+
+    every: Positive = 1
+    metrics: tuple[Literal["loss", "rouge_l", "exact_match", "gsm8k"], ...] = ("loss",)
+    generation_samples: Positive = 100
+    max_new_tokens: Positive = 64
+    batch_size: Positive = 32
+
+
+class MethodTable(BaseModel):
+    """The method's name and its own options, which the method itself validates."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Recipe(_Table):
+    """One experiment. ``load_recipe`` reads it from TOML."""
+
+    model: ModelTable
+    data: DataTable
+    federation: FederationTable
+    method: MethodTable
+    local: LocalTable = LocalTable()
+    evaluation: EvaluationTable = EvaluationTable()
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """The recipe in a TOML file, with ``key=value`` overrides applied.
+
+    ``$NAME`` and ``${NAME}`` in the file's and the overrides' strings stand for environment
+    variables; relative paths are relative to the folder the command runs in.
+
+    Raises:
+        UserError: the file is missing or not TOML, a key is unknown, a value is out of range.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: the recipe cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: this is not valid TOML ({error}).") from error
+    for override in overrides or []:
+        _apply_override(tables, override)
+    return parse_recipe(_expand(tables), str(path))
+
+
+def parse_recipe(tables: dict[str, Any], source: str) -> Recipe:
+    """The recipe in nested tables; ``source`` is named in errors.
+
+    Raises:
+        UserError: a key is unknown or missing, or a value is of the wrong kind or range.
+    """
+    try:
+        return Recipe.model_validate(tables)
+    except ValidationError as error:
+        raise UserError(f"{source}: {describe_validation(error)}.") from error
+
+
+def describe_validation(error: ValidationError, prefix: str = "") -> str:
+    """The first problem pydantic found, in one sentence without its final stop."""
+    first = error.errors()[0]
+    name = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"there is no key {name!r}; remove it or correct its spelling"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"the key {name!r} is missing; add it"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{name or 'the recipe'}: {message[0].lower()}{message[1:]}"
+
+
+def _apply_override(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"--set {override}: write it as key=value, such as federation.rounds=3.")
+    *parents, last = key.strip().split(".")
+    table = tables
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {override}: {parent!r} is not a table of the recipe.")
+    table[last] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    """The text as a TOML value; what is not one is a plain string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _expand(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item) for item in value]
+    return _expand_variables(value) if isinstance(value, str) else value
+
+
+def _expand_variables(text: str) -> str:
+    def replace(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise UserError(f"{text}: the environment variable {name} is not set; set it.")
+        return os.environ[name]
+
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", replace, text)

@@ -1,0 +1,99 @@
+"""A replica: the base model plus the first n updates, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fullfed.errors import UserError
+from fullfed.federation.messages import Update
+from fullfed.federation.method import Method
+from fullfed.files import write_atomically
+
+
+class Replica:
+    """One holder's copy of the model.
+
+    Args:
+        model: the base model; updated in place.
+        method: says how an update is applied.
+    """
+
+    def __init__(self, model: nn.Module, method: Method) -> None:
+        self.model = model
+        self.version = 0
+        self._method = method
+
+    def apply(self, update: Update) -> None:
+        """Go from version ``update.round`` to the next.
+
+        Raises:
+            UserError: the update is for another version.
+        """
+        if update.round != self.version:
+            raise UserError(
+                f"update {update.round} does not follow model version {self.version}; "
+                "replay the log from the base model."
+            )
+        with torch.no_grad():
+            self._method.apply(self.model, update)
+        self.version += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """The parameters by name, each once (tied ones under their first name)."""
+        return dict(self.model.named_parameters())
+
+    def content_hash(self) -> str:
+        """SHA-256, in hex, of every parameter's name, dtype, shape and bytes."""
+        return content_hash(self.state())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters: what a snapshot of the model costs to send."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    def save_snapshot(self, path: Path) -> None:
+        """Write parameters and version to a safetensors file, atomically."""
+        state = {name: p.detach().cpu().contiguous() for name, p in self.state().items()}
+        about = json.dumps({"version": self.version, "hash": content_hash(state)})
+        write_atomically(path, safetensors.torch.save(state, metadata={"fullfed": about}))
+
+    def load_snapshot(self, path: Path) -> None:
+        """Take over the parameters and version of a snapshot.
+
+        Raises:
+            UserError: the file is not a snapshot of this model or its content was changed.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                about = json.loads(file.metadata()["fullfed"])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: this is not a snapshot; delete it and resume.") from error
+        mine = self.state()
+        if {n: p.shape for n, p in mine.items()} != {n: t.shape for n, t in state.items()}:
+            raise UserError(f"{path}: the snapshot is of another model; delete it and resume.")
+        ordered = {name: state[name] for name in mine}
+        if content_hash(ordered) != about["hash"]:
+            raise UserError(f"{path}: the snapshot's content was changed; delete it and resume.")
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(ordered[name])
+        self.version = int(about["version"])
+
+
+def content_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex, of each tensor's name, dtype, shape and bytes, in the mapping's order."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(memoryview(flat.numpy()))
+    return digest.hexdigest()

@@ -1,0 +1,118 @@
+"""One round: plan, train, merge, append. The same for every method and engine."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fullfed.errors import UserError
+from fullfed.federation.inbox import Arrival, Inbox
+from fullfed.federation.messages import Report, Update, encode
+from fullfed.federation.method import Method
+
+
+class Engine(Protocol):
+    """What carries messages between a server and its clients."""
+
+    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+        """Send each client its encoded plan; yield what comes back, as it comes."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A round's update and its account.
+
+    Attributes:
+        update: what every replica applies next.
+        merged: the clients whose reports are in it.
+        refused: (client, reason) of everything that was not let in.
+        loss: the merged clients' mean training loss, nats per answer token, each client
+            weighted equally.
+        up: encoded bytes received from each client, refused ones included.
+        plans: encoded bytes of each client's plan.
+        train_seconds, encode_seconds: summed over the clients.
+        aggregate_seconds: the server's own work.
+    """
+
+    update: Update
+    merged: tuple[int, ...]
+    refused: tuple[tuple[int, str], ...]
+    loss: float
+    up: Mapping[int, int]
+    plans: Mapping[int, int]
+    train_seconds: float
+    encode_seconds: float
+    aggregate_seconds: float
+
+
+def run_round(
+    method: Method,
+    engine: Engine,
+    round: int,
+    last: Update | None,
+    on_arrival: Callable[[Arrival], None] = lambda arrival: None,
+) -> RoundResult:
+    """Run one round and return its update; appending it to the log is the caller's.
+
+    Args:
+        last: the previous round's update, None in round 0.
+        on_arrival: called with each arrival, for progress.
+
+    Raises:
+        UserError: no client sent a usable report; names the first reason.
+    """
+    started = time.perf_counter()
+    plans = method.plans(round, last)
+    outgoing = {plan.client: encode(plan) for plan in plans}
+    inbox, account = Inbox(method, plans), _Account(on_arrival)
+    arrivals = account.of_arrivals(engine.exchange(outgoing))
+    reports = account.of_reports(inbox.in_client_order(arrivals))
+    first = next(reports, None)
+    if first is None:
+        client, reason = inbox.refused[0]
+        raise UserError(
+            f"round {round}: no client sent a usable report (client {client}: {reason}); "
+            "mend the cause and resume."
+        )
+    update = method.merge(plans, itertools.chain([first], reports), last)
+    return RoundResult(
+        update=update,
+        merged=tuple(sorted(inbox.accepted)),
+        refused=tuple(inbox.refused),
+        loss=account.loss / len(inbox.accepted),
+        up=account.up,
+        plans={client: len(plan) for client, plan in outgoing.items()},
+        train_seconds=account.train_seconds,
+        encode_seconds=account.encode_seconds,
+        aggregate_seconds=time.perf_counter() - started - account.waiting_seconds,
+    )
+
+
+class _Account:
+    """Counts what passes on its way to the merge."""
+
+    def __init__(self, on_arrival: Callable[[Arrival], None]) -> None:
+        self._on_arrival = on_arrival
+        self.up: dict[int, int] = {}
+        self.loss = self.train_seconds = self.encode_seconds = self.waiting_seconds = 0.0
+
+    def of_arrivals(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
+        while True:
+            asked = time.perf_counter()
+            arrival = next(arrivals, None)
+            self.waiting_seconds += time.perf_counter() - asked
+            if arrival is None:
+                return
+            self.up[arrival.sender] = self.up.get(arrival.sender, 0) + len(arrival.payload or b"")
+            self.train_seconds += arrival.train_seconds
+            self.encode_seconds += arrival.encode_seconds
+            self._on_arrival(arrival)
+            yield arrival
+
+    def of_reports(self, reports: Iterator[Report]) -> Iterator[Report]:
+        for report in reports:
+            self.loss += report.loss
+            yield report

@@ -1,0 +1,29 @@
+"""What bringing a client up to date costs: the log itself is the traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Traffic:
+    """Knows which model version each client holds.
+
+    Everybody holds the base model, version 0. A client that missed updates is sent them, or
+    the model itself where that is fewer bytes.
+
+    Args:
+        snapshot_bytes: what sending the whole model costs.
+    """
+
+    def __init__(self, snapshot_bytes: int) -> None:
+        self._snapshot_bytes = snapshot_bytes
+        self._versions: dict[int, int] = {}
+
+    def catch_up(self, client: int, version: int, update_sizes: Sequence[int]) -> int:
+        """Bytes that take ``client`` to ``version``, which it holds from now on.
+
+        ``update_sizes[n]`` are the encoded bytes of the update from version n to n + 1.
+        """
+        missed = sum(update_sizes[self._versions.get(client, 0) : version])
+        self._versions[client] = version
+        return min(missed, self._snapshot_bytes)

@@ -1,0 +1,45 @@
+"""Writing files so that a crash leaves the old content or the new, never half."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fullfed.errors import UserError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the file at ``path`` by ``data``, durably.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the old file is intact.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder."
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file at ``path`` by ``value`` as indented JSON; see write_atomically."""
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's own entries (names of new files) durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,46 @@
+"""What a codec does: a client's change becomes tensors in a report, reports become one
+update, and an update changes a replica. Implementations: dense.py, sketched.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from fullfed.federation.messages import Plan, Report, Update, Value
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Values and tensors of a message, before they are given a name and an address."""
+
+    values: Mapping[str, Value] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Codec(Protocol):
+    """``parameters`` are the scope's, by name, in the model's order."""
+
+    def plan(self, round: int, last: Update | None) -> Payload:
+        """What every client of the round needs to know beyond the recipe."""
+
+    def encode(
+        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan
+    ) -> Payload:
+        """A client's change."""
+
+    def report_bytes(self, plan: Plan) -> int:
+        """Bytes of the tensors in an honest report."""
+
+    def check(self, report: Report, plan: Plan) -> None:
+        """Raise MessageError unless the report's tensors fit the plan."""
+
+    def merge(
+        self, reports: Iterable[tuple[float, Report]], plan: Payload, last: Update | None
+    ) -> Payload:
+        """The weighted mean of reports as the content of an update; weights need not sum to 1."""
+
+    def apply(self, parameters: Mapping[str, Tensor], update: Update) -> None:
+        """Change a replica in place."""

@@ -1,0 +1,117 @@
+"""Ferret: Shu et al., "Ferret: Federated full-parameter tuning at scale for large language
+models" (arXiv 2409.06277), Algorithm 1.
+
+    clients:   w_r^(i) = T first-order steps from w_r                        (eq. 3)
+               y^(i)   = V'(w_r^(i) - w_r)                                    (eq. 6)
+    everyone:  w_{r+1} = w_r + server_step * V mean_i y^(i)                   (eqs. 2, 7)
+
+``basis = "normal"`` is the paper's: truncated normal vectors, block by block (eq. 8), at a cost
+of K d. ``basis = "sign"`` is ours: one pass over memory whatever K is, and no larger error.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from fullfed.errors import UserError
+from fullfed.methods.bases import Signs, TruncatedNormals, blocks_of
+from fullfed.methods.composition import Composition
+from fullfed.methods.schedules import SampledCohort
+from fullfed.methods.scopes import Everything
+from fullfed.methods.setting import Setting
+from fullfed.methods.sketched import BasisFamily, Sketched
+from fullfed.methods.steps import ConstantStep, CurvatureStep
+
+_REPORT_HEADER = 512  # most bytes of a report that are not coordinates
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "KiB": 2**10, "MiB": 2**20}
+
+
+@dataclass(frozen=True)
+class FerretOptions:
+    """
+    Attributes:
+        coordinates: K, the numbers a client sends; or instead of it
+        upload: the bytes of a client's report, such as "32KiB".
+        basis: "sign" or "normal".
+        seeds: "shared" directions (the update is K numbers) or each "client"'s own (less
+            noise, and K numbers for each client of the cohort to download).
+        server_step: how much of the reconstruction is applied, or "auto".
+    """
+
+    coordinates: int | None = None
+    upload: str | None = None
+    basis: Literal["sign", "normal"] = "sign"
+    seeds: Literal["shared", "client"] = "shared"
+    server_step: float | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.coordinates is None) == (self.upload is None):
+            raise ValueError("give either coordinates or upload")
+        if self.coordinates is not None and self.coordinates < 1:
+            raise ValueError("coordinates is at least 1")
+        if self.server_step != "auto" and not self.server_step > 0:
+            raise ValueError("server_step is a positive number or 'auto'")
+        if self.upload is not None:
+            parse_bytes(self.upload)
+
+
+def parse_bytes(text: str) -> int:
+    """The number of bytes in a text like "32KiB".
+
+    Raises:
+        ValueError: it is not a number with a unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|KiB|MiB)\s*", text)
+    if match is None:
+        raise ValueError(f"upload is a number of bytes such as '32KiB', not {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def build(setting: Setting, options: FerretOptions) -> Composition:
+    """Ferret for a federation.
+
+    Raises:
+        UserError: more coordinates than parameters, or a budget too small for one.
+    """
+    count = options.coordinates or _affordable(str(options.upload))
+    if count > setting.elements:
+        raise UserError(
+            f"method.coordinates: {count} coordinates for a model of {setting.elements} "
+            "parameters; ask for at most one per parameter."
+        )
+    averaged = count if options.seeds == "shared" else count * setting.cohort_size
+    step = options.server_step
+    return Composition(
+        setting=setting,
+        scope=Everything(),
+        codec=Sketched(_family(setting, options, count), options.seeds),
+        step=CurvatureStep(setting.seed, averaged) if step == "auto" else ConstantStep(float(step)),
+        schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
+    )
+
+
+def _affordable(upload: str) -> int:
+    """How many coordinates fit into a report of so many bytes."""
+    count = (parse_bytes(upload) - _REPORT_HEADER) // 4
+    if count < 1:
+        raise UserError(
+            f"method.upload: {upload} leaves no room for a coordinate beside the {_REPORT_HEADER} "
+            "bytes of a report's header; raise it."
+        )
+    return count
+
+
+def _family(setting: Setting, options: FerretOptions, count: int) -> BasisFamily:
+    if options.basis == "sign":
+        return Signs(setting.seed, count)
+    tensors = [shape.numel() for shape in setting.shapes.values()]
+    blocks = blocks_of(tensors)
+    sizes = tuple(sum(tensors[n] for n in block) for block in blocks)
+    if count < len(blocks):
+        raise UserError(
+            f"method.coordinates: {count} coordinates for {len(blocks)} blocks; the normal basis "
+            "needs at least one a block, the sign basis does not."
+        )
+    return TruncatedNormals(setting.seed, count, blocks, sizes)

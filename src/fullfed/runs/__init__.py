@@ -1,0 +1,1 @@
+"""A run: one recipe carried out into a folder, resumable, verifiable, exportable."""

@@ -1,0 +1,215 @@
+"""From a recipe to the objects of a run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from fullfed.data.federated import FederatedData, federate, load_federated
+from fullfed.errors import UserError
+from fullfed.federation.recipe import MethodTable, Recipe, describe_validation
+from fullfed.methods.catalogue import METHODS
+from fullfed.methods.composition import Composition
+from fullfed.methods.setting import LocalWork, Setting
+from fullfed.quickstart import tasks
+from fullfed.training.first_order import FirstOrder
+
+BUILTIN = "builtin"
+_QUICKSTART_SAMPLES = 48  # of each task's client
+_QUICKSTART_TEST_SAMPLES = 10  # of each task in the test set
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything a run of one recipe needs, loaded.
+
+    Attributes:
+        recipe: with every method option spelled out.
+        model: the base model, to be trained in place.
+        tokenizer: the model's.
+        data: every client's, and the test set.
+        method: the recipe's.
+    """
+
+    recipe: Recipe
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: FederatedData
+    method: Composition
+
+
+def assemble(recipe: Recipe) -> Assembly:
+    """Load what a recipe names and build its method.
+
+    Raises:
+        UserError: anything in it is unknown, missing or does not fit.
+    """
+    options = method_options(recipe.method)
+    model, tokenizer = load_model(recipe.model.path, recipe.model.dtype)
+    data = load_data(recipe, model, tokenizer)
+    return Assembly(
+        recipe=resolved(recipe, options),
+        model=model,
+        tokenizer=tokenizer,
+        data=data,
+        method=build_method(recipe, options, model, len(data.clients)),
+    )
+
+
+def method_options(table: MethodTable) -> Any:
+    """The method's own options, validated.
+
+    Raises:
+        UserError: an unknown method or option, or a value out of range.
+    """
+    if table.name not in METHODS:
+        raise UserError(
+            f"method.name: there is no method {table.name!r}; choose among {', '.join(METHODS)}."
+        )
+    adapter = TypeAdapter(METHODS[table.name].options)
+    try:
+        return adapter.validate_python(table.options, extra="forbid")
+    except ValidationError as error:
+        raise UserError(f"{describe_validation(error, 'method')}.") from error
+
+
+def resolved(recipe: Recipe, options: Any) -> Recipe:
+    """The recipe with every option of its method spelled out."""
+    known = {name: value for name, value in asdict(options).items() if value is not None}
+    return recipe.model_copy(update={"method": MethodTable(name=recipe.method.name, **known)})
+
+
+def load_model(path: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, in evaluation mode.
+
+    Args:
+        path: a folder, a hub name, or "builtin".
+        dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    source = str(resources.files("fullfed.quickstart") / "model") if path == BUILTIN else path
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+        )
+    except (OSError, ValueError) as error:
+        if os.path.isdir(source):
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UserError(f"{path}: the model cannot be loaded ({reason}).") from error
+        raise UserError(
+            f"{path}: there is no model folder here and no such model could be fetched; "
+            "correct model.path."
+        ) from error
+    model.eval()
+    return model, tokenizer
+
+
+def load_data(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> FederatedData:
+    """Every client's data and the test set, tokenised for the model.
+
+    Raises:
+        UserError: bad data, or more clients a round than there are.
+    """
+    table = recipe.data
+    length = table.max_length or context_length(model)
+    if table.train == BUILTIN:
+        data = _quickstart_data(recipe, tokenizer, length)
+    else:
+        data = load_federated(
+            table.train,
+            table.test,
+            tokenizer,
+            table.template,
+            length,
+            table.partition,
+            table.clients,
+            table.alpha,
+            table.min_samples,
+            recipe.federation.seed,
+            table.test_samples,
+            table.hold_out,
+        )
+    if recipe.federation.clients_per_round > len(data.clients):
+        raise UserError(
+            f"federation.clients_per_round: {recipe.federation.clients_per_round} clients a round, "
+            f"but the data make only {len(data.clients)} clients; lower it."
+        )
+    return data
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The most tokens the model reads at once.
+
+    Raises:
+        UserError: its configuration does not say.
+    """
+    length = getattr(model.config, "max_position_embeddings", None)
+    if length is None:
+        raise UserError("the model's configuration gives no context length; set data.max_length.")
+    return int(length)
+
+
+def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: int) -> Composition:
+    """The recipe's method for this model and number of clients.
+
+    Raises:
+        UserError: an option does not fit the model.
+    """
+    local = recipe.local
+    work = LocalWork(local.batch_size, local.steps, local.epochs or (None if local.steps else 1))
+    setting = Setting(
+        seed=recipe.federation.seed,
+        clients=clients,
+        cohort_size=recipe.federation.clients_per_round,
+        merge_weights=recipe.federation.merge_weights,
+        optimizer=FirstOrder(
+            local.optimizer, local.learning_rate, local.momentum, local.weight_decay, local.clip
+        ),
+        work=work,
+        shapes={name: p.shape for name, p in model.named_parameters()},
+    )
+    return METHODS[recipe.method.name].build(setting, options)
+
+
+def _quickstart_data(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, length: int
+) -> FederatedData:
+    """One client a generated task. Training data follow the recipe's seed, test data do not."""
+    from fullfed.data.partition import partition
+
+    kinds = tasks.FEDERATED_KINDS
+    train = [
+        example
+        for kind in kinds
+        for example in tasks.examples(kind, _QUICKSTART_SAMPLES, recipe.federation.seed, "train")
+    ]
+    test = [e for kind in kinds for e in tasks.examples(kind, _QUICKSTART_TEST_SAMPLES, 0, "test")]
+    table = recipe.data
+    parts = partition(
+        train,
+        table.partition,
+        table.clients,
+        table.alpha,
+        table.min_samples,
+        recipe.federation.seed,
+    )
+    return federate(train, test, parts, tokenizer, table.template, length, recipe.data.test_samples)

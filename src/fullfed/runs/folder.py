@@ -1,0 +1,114 @@
+"""A run's folder: what is where, and how it stays whole through a crash.
+
+recipe.toml     the resolved recipe; ``fullfed run`` takes it again
+updates.log     the log: with the base model, the whole run
+metrics.jsonl   one object a round, and one with round -1 for the base model
+summary.json    first and last measurements, traffic, seconds; written when the run ends
+snapshot.safetensors   a recent model, to shorten replay
+account.json    the account of the round being committed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fullfed.errors import UserError
+from fullfed.federation.recipe import Recipe, load_recipe
+from fullfed.files import write_atomically, write_json
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.toml"
+        self.log_file = path / "updates.log"
+        self.metrics_file = path / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
+        self.snapshot_file = path / "snapshot.safetensors"
+        self.account_file = path / "account.json"
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            UserError: a run is there already, or the folder cannot be made.
+        """
+        if self.recipe_file.exists():
+            raise UserError(
+                f"{self.path}: there is a run here already; resume it, or name another folder."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: the folder cannot be made ({error.strerror}); name another."
+            ) from error
+        tables = recipe.model_dump(mode="json", exclude_none=True)
+        write_atomically(self.recipe_file, tomli_w.dumps(tables).encode())
+
+    def recipe(self) -> Recipe:
+        """The recipe of the run that is here.
+
+        Raises:
+            UserError: there is no run here.
+        """
+        if not self.recipe_file.is_file():
+            raise UserError(f"{self.path}: there is no run here; name the folder of a run.")
+        return load_recipe(self.recipe_file)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl; a line that a crash cut short is passed over."""
+        if not self.metrics_file.exists():
+            return []
+        text = self.metrics_file.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl, durably."""
+        line = json.dumps(record, allow_nan=False) + "\n"
+        try:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self.metrics_file}: cannot be written ({error.strerror}); "
+                "free some space and resume the run."
+            ) from error
+
+    def rewrite_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl, atomically."""
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        write_atomically(self.metrics_file, lines.encode())
+
+    def write_account(self, account: dict[str, Any]) -> None:
+        """Keep a round's account where a crash between log and metrics cannot lose it."""
+        write_json(self.account_file, account)
+
+    def account(self) -> dict[str, Any]:
+        """The account of the last round that reached the log, or was about to."""
+        value: dict[str, Any] = json.loads(self.account_file.read_text(encoding="utf-8"))
+        return value
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds.
+
+        Raises:
+            UserError: the run has not ended.
+        """
+        if not self.summary_file.is_file():
+            raise UserError(f"{self.path}: the run has not ended; resume it first.")
+        value: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        return value
