@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.data.batches import Batch, collate, evaluation_batches, training_batches
@@ -42,6 +42,7 @@ def test_prompts_and_padding_are_masked() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 30))
+@settings(deadline=None)
 def test_training_takes_exactly_the_steps_and_each_example_once_an_epoch(
     count: int, batch_size: int, steps: int
 ) -> None:

@@ -34,6 +34,8 @@ def test_a_json_list_is_read(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     path.write_text(json.dumps([ALPACA, {**ALPACA, "input": None}], indent=1))
     assert [example.input for example in read_examples(str(path))] == ["1, 2", ""]
+    path.write_text(json.dumps(ALPACA))
+    assert len(read_examples(str(path))) == 1
 
 
 def test_each_format_is_known_by_its_fields(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_bad_records_are_named(tmp_path: Path, content: str, message: str) -> No
     [
         ("list.json", b'[\n{"a": 1},\n{"a" 2}]', r"list\.json, line 3: malformed JSON"),
         ("list.json", json.dumps([ALPACA, 5]).encode(), r"list\.json, record 2: expected"),
-        ("one.json", b"5", "no natural-instructions task file"),
+        ("one.json", b"5", r"one\.json, record 1: expected a JSON object"),
         ("cut.jsonl.gz", gzip.compress(json.dumps(ALPACA).encode())[:-9], "damaged gzip"),
         ("not.jsonl.gz", b"plain", "damaged gzip"),
         ("latin.jsonl", "é".encode("latin-1"), "not UTF-8"),

@@ -38,7 +38,10 @@ def test_every_instance_of_every_task_is_read_in_order_of_file_names(tmp_path: P
 
 def test_one_task_file_is_read_alone(tmp_path: Path) -> None:
     write_task(tmp_path / "task001_a.json")
-    assert [e.task for e in read_examples(str(tmp_path / "task001_a.json"))] == ["task001_a"]
+    path = tmp_path / "task001_a.json"
+    assert [e.task for e in read_examples(str(path))] == ["task001_a"]
+    path.write_text(json.dumps(json.loads(path.read_text())))  # on one line
+    assert [e.task for e in read_examples(str(path))] == ["task001_a"]
 
 
 def test_a_checkout_of_the_original_has_its_splits_honoured(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def read_hub_records(source: str, split: str) -> Iterator[tuple[str, object]]:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{source} is neither a file or folder here nor a dataset with a split {split!r} "
-            f"that can be loaded from the hub: {error}"
+            f"that can be loaded from the hub ({str(error).splitlines()[0]})."
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{source}, split {split}, row {number}", dict(row)

@@ -62,13 +62,15 @@ def _read_file(path: Path) -> list[Example]:
 def _read_json(path: Path) -> list[Example]:
     """A list of records, one task file, or JSON lines under the other name."""
     text = read_text(path)
-    first_line = text.lstrip().split("\n", 1)[0].rstrip()
-    if first_line.startswith("{") and first_line.endswith("}"):
+    first_line, _, rest = text.strip().partition("\n")
+    if rest and first_line.startswith("{") and first_line.rstrip().endswith("}"):
         return examples_from_records(parse_json_lines(text, path))
     content = parse_json(text, path)
-    if isinstance(content, list):
-        return examples_from_records(_numbered(content, path))
-    return examples_of_task(path, content)
+    if isinstance(content, dict) and "Instances" in content:
+        return examples_of_task(path, content)
+    return examples_from_records(
+        _numbered(content if isinstance(content, list) else [content], path)
+    )
 
 
 def _numbered(records: list[object], path: Path) -> Iterator[tuple[str, object]]:

@@ -48,8 +48,8 @@ def examples_of_task(path: Path, content: object) -> list[Example]:
             pass
         case _:
             raise UserError(
-                f"{path} is no natural-instructions task file: "
-                "expected an object with the fields Definition and Instances."
+                f"{path} is no natural-instructions task file; "
+                "it needs a field Definition and a list Instances."
             )
     match definition:
         case str(instruction) | [str(instruction), *_]:

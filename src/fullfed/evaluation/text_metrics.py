@@ -23,8 +23,10 @@ def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
     The papers on federated tuning use PyPI `rouge` 1.0.1 instead, whose numbers differ: words are
     what spaces separate (case and punctuation count: "Yes." is not "Yes"), texts are cut into
     sentences at full stops and the subsequences of sentences united, and repeated words count
-    once. Papers also score against the first reference only. Compare runs by one of the two,
-    never across.
+    once. Papers also score against the first reference only. Neither is always the higher: 0.294
+    here and 0.285 there for the second reference of 556 natural-instructions samples against the
+    first, 0.085 and 0.130 for GSM8K solutions against those of other problems. Compare runs by
+    one of the two, never across.
 
     Args:
         predictions: one text a sample; an empty one scores 0.
