@@ -106,6 +106,13 @@ def test_an_example_longer_than_the_context_is_dropped_and_counted(
     assert tokenize([], byte_tokenizer, "alpaca", 100).examples == ()
 
 
+def test_something_always_precedes_the_answer(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    byte_tokenizer.chat_template = "{{ messages[0].content }}"  # closes with nothing of its own
+    result = tokenize([example(output="yy"), example(output="y")], byte_tokenizer, "chat", 3)
+    assert (len(result.examples), result.dropped) == (1, 1)
+    assert result.examples[0].prompt_length == 1
+
+
 def test_shorten_keeps_both_ends() -> None:
     assert shorten([1, 2, 3, 4, 5, 6], 6) == [1, 2, 3, 4, 5, 6]
     assert shorten([1, 2, 3, 4, 5, 6], 4) == [1, 2, 5, 6]

@@ -20,7 +20,7 @@ class TokenizedExample:
 
     Attributes:
         ids: int32, shape (length,): prompt, answer, end-of-sequence token.
-        prompt_length: how many ids come before the answer.
+        prompt_length: how many ids come before the answer, at least one.
         example: what was tokenised.
     """
 
@@ -110,10 +110,13 @@ def shorten(prompt: list[int], room: int, closing: int = 0) -> list[int]:
 
 
 def _closing_length(tokenizer: PreTrainedTokenizerBase, template: Template) -> int:
-    """How many ids every prompt of this template ends with ("### Response:" and its like)."""
+    """How many ids every prompt of this template ends with ("### Response:" and its like).
+
+    At least one: something has to predict the answer's first token.
+    """
     probes = [render(Example(text, "", "", ("",)), template, tokenizer)[0] for text in ("a", "7")]
     one, other = _encode_prompts(probes, tokenizer, template)
-    length = 0
+    length = 1
     while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
         length += 1
     return length
