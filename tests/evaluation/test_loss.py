@@ -22,8 +22,9 @@ from transformers import (
 from fullfed.data.batches import collate
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import TokenizedExample
-from fullfed.evaluation.loss import answer_logits, evaluate_loss
+from fullfed.evaluation.loss import evaluate_loss
 from fullfed.evaluation.mode import evaluating
+from fullfed.training.loss import answer_logits
 
 
 def plain_loss(model: PreTrainedModel, examples: list[TokenizedExample]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from fullfed.data.tokens import TokenizedExample
 from fullfed.federation.messages import Plan, Report, Update
@@ -37,7 +37,7 @@ class Method(Protocol):
 
     def train(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         plan: Plan,
         examples: Sequence[TokenizedExample],
         last: Update | None,
@@ -59,5 +59,5 @@ class Method(Protocol):
     ) -> Update:
         """One update from checked reports, which come in increasing order of clients."""
 
-    def apply(self, model: nn.Module, update: Update) -> None:
+    def apply(self, model: PreTrainedModel, update: Update) -> None:
         """Take the model in place from version ``update.round`` to the next."""

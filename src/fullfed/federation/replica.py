@@ -10,7 +10,8 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from fullfed.errors import UserError
 from fullfed.federation.messages import Update
@@ -26,7 +27,7 @@ class Replica:
         method: says how an update is applied.
     """
 
-    def __init__(self, model: nn.Module, method: Method) -> None:
+    def __init__(self, model: PreTrainedModel, method: Method) -> None:
         self.model = model
         self.version = 0
         self._method = method
@@ -95,5 +96,5 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(flat.numpy()))
+        digest.update(flat.numpy().data)
     return digest.hexdigest()

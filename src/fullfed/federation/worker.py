@@ -18,6 +18,9 @@ class Worker:
         replica: brought up to date by ``deliver``.
         method: how to train and report.
         examples: each client's own tokenised samples.
+
+    Attributes:
+        last: the newest update the replica has, None at the base model.
     """
 
     def __init__(
@@ -29,20 +32,20 @@ class Worker:
         self.replica = replica
         self._method = method
         self._examples = examples
-        self._last: Update | None = None
+        self.last: Update | None = None
 
     def deliver(self, update: bytes) -> None:
         """Apply one encoded update to the replica."""
         decoded = decode(update, Update)
         self.replica.apply(decoded)
-        self._last = decoded
+        self.last = decoded
 
     def visit(self, plan: bytes) -> Arrival:
         """Carry out one encoded plan; a failure comes back as an arrival without payload."""
         order = decode(plan, Plan)
         try:
             visit = self._method.train(
-                self.replica.model, order, self._examples[order.client], self._last
+                self.replica.model, order, self._examples[order.client], self.last
             )
         except VisitError as error:
             return Arrival(order.client, None, failure=str(error))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
@@ -85,7 +86,7 @@ class TruncatedNormals:
         counts = [int(k) for k in _floats(values["allocation"])]
         energies = [
             float(own.square().sum()) * second_moment(d) * k
-            for own, d, k in zip(mean.split(counts), self.sizes, counts, strict=True)
+            for own, d, k in zip(torch.split(mean, counts), self.sizes, counts, strict=True)
         ]
         if last is not None:
             energies = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fullfed.data.batches import training_batches
 from fullfed.data.tokens import TokenizedExample
@@ -54,7 +54,7 @@ class Composition:
 
     def train(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         plan: Plan,
         examples: Sequence[TokenizedExample],
         last: Update | None,
@@ -71,7 +71,7 @@ class Composition:
 
     def _train(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         plan: Plan,
         examples: Sequence[TokenizedExample],
         last: Update | None,
@@ -130,7 +130,7 @@ class Composition:
         values = {**payload.values, **self.step.decide(light, last)}
         return Update(plan.round, values, payload.tensors)
 
-    def apply(self, model: nn.Module, update: Update) -> None:
+    def apply(self, model: PreTrainedModel, update: Update) -> None:
         self.codec.apply(self.scope.parameters(model), update)
 
     def _weight(self, report: Report) -> float:

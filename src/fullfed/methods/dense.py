@@ -63,7 +63,8 @@ class Dense:
         self, reports: Iterable[tuple[float, Report]], plan: Payload, last: Update | None
     ) -> Payload:
         """A running mean in fp32: memory does not grow with the cohort, and one is exact."""
-        total, mean = 0.0, {}
+        total = 0.0
+        mean: dict[str, Tensor] = {}
         for weight, report in reports:
             total += weight
             for name, tensor in report.tensors.items():

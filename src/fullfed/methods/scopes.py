@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Everything:
     """Every parameter of the model."""
 
-    def parameters(self, model: nn.Module) -> dict[str, Tensor]:
+    def parameters(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """The trained parameters by name, in the model's order; tied ones once."""
         return dict(model.named_parameters())

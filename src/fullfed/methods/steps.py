@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan, Report, Update, Value, number
@@ -31,7 +31,7 @@ class Trained:
         first_loss: its loss before training.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     batch: Batch
@@ -90,7 +90,7 @@ class CurvatureStep:
     def measure(self, trained: Trained, plan: Plan, last: Update | None) -> dict[str, Value]:
         after, before = list(trained.after.values()), list(trained.before.values())
         energy = sum(
-            float((a.float() - b.float()).square().sum())
+            float((a.detach().float() - b.float()).square().sum())
             for a, b in zip(after, before, strict=True)
         )
         gain = trained.first_loss - answer_loss_value(trained.model, trained.batch)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,22 +102,22 @@ def load_model(path: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrai
         UserError: there is no such model.
     """
     source = str(resources.files("fullfed.quickstart") / "model") if path == BUILTIN else path
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
         )
     except (OSError, ValueError) as error:
-        if os.path.isdir(source):
+        if Path(source).is_dir():
             reason = str(error).splitlines()[0].rstrip(".")
             raise UserError(f"{path}: the model cannot be loaded ({reason}).") from error
         raise UserError(
             f"{path}: there is no model folder here and no such model could be fetched; "
             "correct model.path."
         ) from error
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
 
 

@@ -33,6 +33,7 @@ class RunFolder:
         self.path = path
         self.recipe_file = path / "recipe.toml"
         self.log_file = path / "updates.log"
+        self.base_file = path / "base.json"
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
         self.snapshot_file = path / "snapshot.safetensors"
@@ -66,6 +67,11 @@ class RunFolder:
         if not self.recipe_file.is_file():
             raise UserError(f"{self.path}: there is no run here; name the folder of a run.")
         return load_recipe(self.recipe_file)
+
+    def base(self) -> dict[str, Any]:
+        """What base.json holds."""
+        value: dict[str, Any] = json.loads(self.base_file.read_text(encoding="utf-8"))
+        return value
 
     def metrics(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; a line that a crash cut short is passed over."""

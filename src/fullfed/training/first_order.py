@@ -38,7 +38,7 @@ class FirstOrder:
 
     def improve(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         parameters: Sequence[Tensor],
         batches: Iterable[Batch],
         loss: Callable[[nn.Module, Batch], Tensor] = answer_loss,

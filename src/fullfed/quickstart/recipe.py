@@ -1,0 +1,29 @@
+"""The quickstart's recipe: the embedded model learns twenty generated tasks it has not seen."""
+
+from __future__ import annotations
+
+from fullfed.federation.recipe import Recipe, parse_recipe
+
+_METHODS = {
+    "fedavg": {"name": "fedavg"},
+    "ferret": {"name": "ferret", "coordinates": 8192},
+}
+
+
+def quickstart_recipe(method: str) -> Recipe:
+    """The recipe with FedAvg or with Ferret.
+
+    Args:
+        method: "fedavg" or "ferret".
+    """
+    return parse_recipe(
+        {
+            "model": {"path": "builtin"},
+            "data": {"train": "builtin", "partition": "task"},
+            "federation": {"rounds": 10, "clients_per_round": 10},
+            "local": {"optimizer": "sgd", "learning_rate": 0.5, "steps": 10, "batch_size": 4},
+            "evaluation": {"every": 2, "metrics": ["loss", "exact_match"], "max_new_tokens": 24},
+            "method": _METHODS[method],
+        },
+        "quickstart",
+    )

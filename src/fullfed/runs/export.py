@@ -1,0 +1,33 @@
+"""Making a run's model an ordinary checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fullfed.errors import UserError
+from fullfed.runs.folder import RunFolder
+from fullfed.runs.replay import replay
+
+
+def export(folder: RunFolder, target: Path) -> None:
+    """Write the run's newest model and its tokenizer where ``from_pretrained`` loads them.
+
+    Raises:
+        UserError: the target has something in it, or the run cannot be replayed.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: there is something here already; name a new folder.")
+    model, tokenizer = replay(folder)
+    # Written beside its final place and moved there, so that no half of a model is ever found.
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"{target}: the model cannot be written ({error.strerror}); name another folder."
+        ) from error

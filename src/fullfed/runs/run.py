@@ -1,0 +1,223 @@
+"""Carrying out a recipe, from the first round or from wherever a crash left it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from fullfed.engines.simulation import Simulation
+from fullfed.errors import UserError
+from fullfed.evaluation.evaluate import evaluate
+from fullfed.federation.inbox import Arrival
+from fullfed.federation.log import Log
+from fullfed.federation.messages import Update, decode, encode
+from fullfed.federation.recipe import Recipe
+from fullfed.federation.replica import Replica
+from fullfed.federation.rounds import RoundResult, run_round
+from fullfed.federation.traffic import Traffic
+from fullfed.federation.worker import Worker
+from fullfed.files import write_json
+from fullfed.runs.assembly import Assembly, assemble
+from fullfed.runs.folder import RunFolder
+from fullfed.runs.memory import peak_memory_bytes
+from fullfed.runs.summary import summarize
+
+
+class Watcher(Protocol):
+    """Is told how a run is getting on."""
+
+    def begin(self, assembly: Assembly, version: int) -> None:
+        """The run starts, or goes on, at model version ``version``."""
+
+    def visit(self, round: int, arrival: Arrival) -> None:
+        """A client's answer has arrived."""
+
+    def round(self, record: dict[str, Any]) -> None:
+        """A line of metrics.jsonl has been written."""
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """The run is over."""
+
+
+class Silence:
+    """A Watcher that says nothing."""
+
+    def begin(self, assembly: Assembly, version: int) -> None: ...
+
+    def visit(self, round: int, arrival: Arrival) -> None: ...
+
+    def round(self, record: dict[str, Any]) -> None: ...
+
+    def end(self, summary: dict[str, Any]) -> None: ...
+
+
+def start(recipe: Recipe, path: Path, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Carry out a recipe into a new folder; return the summary.
+
+    Raises:
+        UserError: bad input, or a round in which no client could work.
+    """
+    assembly = assemble(recipe)
+    folder = RunFolder(path)
+    folder.create(assembly.recipe)
+    return _Run(folder, assembly, watcher or Silence()).carry_out()
+
+
+def resume(path: Path, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Carry a run on from where it stopped; return the summary.
+
+    Raises:
+        UserError: there is no run here, or it is damaged.
+    """
+    folder = RunFolder(path)
+    return _Run(folder, assemble(folder.recipe()), watcher or Silence()).carry_out()
+
+
+class _Run:
+    """One run in this process: the server's side, and the simulated clients' worker."""
+
+    def __init__(self, folder: RunFolder, assembly: Assembly, watcher: Watcher) -> None:
+        self._folder = folder
+        self._assembly = assembly
+        self._recipe = assembly.recipe
+        self._watcher = watcher
+        self._replica = Replica(assembly.model, assembly.method)
+        clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
+        self._worker = Worker(self._replica, assembly.method, clients)
+        self._traffic = Traffic(self._replica.nbytes)
+
+    def carry_out(self) -> dict[str, Any]:
+        with Log(self._folder.log_file) as log:
+            base = self._evaluate_base()
+            self._recover(log)
+            self._watcher.begin(self._assembly, self._replica.version)
+            while self._replica.version < self._recipe.federation.rounds:
+                self._round(log)
+        summary = summarize(
+            self._recipe,
+            parameters=sum(p.numel() for p in self._replica.model.parameters()),
+            model_hash=self._replica.content_hash(),
+            base=base,
+            records=self._folder.metrics(),
+        )
+        write_json(self._folder.summary_file, summary)
+        self._watcher.end(summary)
+        return summary
+
+    def _evaluate_base(self) -> dict[str, Any]:
+        """What is known of the base model, measured unless it was before the run stopped."""
+        model_hash = self._replica.content_hash()
+        if not self._folder.base_file.exists():
+            started = time.perf_counter()
+            metrics = self._evaluate()
+            seconds = time.perf_counter() - started
+            write_json(
+                self._folder.base_file,
+                {"model_hash": model_hash, **metrics, "seconds": {"evaluate": seconds}},
+            )
+        base = self._folder.base()
+        if base["model_hash"] != model_hash:
+            raise UserError(
+                f"{self._recipe.model.path}: this is not the base model the run began with; "
+                "put that one back."
+            )
+        return base
+
+    def _recover(self, log: Log) -> None:
+        """Bring replica, accounts and metrics to where the log says the run is."""
+        if self._folder.snapshot_file.exists():
+            self._replica.load_snapshot(self._folder.snapshot_file)
+        if self._replica.version > len(log):
+            raise UserError(
+                f"{self._folder.snapshot_file}: the snapshot is ahead of the log; delete it."
+            )
+        if self._replica.version > 0:
+            self._worker.last = decode(log.read(self._replica.version - 1), Update)
+        for version in range(self._replica.version, len(log)):
+            self._worker.deliver(log.read(version))
+        records = [r for r in self._folder.metrics() if r["round"] < len(log)]
+        self._folder.rewrite_metrics(records)
+        if len(records) < len(log):
+            self._close_round(self._folder.account())
+        for record in self._folder.metrics():
+            for client in record["cohort"]:
+                self._traffic.catch_up(client, record["round"], log.sizes)
+
+    def _round(self, log: Log) -> None:
+        """One round, committed by the log: before it nothing counts, after it nothing is lost."""
+        number = self._replica.version
+        result = run_round(
+            self._assembly.method,
+            Simulation(self._worker),
+            number,
+            self._worker.last,
+            on_arrival=lambda arrival: self._watcher.visit(number, arrival),
+        )
+        payload = encode(result.update)
+        down = {
+            client: size + self._traffic.catch_up(client, number, log.sizes)
+            for client, size in result.plans.items()
+        }
+        self._folder.write_account(account_of(result, down, len(payload)))
+        log.append(payload)
+        started = time.perf_counter()
+        self._worker.deliver(payload)
+        account = self._folder.account()
+        account["seconds"]["aggregate"] += time.perf_counter() - started
+        self._close_round(account)
+
+    def _close_round(self, account: dict[str, Any]) -> None:
+        """Evaluate if it is due, write the round's line, take a snapshot if that is due."""
+        version, rounds = self._replica.version, self._recipe.federation.rounds
+        started = time.perf_counter()
+        due = version % self._recipe.evaluation.every == 0 or version == rounds
+        metrics = self._evaluate() if due else {"loss": None}
+        account["seconds"]["evaluate"] = time.perf_counter() - started
+        record = {
+            **account,
+            **metrics,
+            "model_hash": self._replica.content_hash() if due else None,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        self._folder.append_metrics(record)
+        self._watcher.round(record)
+        if version % self._recipe.federation.snapshot_every == 0:
+            self._replica.save_snapshot(self._folder.snapshot_file)
+
+    def _evaluate(self) -> dict[str, float]:
+        table = self._recipe.evaluation
+        return evaluate(
+            self._assembly.model,
+            self._assembly.tokenizer,
+            self._assembly.data.test,
+            table.metrics,
+            table.max_new_tokens,
+            table.batch_size,
+            table.generation_samples,
+        )
+
+
+def account_of(result: RoundResult, down: dict[int, int], update_bytes: int) -> dict[str, Any]:
+    """A round's line of metrics.jsonl, but for what is measured on the updated model."""
+    values = result.update.values
+    return {
+        "round": result.update.round,
+        "cohort": list(result.plans),
+        "merged": list(result.merged),
+        "refused": [{"client": c, "reason": reason} for c, reason in result.refused],
+        "train_loss": result.loss,
+        "step": {name: v for name, v in values.items() if isinstance(v, float)},
+        "bytes": {
+            "up": sum(result.up.values()),
+            "down": sum(down.values()),
+            "update": update_bytes,
+            "up_by_client": {str(client): n for client, n in result.up.items()},
+            "down_by_client": {str(client): n for client, n in down.items()},
+        },
+        "seconds": {
+            "train": result.train_seconds,
+            "encode": result.encode_seconds,
+            "aggregate": result.aggregate_seconds,
+        },
+    }
