@@ -30,7 +30,7 @@ from fullfed.quickstart.tasks import FEDERATED_KINDS, PRETRAINING_KINDS, example
 from fullfed.sketch.generator import Stream, uniforms
 
 CONTEXT = 256
-VOCABULARY = 1024
+VOCABULARY = 1280
 BATCH = 64
 PEAK_RATE = 3e-3
 WARMUP = 100
@@ -241,7 +241,7 @@ in {minutes:.0f} minutes on one core.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=6000, help="examples of each kind")
+    parser.add_argument("--examples", type=int, default=4500, help="examples of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=MODEL_PATH)
     arguments = parser.parse_args()

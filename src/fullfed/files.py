@@ -27,7 +27,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder."
+            f"{path}: cannot be written ({error.strerror}); free some space or name another folder."
         ) from error
 
 

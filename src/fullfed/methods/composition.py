@@ -9,6 +9,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from fullfed.data.batches import training_batches
 from fullfed.data.tokens import TokenizedExample

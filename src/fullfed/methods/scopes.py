@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from fullfed.sketch.generator import Stream, uniforms
 
 T = TypeVar("T")
 
-_CHOICES = 48  # random numbers set aside for an example, more than any kind of task uses
+_CHOICES = 96  # random numbers set aside for an example, more than any kind of task uses
 _BATCH = 128  # examples whose numbers are computed at once, since one call costs much more than one
 
 

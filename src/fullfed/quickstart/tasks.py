@@ -9,13 +9,14 @@ from fullfed.errors import UserError
 from fullfed.quickstart.draw import draws
 from fullfed.quickstart.federated import FEDERATED
 from fullfed.quickstart.pretraining import PRETRAINING
+from fullfed.quickstart.unknown import UNKNOWN
 from fullfed.sketch.generator import Stream
 
-PRETRAINING_KINDS = tuple(PRETRAINING)
+PRETRAINING_KINDS = (*PRETRAINING, *UNKNOWN)
 FEDERATED_KINDS = tuple(FEDERATED)
 SPLITS = ("train", "test")
 
-_KINDS = PRETRAINING | FEDERATED
+_KINDS = PRETRAINING | UNKNOWN | FEDERATED
 _PURPOSE = 0x7461736B  # "task"; clear of the purposes of the wire format
 _TEST_SHARE = 5  # one input in so many is a test input
 

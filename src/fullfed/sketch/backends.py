@@ -16,7 +16,7 @@ from fullfed.sketch.generator import Stream
 
 @dataclass(frozen=True)
 class Rows:
-    """Elements in rows of ``width``, one sign each, every row rotated by its own amount or not at all."""
+    """Elements in rows of ``width``, each with one sign, the rows rotated or not."""
 
     width: int
     signs: Stream
@@ -32,30 +32,41 @@ class Direction:
 
 
 class Backend(Protocol):
-    """Flat pieces are contiguous float32; sums start from what their target holds."""
+    """``flat`` tensors are one-dimensional, contiguous float32, bfloat16 or float16."""
 
-    def add_projection(self, rows: Rows, piece: Tensor, offset: int, partials: Tensor) -> None:
-        """partials[q div 128, c] += sign * element, in the order of the rows q."""
+    def add_projection(
+        self,
+        rows: Rows,
+        flat: Tensor,
+        before: Tensor | None,
+        weight: float,
+        offset: int,
+        partials: Tensor,
+    ) -> None:
+        """partials[q div 128, c] += sign * fl(weight * fl(flat - before)), rows q in order.
 
-    def add_reconstruction(self, rows: Rows, piece: Tensor, offset: int, values: Tensor) -> None:
-        """element += sign * values[c], values of shape (width,)."""
+        ``offset`` is the global index of the first element; partials is (groups, width).
+        """
+
+    def add_reconstruction(self, rows: Rows, flat: Tensor, offset: int, values: Tensor) -> None:
+        """Each element += sign * values[c], values of shape (width,), rounded to its dtype."""
 
     def add_products(
         self, entries: Entries, directions: Sequence[Direction], piece: Tensor, sums: Tensor
     ) -> None:
         """sums[k] += <direction k, 4096 elements of the piece>, for each 4096 in turn.
 
-        piece has shape (rows, 128), rows a multiple of 32.
+        piece is float32 (rows, 128), rows a multiple of 32.
         """
 
-    def add_combination(
+    def combine(
         self,
         entries: Entries,
         directions: Sequence[Direction],
         scalars: Tensor,
         piece: Tensor,
     ) -> None:
-        """piece += fl(scalars[k] * direction k), k in order; piece has shape (rows, 128)."""
+        """piece = sum of fl(scalars[k] * direction k), k in order, from zero; piece is (rows, 128)."""
 
 
 def backend_for(device: torch.device, name: str | None) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,40 +20,76 @@ from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD
 
-RUN = 4096  # columns whose signs and sums stay in the first-level cache
+RUN = 32768  # columns at a time: their signs and sums stay in the second-level cache
+SHORTEST = 1024  # rows are not cut into shorter runs than this
 SMALL = 1 << 16  # numbers made; below this a second thread costs more than it gains
 
 
-def add_projection(rows: Rows, piece: Tensor, offset: int, partials: Tensor) -> None:
-    _sweep(rows, piece, offset, partials.numpy(), into_sums=True)
-
-
-def add_reconstruction(rows: Rows, piece: Tensor, offset: int, values: Tensor) -> None:
-    _sweep(rows, piece, offset, values.numpy()[None], into_sums=False)
-
-
-def _sweep(
-    rows: Rows, piece: Tensor, offset: int, sums: NDArray[np.float32], into_sums: bool
+def add_projection(
+    rows: Rows,
+    flat: Tensor,
+    before: Tensor | None,
+    weight: float,
+    offset: int,
+    partials: Tensor,
 ) -> None:
-    elements, width = piece.numpy(), rows.width
-    first = offset // (width * FOLD)
-    groups = -(-(offset + elements.size) // (width * FOLD)) - first
-    runs = -(-width // RUN)
-    keys = np.stack([_key(rows.signs), _key(rows.rotation or rows.signs)])
+    first, groups = _groups(rows, offset, flat.numel())
+    runs, run = _runs(rows.width, groups)
     _split(
-        sign_cpu.sweep,
+        sign_cpu.project,
         groups * runs,
-        elements.size,
-        elements,
+        flat.numel(),
+        _array(flat),
+        None if before is None else _array(before),
+        np.float32(weight),
         offset,
-        sums[first:] if into_sums else sums,
+        partials.numpy()[first : first + groups],
         first,
         runs,
-        -(-width // runs),
-        keys,
-        rows.rotation is not None,
-        into_sums,
+        run,
+        *_keys(rows),
     )
+
+
+def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor) -> None:
+    first, groups = _groups(rows, offset, flat.numel())
+    runs, run = _runs(rows.width, groups)
+    _split(
+        sign_cpu.reconstruct,
+        groups * runs,
+        flat.numel(),
+        _array(flat),
+        offset,
+        values.numpy(),
+        first,
+        runs,
+        run,
+        *_keys(rows),
+    )
+
+
+def _groups(rows: Rows, offset: int, length: int) -> tuple[int, int]:
+    """The first group of rows that the elements touch, and how many."""
+    first = offset // (rows.width * FOLD)
+    return first, -(-(offset + length) // (rows.width * FOLD)) - first
+
+
+def _runs(width: int, groups: int) -> tuple[int, int]:
+    """How many runs of columns a row is cut into, and their length."""
+    wanted = -(-4 * torch.get_num_threads() // groups)
+    runs = max(-(-width // RUN), min(wanted, width // SHORTEST))
+    return runs, -(-width // runs)
+
+
+def _keys(rows: Rows) -> tuple[NDArray[np.uint64], bool]:
+    return np.stack([_key(rows.signs), _key(rows.rotation or rows.signs)]), bool(rows.rotation)
+
+
+def _array(flat: Tensor) -> NDArray[Any]:
+    """The tensor's memory; bfloat16 as uint16 and float16 as int16, as the kernels expect."""
+    kinds = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+    array: NDArray[Any] = flat.view(kinds.get(flat.dtype, flat.dtype)).numpy()
+    return array
 
 
 def add_products(
@@ -68,7 +105,7 @@ def add_products(
     )
 
 
-def add_combination(
+def combine(
     entries: Entries, directions: Sequence[Direction], scalars: Tensor, piece: Tensor
 ) -> None:
     _split(
@@ -102,14 +139,13 @@ def _split(kernel: Callable[..., None], items: int, work: int, *arguments: Any) 
     """kernel(start, stop, ...) over items, on torch's threads; kernels release the GIL."""
     threads = torch.get_num_threads() if work > SMALL else 1
     slices = min(items, 4 * threads) if threads > 1 else 1
-    edges = [items * n // slices for n in range(slices + 1)]
     if slices == 1:
         kernel(0, items, *arguments)
         return
+    edges = [items * n // slices for n in range(slices + 1)]
     pool = _pool(threads, os.getpid())
     running = [
-        pool.submit(kernel, low, high, *arguments)
-        for low, high in zip(edges, edges[1:], strict=False)
+        pool.submit(kernel, low, high, *arguments) for low, high in itertools.pairwise(edges)
     ]
     for future in running:
         future.result()

@@ -16,7 +16,7 @@ from fullfed.sketch.entries import Entries, truncated
 from fullfed.sketch.fold import fold
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD, LANES
-from fullfed.sketch.pieces import check_tensors, read, writable_pieces
+from fullfed.sketch.pieces import add_, check_tensors, flat, slices, writable
 from fullfed.sketch.series import second_moment
 
 STRETCH = 4096 * FOLD  # elements whose products are summed before partial sums are folded
@@ -106,15 +106,15 @@ class NormalBasis:
         for number, block in enumerate(self.blocks):
             members = [weights[n] for n in block]
             d = _elements(members)
-            for _, offset, piece in writable_pieces(members):
-                for start in range(0, piece.numel(), STRETCH):
-                    target = piece[start : start + STRETCH]
+            for _, offset, row in writable(members):
+                for start in range(0, row.numel(), STRETCH):
+                    stop = min(start + STRETCH, row.numel())
                     skipped = (offset + start) % LANES
-                    lines = -(-(skipped + target.numel()) // LANES)
-                    sums = torch.zeros(lines, LANES, device=piece.device)
                     directions = self._directions(number, d, offset + start - skipped)
-                    kernels.add_combination(truncated(d), directions, parts[number], sums)
-                    target += sums.view(-1)[skipped:][: target.numel()] * step
+                    lines = -(-(skipped + stop - start) // LANES)
+                    sums = torch.empty(lines, LANES, device=row.device)
+                    kernels.combine(truncated(d), directions, parts[number], sums)
+                    add_(row, start, stop, sums.view(-1)[skipped:], step)
 
     def _directions(self, block: int, d: int, start: int) -> list[Direction]:
         """The K_l directions of a block, from its element ``start`` (a multiple of LANES) on."""
@@ -141,18 +141,17 @@ def _elements(tensors: Sequence[Tensor]) -> int:
 
 def _stretches(tensors: Sequence[Tensor], before: Sequence[Tensor] | None) -> Iterator[Tensor]:
     """STRETCH elements of the block at a time as float32 (rows, LANES), padded with zeros."""
-    flats = [tensor.detach().contiguous().view(-1) for tensor in tensors]
-    olds = before and [tensor.detach().contiguous().view(-1) for tensor in before]
+    rows = [flat(tensor) for tensor in tensors]
+    olds = [flat(tensor) for tensor in before] if before else None
     d = _elements(tensors)
     for start in range(0, d, STRETCH):
-        length = min(STRETCH, d - start)
-        stretch = torch.zeros(-(-length // 4096) * 4096, device=tensors[0].device)
-        place = 0
-        for number, flat in enumerate(flats):
-            low, high = max(start - place, 0), min(start + length - place, flat.numel())
-            if low < high:
-                stretch[place + low - start : place + high - start] = read(
-                    flat, olds[number] if olds else None, 1.0, low, high
-                )
-            place += flat.numel()
+        stop, place = min(start + STRETCH, d), 0
+        stretch = torch.zeros(-(-(stop - start) // 4096) * 4096, device=rows[0].device)
+        for number, row in enumerate(rows):
+            for part in slices(max(start - place, 0), min(stop - place, row.numel())):
+                target = stretch[place + part.start - start : place + part.stop - start]
+                target.copy_(row[part])
+                if olds:
+                    target -= olds[number][part].float()
+            place += row.numel()
         yield stretch.view(-1, LANES)

@@ -6,8 +6,8 @@ import numpy as np
 from numba import njit
 
 from fullfed.sketch import entries
-from fullfed.sketch.bits_cpu import bits_of, float_of, signed
 from fullfed.sketch.philox_cpu import fill_words
+from fullfed.sketch.scalars_cpu import at, bits_of, float_of, signed
 
 _LOGARITHM = tuple(np.float32(value) for value in entries.LOGARITHM)
 _CENTRE = tuple(np.float32(value) for value in entries.CENTRE)
@@ -17,16 +17,16 @@ _OCTAVE = np.int32(entries.HALF_OCTAVE)
 _ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
 
-@njit(inline="always")
-def _polynomial(coefficients, x):  # type: ignore[no-untyped-def]
+@njit
+def _polynomial(coefficients, x):
     total = coefficients[0]
     for i in range(1, len(coefficients)):
         total = total * x + coefficients[i]
     return total
 
 
-@njit(inline="always")
-def _logarithm(p):  # type: ignore[no-untyped-def]
+@njit
+def _logarithm(p):
     bits = np.int32(bits_of(p))
     e = np.int32(np.int32(bits - _OCTAVE) >> np.int32(23))
     f = float_of(np.int32(bits - np.int32(e << np.int32(23)))) - _ONE
@@ -35,8 +35,8 @@ def _logarithm(p):  # type: ignore[no-untyped-def]
     return (f + rest) + np.float32(e) * _LN2
 
 
-@njit(inline="always")
-def _normal(word):  # type: ignore[no-untyped-def]
+@njit
+def _normal(word):
     t = np.float32(np.uint32((word << np.uint32(1)) | np.uint32(1))) * np.float32(2.0**-32)
     w = -_logarithm(t * (_TWO - t))
     centre = _polynomial(_CENTRE, w - np.float32(2.5))
@@ -45,74 +45,83 @@ def _normal(word):  # type: ignore[no-untyped-def]
     return signed(size, word, np.uint32(0))
 
 
-@njit(nogil=True, cache=True)
-def _fill_row(row, words, part, bits, series):  # type: ignore[no-untyped-def]
+@njit
+def _uniform(word, shift):
+    """From the 16 bits left at the top of word << shift: (2 h - 65535) / 65536."""
+    half = np.int32(np.uint32(word << shift) >> np.uint32(16))
+    return np.float32(np.int32(2 * half - 65535)) * np.float32(2.0**-16)
+
+
+@njit
+def _fill_truncated(row, words, part, series):
+    word, shift = at(part >> 1), np.uint32(16 - 16 * (part & 1))
+    if series.size == 2:  # long blocks; without an inner loop this one vectorises
+        a0, a1 = series[0], series[1]
+        for i in range(128):
+            u = _uniform(words[word, i], shift)
+            row[i] = (a1 * (u * u) + a0) * u
+        return
+    for i in range(128):
+        u = _uniform(words[word, i], shift)
+        total = series[series.size - 1]
+        for n in range(series.size - 2, -1, -1):
+            total = total * (u * u) + series[n]
+        row[i] = total * u
+
+
+@njit
+def _fill_row(row, words, part, bits, series):
     """row[i] = the number in this part of counter i's words."""
     if bits == 1:
-        line, shift = words[part >> 5], np.uint32(31 - (part & 31))
+        word, shift = at(part >> 5), np.uint32(31 - (part & 31))
         for i in range(128):
-            row[i] = signed(_ONE, line[i], shift)
-    elif bits == 32:
-        line = words[part]
-        for i in range(128):
-            row[i] = _normal(line[i])
+            row[i] = signed(_ONE, words[word, i], shift)
+    elif bits == 16:
+        _fill_truncated(row, words, part, series)
     else:
-        line, shift = words[part >> 1], np.uint32(16 * (part & 1))
-        if series.size == 2:
-            a0, a1 = series[0], series[1]
-            for i in range(128):
-                half = np.int32((line[i] >> shift) & np.uint32(0xFFFF))
-                u = np.float32(np.int32(2 * half - 65535)) * np.float32(2.0**-16)
-                row[i] = (a1 * (u * u) + a0) * u
-        else:
-            for i in range(128):
-                half = np.int32((line[i] >> shift) & np.uint32(0xFFFF))
-                u = np.float32(np.int32(2 * half - 65535)) * np.float32(2.0**-16)
-                total = series[series.size - 1]
-                for n in range(series.size - 2, -1, -1):
-                    total = total * (u * u) + series[n]
-                row[i] = total * u
+        for i in range(128):
+            row[i] = _normal(words[at(part), i])
 
 
 @njit(nogil=True, cache=True)
-def products(start, stop, piece, keys, firsts, bits, series, sums):  # type: ignore[no-untyped-def]
+def products(start, stop, piece, keys, firsts, bits, series, sums):
     """sums[k] += <direction k, each 32 rows of the piece in turn>, for k from start to stop - 1."""
     words, row = np.empty((4, 128), np.uint32), np.empty(128, np.float32)
     lanes = np.empty(128, np.float32)
     parts = 128 // bits
     for chunk in range(0, piece.shape[0], 32):
         for k in range(start, stop):
-            lanes[:] = np.float32(0)
+            for i in range(128):
+                lanes[i] = np.float32(0)
             for r in range(chunk, chunk + 32):
                 place = firsts[k] + r
                 if r == chunk or place % parts == 0:
-                    fill_words(words, (place // parts) * 128, 128, keys[k])
+                    fill_words(words, (place // parts) * 128, 128, keys, k)
                 _fill_row(row, words, place % parts, bits, series)
-                line = piece[r]
                 for i in range(128):
-                    lanes[i] += row[i] * line[i]
+                    lanes[i] += row[i] * piece[at(r), i]
             half = 64
             while half > 0:
                 for i in range(half):
-                    lanes[i] += lanes[i + half]
+                    lanes[i] += lanes[at(i + half)]
                 half //= 2
             sums[k] += lanes[0]
 
 
 @njit(nogil=True, cache=True)
-def combine(start, stop, piece, keys, firsts, bits, series, scalars):  # type: ignore[no-untyped-def]
-    """piece[r] += scalars[k] * direction k, k in order, for chunks of 32 rows from start to stop - 1."""
+def combine(start, stop, piece, keys, firsts, bits, series, scalars):
+    """piece = sum of scalars[k] * direction k, k in order; 32-row chunks start .. stop - 1."""
     words, row = np.empty((4, 128), np.uint32), np.empty(128, np.float32)
     parts = 128 // bits
     for chunk in range(start * 32, stop * 32, 32):
         last = min(chunk + 32, piece.shape[0])
+        piece[chunk:last] = np.float32(0)
         for k in range(firsts.size):
             scalar = scalars[k]
             for r in range(chunk, last):
                 place = firsts[k] + r
                 if r == chunk or place % parts == 0:
-                    fill_words(words, (place // parts) * 128, 128, keys[k])
+                    fill_words(words, (place // parts) * 128, 128, keys, k)
                 _fill_row(row, words, place % parts, bits, series)
-                line = piece[r]
                 for i in range(128):
-                    line[i] += scalar * row[i]
+                    piece[at(r), i] += scalar * row[i]

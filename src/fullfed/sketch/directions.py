@@ -14,7 +14,7 @@ from fullfed.sketch.checks import check_scale
 from fullfed.sketch.entries import NORMALS, SIGNS
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import LANES
-from fullfed.sketch.pieces import check_tensors, writable_pieces
+from fullfed.sketch.pieces import add_, check_tensors, writable
 
 Distribution = Literal["rademacher", "gaussian"]
 STRETCH = 1 << 18  # elements whose sum of directions is held at once
@@ -42,8 +42,8 @@ def perturb_(
     check_tensors(weights)
     values = torch.full((LANES,), float(check_scale(scale)), device=weights[0].device)
     kernels = backend_for(weights[0].device, backend)
-    for _, offset, piece in writable_pieces(weights):
-        kernels.add_reconstruction(Rows(LANES, stream, None), piece, offset, values)
+    for _, offset, row in writable(weights):
+        kernels.add_reconstruction(Rows(LANES, stream, None), row, offset, values)
 
 
 def accumulate_(
@@ -68,12 +68,11 @@ def accumulate_(
     values = torch.tensor([float(check_scale(scalar)) for scalar in scalars], device=device)
     entries = NORMALS if distribution == "gaussian" else SIGNS
     kernels = backend_for(device, backend)
-    for _, offset, piece in writable_pieces(weights):
-        for start in range(0, piece.numel(), STRETCH):
-            target = piece[start : start + STRETCH]
-            skipped = (offset + start) % LANES
-            first, lines = (offset + start) // LANES, -(-(skipped + target.numel()) // LANES)
-            sums = torch.zeros(lines, LANES, device=device)
+    for _, offset, row in writable(weights):
+        for start in range(0, row.numel(), STRETCH):
+            stop = min(start + STRETCH, row.numel())
+            skipped, first = (offset + start) % LANES, (offset + start) // LANES
             directions = [Direction(stream, first) for stream in streams]
-            kernels.add_combination(entries, directions, values, sums)
-            target += sums.view(-1)[skipped:][: target.numel()]
+            sums = torch.empty(-(-(skipped + stop - start) // LANES), LANES, device=device)
+            kernels.combine(entries, directions, values, sums)
+            add_(row, start, stop, sums.view(-1)[skipped:], 1.0)

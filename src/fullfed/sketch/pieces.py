@@ -1,4 +1,4 @@
-"""Seeing a list of tensors as one long row of float32 elements, a piece at a time."""
+"""Seeing a list of tensors as one long row of elements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 
-PIECE = 1 << 20  # elements widened to float32 at once
+SERIAL = 1 << 15  # torch parallelises element-wise work above this many elements
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,45 +44,31 @@ def _check_pairs(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
             )
 
 
-def read(flat: Tensor, before: Tensor | None, weight: float, start: int, stop: int) -> Tensor:
-    """Elements start:stop as float32: fl(weight * fl(after - before)); a view where nothing changes."""
-    piece = flat[start:stop].float()
-    if before is not None:
-        piece = piece - before[start:stop].float()
-    return piece if weight == 1.0 else piece * weight
+def flat(tensor: Tensor) -> Tensor:
+    """The elements as one contiguous row: a view where possible, else a copy."""
+    return tensor.detach().contiguous().view(-1)
 
 
-def readable_pieces(
-    tensors: Sequence[Tensor], before: Sequence[Tensor] | None, weights: Sequence[float]
-) -> Iterator[tuple[int, Tensor]]:
-    """Pairs (global index of its first element, flat float32 piece), in order."""
+def writable(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int, Tensor]]:
+    """Triples (tensor number, global index of its first element, flat); what is written is kept."""
     offset = 0
     for number, tensor in enumerate(tensors):
-        flat = tensor.detach().contiguous().view(-1)
-        old = None if before is None else before[number].detach().contiguous().view(-1)
-        untouched = flat.dtype == torch.float32 and old is None and weights[number] == 1.0
-        step = flat.numel() if untouched else PIECE
-        for start in range(0, flat.numel(), max(step, 1)):
-            yield offset + start, read(flat, old, weights[number], start, start + step)
-        offset += flat.numel()
+        row = flat(tensor)
+        if row.numel():
+            yield number, offset, row
+        if not tensor.is_contiguous():
+            tensor.detach().copy_(row.view(tensor.shape))
+        offset += row.numel()
 
 
-def writable_pieces(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int, Tensor]]:
-    """Triples (tensor number, global index, flat float32 piece); what the caller writes is kept.
+def slices(start: int, stop: int) -> Iterator[slice]:
+    """start:stop in pieces so small that torch works on them without waking its own threads."""
+    for low in range(start, stop, SERIAL):
+        yield slice(low, min(low + SERIAL, stop))
 
-    A 16-bit piece is widened, handed over and rounded back to nearest even.
-    """
-    offset = 0
-    for number, tensor in enumerate(tensors):
-        owned = tensor.detach()
-        flat = owned.contiguous().view(-1)
-        step = flat.numel() if flat.dtype == torch.float32 else PIECE
-        for start in range(0, flat.numel(), max(step, 1)):
-            kept = flat[start : start + step]
-            piece = kept.float()
-            yield number, offset + start, piece
-            if piece.dtype != kept.dtype:
-                kept.copy_(piece)
-        if not owned.is_contiguous():
-            owned.copy_(flat.view(owned.shape))
-        offset += flat.numel()
+
+def add_(row: Tensor, start: int, stop: int, change: Tensor, scale: float) -> None:
+    """row[start:stop] = fl(row + fl(scale * change)), rounded to the row's dtype."""
+    for part in slices(start, stop):
+        scaled = change[part.start - start : part.stop - start] * scale
+        row[part] = row[part].float() + scaled

@@ -13,7 +13,16 @@ from fullfed.sketch.entries import Entries, signs
 from fullfed.sketch.layout import FOLD, LANES, fields, rotations
 
 
-def add_projection(rows: Rows, piece: Tensor, offset: int, partials: Tensor) -> None:
+def add_projection(
+    rows: Rows,
+    flat: Tensor,
+    before: Tensor | None,
+    weight: float,
+    offset: int,
+    partials: Tensor,
+) -> None:
+    piece = flat.float() if before is None else flat.float() - before.float()
+    piece = piece * weight
     width = rows.width
     first, count = _touched(width, offset, piece.numel())
     padded = torch.zeros(count * width, device=piece.device)
@@ -29,11 +38,11 @@ def add_projection(rows: Rows, piece: Tensor, offset: int, partials: Tensor) -> 
         partials[group : group + part.shape[0]] += part
 
 
-def add_reconstruction(rows: Rows, piece: Tensor, offset: int, values: Tensor) -> None:
-    first, count = _touched(rows.width, offset, piece.numel())
-    signed = _signs(rows, first, count, piece.device) * values
-    by_element = signed.gather(1, _columns(rows, first, count, piece.device))
-    piece += by_element.view(-1)[offset - first * rows.width :][: piece.numel()]
+def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor) -> None:
+    first, count = _touched(rows.width, offset, flat.numel())
+    signed = _signs(rows, first, count, flat.device) * values
+    by_element = signed.gather(1, _columns(rows, first, count, flat.device)).view(-1)
+    flat.copy_(flat.float() + by_element[offset - first * rows.width :][: flat.numel()])
 
 
 def add_products(
@@ -51,9 +60,10 @@ def add_products(
             sums[k] += lanes[0]
 
 
-def add_combination(
+def combine(
     entries: Entries, directions: Sequence[Direction], scalars: Tensor, piece: Tensor
 ) -> None:
+    piece.zero_()
     for k, direction in enumerate(directions):
         piece += scalars[k] * _values(entries, direction, piece)
 

@@ -15,7 +15,7 @@ from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, 
 from fullfed.sketch.fold import fold
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD
-from fullfed.sketch.pieces import check_tensors, readable_pieces, writable_pieces
+from fullfed.sketch.pieces import check_tensors, flat, writable
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,13 @@ class SignBasis:
         kernels = backend_for(delta[0].device, backend)
         groups = -(-elements // (self.coordinates * FOLD))
         partials = torch.zeros(groups, self.coordinates, device=delta[0].device)
-        for offset, piece in readable_pieces(delta, before, factors(weights, len(delta))):
-            kernels.add_projection(self.rows, piece, offset, partials)
+        offset = 0
+        for number, weight in enumerate(factors(weights, len(delta))):
+            new = flat(delta[number])
+            old = None if before is None else flat(before[number])
+            if new.numel():
+                kernels.add_projection(self.rows, new, old, weight, offset, partials)
+            offset += new.numel()
         return check_finite(fold(partials), "the change to project")
 
     def reconstruct_(
@@ -112,8 +117,11 @@ class SignBasis:
         step = check_scale(scale)
         kernels = backend_for(weights[0].device, backend)
         scales = [float(step * np.float32(f)) for f in factors(inverse, len(weights))]
-        for number, offset, piece in writable_pieces(weights):
-            kernels.add_reconstruction(self.rows, piece, offset, coordinates * scales[number])
+        scaled = {}
+        for number, offset, row in writable(weights):
+            if scales[number] not in scaled:
+                scaled = {scales[number]: coordinates * scales[number]}
+            kernels.add_reconstruction(self.rows, row, offset, scaled[scales[number]])
 
     def _check_fits(self, elements: int) -> None:
         if elements < self.coordinates:

@@ -1,65 +1,108 @@
-"""The sign basis in numba: one pass over memory, parallel over groups of rows and runs of columns."""
+"""The sign basis in numba: one pass over memory, parallel over rows and columns."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-from fullfed.sketch.bits_cpu import signed
 from fullfed.sketch.philox_cpu import fill_words
+from fullfed.sketch.scalars_cpu import at, narrow, signed, widen
 
 _SHIFT = np.uint64(32)
 
 
 @njit(nogil=True, cache=True)
-def fill_rotations(turns, group, width, key, rotated):  # type: ignore[no-untyped-def]
+def _fill_rotations(turns, group, width, keys, rotated):
     """turns[r] = rotation of row r of the group, int64, shape (128,)."""
     words = np.empty((4, 32), np.uint32)
-    fill_words(words, group * 32, 32, key)
+    fill_words(words, group * 32, 32, keys, 1)
     for r in range(128):
         word = np.uint64(words[r % 4, r // 4])
         turns[r] = np.int64((word * np.uint64(width)) >> _SHIFT) if rotated else 0
 
 
-@njit(nogil=True, cache=True)
-def _add_signed(target, source, words, shift):  # type: ignore[no-untyped-def]
-    for i in range(target.size):
-        target[i] += signed(source[i], words[i], shift)
+@njit
+def _change(after, before, weight, i):
+    """fl(weight * fl(after - before)) of one element; before may be None."""
+    if before is None:
+        return widen(after[i]) * weight
+    return (widen(after[i]) - widen(before[i])) * weight
 
 
-@njit(nogil=True, cache=True)
-def sweep(  # type: ignore[no-untyped-def]
-    start, stop, elements, offset, sums, first_group, runs, run, keys, rotated, into_sums
-):
-    """Items start .. stop - 1 of (group of 128 rows) x (run of columns).
+@njit
+def _stretch(wrapped, begin, turn, low, high, width, length):
+    """Columns first .. last - 1 of a run meet memory from place + first on; empty if last <= first.
 
-    A row meets a run of columns in two stretches of memory, before and after the end of its
-    rotation. With ``into_sums`` elements are added to sums[group - first_group, column], else
-    sums[0, column] to the elements.
+    A row starting at ``begin`` meets a run of columns in two stretches of memory, before and
+    after the point where its rotation wraps.
     """
-    width, length = sums.shape[1], elements.size
+    place = begin - turn + wrapped * width
+    first = max(low, 0 if wrapped else turn, -place)
+    last = min(high, turn if wrapped else width, length - place)
+    return place, first, last
+
+
+@njit
+def _touches(begin, turns, low, high, width, length):
+    """Whether any row of the group meets the run inside the tensor."""
+    for r in range(128):
+        for wrapped in range(2):
+            _, first, last = _stretch(
+                wrapped, begin + r * width, turns[r], low, high, width, length
+            )
+            if first < last:
+                return True
+    return False
+
+
+@njit(nogil=True, cache=True)
+def project(
+    start, stop, after, before, weight, offset, sums, first_group, runs, run, keys, rotated
+):
+    """sums[group - first_group, column] += sign * change, rows in order.
+
+    Items start .. stop - 1 of (group of 128 rows) x (run of columns).
+    """
+    width, length = sums.shape[1], after.size
     words, turns = np.empty((4, run), np.uint32), np.empty(128, np.int64)
     for item in range(start, stop):
-        group = first_group + item // runs
-        low = (item % runs) * run
-        high = min(width, low + run)
-        line = sums[item // runs] if into_sums else sums[0]
-        fill_words(words, group * width + low, high - low, keys[0])
-        fill_rotations(turns, group, width, keys[1], rotated)
+        group, low = first_group + item // runs, (item % runs) * run
+        high, begin = min(width, low + run), group * 128 * width - offset
+        line = sums[item // runs]
+        _fill_rotations(turns, group, width, keys, rotated)
+        if not _touches(begin, turns, low, high, width, length):
+            continue
+        fill_words(words, group * width + low, high - low, keys, 0)
         for r in range(128):
-            begin = (group * 128 + r) * width - offset
-            if begin >= length:
-                break
-            bits, shift = words[r >> 5], np.uint32(31 - (r & 31))
+            shift = np.uint32(31 - (r & 31))
             for wrapped in range(2):
-                place = begin - turns[r] + wrapped * width
-                first = max(low, 0 if wrapped else turns[r], -place)
-                last = min(high, turns[r] if wrapped else width, length - place)
-                if first < last:
-                    memory = elements[place + first : place + last]
-                    columns = line[first:last]
-                    part = bits[first - low : last - low]
-                    if into_sums:
-                        _add_signed(columns, memory, part, shift)
-                    else:
-                        _add_signed(memory, columns, part, shift)
+                place, first, last = _stretch(
+                    wrapped, begin + r * width, turns[r], low, high, width, length
+                )
+                for i in range(first, last):
+                    change = _change(after, before, weight, at(place + i))
+                    line[at(i)] += signed(change, words[r >> 5, at(i - low)], shift)
+
+
+@njit(nogil=True, cache=True)
+def reconstruct(start, stop, elements, offset, values, first_group, runs, run, keys, rotated):
+    """element += sign * values[column]; items as project."""
+    width, length = values.size, elements.size
+    words, turns = np.empty((4, run), np.uint32), np.empty(128, np.int64)
+    for item in range(start, stop):
+        group, low = first_group + item // runs, (item % runs) * run
+        high, begin = min(width, low + run), group * 128 * width - offset
+        _fill_rotations(turns, group, width, keys, rotated)
+        if not _touches(begin, turns, low, high, width, length):
+            continue
+        fill_words(words, group * width + low, high - low, keys, 0)
+        for r in range(128):
+            shift = np.uint32(31 - (r & 31))
+            for wrapped in range(2):
+                place, first, last = _stretch(
+                    wrapped, begin + r * width, turns[r], low, high, width, length
+                )
+                for i in range(first, last):
+                    stored = elements[at(place + i)]
+                    change = signed(values[at(i)], words[r >> 5, at(i - low)], shift)
+                    elements[at(place + i)] = narrow(widen(stored) + change, stored)

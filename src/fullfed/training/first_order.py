@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
 from fullfed.training.loss import answer_loss
@@ -41,7 +42,7 @@ class FirstOrder:
         model: PreTrainedModel,
         parameters: Sequence[Tensor],
         batches: Iterable[Batch],
-        loss: Callable[[nn.Module, Batch], Tensor] = answer_loss,
+        loss: Callable[[PreTrainedModel, Batch], Tensor] = answer_loss,
     ) -> list[float]:
         """Take one step a batch on ``parameters``, in place; return each batch's loss.
 
@@ -51,7 +52,7 @@ class FirstOrder:
         Raises:
             TrainingError: a loss is not finite.
         """
-        model.eval()
+        model.eval()  # type: ignore[no-untyped-call]
         optimizer = self._make(parameters)
         device = parameters[0].device
         losses = []
