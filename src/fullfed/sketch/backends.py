@@ -66,7 +66,7 @@ class Backend(Protocol):
         scalars: Tensor,
         piece: Tensor,
     ) -> None:
-        """piece = sum of fl(scalars[k] * direction k), k in order, from zero; piece is (rows, 128)."""
+        """piece (rows, 128) = sum over k, in order from zero, of fl(scalars[k] * direction k)."""
 
 
 def backend_for(device: torch.device, name: str | None) -> Backend:

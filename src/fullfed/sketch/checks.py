@@ -27,7 +27,7 @@ def check_coordinates(
         )
     if values.dtype != torch.float32 or values.device != device:
         raise UserError(
-            f"coordinates are {values.dtype} on {values.device}; expected torch.float32 on {device}."
+            f"coordinates are {values.dtype} on {values.device}; expected float32 on {device}."
         )
     check_finite(values, "the coordinates to reconstruct from")
 

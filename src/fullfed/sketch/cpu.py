@@ -119,14 +119,11 @@ def combine(
 
 
 def _packed(entries: Entries, directions: Sequence[Direction]) -> tuple[Any, ...]:
-    """Keys, first rows, bits and series as the kernels take them."""
-    # A leading zero coefficient changes no bit and lets the kernel count on two.
-    series = (*entries.series, 0.0) if len(entries.series) == 1 else entries.series
+    """Kind, keys and first rows as the kernels take them."""
     return (
+        dense_cpu.kind_of(entries),
         np.stack([_key(direction.stream) for direction in directions]),
         np.array([direction.first for direction in directions], dtype=np.int64),
-        entries.bits,
-        np.array(series, dtype=np.float32),
     )
 
 

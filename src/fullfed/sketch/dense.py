@@ -102,7 +102,7 @@ class NormalBasis:
         check_coordinates(sum(self.coordinates), coordinates, weights[0].device)
         step = float(check_scale(scale))
         kernels = backend_for(weights[0].device, backend)
-        parts = coordinates.split(self.coordinates)
+        parts = torch.split(coordinates, list(self.coordinates))
         for number, block in enumerate(self.blocks):
             members = [weights[n] for n in block]
             d = _elements(members)

@@ -1,9 +1,16 @@
 """Dense directions in numba: regenerated 128 counters at a time, never stored."""
 
+# Kernels are typed by numba.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
+
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+from numba.extending import overload
+from numpy.typing import NDArray
 
 from fullfed.sketch import entries
 from fullfed.sketch.philox_cpu import fill_words
@@ -45,61 +52,109 @@ def _normal(word):
     return signed(size, word, np.uint32(0))
 
 
+class Signs(NamedTuple):
+    """One bit a number. The kinds are types, so that each has kernels of its own."""
+
+    bits: int
+
+
+class Normals(NamedTuple):
+    bits: int
+
+
+class Truncated(NamedTuple):
+    """Truncated normals whose series has two coefficients: long blocks."""
+
+    bits: int
+    a0: np.float32
+    a1: np.float32
+
+
+class LongTruncated(NamedTuple):
+    """Truncated normals with the whole series, for short blocks; its loop does not vectorise."""
+
+    bits: int
+    series: NDArray[np.float32]
+
+
+def kind_of(kind: entries.Entries) -> Signs | Normals | Truncated | LongTruncated:
+    if kind.bits == 1:
+        return Signs(1)
+    if kind.bits == 32:
+        return Normals(32)
+    series = np.array(kind.series, dtype=np.float32)
+    if series.size > 2:
+        return LongTruncated(16, series)
+    # A leading zero coefficient changes no bit.
+    return Truncated(16, series[0], series[1] if series.size == 2 else np.float32(0))
+
+
+def value(kind: Any, word: Any, shift: Any) -> Any:
+    """The number whose bits are the highest of word << shift."""
+    raise NotImplementedError("runs compiled only")
+
+
+@overload(value)
+def _value(kind, word, shift):
+    return {
+        Signs: _sign_value,
+        Normals: _normal_value,
+        Truncated: _truncated_value,
+        LongTruncated: _long_truncated_value,
+    }[kind.instance_class]
+
+
+def _sign_value(kind, word, shift):
+    return signed(_ONE, word, shift)
+
+
+def _normal_value(kind, word, shift):
+    return _normal(word)
+
+
+def _truncated_value(kind, word, shift):
+    u = _uniform(word, shift)
+    return (kind.a1 * (u * u) + kind.a0) * u
+
+
+def _long_truncated_value(kind, word, shift):
+    u = _uniform(word, shift)
+    total = kind.series[kind.series.size - 1]
+    for n in range(kind.series.size - 2, -1, -1):
+        total = total * (u * u) + kind.series[n]
+    return total * u
+
+
 @njit
 def _uniform(word, shift):
-    """From the 16 bits left at the top of word << shift: (2 h - 65535) / 65536."""
     half = np.int32(np.uint32(word << shift) >> np.uint32(16))
     return np.float32(np.int32(2 * half - 65535)) * np.float32(2.0**-16)
 
 
 @njit
-def _fill_truncated(row, words, part, series):
-    word, shift = at(part >> 1), np.uint32(16 - 16 * (part & 1))
-    if series.size == 2:  # long blocks; without an inner loop this one vectorises
-        a0, a1 = series[0], series[1]
-        for i in range(128):
-            u = _uniform(words[word, i], shift)
-            row[i] = (a1 * (u * u) + a0) * u
-        return
-    for i in range(128):
-        u = _uniform(words[word, i], shift)
-        total = series[series.size - 1]
-        for n in range(series.size - 2, -1, -1):
-            total = total * (u * u) + series[n]
-        row[i] = total * u
-
-
-@njit
-def _fill_row(row, words, part, bits, series):
-    """row[i] = the number in this part of counter i's words."""
-    if bits == 1:
-        word, shift = at(part >> 5), np.uint32(31 - (part & 31))
-        for i in range(128):
-            row[i] = signed(_ONE, words[word, i], shift)
-    elif bits == 16:
-        _fill_truncated(row, words, part, series)
-    else:
-        for i in range(128):
-            row[i] = _normal(words[at(part), i])
+def _place(row, bits):
+    """Where a row's numbers are: their group of counters, output word and left shift."""
+    parts = 128 // bits
+    bit = row % parts * bits
+    return row // parts, at(bit >> 5), np.uint32(32 - bits - (bit & 31))
 
 
 @njit(nogil=True, cache=True)
-def products(start, stop, piece, keys, firsts, bits, series, sums):
+def products(start, stop, piece, kind, keys, firsts, sums):
     """sums[k] += <direction k, each 32 rows of the piece in turn>, for k from start to stop - 1."""
-    words, row = np.empty((4, 128), np.uint32), np.empty(128, np.float32)
-    lanes = np.empty(128, np.float32)
-    parts = 128 // bits
+    words, lanes = np.empty((4, 128), np.uint32), np.empty(128, np.float32)
     for chunk in range(0, piece.shape[0], 32):
         for k in range(start, stop):
+            held = -1
             for i in range(128):
                 lanes[i] = np.float32(0)
             for r in range(chunk, chunk + 32):
-                place = firsts[k] + r
-                if r == chunk or place % parts == 0:
-                    fill_words(words, (place // parts) * 128, 128, keys, k)
-                _fill_row(row, words, place % parts, bits, series)
+                group, word, shift = _place(firsts[k] + r, kind.bits)
+                if group != held:
+                    fill_words(words, group * 128, 128, keys, k)
+                    held = group
                 for i in range(128):
-                    lanes[i] += row[i] * piece[at(r), i]
+                    lanes[i] += value(kind, words[word, i], shift) * piece[at(r), i]
             half = 64
             while half > 0:
                 for i in range(half):
@@ -109,19 +164,18 @@ def products(start, stop, piece, keys, firsts, bits, series, sums):
 
 
 @njit(nogil=True, cache=True)
-def combine(start, stop, piece, keys, firsts, bits, series, scalars):
+def combine(start, stop, piece, kind, keys, firsts, scalars):
     """piece = sum of scalars[k] * direction k, k in order; 32-row chunks start .. stop - 1."""
-    words, row = np.empty((4, 128), np.uint32), np.empty(128, np.float32)
-    parts = 128 // bits
+    words = np.empty((4, 128), np.uint32)
     for chunk in range(start * 32, stop * 32, 32):
         last = min(chunk + 32, piece.shape[0])
         piece[chunk:last] = np.float32(0)
         for k in range(firsts.size):
-            scalar = scalars[k]
+            held, scalar = -1, scalars[k]
             for r in range(chunk, last):
-                place = firsts[k] + r
-                if r == chunk or place % parts == 0:
-                    fill_words(words, (place // parts) * 128, 128, keys, k)
-                _fill_row(row, words, place % parts, bits, series)
+                group, word, shift = _place(firsts[k] + r, kind.bits)
+                if group != held:
+                    fill_words(words, group * 128, 128, keys, k)
+                    held = group
                 for i in range(128):
-                    piece[at(r), i] += scalar * row[i]
+                    piece[at(r), i] += scalar * value(kind, words[word, i], shift)

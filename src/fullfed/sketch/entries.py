@@ -99,7 +99,7 @@ def signs(bits: NDArray[np.uint32]) -> Float32s:
 
 def polynomial(coefficients: tuple[float, ...], x: Float32s) -> Float32s:
     """Horner's rule, highest power first."""
-    total = np.full_like(x, np.float32(coefficients[0]))
+    total: Float32s = np.full_like(x, np.float32(coefficients[0]))
     for coefficient in coefficients[1:]:
         total = total * x + np.float32(coefficient)
     return total
@@ -118,7 +118,8 @@ def normals(words: NDArray[np.uint32]) -> Float32s:
     centre = polynomial(CENTRE, w - np.float32(2.5))
     tail = polynomial(TAIL, np.sqrt(w) - np.float32(3))
     size = np.where(w < np.float32(5), centre, tail) * (np.float32(1) - t) * np.float32(SQRT2)
-    return np.where(words >> np.uint32(31) == 1, -size, size)
+    signed: Float32s = np.where(words >> np.uint32(31) == 1, -size, size)
+    return signed
 
 
 def logarithm(p: Float32s) -> Float32s:

@@ -9,7 +9,7 @@ from fullfed.sketch.layout import FOLD
 
 
 def fold(rows: Tensor) -> Tensor:
-    """Add rows (n, width) of float32 to one (width,): by 128s, each from zero and in order, recursively."""
+    """The sum (width,) of float32 rows (n, width): 128 at a time in order from zero, repeatedly."""
     while rows.shape[0] > 1:
         sums = torch.zeros(-(-rows.shape[0] // FOLD), rows.shape[1], device=rows.device)
         for start in range(min(FOLD, rows.shape[0])):

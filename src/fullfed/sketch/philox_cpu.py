@@ -1,5 +1,8 @@
 """Philox4x32-10 for numba, written so that LLVM vectorises it over consecutive counters."""
 
+# Kernels are typed by numba.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
+
 from __future__ import annotations
 
 import numpy as np

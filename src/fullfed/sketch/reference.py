@@ -50,7 +50,7 @@ def add_products(
 ) -> None:
     for k, direction in enumerate(directions):
         products = _values(entries, direction, piece) * piece
-        for part in products.split(32):
+        for part in torch.split(products, 32):
             lanes = torch.zeros(LANES, device=piece.device)
             for row in part:
                 lanes = lanes + row

@@ -1,5 +1,8 @@
 """The sign basis in numba: one pass over memory, parallel over rows and columns."""
 
+# Kernels are typed by numba.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
+
 from __future__ import annotations
 
 import numpy as np
