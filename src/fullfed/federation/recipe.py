@@ -113,6 +113,8 @@ class Recipe(_Table):
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe in a TOML file, with ``key=value`` overrides applied.
 
+    Overriding ``method.name`` leaves the options of the recipe's own method behind.
+
     ``$NAME`` and ``${NAME}`` in the file's and the overrides' strings stand for environment
     variables; relative paths are relative to the folder the command runs in.
 
@@ -125,6 +127,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: the recipe cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: this is not valid TOML ({error}).") from error
+    for override in overrides or []:
+        if override.startswith("method.name="):
+            _change_method(tables, str(_toml_value(override.partition("=")[2].strip())))
     for override in overrides or []:
         _apply_override(tables, override)
     return parse_recipe(_expand(tables), str(path))
@@ -152,6 +157,12 @@ def describe_validation(error: ValidationError, prefix: str = "") -> str:
         return f"the key {name!r} is missing; add it"
     message = first["msg"].removeprefix("Value error, ")
     return f"{name or 'the recipe'}: {message[0].lower()}{message[1:]}"
+
+
+def _change_method(tables: dict[str, Any], name: str) -> None:
+    """Leave another method's options behind: they mean nothing to the new one."""
+    if tables.get("method", {}).get("name") != name:
+        tables["method"] = {"name": name}
 
 
 def _apply_override(tables: dict[str, Any], override: str) -> None:

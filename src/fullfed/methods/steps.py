@@ -46,10 +46,15 @@ class StepRule(Protocol):
     def check(self, report: Report) -> None:
         """Raise MessageError unless the report holds what ``measure`` adds."""
 
-    def decide(self, reports: Sequence[Report], last: Update | None) -> dict[str, Value]:
+    def decide(
+        self, reports: Sequence[Report], energy: float | None, last: Update | None
+    ) -> dict[str, Value]:
         """The values an update carries for the rule: ``server_step`` and its memory.
 
-        Reports come without tensors.
+        Args:
+            reports: without their tensors.
+            energy: the codec's estimate of ||mean delta||**2, where it has one.
+            last: the previous round's update.
         """
 
 
@@ -65,7 +70,9 @@ class ConstantStep:
     def check(self, report: Report) -> None:
         pass
 
-    def decide(self, reports: Sequence[Report], last: Update | None) -> dict[str, Value]:
+    def decide(
+        self, reports: Sequence[Report], energy: float | None, last: Update | None
+    ) -> dict[str, Value]:
         return {"server_step": self.step}
 
 
@@ -73,10 +80,10 @@ class ConstantStep:
 class CurvatureStep:
     """s = K / (K + r): the step that loses least to reconstruction noise.
 
-    The noise of a reconstruction has energy ||delta||**2 / K on every element, and costs
+    The noise of a reconstruction has the energy ||delta||**2 / K on every element, and costs
     s**2 / 2 * tr(H) * ||delta||**2 / K in loss. Where a whole step gains G, the best step is
     therefore G / (G + tr(H) ||delta||**2 / K) = K / (K + r) with the task's effective rank
-    r = tr(H) ||delta||**2 / G. Clients measure both unknowns on their first batch: the gain is
+    r = tr(H) ||delta||**2 / G. Clients measure the unknowns on their first batch: the gain is
     its loss before training less that after, and sigma**2 tr(H) is what noise of the size that
     is about to be added costs: L(w + sigma z) + L(w - sigma z) - 2 L(w), z random signs.
 
@@ -95,25 +102,27 @@ class CurvatureStep:
             for a, b in zip(after, before, strict=True)
         )
         gain = trained.first_loss - answer_loss_value(trained.model, trained.batch)
-        step = self._step(self._rank(last))
-        sigma = step * math.sqrt(energy / self.coordinates)
+        sigma = self._step(self._rank(last)) * math.sqrt(energy / self.coordinates)
         stream = Stream(self.seed, Purpose.PROBE, plan.round, plan.client)
-        trace = 0.0
+        cost = 0.0
         for signed in (sigma, -sigma):
             _copy(before, after)
             perturb_(after, stream, signed)
-            trace += answer_loss_value(trained.model, trained.batch) - trained.first_loss
+            cost += answer_loss_value(trained.model, trained.batch) - trained.first_loss
         _copy(before, after)
-        return {"gain": gain, "trace_energy": trace / sigma**2 * energy if sigma > 0 else 0.0}
+        trace = cost / sigma**2 if sigma > 0 else 0.0
+        return {"energy": energy, "gain": gain, "trace": trace}
 
     def check(self, report: Report) -> None:
-        number(report, "gain")
-        number(report, "trace_energy")
+        for name in ("energy", "gain", "trace"):
+            number(report, name)
 
-    def decide(self, reports: Sequence[Report], last: Update | None) -> dict[str, Value]:
-        gain = math.fsum(number(report, "gain") for report in reports)
-        cost = math.fsum(number(report, "trace_energy") for report in reports)
-        rank = self._remember(cost / gain if gain > 0 else math.inf, last)
+    def decide(
+        self, reports: Sequence[Report], energy: float | None, last: Update | None
+    ) -> dict[str, Value]:
+        gain, trace = _mean(reports, "gain"), _mean(reports, "trace")
+        noise = trace * (_mean(reports, "energy") if energy is None else energy)
+        rank = self._remember(noise / gain if gain > 0 else math.inf, last)
         return {"server_step": self._step(rank), "rank": rank}
 
     def _rank(self, last: Update | None) -> float:
@@ -132,6 +141,10 @@ class CurvatureStep:
 
     def _step(self, rank: float) -> float:
         return self.coordinates / (self.coordinates + rank)
+
+
+def _mean(reports: Sequence[Report], name: str) -> float:
+    return math.fsum(number(report, name) for report in reports) / len(reports)
 
 
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
