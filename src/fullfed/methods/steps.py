@@ -80,12 +80,13 @@ class ConstantStep:
 class CurvatureStep:
     """s = K / (K + r): the step that loses least to reconstruction noise.
 
-    The noise of a reconstruction has the energy ||delta||**2 / K on every element, and costs
-    s**2 / 2 * tr(H) * ||delta||**2 / K in loss. Where a whole step gains G, the best step is
-    therefore G / (G + tr(H) ||delta||**2 / K) = K / (K + r) with the task's effective rank
-    r = tr(H) ||delta||**2 / G. Clients measure the unknowns on their first batch: the gain is
-    its loss before training less that after, and sigma**2 tr(H) is what noise of the size that
-    is about to be added costs: L(w + sigma z) + L(w - sigma z) - 2 L(w), z random signs.
+    Where FedAvg's own step is near its best and gains G, a step s gains G (2 s - s**2). The
+    noise of a reconstruction has the energy ||delta||**2 / K on every element and costs
+    s**2 / 2 * tr(H) * ||delta||**2 / K. The sum is best at s = K / (K + r) with the task's
+    effective rank r = tr(H) ||delta||**2 / (2 G). Clients measure the unknowns on their first
+    batch: the gain is its loss before training less that after, and sigma**2 tr(H) is what
+    noise of the size that is about to be added costs: L(w + sigma z) + L(w - sigma z) - 2 L(w),
+    z random signs.
 
     Attributes:
         seed: the recipe's, for z.
@@ -122,7 +123,7 @@ class CurvatureStep:
     ) -> dict[str, Value]:
         gain, trace = _mean(reports, "gain"), _mean(reports, "trace")
         noise = trace * (_mean(reports, "energy") if energy is None else energy)
-        rank = self._remember(noise / gain if gain > 0 else math.inf, last)
+        rank = self._remember(noise / (2 * gain) if gain > 0 else math.inf, last)
         return {"server_step": self._step(rank), "rank": rank}
 
     def _rank(self, last: Update | None) -> float:

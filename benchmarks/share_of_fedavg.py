@@ -1,0 +1,155 @@
+"""How much of FedAvg's loss drop Ferret keeps, at how many fewer coordinates.
+
+    python benchmarks/share_of_fedavg.py recipes/natural-instructions.toml --out runs/share \
+        --ratios 10 100 1000 10000 --normal 1000 --seeds 0 1 2 --markdown table.md
+
+Runs FedAvg, Ferret with d / ratio coordinates (sign basis, both kinds of seeds) and the normal
+basis at the ratios given, each from the same recipe with each seed, and prints a table: final
+loss, share of FedAvg's drop from the base model (seed by seed, then mean and standard deviation),
+bytes and seconds. A run that is there already is not repeated, one that was stopped is resumed;
+--jobs runs several at once, with the cores divided among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fullfed.federation.recipe import load_recipe
+from fullfed.reports.plots import can_plot, plot_runs
+from fullfed.reports.text import bytes_text, seconds_text
+from fullfed.runs.assembly import load_model
+from fullfed.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One row of the table.
+
+    Attributes:
+        label: its name, and the prefix of its runs' folders.
+        overrides: what it changes in the recipe.
+    """
+
+    label: str
+    overrides: tuple[str, ...]
+
+
+def setups(parameters: int, arguments: argparse.Namespace) -> list[Setup]:
+    """FedAvg first, then Ferret."""
+    rows = [Setup("fedavg", ("method.name=fedavg",))]
+    for seeds in arguments.kinds:
+        rows += [_ferret(parameters, ratio, "sign", seeds) for ratio in arguments.ratios]
+        rows += [_ferret(parameters, ratio, "normal", seeds) for ratio in arguments.normal]
+    return rows
+
+
+def _ferret(parameters: int, ratio: int, basis: str, seeds: str) -> Setup:
+    return Setup(
+        f"ferret-{ratio}x-{basis}-{seeds}",
+        (
+            "method.name=ferret",
+            f"method.coordinates={parameters // ratio}",
+            f"method.basis={basis}",
+            f"method.seeds={seeds}",
+        ),
+    )
+
+
+def carry_out(setup: Setup, seed: int, arguments: argparse.Namespace) -> RunFolder:
+    """Start, resume or find the run of one row and seed."""
+    folder = RunFolder(arguments.out / f"{setup.label}-seed{seed}")
+    if folder.summary_file.exists():
+        return folder
+    if folder.recipe_file.exists():
+        command = ["resume", str(folder.path)]
+    else:
+        overrides = [*arguments.set, *setup.overrides, f"federation.seed={seed}"]
+        options = [part for override in overrides for part in ("--set", override)]
+        command = ["run", str(arguments.recipe), *options, "--out", str(folder.path)]
+    threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    print(f"{folder.path.name} ...", file=sys.stderr, flush=True)
+    subprocess.run(
+        [sys.executable, "-m", "fullfed", *command],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+    )
+    return folder
+
+
+def table(rows: Sequence[Setup], summaries: dict[tuple[str, int], Any], seeds: list[int]) -> str:
+    """The Markdown table."""
+    lines = [
+        "| setup | loss before | loss after | share of FedAvg's drop | up | down | train | encode "
+        "| aggregate |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        own = [summaries[row.label, seed] for seed in seeds]
+        shares = [_drop(s) / _drop(summaries["fedavg", seed]) for s, seed in zip(own, seeds)]
+        finals = [s["loss"]["final"] for s in own]
+        seconds = {
+            part: statistics.mean(s["seconds"][part] for s in own)
+            for part in ("train", "encode", "aggregate")
+        }
+        traffic = {way: statistics.mean(s["bytes"][way] for s in own) for way in ("up", "down")}
+        lines.append(
+            f"| {row.label} | {own[0]['loss']['initial']:.3f} | {_spread(finals)} "
+            f"| {_spread(shares)} | {bytes_text(traffic['up'])} | {bytes_text(traffic['down'])} "
+            f"| {seconds_text(seconds['train'])} | {seconds_text(seconds['encode'])} "
+            f"| {seconds_text(seconds['aggregate'])} |"
+        )
+    return "\n".join(lines)
+
+
+def _drop(summary: dict[str, Any]) -> float:
+    return float(summary["loss"]["initial"] - summary["loss"]["final"])
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ratios", type=int, nargs="*", default=[10, 100, 1000, 10000])
+    parser.add_argument("--normal", type=int, nargs="*", default=[1000])
+    parser.add_argument("--kinds", nargs="+", default=["client", "shared"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], help="further overrides, for every run")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--markdown", type=Path)
+    arguments = parser.parse_args()
+    model, _ = load_model(load_recipe(arguments.recipe, arguments.set).model.path)
+    rows = setups(sum(p.numel() for p in model.parameters()), arguments)
+    work = [(row, seed) for seed in arguments.seeds for row in rows]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        folders = list(pool.map(lambda item: carry_out(*item, arguments), work))
+    runs = {(row.label, seed): f for (row, seed), f in zip(work, folders, strict=True)}
+    summaries = {key: folder.summary() for key, folder in runs.items()}
+    text = table(rows, summaries, arguments.seeds)
+    print(text)
+    if arguments.markdown:
+        arguments.markdown.write_text(text + "\n", encoding="utf-8")
+    if can_plot():
+        first = arguments.seeds[0]
+        plot_runs({row.label: runs[row.label, first] for row in rows}, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
