@@ -95,7 +95,9 @@ def table(rows: Sequence[Setup], summaries: dict[tuple[str, int], Any], seeds: l
     ]
     for row in rows:
         own = [summaries[row.label, seed] for seed in seeds]
-        shares = [_drop(s) / _drop(summaries["fedavg", seed]) for s, seed in zip(own, seeds)]
+        shares = [
+            _drop(s) / _drop(summaries["fedavg", seed]) for s, seed in zip(own, seeds, strict=True)
+        ]
         finals = [s["loss"]["final"] for s in own]
         seconds = {
             part: statistics.mean(s["seconds"][part] for s in own)
