@@ -1,27 +1,32 @@
 """The append-only log of updates: with the base model, it is the whole run.
 
-A file of records. Each is a 40-byte head, the payload's length (8 bytes, little
-endian) and a 32-byte SHA-256 of the previous record's digest followed by the
-payload, and then the payload. The digests form a chain, so a record can be
-neither altered nor taken out unnoticed. A record is durable when ``append``
-returns; an append that a crash interrupts leaves a torn tail, which is cut off
-when the log is next opened for writing.
+A file of records. Each is a 48-byte head and then the payload. The head is the
+payload's length (8 bytes, little endian), a check of the length (the first 8 bytes
+of the SHA-256 of the previous record's digest followed by the length) and the
+digest (the SHA-256 of the previous record's digest followed by the payload). The
+digests form a chain, so a record can be neither altered nor taken out unnoticed;
+the checks tell a length that was damaged from a record that was cut short. A
+record is durable when ``append`` returns; an append that a crash interrupts leaves
+a torn tail, which is cut off when the log is next opened for writing.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from fullfed.errors import UserError
+from fullfed.files import sync_folder
 
 MAGIC = b"fullfed-log-1\n"
-_HEAD = struct.Struct("<Q32s")
+_HEAD = struct.Struct("<Q8s32s")
 
 
 class Log:
@@ -31,12 +36,19 @@ class Log:
         path: the file; created if it does not exist.
 
     Raises:
-        UserError: the file is not a log, or is damaged before its tail.
+        UserError: the file is not a log, is damaged before its tail, is in use or cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
+        self._file = _open(path)
+        try:
+            self._find_records()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _find_records(self) -> None:
         self._records: list[tuple[int, int]] = []
         self._digest = b""
         if not self._begins_with_magic():
@@ -44,8 +56,9 @@ class Log:
             self._file.seek(0)
             self._file.write(MAGIC)
             self._sync()
+            sync_folder(self._path.parent)
         end = len(MAGIC)
-        for start, length, digest in _scan(self._file, path):
+        for start, length, digest in _scan(self._file, self._path):
             self._records.append((start, length))
             self._digest, end = digest, start + length
         self._file.truncate(end)
@@ -78,7 +91,8 @@ class Log:
         end = self._file.tell()
         digest = hashlib.sha256(self._digest + payload).digest()
         try:
-            self._file.write(_HEAD.pack(len(payload), digest))
+            check = _check(self._digest, len(payload))
+            self._file.write(_HEAD.pack(len(payload), check, digest))
             self._file.write(payload)
             self._sync()
         except OSError as error:
@@ -91,16 +105,12 @@ class Log:
         self._digest = digest
 
     def _reset(self, end: int) -> None:
-        """Drop what a failed write left; raw, because the buffer may hold unwritten bytes."""
-        os.ftruncate(self._file.fileno(), end)
-        raw = self._path.open("r+b")
-        raw.seek(end)
-        try:
-            self._file.close()
-        except OSError:
-            # Closing flushes what the disk had no room for; those bytes are to be dropped.
-            os.ftruncate(raw.fileno(), end)
-        self._file = raw
+        """Drop what a failed write left, in the file and in its buffer."""
+        with suppress(OSError):
+            self._file.close()  # flushes what the disk had no room for, and may find room now
+        os.truncate(self._path, end)
+        self._file = _open(self._path)
+        self._file.seek(end)
 
     def _sync(self) -> None:
         self._file.flush()
@@ -130,6 +140,22 @@ class Log:
         self.close()
 
 
+def _open(path: Path) -> BinaryIO:
+    """The file, for reading and writing, locked against other processes until it is closed."""
+    try:
+        file = path.open("r+b" if path.exists() else "w+b")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be opened ({error.strerror}); check the folder and its permissions."
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UserError(f"{path}: another process is writing this run; wait for it.") from error
+    return file
+
+
 def read_log(path: Path) -> Iterator[bytes]:
     """The payloads of a log, without opening it for writing; a torn tail is passed over.
 
@@ -149,20 +175,34 @@ def read_log(path: Path) -> Iterator[bytes]:
 def _scan(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
     """(start, length, digest) of each whole record.
 
-    A record that ends at or past the end of the file and does not match its digest is a torn
-    tail; one that fails earlier is damage, because appends only ever tear the end.
+    A record that runs past the end of the file, or ends there and does not match its digest, is
+    a torn tail, and so are zeros up to the end; what fails earlier is damage, because appends
+    only ever tear the end.
     """
     size = os.fstat(file.fileno()).st_size
     position, previous = len(MAGIC), b""
     while position + _HEAD.size <= size:
         file.seek(position)
-        length, digest = _HEAD.unpack(file.read(_HEAD.size))
+        length, check, digest = _HEAD.unpack(file.read(_HEAD.size))
         start = position + _HEAD.size
+        if check != _check(previous, length):
+            file.seek(position)
+            if not any(file.read()):
+                return
+            raise _damage(path, position)
         if start + length > size:
             return
         if hashlib.sha256(previous + file.read(length)).digest() != digest:
             if start + length == size:
                 return
-            raise UserError(f"{path}: the log is damaged at byte {position}; restore a copy of it.")
+            raise _damage(path, position)
         yield start, length, digest
         position, previous = start + length, digest
+
+
+def _check(previous: bytes, length: int) -> bytes:
+    return hashlib.sha256(previous + struct.pack("<Q", length)).digest()[:8]
+
+
+def _damage(path: Path, position: int) -> UserError:
+    return UserError(f"{path}: the log is damaged at byte {position}; restore a copy of it.")
