@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
@@ -24,6 +25,10 @@ Value = bool | int | float | str | list["Value"] | dict[str, "Value"]
 PROTOCOL = 1
 _HEADER_LIMIT = 16 << 20
 _METADATA = "fullfed"
+_DTYPES = {
+    *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
 
 
 class MessageError(Exception):
@@ -113,7 +118,9 @@ def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Me
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise MessageError("the message's tensors are malformed") from error
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.dtype not in _DTYPES:
+            raise MessageError(f"the message's tensor {name!r} is of {tensor.dtype}")
+        if not bool(torch.isfinite(tensor).all()):
             raise MessageError(f"the message's tensor {name!r} holds a number that is not finite")
     return expected(tensors=tensors, **_checked_fields(header, expected))
 
@@ -126,7 +133,7 @@ def _header(data: bytes) -> dict[str, Any]:
         raise MessageError("the message is shorter than its header says")
     try:
         text = json.loads(data[8 : 8 + length])["__metadata__"][_METADATA]
-        header = json.loads(text, parse_constant=_refuse_constant)
+        header = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MessageError("the message's header is malformed") from error
     if not isinstance(header, dict):
@@ -138,17 +145,26 @@ def _refuse_constant(name: str) -> Value:
     raise ValueError(f"{name} is not a finite number")
 
 
+def _finite(digits: str) -> float:
+    """The number; one as large as 1e999 is refused, which JSON would make infinite."""
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits} is not a finite number")
+    return value
+
+
 def _checked_fields(header: dict[str, Any], expected: type[Message]) -> dict[str, Any]:
     names = {f.name for f in fields(expected)} - {"tensors"}
     if set(header) != names:
-        raise MessageError(f"a {expected.kind} has the fields {', '.join(sorted(names))}")
+        raise MessageError(
+            f"the {expected.kind} does not have exactly the fields {', '.join(sorted(names))}"
+        )
     for name in names - {"values", "loss"}:
         if type(header[name]) is not int or not 0 <= header[name] < 2**32:
-            raise MessageError(f"the field {name!r} of a {expected.kind} is a 32-bit number")
+            raise MessageError(f"the {expected.kind}'s field {name!r} is not a 32-bit number")
     if "loss" in names and not _is_finite_number(header["loss"]):
-        raise MessageError(f"the field 'loss' of a {expected.kind} is a finite number")
+        raise MessageError(f"the {expected.kind}'s field 'loss' is not a finite number")
     if not isinstance(header["values"], dict):
-        raise MessageError(f"the field 'values' of a {expected.kind} is a table")
+        raise MessageError(f"the {expected.kind}'s field 'values' is not a table")
     return header
 
 
@@ -160,9 +176,11 @@ def number(message: Plan | Report | Update, name: str) -> float:
     """
     value = message.values.get(name)
     if not _is_finite_number(value):
-        raise MessageError(f"the value {name!r} of a {message.kind} is a finite number")
+        raise MessageError(f"the {message.kind}'s value {name!r} is not a finite number")
     return float(value)  # type: ignore[arg-type]
 
 
 def _is_finite_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    if type(value) is int:
+        return abs(value) <= sys.float_info.max
+    return type(value) is float and math.isfinite(value)
