@@ -4,7 +4,7 @@ Useful on its own, for gradient compression or zeroth-order optimisation; see do
 """
 
 from fullfed.sketch.allocation import allocate
-from fullfed.sketch.dense import NormalBasis
+from fullfed.sketch.dense import NormalBasis, RademacherBasis
 from fullfed.sketch.directions import accumulate_, perturb_
 from fullfed.sketch.generator import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
 from fullfed.sketch.sign import SignBasis
@@ -14,6 +14,7 @@ __all__ = [
     "SPECIFICATION",
     "NormalBasis",
     "Purpose",
+    "RademacherBasis",
     "SignBasis",
     "Stream",
     "accumulate_",

@@ -68,6 +68,13 @@ class Backend(Protocol):
     ) -> None:
         """piece (rows, 128) = sum over k, in order from zero, of fl(scalars[k] * direction k)."""
 
+    def round_to(self, target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
+        """target = the float32 ``wide``, stochastically rounded to bfloat16.
+
+        Element g adds its 16 bits of the stream (rows of 128) to the float32's bits and drops the
+        low 16; what is not finite stays what it is. ``offset`` is the first element's g.
+        """
+
 
 def backend_for(device: torch.device, name: str | None) -> Backend:
     """The backend called ``name``, or the device's own. Imports numba or triton only here."""

@@ -41,7 +41,7 @@ def check_finite(values: Tensor, what: str) -> Tensor:
 
 
 def check_scale(scale: float) -> np.float32:
-    if not math.isfinite(scale) or abs(scale) > np.finfo(np.float32).max:
+    if not math.isfinite(scale) or abs(scale) > float(np.finfo(np.float32).max):
         raise UserError(f"scale is {scale}; expected a finite float32.")
     return np.float32(scale)
 

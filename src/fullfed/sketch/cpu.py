@@ -18,7 +18,7 @@ from fullfed.sketch import dense_cpu, sign_cpu
 from fullfed.sketch.backends import Direction, Rows
 from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
-from fullfed.sketch.layout import FOLD
+from fullfed.sketch.layout import FOLD, LANES
 
 RUN = 32768  # columns at a time: their signs and sums stay in the second-level cache
 SHORTEST = 1024  # rows are not cut into shorter runs than this
@@ -118,11 +118,17 @@ def combine(
     )
 
 
+def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
+    rows = -(-(offset + wide.numel()) // LANES) - offset // LANES
+    keys = _key(noise)[None]
+    _split(dense_cpu.round_rows, rows, wide.numel(), _array(target), wide.numpy(), keys, offset)
+
+
 def _packed(entries: Entries, directions: Sequence[Direction]) -> tuple[Any, ...]:
     """Kind, keys and first rows as the kernels take them."""
     return (
         dense_cpu.kind_of(entries),
-        np.stack([_key(direction.stream) for direction in directions]),
+        np.array([_key(d.stream) for d in directions], dtype=np.uint64).reshape(-1, 4),
         np.array([direction.first for direction in directions], dtype=np.int64),
     )
 

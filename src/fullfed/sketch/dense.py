@@ -1,9 +1,10 @@
-"""The dense basis of the Ferret paper: K_l truncated normal vectors for each block of tensors."""
+"""Dense bases, as in the Ferret paper: K_l random vectors for each block of tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,23 +13,31 @@ from torch import Tensor
 from fullfed.errors import UserError
 from fullfed.sketch.backends import Direction, backend_for
 from fullfed.sketch.checks import check_coordinates, check_finite, check_scale
-from fullfed.sketch.entries import Entries, truncated
+from fullfed.sketch.entries import SIGNS, Entries, truncated
 from fullfed.sketch.fold import fold
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD, LANES
-from fullfed.sketch.pieces import add_, check_tensors, flat, slices, writable
+from fullfed.sketch.pieces import (
+    Rounding,
+    add_,
+    check_tensors,
+    flat,
+    rounding_stream,
+    slices,
+    writable,
+)
 from fullfed.sketch.series import second_moment
 
 STRETCH = 4096 * FOLD  # elements whose products are summed before partial sums are folded
 
 
 @dataclass(frozen=True)
-class NormalBasis:
-    """K_l dense vectors for block l, entries N(0, 1) truncated to +-1 / sqrt(d_l).
+class DenseBasis:
+    """K_l dense vectors for block l; see NormalBasis and RademacherBasis.
 
-    ``project`` gives y_l = V_l' delta_l / (rho_l K_l) and ``reconstruct_`` adds V_l y_l: eqs.
-    6 to 8 of Ferret (arXiv 2409.06277), unbiased, with expected squared error
-    ((d_l - 0.2) / K_l) ||delta_l||**2 per block. Costs O(sum of K_l d_l).
+    ``project`` gives y_l = V_l' delta_l / (rho_l K_l) with rho_l the second moment of an entry,
+    and ``reconstruct_`` adds V_l y_l, an unbiased estimate of delta_l: eqs. 6 to 8 of Ferret
+    (arXiv 2409.06277). Costs O(sum of K_l d_l).
 
     Attributes:
         seed: the recipe's seed, 64-bit.
@@ -43,6 +52,17 @@ class NormalBasis:
     blocks: tuple[range, ...]
     coordinates: tuple[int, ...]
     owner: int = SHARED
+    purpose: ClassVar[Purpose]
+
+    @staticmethod
+    def entries(d: int) -> Entries:
+        """What the vectors of a block of d elements are made of."""
+        raise NotImplementedError
+
+    @staticmethod
+    def moment(d: int) -> float:
+        """rho, the second moment of those entries."""
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
         if len(self.blocks) != len(self.coordinates):
@@ -80,8 +100,8 @@ class NormalBasis:
             partials = torch.zeros(-(-d // STRETCH), k, device=delta[0].device)
             for stretch, piece in enumerate(_stretches(new, old)):
                 directions = self._directions(number, d, stretch * STRETCH)
-                kernels.add_products(truncated(d), directions, piece, partials[stretch])
-            parts.append(fold(partials) * float(np.float32(1.0 / (second_moment(d) * k))))
+                kernels.add_products(self.entries(d), directions, piece, partials[stretch])
+            parts.append(fold(partials) * float(np.float32(1.0 / (self.moment(d) * k))))
         return check_finite(torch.cat(parts), "the change to project")
 
     def reconstruct_(
@@ -90,6 +110,7 @@ class NormalBasis:
         coordinates: Tensor,
         *,
         scale: float = 1.0,
+        rounding: Rounding = "nearest",
         backend: str | None = None,
     ) -> None:
         """Add scale * V y to the weights, in place.
@@ -103,25 +124,24 @@ class NormalBasis:
         step = float(check_scale(scale))
         kernels = backend_for(weights[0].device, backend)
         parts = torch.split(coordinates, list(self.coordinates))
-        for number, block in enumerate(self.blocks):
-            members = [weights[n] for n in block]
-            d = _elements(members)
-            for _, offset, row in writable(members):
-                for start in range(0, row.numel(), STRETCH):
-                    stop = min(start + STRETCH, row.numel())
-                    skipped = (offset + start) % LANES
-                    directions = self._directions(number, d, offset + start - skipped)
-                    lines = -(-(skipped + stop - start) // LANES)
-                    sums = torch.empty(lines, LANES, device=row.device)
-                    kernels.combine(truncated(d), directions, parts[number], sums)
-                    add_(row, start, stop, sums.view(-1)[skipped:], step)
+        sizes = [_elements([weights[n] for n in block]) for block in self.blocks]
+        block_of = [number for number, block in enumerate(self.blocks) for _ in block]
+        begin = [sum(sizes[:number]) for number in block_of]
+        noise = rounding_stream(rounding, self.seed, self.round, self.owner)
+        for number, offset, row in writable(weights, kernels, noise, STRETCH):
+            block = block_of[number]
+            place, d = offset - begin[number], sizes[block]
+            skipped = place % LANES
+            directions = self._directions(block, d, place - skipped)
+            sums = torch.empty(-(-(skipped + row.numel()) // LANES), LANES, device=row.device)
+            kernels.combine(self.entries(d), directions, parts[block], sums)
+            add_(row, sums.view(-1)[skipped:], step)
 
     def _directions(self, block: int, d: int, start: int) -> list[Direction]:
         """The K_l directions of a block, from its element ``start`` (a multiple of LANES) on."""
-        entries: Entries = truncated(d)
-        tile = entries.parts * LANES
-        rows = entries.parts * -(-d // tile)
-        stream = Stream(self.seed, Purpose.TRUNCATED_NORMAL, self.round, self.owner, block)
+        parts = self.entries(d).parts
+        rows = parts * -(-d // (parts * LANES))
+        stream = Stream(self.seed, self.purpose, self.round, self.owner, block)
         return [
             Direction(stream, k * rows + start // LANES) for k in range(self.coordinates[block])
         ]
@@ -133,6 +153,37 @@ class NormalBasis:
             d, k = _elements([tensors[n] for n in block]), self.coordinates[number]
             if d < k:
                 raise UserError(f"block {number} has {d} elements but {k} coordinates.")
+
+
+class NormalBasis(DenseBasis):
+    """Entries N(0, 1) truncated to +-1 / sqrt(d_l), as published.
+
+    Expected squared error ((d_l - 0.2) / K_l) ||delta_l||**2 per block.
+    """
+
+    purpose = Purpose.TRUNCATED_NORMAL
+
+    @staticmethod
+    def entries(d: int) -> Entries:
+        return truncated(d)
+
+    @staticmethod
+    def moment(d: int) -> float:
+        return second_moment(d)
+
+
+class RademacherBasis(DenseBasis):
+    """Entries +-1. Expected squared error ((d_l - 1) / K_l) ||delta_l||**2 per block."""
+
+    purpose = Purpose.DENSE_SIGNS
+
+    @staticmethod
+    def entries(d: int) -> Entries:
+        return SIGNS
+
+    @staticmethod
+    def moment(d: int) -> float:
+        return 1.0
 
 
 def _elements(tensors: Sequence[Tensor]) -> int:

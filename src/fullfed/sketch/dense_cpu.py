@@ -1,4 +1,4 @@
-"""Dense directions in numba: regenerated 128 counters at a time, never stored."""
+"""Dense directions, and rounding, in numba: regenerated 128 counters at a time, never stored."""
 
 # Kernels are typed by numba.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
@@ -47,7 +47,7 @@ def _normal(word):
     t = np.float32(np.uint32((word << np.uint32(1)) | np.uint32(1))) * np.float32(2.0**-32)
     w = -_logarithm(t * (_TWO - t))
     centre = _polynomial(_CENTRE, w - np.float32(2.5))
-    tail = _polynomial(_TAIL, np.sqrt(w) - np.float32(3))
+    tail = _polynomial(_TAIL, np.sqrt(w) - np.float32(3.5))
     size = (centre if w < np.float32(5) else tail) * (_ONE - t) * _SQRT2
     return signed(size, word, np.uint32(0))
 
@@ -179,3 +179,22 @@ def combine(start, stop, piece, kind, keys, firsts, scalars):
                     held = group
                 for i in range(128):
                     piece[at(r), i] += scalar * value(kind, words[word, i], shift)
+
+
+@njit(nogil=True, cache=True)
+def round_rows(start, stop, target, wide, keys, offset):
+    """target = wide with 16 random bits added below bfloat16's last; rows of 128 start .. stop."""
+    words = np.empty((4, 128), np.uint32)
+    held, first = -1, offset // 128
+    for row in range(first + start, first + stop):
+        group, word, shift = _place(row, 16)
+        if group != held:
+            fill_words(words, group * 128, 128, keys, 0)
+            held = group
+        low = row * 128 - offset
+        for i in range(max(0, -low), min(128, wide.size - low)):
+            bits = bits_of(wide[at(low + i)])
+            finite = np.uint32(bits & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
+            half = np.uint32(np.uint32(words[word, at(i)] << shift) >> np.uint32(16))
+            total = np.uint32(bits + half) if finite else bits
+            target[at(low + i)] = np.uint16(np.uint32(total) >> np.uint32(16))

@@ -42,7 +42,7 @@ def perturb_(
     check_tensors(weights)
     values = torch.full((LANES,), float(check_scale(scale)), device=weights[0].device)
     kernels = backend_for(weights[0].device, backend)
-    for _, offset, row in writable(weights):
+    for _, offset, row in writable(weights, kernels):
         kernels.add_reconstruction(Rows(LANES, stream, None), row, offset, values)
 
 
@@ -68,11 +68,9 @@ def accumulate_(
     values = torch.tensor([float(check_scale(scalar)) for scalar in scalars], device=device)
     entries = NORMALS if distribution == "gaussian" else SIGNS
     kernels = backend_for(device, backend)
-    for _, offset, row in writable(weights):
-        for start in range(0, row.numel(), STRETCH):
-            stop = min(start + STRETCH, row.numel())
-            skipped, first = (offset + start) % LANES, (offset + start) // LANES
-            directions = [Direction(stream, first) for stream in streams]
-            sums = torch.empty(-(-(skipped + stop - start) // LANES), LANES, device=device)
-            kernels.combine(entries, directions, values, sums)
-            add_(row, start, stop, sums.view(-1)[skipped:], 1.0)
+    for _, offset, row in writable(weights, kernels, step=STRETCH):
+        skipped, first = offset % LANES, offset // LANES
+        directions = [Direction(stream, first) for stream in streams]
+        sums = torch.empty(-(-(skipped + row.numel()) // LANES), LANES, device=device)
+        kernels.combine(entries, directions, values, sums)
+        add_(row, sums.view(-1)[skipped:], 1.0)

@@ -29,7 +29,7 @@ LOGARITHM = (
     -2.4999993993e-1,
     3.3333331174e-1,
 )
-# erfinv(x) / x in w - 2.5, or sqrt(w) - 3 where w = -log(1 - x**2) >= 5, highest power first
+# erfinv(x) / x in w - 2.5, w = -log(1 - x**2) < 5, highest power first
 # (Giles, "Approximating the erfinv function", GPU Computing Gems, 2011).
 CENTRE = (
     2.81022636e-08,
@@ -42,16 +42,17 @@ CENTRE = (
     0.246640727,
     1.50140941,
 )
+# The same in sqrt(w) - 3.5 for w >= 5: our least squares fit to w = 22.3, beyond Giles's range.
 TAIL = (
-    -0.000200214257,
-    0.000100950558,
-    0.00134934322,
-    -0.00367342844,
-    0.00573950773,
-    -0.0076224613,
-    0.00943887047,
-    1.00167406,
-    2.83297682,
+    -8.66345363e-06,
+    -0.000176216476,
+    0.000583900546,
+    -0.000760375755,
+    0.000987497391,
+    -0.0020238515,
+    0.00330245658,
+    1.00736392,
+    3.33548474,
 )
 LN2 = 0.693147182
 SQRT2 = 1.41421354
@@ -116,7 +117,7 @@ def normals(words: NDArray[np.uint32]) -> Float32s:
     t = (2 * (words & np.uint32(0x7FFFFFFF)) + 1).astype(np.float32) * np.float32(2.0**-32)
     w = -logarithm(t * (np.float32(2) - t))
     centre = polynomial(CENTRE, w - np.float32(2.5))
-    tail = polynomial(TAIL, np.sqrt(w) - np.float32(3))
+    tail = polynomial(TAIL, np.sqrt(w) - np.float32(3.5))
     size = np.where(w < np.float32(5), centre, tail) * (np.float32(1) - t) * np.float32(SQRT2)
     signed: Float32s = np.where(words >> np.uint32(31) == 1, -size, size)
     return signed

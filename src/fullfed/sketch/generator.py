@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     PROBE = 8
     EVALUATION = 9
     ROUNDING = 10
+    DENSE_SIGNS = 11
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.sketch.backends import Backend
+from fullfed.sketch.generator import Purpose, Stream
 
+Rounding = Literal["nearest", "stochastic"]  # of bfloat16 weights
+STAGED = 1 << 18  # elements widened to float32 at once for stochastic rounding
 SERIAL = 1 << 15  # torch parallelises element-wise work above this many elements
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -49,13 +54,35 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().view(-1)
 
 
-def writable(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int, Tensor]]:
-    """Triples (tensor number, global index of its first element, flat); what is written is kept."""
+def rounding_stream(rounding: Rounding, seed: int, round: int, owner: int) -> Stream | None:
+    """The stream that rounds bfloat16 weights, or None for rounding to nearest."""
+    return Stream(seed, Purpose.ROUNDING, round, owner) if rounding == "stochastic" else None
+
+
+def writable(
+    tensors: Sequence[Tensor],
+    kernels: Backend,
+    noise: Stream | None = None,
+    step: int | None = None,
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Triples (tensor number, global index of its first element, flat); what is written is kept.
+
+    Rows are at most ``step`` long. With ``noise`` a bfloat16 row is handed over as float32 and
+    rounded stochastically afterwards.
+    """
     offset = 0
     for number, tensor in enumerate(tensors):
         row = flat(tensor)
-        if row.numel():
-            yield number, offset, row
+        noisy = noise if row.dtype == torch.bfloat16 else None
+        size = max(1, min(step or row.numel(), row.numel() if noisy is None else STAGED))
+        for start in range(0, row.numel(), size):
+            kept = row[start : start + size]
+            if noisy is None:
+                yield number, offset + start, kept
+            else:
+                wide = kept.float()
+                yield number, offset + start, wide
+                kernels.round_to(kept, wide, noisy, offset + start)
         if not tensor.is_contiguous():
             tensor.detach().copy_(row.view(tensor.shape))
         offset += row.numel()
@@ -67,8 +94,7 @@ def slices(start: int, stop: int) -> Iterator[slice]:
         yield slice(low, min(low + SERIAL, stop))
 
 
-def add_(row: Tensor, start: int, stop: int, change: Tensor, scale: float) -> None:
-    """row[start:stop] = fl(row + fl(scale * change)), rounded to the row's dtype."""
-    for part in slices(start, stop):
-        scaled = change[part.start - start : part.stop - start] * scale
-        row[part] = row[part].float() + scaled
+def add_(row: Tensor, change: Tensor, scale: float) -> None:
+    """row = fl(row + fl(scale * change)), rounded to the row's dtype; change may be longer."""
+    for part in slices(0, row.numel()):
+        row[part] = row[part].float() + change[part] * scale

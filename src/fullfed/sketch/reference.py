@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fullfed.sketch.backends import Direction, Rows
 from fullfed.sketch.entries import Entries, signs
+from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES, fields, rotations
 
 
@@ -66,6 +67,15 @@ def combine(
     piece.zero_()
     for k, direction in enumerate(directions):
         piece += scalars[k] * _values(entries, direction, piece)
+
+
+def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
+    first, count = _touched(LANES, offset, wide.numel())
+    numbers = fields(noise, 16, LANES, first, count).reshape(-1)[offset - first * LANES :]
+    bits = wide.view(torch.int32)
+    added = torch.from_numpy(numbers[: wide.numel()].view(np.int32)).to(wide.device)
+    kept = torch.where(torch.isfinite(wide), bits + added, bits) & -65536
+    target.copy_(kept.view(torch.float32))
 
 
 def _touched(width: int, offset: int, length: int) -> tuple[int, int]:

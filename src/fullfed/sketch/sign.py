@@ -15,7 +15,7 @@ from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, 
 from fullfed.sketch.fold import fold
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD
-from fullfed.sketch.pieces import check_tensors, flat, writable
+from fullfed.sketch.pieces import Rounding, check_tensors, flat, rounding_stream, writable
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,21 @@ class SignBasis:
         *,
         scale: float = 1.0,
         inverse: Sequence[float] | None = None,
+        rounding: Rounding = "nearest",
         backend: str | None = None,
     ) -> None:
         """Add scale * V y to the weights, in place.
 
         Per element w = fl(w + s * fl(f * y_k)), f = fl(scale * inverse of its tensor), both
-        in float32; 16-bit weights are widened and rounded back to nearest even.
+        in float32; 16-bit weights are widened and rounded back.
 
         Args:
             weights: the model's tensors, in the order and shapes that were projected.
             coordinates: y, float32, shape (K,), on the weights' device.
             scale: rounded to float32 once.
             inverse: one float32 per tensor, for what was projected with ``weights``.
+            rounding: "stochastic" rounds bfloat16 weights up or down at random, without bias and
+                alike on every device, so that small changes are not lost.
             backend: as for ``project``.
 
         Raises:
@@ -118,7 +121,8 @@ class SignBasis:
         kernels = backend_for(weights[0].device, backend)
         scales = [float(step * np.float32(f)) for f in factors(inverse, len(weights))]
         scaled = {}
-        for number, offset, row in writable(weights):
+        noise = rounding_stream(rounding, self.seed, self.round, self.owner)
+        for number, offset, row in writable(weights, kernels, noise):
             if scales[number] not in scaled:
                 scaled = {scales[number]: coordinates * scales[number]}
             kernels.add_reconstruction(self.rows, row, offset, scaled[scales[number]])

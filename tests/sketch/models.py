@@ -1,0 +1,43 @@
+"""Lists of tensors for the property tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> list[torch.Tensor]:
+    """One to four tensors of mixed dtypes and sizes, some transposed, some of one element or none."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    model = []
+    for _ in range(draw(st.integers(1, 4))):
+        shape = draw(
+            st.sampled_from([(1,), (0,), (128,), (4096,), (7, 3)])
+            | st.tuples(st.integers(1, 70), st.integers(1, 90))
+        )
+        numbers = torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+        tensor = numbers.to(draw(st.sampled_from(DTYPES)))
+        model.append(tensor.t() if tensor.dim() == 2 and draw(st.booleans()) else tensor)
+    if not any(tensor.numel() for tensor in model):
+        model.append(torch.ones(1))
+    return model
+
+
+def copies(model: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies with the same strides."""
+    return [tensor.detach().clone() for tensor in model]
+
+
+def same_bits(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
+    """Equal to the last bit, the sign of zero included."""
+    kinds = {4: torch.int32, 2: torch.int16}
+    return all(
+        torch.equal(a.contiguous().view(kinds[a.itemsize]), b.contiguous().view(kinds[b.itemsize]))
+        for a, b in zip(left, right, strict=True)
+    )

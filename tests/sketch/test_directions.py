@@ -1,0 +1,85 @@
+"""Random directions for zeroth-order methods."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sketch.oracle import f32, field
+
+from fullfed.errors import UserError
+from fullfed.sketch import Purpose, Stream, accumulate_, perturb_
+from fullfed.sketch.entries import normals
+
+DISTRIBUTIONS = ["rademacher", "gaussian"]
+
+
+def direction(stream, elements, distribution="rademacher"):
+    weights = [torch.zeros(elements)]
+    perturb_(weights, stream, 1.0, distribution)
+    return weights[0]
+
+
+def test_elements_come_from_the_specified_bits():
+    stream = Stream(3, Purpose.DIRECTION, 1, 2)
+    signs, gaussians = direction(stream, 20000), direction(stream, 20000, "gaussian")
+    for g in (0, 127, 128, 129, 16383, 16384, 19999):
+        assert signs[g] == 1 - 2 * field(stream, 1, 128, g // 128, g % 128)
+        word = np.array([field(stream, 32, 128, g // 128, g % 128)], dtype=np.uint32)
+        assert gaussians[g] == normals(word)[0]
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_taking_a_step_and_its_opposite_from_zero_cancels(distribution):
+    weights = [torch.zeros(33, 9), torch.zeros(5)]
+    perturb_(weights, Stream(1, 4), 0.25, distribution)
+    perturb_(weights, Stream(1, 4), -0.25, distribution)
+    assert all(not tensor.any() for tensor in weights)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=4), st.integers(0, 5))
+def test_accumulate_is_the_ordered_sum(distribution, sizes, count):
+    total = sum(sizes)
+    streams = [Stream(n, Purpose.DIRECTION, n) for n in range(count)]
+    scalars = [0.1 * (n + 1) for n in range(count)]
+    expected = np.zeros(total, dtype=f32)
+    for stream, scalar in zip(streams, scalars, strict=True):
+        expected = expected + f32(scalar) * direction(stream, total, distribution).numpy()
+    start = np.random.default_rng(0).standard_normal(total).astype(f32)
+    weights = [part.clone() for part in torch.from_numpy(start).split(sizes)]
+    accumulate_(weights, streams, scalars, distribution)
+    assert np.array_equal(torch.cat(weights).numpy(), start + expected)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_entries_have_mean_zero_and_variance_one(distribution):
+    n = 1 << 18
+    z = direction(Stream(1, 4), n, distribution).double()
+    assert abs(z.mean()) < 5 / math.sqrt(n)
+    assert abs((z**2).mean() - 1) < 5 * math.sqrt(2 / n)
+    kurtosis, deviation = (1.0, 1e-9) if distribution == "rademacher" else (3.0, math.sqrt(96 / n))
+    assert abs((z**4).mean() - kurtosis) < 5 * deviation
+
+
+def test_gaussians_pass_a_chi_square():
+    """64 equally likely intervals, 63 degrees of freedom; the bound is 5 deviations."""
+    n = 1 << 18
+    z = direction(Stream(1, 4), n, "gaussian").double()
+    chance = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    counts = torch.bincount((chance * 64).long(), minlength=64).double()
+    assert abs(((counts - n / 64) ** 2 / (n / 64)).sum() - 63) < 5 * math.sqrt(126)
+
+
+def test_bad_input_changes_nothing():
+    weights = [torch.ones(5)]
+    with pytest.raises(UserError, match="finite"):
+        perturb_(weights, Stream(1, 4), float("inf"))
+    with pytest.raises(UserError, match="1 scalars for 2"):
+        accumulate_(weights, [Stream(1, 4), Stream(2, 4)], [1.0])
+    assert torch.equal(weights[0], torch.ones(5))

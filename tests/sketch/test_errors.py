@@ -1,0 +1,99 @@
+"""Bad input: one sentence, and nothing modified."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fullfed.errors import UserError
+from fullfed.sketch import NormalBasis, SignBasis
+
+SIGN = SignBasis(seed=1, round=1, coordinates=4)
+NORMAL = NormalBasis(seed=1, round=1, blocks=(range(0, 1), range(1, 2)), coordinates=(2, 1))
+
+
+def model():
+    return [torch.ones(3, 2), torch.ones(5)]
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_basis_needs_a_coordinate(count):
+    with pytest.raises(UserError, match="at least 1"):
+        SignBasis(seed=1, round=1, coordinates=count)
+    with pytest.raises(UserError, match="at least 1"):
+        NormalBasis(seed=1, round=1, blocks=(range(1),), coordinates=(count,))
+
+
+@pytest.mark.parametrize("blocks", [(range(1), range(2, 3)), (range(1, 2), range(1)), (range(2),)])
+def test_blocks_must_cover_the_tensors_in_order(blocks):
+    with pytest.raises(UserError):
+        NormalBasis(seed=1, round=1, blocks=blocks, coordinates=(1, 1))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("basis", [SIGN, NORMAL])
+def test_a_change_that_is_not_finite(basis, bad):
+    after = model()
+    after[1][3] = bad
+    with pytest.raises(UserError, match="not finite"):
+        basis.project(after)
+    with pytest.raises(UserError, match="not finite"):
+        basis.project(after, before=model())
+
+
+@pytest.mark.parametrize("basis", [SIGN, NORMAL])
+@pytest.mark.parametrize(
+    ("delta", "before", "message"),
+    [
+        ([], None, "at least one tensor"),
+        ([torch.ones(6), torch.ones(5).int()], None, "tensor 1 is torch.int32"),
+        ([torch.ones(6), torch.ones(5, device="meta")], None, "one device"),
+        (model(), model()[:1], "2 tensors after training but 1 before"),
+        (model(), [torch.ones(6), torch.ones(5)], "tensor 0"),
+    ],
+)
+def test_tensors_that_cannot_be_projected(basis, delta, before, message):
+    with pytest.raises(UserError, match=message):
+        basis.project(delta, before=before)
+
+
+def test_more_coordinates_than_elements():
+    with pytest.raises(UserError, match="4 coordinates for a model of 3 elements"):
+        SIGN.project([torch.ones(3)])
+    with pytest.raises(UserError, match="block 0 has 1 elements but 2 coordinates"):
+        NORMAL.project([torch.ones(1), torch.ones(5)])
+    with pytest.raises(UserError, match="1 tensors for a basis over 2"):
+        NORMAL.project([torch.ones(9)])
+
+
+@pytest.mark.parametrize(("basis", "count"), [(SIGN, 4), (NORMAL, 3)])
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda y: y[:-1], {}),
+        (lambda y: y[None], {}),
+        (lambda y: y.double(), {}),
+        (lambda y: y * float("nan"), {}),
+        (lambda y: y, {"scale": float("inf")}),
+        (lambda y: y, {"scale": 1e39}),
+        (lambda y: y, {"backend": "abacus"}),
+    ],
+)
+def test_bad_reconstructions_change_nothing(basis, count, change, options):
+    weights = model()
+    with pytest.raises(UserError):
+        basis.reconstruct_(weights, change(torch.ones(count)), **options)
+    assert all(torch.equal(a, b) for a, b in zip(weights, model(), strict=True))
+
+
+def test_weights_must_be_one_finite_number_a_tensor():
+    for weights in ([1.0], [1.0, float("nan")]):
+        with pytest.raises(UserError, match="one finite number each"):
+            SIGN.project(model(), weights=weights)
+        with pytest.raises(UserError, match="one finite number each"):
+            SIGN.reconstruct_(model(), torch.ones(4), inverse=weights)
+
+
+def test_a_device_without_a_backend_says_so():
+    with pytest.raises(UserError, match="no sketch backend for device meta"):
+        SIGN.project([torch.ones(9, device="meta")])

@@ -1,0 +1,161 @@
+"""The sign basis: the specification, exact algebra, statistics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sketch.oracle import sign_project, sign_reconstruct
+
+from fullfed.sketch import SignBasis
+from fullfed.sketch.layout import fields
+
+BACKENDS = ["reference", "numba"]
+
+
+def noise(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(count).astype(np.float32))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 400), st.data())
+def test_both_operations_are_the_specification(backend, elements, data):
+    k = data.draw(st.integers(1, elements))
+    basis = SignBasis(seed=elements, round=k, coordinates=k, owner=7)
+    delta = noise(elements)
+    y = basis.project([delta], backend=backend)
+    assert y.dtype == torch.float32
+    assert np.array_equal(y.numpy(), sign_project(basis, delta.numpy()))
+    weights = noise(elements, 1)
+    expected = sign_reconstruct(basis, weights.numpy(), y.numpy(), 0.3)
+    basis.reconstruct_([weights], y, scale=0.3, backend=backend)
+    assert np.array_equal(weights.numpy(), expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**64 - 1))
+def test_columns_are_orthogonal_and_of_equal_length_when_k_divides_d(k, multiple, seed):
+    """V'V = (d / K) I exactly, for every element equally loaded."""
+    d, basis = k * multiple, SignBasis(seed=seed, round=0, coordinates=k)
+    for column in range(min(k, 3)):
+        y, vector = torch.zeros(k), torch.zeros(d)
+        y[column] = 1.0
+        basis.reconstruct_([vector], y)
+        assert torch.equal(basis.project([vector]), y * multiple)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=6), st.data())
+def test_only_the_order_of_elements_matters_not_the_tensors_they_are_in(sizes, data):
+    total = sum(sizes)
+    if total == 0:
+        return
+    basis = SignBasis(seed=5, round=1, coordinates=data.draw(st.integers(1, total)))
+    whole = noise(total)
+    parts = [part.clone() for part in whole.split(sizes)]
+    y = basis.project([whole])
+    assert torch.equal(y, basis.project(parts))
+    basis.reconstruct_(parts, y, scale=0.5)
+    basis.reconstruct_([whole], y, scale=0.5)
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_before_and_after_is_the_same_as_their_difference(dtype):
+    before = [noise(5000).to(dtype).view(50, 100), noise(77, 3).to(dtype)]
+    after = [tensor + 1e-2 for tensor in before]
+    basis = SignBasis(seed=1, round=1, coordinates=300)
+    difference = [a.float() - b.float() for a, b in zip(after, before, strict=True)]
+    assert torch.equal(basis.project(after, before=before), basis.project(difference))
+
+
+def test_a_weight_multiplies_on_one_side_and_its_inverse_on_the_other():
+    parts, weights = [noise(900), noise(100, 1)], [0.3, 7.0]
+    basis = SignBasis(seed=1, round=1, coordinates=64)
+    y = basis.project(parts, weights=weights)
+    scaled = [p * np.float32(w) for p, w in zip(parts, weights, strict=True)]
+    assert torch.equal(y, basis.project(scaled))
+    plain, weighted = ([torch.zeros(900), torch.zeros(100)] for _ in range(2))
+    basis.reconstruct_(weighted, y, scale=0.1, inverse=[1 / w for w in weights])
+    for number, weight in enumerate(weights):
+        factor = float(np.float32(0.1) * np.float32(1 / weight))
+        basis.reconstruct_(plain, y, scale=factor)
+        assert torch.equal(weighted[number], plain[number])
+        plain = [torch.zeros(900), torch.zeros(100)]
+
+
+def test_reconstruction_is_unbiased_with_the_expected_error():
+    """Means over 400 rounds; bounds are 5 standard errors.
+
+    Relative squared error: mean d / K - 1 (here 19), from the identity V'V = (d / K) I. The
+    estimate's mean over n rounds differs from delta by sqrt((d / K - 1) / n) of its length.
+    """
+    d, k, rounds = 2000, 100, 400
+    delta = noise(d, 4).double()
+    delta *= torch.linspace(0, 3, d)  # uneven, so that bias somewhere would show
+    errors, total = [], torch.zeros(d, dtype=torch.float64)
+    energies = []
+    for number in range(rounds):
+        basis = SignBasis(seed=9, round=number, coordinates=k)
+        estimate = torch.zeros(d)
+        y = basis.project([delta.float()])
+        basis.reconstruct_([estimate], y)
+        errors.append(float(((estimate - delta) ** 2).sum() / (delta**2).sum()))
+        energies.append(float((y.double() ** 2).sum() / (delta**2).sum()))
+        total += estimate
+    for values, expected in ((errors, d / k - 1), (energies, 1.0)):
+        assert abs(np.mean(values) - expected) < 5 * np.std(values) / math.sqrt(rounds)
+    bias = float((total / rounds - delta).norm() / delta.norm())
+    assert bias == pytest.approx(math.sqrt((d / k - 1) / rounds), rel=0.15)
+
+
+def test_signs_are_fair_and_unrelated_between_rounds_owners_and_seeds():
+    """Sums of n signs are normal with deviation sqrt(n); bounds are 5 deviations."""
+    n = 1 << 16
+
+    def signs(seed, number, owner):
+        stream = SignBasis(seed=seed, round=number, owner=owner, coordinates=n // 128).rows.signs
+        return 1.0 - 2.0 * fields(stream, 1, n // 128, 0, 128).reshape(-1).astype(np.float64)
+
+    base = signs(1, 2, 3)
+    assert abs(base.sum()) < 5 * math.sqrt(n)
+    for lag in (1, 2, 128, n // 128):
+        assert abs((base[lag:] * base[:-lag]).sum()) < 5 * math.sqrt(n)
+    for other in (signs(2, 2, 3), signs(1, 3, 3), signs(1, 2, 4)):
+        assert abs((base * other).sum()) < 5 * math.sqrt(n)
+
+
+def test_bytes_of_signs_pass_a_chi_square():
+    """255 degrees of freedom: mean 255, deviation sqrt(510); the bound is 5 deviations."""
+    octets = fields(SignBasis(seed=1, round=1, coordinates=1024).rows.signs, 1, 1024, 0, 512)
+    counts = np.bincount(np.packbits(octets.astype(np.uint8)), minlength=256)
+    expected = counts.sum() / 256
+    assert abs(((counts - expected) ** 2 / expected).sum() - 255) < 5 * math.sqrt(510)
+
+
+def test_one_column_of_a_matrix_is_spread_over_the_coordinates():
+    """Rows as long as a basis row: without rotation a column would be one coordinate.
+
+    A chi-square of the loads of K = 256 coordinates, bound 5 deviations.
+    """
+    k, rows = 256, 20000
+    y = torch.zeros(k, dtype=torch.float64)
+    matrix = torch.zeros(rows, k)
+    matrix[:, 17] = 1.0
+    turns = torch.zeros(rows, k)
+    basis = SignBasis(seed=1, round=1, coordinates=k)
+    for column in range(k):
+        unit = torch.zeros(k)
+        unit[column] = 1.0
+        turns.zero_()
+        basis.reconstruct_([turns], unit)
+        y[column] = (turns[:, 17] != 0).sum()
+    expected = rows / k
+    assert float(y.sum()) == rows
+    statistic = float(((y - expected) ** 2 / expected).sum())
+    assert abs(statistic - (k - 1)) < 5 * math.sqrt(2 * (k - 1))
