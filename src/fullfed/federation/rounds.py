@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import Report, Update, encode
@@ -62,7 +64,8 @@ def run_round(
         on_arrival: called with each arrival, for progress.
 
     Raises:
-        UserError: no client sent a usable report; names the first reason.
+        UserError: no client sent a usable report (names the first reason), or their mean is not
+            finite.
     """
     started = time.perf_counter()
     plans = method.plans(round, last)
@@ -72,12 +75,19 @@ def run_round(
     reports = account.of_reports(inbox.in_client_order(arrivals))
     first = next(reports, None)
     if first is None:
+        if not inbox.refused:
+            raise UserError(f"round {round}: no client answered; mend the cause and resume.")
         client, reason = inbox.refused[0]
         raise UserError(
             f"round {round}: no client sent a usable report (client {client}: {reason}); "
             "mend the cause and resume."
         )
     update = method.merge(plans, itertools.chain([first], reports), last)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in update.tensors.values()):
+        raise UserError(
+            f"round {round}: the clients' mean overflows; lower local.learning_rate or set "
+            "local.clip, and start again."
+        )
     return RoundResult(
         update=update,
         merged=tuple(sorted(inbox.accepted)),

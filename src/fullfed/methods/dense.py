@@ -71,7 +71,7 @@ class Dense:
                 if name in mean:
                     mean[name].lerp_(tensor.float(), weight / total)
                 else:
-                    mean[name] = tensor.float()
+                    mean[name] = tensor.to(torch.float32, copy=True)
         return Payload(
             tensors={name: tensor.to(DTYPES[self.dtype]) for name, tensor in mean.items()},
         )

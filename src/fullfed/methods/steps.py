@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
-from fullfed.federation.messages import Plan, Report, Update, Value, number
+from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
 from fullfed.sketch import Purpose, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
 
 _FIRST_RANK = 1000.0  # before anything was measured; see docs/server-step.md
 _MEMORY = 0.5  # weight of earlier rounds in the logarithm of the rank
+_LARGEST = 1e100  # of a measurement: products and sums of such are finite
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class CurvatureStep:
 
     def check(self, report: Report) -> None:
         for name in ("energy", "gain", "trace"):
-            number(report, name)
+            if abs(number(report, name)) > _LARGEST:
+                raise MessageError(f"the report's value {name!r} is larger than {_LARGEST:g}")
 
     def decide(
         self, reports: Sequence[Report], energy: float | None, last: Update | None
