@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.errors import UserError
-from fullfed.federation.messages import Update
+from fullfed.federation.messages import MessageError, Update
 from fullfed.federation.method import Method
 from fullfed.files import write_atomically
 
@@ -36,15 +36,21 @@ class Replica:
         """Go from version ``update.round`` to the next.
 
         Raises:
-            UserError: the update is for another version.
+            UserError: the update is for another version, another model or another method.
         """
         if update.round != self.version:
             raise UserError(
                 f"update {update.round} does not follow model version {self.version}; "
                 "replay the log from the base model."
             )
-        with torch.no_grad():
-            self._method.apply(self.model, update)
+        try:
+            with torch.no_grad():
+                self._method.apply(self.model, update)
+        except (KeyError, RuntimeError, MessageError) as error:
+            raise UserError(
+                f"update {update.round} does not fit the model and the method; "
+                "restore the log and the recipe that belong together."
+            ) from error
         self.version += 1
 
     def state(self) -> dict[str, Tensor]:
@@ -63,7 +69,7 @@ class Replica:
     def save_snapshot(self, path: Path) -> None:
         """Write parameters and version to a safetensors file, atomically."""
         state = {name: p.detach().cpu().contiguous() for name, p in self.state().items()}
-        about = json.dumps({"version": self.version, "hash": content_hash(state)})
+        about = json.dumps({"version": self.version, "hash": _snapshot_hash(self.version, state)})
         write_atomically(path, safetensors.torch.save(state, metadata={"fullfed": about}))
 
     def load_snapshot(self, path: Path) -> None:
@@ -75,19 +81,20 @@ class Replica:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 about = json.loads(file.metadata()["fullfed"])
+                version, recorded = int(about["version"]), about["hash"]
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: this is not a snapshot; delete it and resume.") from error
         mine = self.state()
-        if {n: p.shape for n, p in mine.items()} != {n: t.shape for n, t in state.items()}:
+        if _kinds(mine) != _kinds(state):
             raise UserError(f"{path}: the snapshot is of another model; delete it and resume.")
         ordered = {name: state[name] for name in mine}
-        if content_hash(ordered) != about["hash"]:
+        if _snapshot_hash(version, ordered) != recorded:
             raise UserError(f"{path}: the snapshot's content was changed; delete it and resume.")
         with torch.no_grad():
             for name, parameter in mine.items():
                 parameter.copy_(ordered[name])
-        self.version = int(about["version"])
+        self.version = version
 
 
 def content_hash(state: Mapping[str, Tensor]) -> str:
@@ -98,3 +105,11 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(flat.numpy().data)
     return digest.hexdigest()
+
+
+def _snapshot_hash(version: int, state: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{version} {content_hash(state)}".encode()).hexdigest()
+
+
+def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
