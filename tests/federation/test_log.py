@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.errors import UserError
@@ -52,6 +52,7 @@ def test_records_are_read_back_by_the_writer_and_by_a_reader(path: Path) -> None
     assert contents(path) == [*RECORDS, b"after reading"]
 
 
+@settings(max_examples=30)
 @given(sessions=st.lists(st.lists(st.binary(max_size=40), max_size=3), max_size=4))
 def test_a_log_written_in_several_sessions_is_the_log_written_in_one(
     tmp_path_factory: pytest.TempPathFactory, sessions: list[list[bytes]]

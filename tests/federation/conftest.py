@@ -1,0 +1,62 @@
+"""A federation of five clients on a model of two small tensors, for tests without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fullfed.methods.composition import Composition
+from fullfed.methods.fedavg import FedAvgOptions
+from fullfed.methods.fedavg import build as build_fedavg
+from fullfed.methods.ferret import FerretOptions
+from fullfed.methods.ferret import build as build_ferret
+from fullfed.methods.setting import LocalWork, Setting
+from fullfed.training.first_order import FirstOrder
+
+SETTING = Setting(
+    seed=7,
+    clients=5,
+    cohort_size=5,
+    merge_weights="samples",
+    optimizer=FirstOrder("sgd", 0.1),
+    work=LocalWork(batch_size=2, steps=1),
+    shapes={"matrix": torch.Size([4, 5]), "vector": torch.Size([3])},
+)
+
+
+def make_fedavg(**options: object) -> Composition:
+    return build_fedavg(SETTING, FedAvgOptions(**options))  # type: ignore[arg-type]
+
+
+def make_ferret(**options: object) -> Composition:
+    return build_ferret(SETTING, FerretOptions(**({"coordinates": 8} | options)))  # type: ignore[arg-type]
+
+
+METHODS: dict[str, Callable[[], Composition]] = {
+    "fedavg": make_fedavg,
+    "fedavg in bfloat16": lambda: make_fedavg(precision="bfloat16"),
+    "ferret": make_ferret,
+    "ferret with a constant step": lambda: make_ferret(server_step=0.5),
+    "ferret with each client's own directions": lambda: make_ferret(seeds="client"),
+    "ferret with the paper's directions": lambda: make_ferret(basis="normal"),
+}
+
+
+@pytest.fixture(params=METHODS, scope="module")
+def method(request: pytest.FixtureRequest) -> Composition:
+    """Each method in turn."""
+    return METHODS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def ferret() -> Composition:
+    """Ferret with eight coordinates and the automatic step."""
+    return make_ferret()
+
+
+@pytest.fixture(scope="module")
+def fedavg() -> Composition:
+    """FedAvg in float32."""
+    return make_fedavg()

@@ -1,0 +1,307 @@
+"""The inbox: one valid report a client gets in, whatever arrives and in whatever order."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fullfed.errors import UserError
+from fullfed.federation.inbox import Arrival, Inbox
+from fullfed.federation.messages import Plan, Report, Update, decode, encode
+from fullfed.federation.method import Method
+from fullfed.federation.rounds import RoundResult, run_round
+from fullfed.methods.composition import Composition
+from fullfed.methods.dense import Dense
+
+CLIENTS = range(5)
+SHAPES = {"matrix": (4, 5), "vector": (3,)}
+
+
+def honest(method: Composition, client: int, **changes: Any) -> Report:
+    """What the client would report in round 0, with numbers of its own."""
+    generator = torch.Generator().manual_seed(client)
+    codec = method.codec
+    if isinstance(codec, Dense):
+        dtype = torch.float32 if codec.dtype == "float32" else torch.bfloat16
+        tensors = {
+            name: torch.randn(shape, generator=generator).to(dtype)
+            for name, shape in SHAPES.items()
+        }
+    else:
+        tensors = {"coordinates": torch.randn(8, generator=generator)}
+    values = {"energy": 4.0 + client / 9, "gain": 0.5 + client / 7, "trace": 11.0 - client / 3}
+    report = Report(0, client, 3 + client, 2.0 + client / 10, values, tensors)
+    return replace(report, **changes)
+
+
+class Post:
+    """An engine that brings what it was given, whatever the plans."""
+
+    def __init__(self, arrivals: Sequence[Arrival]) -> None:
+        self.arrivals = arrivals
+
+    def exchange(self, plans: object) -> Any:
+        yield from self.arrivals
+
+
+def arrival(method: Composition, client: int, **changes: Any) -> Arrival:
+    return Arrival(client, encode(honest(method, client, **changes)))
+
+
+def merged(method: Method, arrivals: Sequence[Arrival]) -> RoundResult:
+    return run_round(method, Post(arrivals), 0, None)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(order=st.permutations(CLIENTS))
+def test_the_update_is_the_same_bytes_whatever_order_reports_arrive_in(
+    method: Composition, order: list[int]
+) -> None:
+    sent = {client: arrival(method, client) for client in CLIENTS}
+    in_order = merged(method, [sent[client] for client in CLIENTS])
+    shuffled = merged(method, [sent[client] for client in order])
+    assert encode(shuffled.update) == encode(in_order.update)
+    assert shuffled.merged == in_order.merged == tuple(CLIENTS)
+    assert shuffled.loss == in_order.loss == pytest.approx(2.2)
+    assert shuffled.up == in_order.up
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(
+    order=st.permutations([*CLIENTS, *CLIENTS, 9]),
+    silent=st.sets(st.sampled_from(CLIENTS), max_size=4),
+)
+def test_the_update_is_that_of_the_good_reports_alone(
+    method: Composition, order: list[int], silent: set[int]
+) -> None:
+    """Strangers, second reports and failures change nothing, wherever in the order they come."""
+    good = [client for client in CLIENTS if client not in silent]
+    first: set[int] = set()
+    arrivals = []
+    for client in order:
+        if client in silent:
+            arrivals.append(Arrival(client, None, failure="out of memory"))
+        elif client in first or client == 9:
+            arrivals.append(arrival(method, client, samples=999))
+        else:
+            arrivals.append(arrival(method, client))
+        first.add(client)
+    result = merged(method, arrivals)
+    alone = merged(method, [arrival(method, client) for client in good])
+    assert encode(result.update) == encode(alone.update)
+    assert result.merged == tuple(good)
+    assert len(result.refused) == len(order) - len(good)
+
+
+def test_a_merge_leaves_the_reports_as_they_are(method: Composition) -> None:
+    reports = [honest(method, client) for client in CLIENTS]
+    before = [encode(report) for report in reports]
+    first = method.merge(method.plans(0, None), reports, None)
+    again = method.merge(method.plans(0, None), reports, None)
+    assert [encode(report) for report in reports] == before
+    assert encode(first) == encode(again)
+
+
+def refusal(method: Composition, arrivals: Sequence[Arrival]) -> str:
+    """The one reason given, where client 4 has sent an honest report as well."""
+    inbox = Inbox(method, method.plans(0, None))
+    let_in = list(inbox.in_client_order([*arrivals, arrival(method, 4)]))
+    assert [report.client for report in let_in][-1] == 4
+    ((_, reason),) = inbox.refused
+    return reason
+
+
+def test_a_client_that_was_not_asked_is_refused(method: Composition) -> None:
+    assert refusal(method, [arrival(method, 6)]) == "the client is not in this round's cohort"
+
+
+def test_a_second_report_is_refused(method: Composition) -> None:
+    twice = [arrival(method, 2), arrival(method, 2)]
+    assert refusal(method, twice) == "the client has answered this plan already"
+
+
+def test_a_report_after_a_refused_one_is_refused(method: Composition) -> None:
+    inbox = Inbox(method, method.plans(0, None))
+    assert not list(inbox.in_client_order([Arrival(2, b"junk"), arrival(method, 2)]))
+    assert [client for client, _ in inbox.refused] == [2, 2]
+
+
+def test_a_report_for_another_round_is_refused(method: Composition) -> None:
+    late = refusal(method, [arrival(method, 2, round=3)])
+    assert late == "the report is for round 3, not 0"
+
+
+def test_a_report_in_anothers_name_is_refused(method: Composition) -> None:
+    forged = Arrival(2, encode(honest(method, 3)))
+    assert refusal(method, [forged]) == "the report claims to be client 3's"
+
+
+def test_a_report_without_samples_is_refused(method: Composition) -> None:
+    idle = refusal(method, [arrival(method, 2, samples=0)])
+    assert idle == "the report says that no sample was used"
+
+
+def test_a_failed_visit_is_refused_with_its_reason(method: Composition) -> None:
+    failed = Arrival(2, None, failure="the training loss is not finite")
+    assert refusal(method, [failed]) == "the training loss is not finite"
+
+
+def test_a_message_that_is_not_a_report_is_refused(method: Composition) -> None:
+    plan = Arrival(2, encode(Plan(0, 2)))
+    assert refusal(method, [plan]) == "the message is not a report"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_refused(method: Composition, bad: float) -> None:
+    report = honest(method, 2)
+    name, tensor = next(iter(report.tensors.items()))
+    tensor.view(-1)[1] = bad
+    reason = refusal(method, [Arrival(2, encode(report))])
+    assert reason == f"the message's tensor {name!r} holds a number that is not finite"
+
+
+def test_a_report_longer_than_an_honest_one_can_be_is_refused(method: Composition) -> None:
+    report = honest(method, 2)
+    values = {**report.values, "novel": "It was a dark night. " * 1000}
+    reason = refusal(method, [Arrival(2, encode(replace(report, values=values)))])
+    assert "more than the" in reason
+
+
+def test_a_header_that_claims_a_terabyte_is_refused(method: Composition) -> None:
+    claim = Arrival(2, struct.pack("<Q", 1 << 40) + b"{}")
+    assert refusal(method, [claim]) == "the message is shorter than its header says"
+
+
+def test_tensors_that_do_not_fit_the_plan_are_refused(method: Composition) -> None:
+    report = honest(method, 2)
+    (name, tensor), *others = report.tensors.items()
+    rest = dict(others)
+    for wrong in (
+        {},
+        {**report.tensors, "more": torch.zeros(1)},
+        {"other": tensor, **rest},
+        {name: tensor[:-1].clone(), **rest},
+        {name: tensor.unsqueeze(0), **rest},
+        {name: tensor.double(), **rest},
+        {name: tensor.to(torch.int8), **rest},
+    ):
+        reason = refusal(method, [Arrival(2, encode(replace(report, tensors=wrong)))])
+        assert reason.startswith("the report")
+        assert "\n" not in reason
+
+
+@pytest.mark.parametrize("name", ["energy", "gain", "trace"])
+@pytest.mark.parametrize("value", [None, "3", [1.0]])
+def test_what_the_automatic_step_needs_is_asked_for(
+    ferret: Composition, name: str, value: Any
+) -> None:
+    values = {**honest(ferret, 2).values, name: value}
+    reason = refusal(ferret, [arrival(ferret, 2, values=values)])
+    assert reason == f"the report's value {name!r} is not a finite number"
+
+
+HUGE = st.sampled_from([-1.7e308, -1e200, -1.0, -5e-324, 0.0, 5e-324, 1e-30, 1.0, 1e200, 1.7e308])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(measured=st.lists(st.tuples(HUGE, HUGE, HUGE), min_size=1, max_size=2))
+def test_no_measurements_whatever_make_a_step_that_is_no_step(
+    ferret: Composition, measured: list[tuple[float, float, float]]
+) -> None:
+    arrivals = [arrival(ferret, 4)]
+    for client, (energy, gain, trace) in enumerate(measured):
+        values = {"energy": energy, "gain": gain, "trace": trace}
+        arrivals.append(arrival(ferret, client, values=values))
+    update = merged(ferret, arrivals).update
+    assert 0 < update.values["server_step"] <= 1  # type: ignore[operator]
+    assert decode(encode(update), Update).values == update.values
+
+
+def extreme(method: Composition) -> list[Arrival]:
+    """Two reports of the largest numbers there are, with opposite signs."""
+    arrivals = []
+    for client, sign in ((0, 1), (1, -1)):
+        report = honest(method, client)
+        tensors = {
+            name: torch.full_like(tensor, sign * torch.finfo(tensor.dtype).max)
+            for name, tensor in report.tensors.items()
+        }
+        arrivals.append(Arrival(client, encode(replace(report, tensors=tensors))))
+    return arrivals
+
+
+def test_no_reports_whatever_make_an_update_that_is_not_finite(method: Composition) -> None:
+    """In the log it could never be taken back."""
+    try:
+        update = merged(method, extreme(method)).update
+    except UserError:
+        return
+    assert encode(decode(encode(update), Update)) == encode(update)
+
+
+def test_weights_whose_mean_overflows_end_the_run_in_one_sentence(fedavg: Composition) -> None:
+    with pytest.raises(UserError, match="round 0: the clients' mean overflows"):
+        merged(fedavg, extreme(fedavg))
+
+
+def test_a_round_in_which_nobody_could_work_names_the_first_reason(method: Composition) -> None:
+    arrivals = [Arrival(3, None, failure="out of memory"), Arrival(1, b"junk")]
+    with pytest.raises(UserError, match=r"round 0: no client .*\(client 3: out of memory\)"):
+        merged(method, arrivals)
+
+
+def test_a_round_in_which_nobody_answered_says_so(method: Composition) -> None:
+    with pytest.raises(UserError, match="round 0: no client answered"):
+        merged(method, [])
+
+
+def test_the_account_counts_every_byte_that_was_received(method: Composition) -> None:
+    arrivals = [
+        arrival(method, 0),
+        arrival(method, 0),
+        Arrival(1, b"junk", train_seconds=2.0, encode_seconds=0.5),
+        Arrival(2, None, failure="out of memory", train_seconds=1.0),
+        Arrival(9, b"from a stranger"),
+    ]
+    result = merged(method, arrivals)
+    once = len(encode(honest(method, 0)))
+    assert result.up == {0: 2 * once, 1: 4, 2: 0, 9: 15}
+    assert result.plans == {p.client: len(encode(p)) for p in method.plans(0, None)}
+    assert (result.train_seconds, result.encode_seconds) == (3.0, 0.5)
+    assert [client for client, _ in result.refused] == [0, 1, 2, 9]
+
+
+def test_every_arrival_is_shown_as_it_comes(method: Composition) -> None:
+    arrivals = [arrival(method, client) for client in (3, 0, 4)]
+    seen: list[Arrival] = []
+    run_round(method, Post(arrivals), 0, None, seen.append)
+    assert seen == arrivals
+
+
+def test_reports_that_come_in_order_are_handed_on_at_once(method: Composition) -> None:
+    """So that one report is in memory at a time, however large the cohort."""
+    inbox = Inbox(method, method.plans(0, None))
+    handed_on = []
+
+    def arrive() -> Any:
+        for client in CLIENTS:
+            assert len(handed_on) == client
+            yield arrival(method, client)
+
+    for report in inbox.in_client_order(arrive()):
+        handed_on.append(report.client)
+    assert handed_on == list(CLIENTS)
+
+
+def test_the_update_takes_the_round_of_the_plans(method: Composition) -> None:
+    last = Update(3, {"rank": 100.0, "energies": [1.0, 2.0]})
+    arrivals = [arrival(method, client, round=4) for client in CLIENTS]
+    assert run_round(method, Post(arrivals), 4, last).update.round == 4
