@@ -13,7 +13,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @st.composite
 def tensors(draw: st.DrawFn) -> list[torch.Tensor]:
-    """One to four tensors of mixed dtypes and sizes, some transposed, some of one element or none."""
+    """One to four tensors, mixed dtypes and sizes, some transposed, some of one element or none."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     model = []
     for _ in range(draw(st.integers(1, 4))):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sketch.models import copies, same_bits, tensors
 
 from fullfed.sketch import (
     NormalBasis,
@@ -22,6 +21,7 @@ from fullfed.sketch import (
 )
 from fullfed.sketch.backends import Direction, Rows
 from fullfed.sketch.entries import NORMALS, SIGNS, truncated
+from sketch.models import copies, same_bits, tensors
 
 scales = st.floats(-4, 4, width=32)
 words = st.integers(0, 2**32 - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sketch.oracle import f32, field, truncated_exact
 
 from fullfed.sketch import NormalBasis, Purpose, RademacherBasis, Stream
 from fullfed.sketch.series import second_moment
+from sketch.oracle import f32, field, truncated_exact
 
 BASES = [NormalBasis, RademacherBasis]
 
@@ -30,7 +31,7 @@ def vectors(basis, block_sizes) -> list[np.ndarray]:
     ends = np.cumsum((0, *basis.coordinates))
     return [
         np.stack([blocks[k][number] for k in range(low, high)])
-        for number, (low, high) in enumerate(zip(ends, ends[1:], strict=False))
+        for number, (low, high) in enumerate(itertools.pairwise(ends))
     ]
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sketch.oracle import f32, field
 
 from fullfed.errors import UserError
 from fullfed.sketch import Purpose, Stream, accumulate_, perturb_
 from fullfed.sketch.entries import normals
+from sketch.oracle import f32, field
 
 DISTRIBUTIONS = ["rademacher", "gaussian"]
 

@@ -51,7 +51,7 @@ def test_words_are_random_access_beyond_32_bit_counters(stream, start, count):
 
 
 def test_every_part_of_a_name_changes_the_stream():
-    base = dict(seed=1, purpose=Purpose.SIGNS, round=2, owner=3, block=4)
+    base = {"seed": 1, "purpose": Purpose.SIGNS, "round": 2, "owner": 3, "block": 4}
     changes = [{}] + [{name: base[name] + 1} for name in base] + [{"seed": 1 + 2**32}]
     seen = {tuple(Stream(**{**base, **change}).words(4)) for change in changes}
     assert len(seen) == len(changes)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sketch.oracle import field
 
 from fullfed.sketch import Stream
 from fullfed.sketch.layout import fields, rotations
+from sketch.oracle import field
 
 
 @settings(max_examples=40, deadline=None)

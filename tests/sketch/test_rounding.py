@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import torch
-from sketch.oracle import f32, field
 
 from fullfed.sketch import SHARED, Purpose, SignBasis, Stream
 from fullfed.sketch.pieces import Rounding
+from sketch.oracle import f32, field
 
 
 def test_rounding_follows_the_specified_bits():

@@ -7,10 +7,10 @@ from statistics import NormalDist
 import mpmath
 import numpy as np
 import pytest
-from sketch.oracle import truncated_exact
 
 from fullfed.sketch.entries import normals, truncated_normals
 from fullfed.sketch.series import inverse_cdf, second_moment
+from sketch.oracle import truncated_exact
 
 SIZES = [1, 2, 3, 7, 64, 1000, 4099, 10**6, 2**26, 10**9, 2**40]
 

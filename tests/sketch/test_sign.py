@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sketch.oracle import sign_project, sign_reconstruct
 
 from fullfed.sketch import SignBasis
 from fullfed.sketch.layout import fields
+from sketch.oracle import sign_project, sign_reconstruct
 
 BACKENDS = ["reference", "numba"]
 
