@@ -24,10 +24,12 @@ class ModelTable(_Table):
     """The base model everybody holds.
 
     path: a folder or hub name that transformers loads, or "builtin" for the embedded one.
+    dtype: of the replicas, in training too. device: "auto" is a GPU if there is one.
     """
 
     path: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
 
 class DataTable(_Table):

@@ -35,15 +35,15 @@ class FerretOptions:
         coordinates: K, the numbers a client sends; or instead of it
         upload: the bytes of a client's report, such as "32KiB".
         basis: "sign" or "normal".
-        seeds: "shared" directions (the update is K numbers) or each "client"'s own (less
-            noise, and K numbers for each client of the cohort to download).
+        seeds: each "client"'s own directions, as in the paper (noise averages out; everybody
+            downloads K numbers for each client of the cohort), or "shared" ones (K numbers).
         server_step: how much of the reconstruction is applied, or "auto".
     """
 
     coordinates: int | None = None
     upload: str | None = None
     basis: Literal["sign", "normal"] = "sign"
-    seeds: Literal["shared", "client"] = "shared"
+    seeds: Literal["client", "shared"] = "client"
     server_step: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
@@ -81,13 +81,17 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
             f"method.coordinates: {count} coordinates for a model of {setting.elements} "
             "parameters; ask for at most one per parameter."
         )
-    averaged = count if options.seeds == "shared" else count * setting.cohort_size
-    step = options.server_step
+    shared = options.seeds == "shared"
+    step = (
+        CurvatureStep(setting.seed, count, setting.cohort_size, shared)
+        if options.server_step == "auto"
+        else ConstantStep(float(options.server_step))
+    )
     return Composition(
         setting=setting,
         scope=Everything(),
         codec=Sketched(_family(setting, options, count), options.seeds),
-        step=CurvatureStep(setting.seed, averaged) if step == "auto" else ConstantStep(float(step)),
+        step=step,
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
     )
 

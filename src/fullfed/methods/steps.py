@@ -13,11 +13,13 @@ from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
-from fullfed.sketch import Purpose, Stream, perturb_
+from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
 
 _FIRST_RANK = 1000.0  # before anything was measured; see docs/server-step.md
-_MEMORY = 0.5  # weight of earlier rounds in the logarithm of the rank
+_FIRST_AGREEMENT = 0.3
+_MEMORY = 0.5  # weight of earlier rounds in both
+_COMMON_COORDINATES = 16  # enough for ||mean delta||**2 within a third, less over the rounds
 _LARGEST = 1e100  # of a measurement: products and sums of such are finite
 
 
@@ -82,20 +84,29 @@ class CurvatureStep:
     """s = K / (K + r): the step that loses least to reconstruction noise.
 
     Where FedAvg's own step is near its best and gains G, a step s gains G (2 s - s**2). The
-    noise of a reconstruction has the energy ||delta||**2 / K on every element and costs
-    s**2 / 2 * tr(H) * ||delta||**2 / K. The sum is best at s = K / (K + r) with the task's
-    effective rank r = tr(H) ||delta||**2 / (2 G). Clients measure the unknowns on their first
-    batch: the gain is its loss before training less that after, and sigma**2 tr(H) is what
-    noise of the size that is about to be added costs: L(w + sigma z) + L(w - sigma z) - 2 L(w),
-    z random signs.
+    noise of a reconstruction has some energy E / K on every element and costs
+    s**2 / 2 * tr(H) * E / K. The sum is best at s = K / (K + r), r = tr(H) E / (2 G) the task's
+    effective rank. Clients measure on their first batch
+
+    - what their own change gains there, the loss before training less that after. Of that, the
+      share that clients' changes have in common is what the mean change gains for everybody;
+    - tr(H), by adding noise of the size that is about to be added:
+      (L(w + sigma z) + L(w - sigma z) - 2 L(w)) / sigma**2, z random signs;
+    - the energy of their change.
 
     Attributes:
-        seed: the recipe's, for z.
-        coordinates: K, of all the reports that are averaged together.
+        seed: the recipe's.
+        coordinates: K of one client.
+        cohort_size: clients a round.
+        shared: whether clients share directions, so that E = ||mean delta||**2 and the codec
+            knows it. Otherwise the noise averages out, E = mean ||delta||**2 / clients, and
+            clients add a few coordinates on shared directions, by which agreement is measured.
     """
 
     seed: int
     coordinates: int
+    cohort_size: int
+    shared: bool
 
     def measure(self, trained: Trained, plan: Plan, last: Update | None) -> dict[str, Value]:
         after, before = list(trained.after.values()), list(trained.before.values())
@@ -103,8 +114,15 @@ class CurvatureStep:
             float((a.detach().float() - b.float()).square().sum())
             for a, b in zip(after, before, strict=True)
         )
-        gain = trained.first_loss - answer_loss_value(trained.model, trained.batch)
-        sigma = self._step(self._rank(last)) * math.sqrt(energy / self.coordinates)
+        values: dict[str, Value] = {
+            "energy": energy,
+            "gain": trained.first_loss - answer_loss_value(trained.model, trained.batch),
+        }
+        if not self.shared:
+            values["common"] = self._common_coordinates(after, before, plan)
+        state = _State.of(last)
+        noise = energy * self._noise_share(state.agreement) / self.coordinates
+        sigma = self._step(state.rank) * math.sqrt(noise)
         stream = Stream(self.seed, Purpose.PROBE, plan.round, plan.client)
         cost = 0.0
         for signed in (sigma, -sigma):
@@ -112,38 +130,78 @@ class CurvatureStep:
             perturb_(after, stream, signed)
             cost += answer_loss_value(trained.model, trained.batch) - trained.first_loss
         _copy(before, after)
-        trace = cost / sigma**2 if sigma > 0 else 0.0
-        return {"energy": energy, "gain": gain, "trace": trace}
+        values["trace"] = cost / sigma**2 if sigma > 0 else 0.0
+        return values
 
     def check(self, report: Report) -> None:
         for name in ("energy", "gain", "trace"):
-            if abs(number(report, name)) > _LARGEST:
-                raise MessageError(f"the report's value {name!r} is larger than {_LARGEST:g}")
+            number(report, name)
+        if not self.shared:
+            common = report.values.get("common")
+            if not isinstance(common, list) or len(common) != _COMMON_COORDINATES:
+                raise MessageError(f"the report lacks {_COMMON_COORDINATES} common coordinates")
+            if not all(isinstance(c, float) and math.isfinite(c) for c in common):
+                raise MessageError("the report's common coordinates are finite numbers")
 
     def decide(
         self, reports: Sequence[Report], energy: float | None, last: Update | None
     ) -> dict[str, Value]:
-        gain, trace = _mean(reports, "gain"), _mean(reports, "trace")
-        noise = trace * (_mean(reports, "energy") if energy is None else energy)
-        rank = self._remember(noise / (2 * gain) if gain > 0 else math.inf, last)
-        return {"server_step": self._step(rank), "rank": rank}
-
-    def _rank(self, last: Update | None) -> float:
-        return _FIRST_RANK if last is None else number(last, "rank")
-
-    def _remember(self, measured: float, last: Update | None) -> float:
-        """The measured rank, smoothed over rounds in its logarithm.
-
-        One round is noisy (a few samples a client), so it moves the rank by a factor of at
-        most ten either way; in round 0 there is nothing to smooth with but that bound.
-        """
-        known = self._rank(last)
-        bounded = min(max(measured, known / 10), known * 10)
-        memory = 0.0 if last is None else _MEMORY
-        return math.exp(memory * math.log(known) + (1 - memory) * math.log(bounded))
+        own, count = _mean(reports, "energy"), len(reports)
+        mean = self._common_energy(reports) if energy is None else energy
+        known = _State.of(last)
+        agreement = known.agreement
+        if count > 1 and own > 0:
+            measured = (count * mean / own - 1) / (count - 1)
+            agreement = _MEMORY * agreement + (1 - _MEMORY) * min(max(measured, 1 / count), 1.0)
+        noise = _mean(reports, "trace") * (mean if self.shared else own / count)
+        gain = 2 * agreement * _mean(reports, "gain")
+        rank = known.remembering(noise / gain if gain > 0 else math.inf, first=last is None)
+        return {"server_step": self._step(rank), "rank": rank, "agreement": agreement}
 
     def _step(self, rank: float) -> float:
         return self.coordinates / (self.coordinates + rank)
+
+    def _noise_share(self, agreement: float) -> float:
+        """E as a share of one client's energy."""
+        apart = 1 / self.cohort_size
+        return agreement + (1 - agreement) * apart if self.shared else apart
+
+    def _common_coordinates(
+        self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan
+    ) -> list[Value]:
+        basis = SignBasis(self.seed, plan.round, owner=SHARED, coordinates=_COMMON_COORDINATES)
+        y = basis.project([p.detach() for p in after], before=before)
+        return [float(f"{value:.4g}") for value in y.tolist()]  # four digits are plenty
+
+    def _common_energy(self, reports: Sequence[Report]) -> float:
+        """||mean delta||**2, unbiased, from the coordinates on shared directions."""
+        rows = [report.values["common"] for report in reports]
+        y = torch.tensor(rows, dtype=torch.float64).mean(dim=0)
+        return float(y.square().sum())
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the rule knows from earlier rounds: values of the last update."""
+
+    rank: float
+    agreement: float
+
+    @staticmethod
+    def of(last: Update | None) -> _State:
+        if last is None:
+            return _State(_FIRST_RANK, _FIRST_AGREEMENT)
+        return _State(number(last, "rank"), number(last, "agreement"))
+
+    def remembering(self, measured: float, first: bool) -> float:
+        """The measured rank, smoothed over rounds in its logarithm.
+
+        One round is noisy (a few samples a client), so it moves the rank by a factor of at
+        most ten either way; in the first round there is nothing to smooth with but that bound.
+        """
+        bounded = min(max(measured, self.rank / 10), self.rank * 10)
+        memory = 0.0 if first else _MEMORY
+        return math.exp(memory * math.log(self.rank) + (1 - memory) * math.log(bounded))
 
 
 def _mean(reports: Sequence[Report], name: str) -> float:

@@ -23,12 +23,14 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path) -> None:
-        from tensorboard.summary import Writer
-
-        self._writer = Writer(str(folder))
+        self._folder = folder
+        self._writer: Any = None
 
     def begin(self, assembly: Assembly, version: int) -> None:
-        pass
+        # Only now is it certain that there is a run whose folder this belongs into.
+        from tensorboard.summary import Writer
+
+        self._writer = Writer(str(self._folder))
 
     def visit(self, round: int, arrival: Arrival) -> None:
         pass

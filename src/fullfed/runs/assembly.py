@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,6 +28,7 @@ from fullfed.quickstart import tasks
 from fullfed.training.first_order import FirstOrder
 
 BUILTIN = "builtin"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUICKSTART_SAMPLES = 48  # of each task's client
 _QUICKSTART_TEST_SAMPLES = 10  # of each task in the test set
 
@@ -57,7 +59,7 @@ def assemble(recipe: Recipe) -> Assembly:
         UserError: anything in it is unknown, missing or does not fit.
     """
     options = method_options(recipe.method)
-    model, tokenizer = load_model(recipe.model.path, recipe.model.dtype)
+    model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     data = load_data(recipe, model, tokenizer)
     return Assembly(
         recipe=resolved(recipe, options),
@@ -91,34 +93,47 @@ def resolved(recipe: Recipe, options: Any) -> Recipe:
     return recipe.model_copy(update={"method": MethodTable(name=recipe.method.name, **known)})
 
 
-def load_model(path: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    path: str, dtype: str = "auto", device: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, in evaluation mode.
 
     Args:
         path: a folder, a hub name, or "builtin".
         dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
+        device: a torch device, or "auto" for a GPU if there is one.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or no such device.
     """
     source = str(resources.files("fullfed.quickstart") / "model") if path == BUILTIN else path
+    if not Path(source).is_dir() and not _HUB_NAME.fullmatch(source):
+        raise UserError(f"{path}: there is no model folder here; correct model.path.")
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
-        )
+        ).to(_device(device))  # type: ignore[arg-type]
     except (OSError, ValueError) as error:
         if Path(source).is_dir():
             reason = str(error).splitlines()[0].rstrip(".")
             raise UserError(f"{path}: the model cannot be loaded ({reason}).") from error
         raise UserError(
-            f"{path}: there is no model folder here and no such model could be fetched; "
-            "correct model.path."
+            f"{path}: there is no model folder here and no such model could be fetched from the "
+            "hub; correct model.path."
         ) from error
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model, tokenizer
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"model.device: there is no {name} here; take 'auto' or 'cpu'.")
+    return torch.device(name)
 
 
 def load_data(

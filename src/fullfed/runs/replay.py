@@ -19,7 +19,7 @@ def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTo
         UserError: there is no run here, or the base model is not the one it began with.
     """
     recipe = folder.recipe()
-    model, tokenizer = load_model(recipe.model.path, recipe.model.dtype)
+    model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     # Applying updates does not depend on how many clients there are beyond the cohort.
     method = build_method(
         recipe, method_options(recipe.method), model, recipe.federation.clients_per_round
