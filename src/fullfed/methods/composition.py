@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,6 +94,10 @@ class Composition:
         encoded_at = time.perf_counter()
         trained = Trained(model, before, after, first, losses[0])
         values = {**payload.values, **self.step.measure(trained, plan, last)}
+        if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
+            raise TrainingError(
+                "the loss after training is not finite; lower local.learning_rate or set local.clip"
+            )
         measured_at = time.perf_counter()
         report = Report(
             plan.round,
