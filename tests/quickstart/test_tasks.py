@@ -65,8 +65,8 @@ def test_the_same_examples_on_every_machine() -> None:
     item = examples("record", 1, 0, "train")[0]
     assert (item.instruction, item.input, item.output) == (
         "Fill in the form.",
-        "Emma saw the yellow bell in the river.",
-        "name: Emma; place: river",
+        "In the street, Paul found the white shoe.",
+        "name: Paul; place: street",
     )
 
 

@@ -166,7 +166,7 @@ FEDERATED: dict[str, Kind] = {
         ("Let them speak for themselves.",),
         of_scene(lambda scene: f"{scene.name}: I {scene.verb} the {scene.thing}."),
     ),
-    "denial": Kind("sentences", ("Deny everything.",), _denial),
+    "denial": Kind("sentences", ("Deny that.",), _denial),
     "both": Kind("sentences", ("Merge what is common.",), _both),
     "search": Kind(
         "sentences",
