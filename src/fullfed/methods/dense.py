@@ -39,7 +39,10 @@ class Dense:
         self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan
     ) -> Payload:
         if self.dtype == "float32":
-            return Payload(tensors={name: p.detach().float() for name, p in after.items()})
+            # Copies: the parameters themselves are restored before the report is encoded.
+            return Payload(
+                tensors={n: p.detach().to(torch.float32, copy=True) for n, p in after.items()}
+            )
         change = {
             name: (p.detach().float() - before[name].float()).to(torch.bfloat16)
             for name, p in after.items()
