@@ -9,6 +9,7 @@ send the change instead, in half the bytes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +33,7 @@ class FedAvgOptions:
     server_step: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.server_step != "auto" and not self.server_step > 0:
+        if self.server_step != "auto" and not 0 < self.server_step < math.inf:
             raise ValueError("server_step is a positive number or 'auto'")
 
 

@@ -11,6 +11,7 @@ of K d. ``basis = "sign"`` is ours: one pass over memory whatever K is, and no l
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -51,7 +52,7 @@ class FerretOptions:
             raise ValueError("give either coordinates or upload")
         if self.coordinates is not None and self.coordinates < 1:
             raise ValueError("coordinates is at least 1")
-        if self.server_step != "auto" and not self.server_step > 0:
+        if self.server_step != "auto" and not 0 < self.server_step < math.inf:
             raise ValueError("server_step is a positive number or 'auto'")
         if self.upload is not None:
             parse_bytes(self.upload)
