@@ -135,13 +135,14 @@ class CurvatureStep:
 
     def check(self, report: Report) -> None:
         for name in ("energy", "gain", "trace"):
-            number(report, name)
+            if abs(number(report, name)) > _LARGEST:
+                raise MessageError(f"the report's value {name!r} is larger than {_LARGEST:g}")
         if not self.shared:
             common = report.values.get("common")
             if not isinstance(common, list) or len(common) != _COMMON_COORDINATES:
                 raise MessageError(f"the report lacks {_COMMON_COORDINATES} common coordinates")
-            if not all(isinstance(c, float) and math.isfinite(c) for c in common):
-                raise MessageError("the report's common coordinates are finite numbers")
+            if not all(isinstance(c, float) and abs(c) <= _LARGEST for c in common):
+                raise MessageError("the report's common coordinates are not numbers, or too large")
 
     def decide(
         self, reports: Sequence[Report], energy: float | None, last: Update | None
