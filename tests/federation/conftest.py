@@ -38,8 +38,8 @@ METHODS: dict[str, Callable[[], Composition]] = {
     "fedavg": make_fedavg,
     "fedavg in bfloat16": lambda: make_fedavg(precision="bfloat16"),
     "ferret": make_ferret,
+    "ferret with shared directions": lambda: make_ferret(seeds="shared"),
     "ferret with a constant step": lambda: make_ferret(server_step=0.5),
-    "ferret with each client's own directions": lambda: make_ferret(seeds="client"),
     "ferret with the paper's directions": lambda: make_ferret(basis="normal"),
 }
 

@@ -1,0 +1,178 @@
+"""FedAvg is local training where there is one client, else the mean of several, weighted."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from fullfed.data.batches import training_batches
+from fullfed.errors import UserError
+from fullfed.federation.messages import Report, Update, decode, encode
+from fullfed.federation.recipe import MethodTable
+from fullfed.methods.setting import LocalWork
+from fullfed.runs.assembly import method_options
+from fullfed.sketch import Purpose, Stream
+from fullfed.training.first_order import FirstOrder
+from fullfed.training.loss import answer_loss
+from methods.tiny import Federation, flat, make_fedavg, same, samples, setting, tiny_model, weights
+
+
+def batches(client: int, round: int, steps: int) -> Any:
+    """The batches of a client's visit, of the data that ``clients`` gives it."""
+    stream = Stream(5, Purpose.BATCHES, round, client)
+    return training_batches(data()[client], 4, steps, stream)
+
+
+def data() -> list[list[Any]]:
+    """Three clients with 9, 4 and 1 samples."""
+    return [samples(9, seed=0), samples(4, seed=1), samples(1, seed=2)]
+
+
+SGD = {"lr": 0.3}
+ADAMW = {"lr": 0.01, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "clip"),
+    [
+        (FirstOrder("sgd", 0.3), lambda p: torch.optim.SGD(p, lr=0.3), None),
+        (
+            FirstOrder("sgd", 0.3, momentum=0.9, weight_decay=0.1),
+            lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, weight_decay=0.1),
+            None,
+        ),
+        (FirstOrder("sgd", 0.3, clip=0.1), lambda p: torch.optim.SGD(p, lr=0.3), 0.1),
+        (
+            FirstOrder("adamw", 0.01),
+            lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0),
+            None,
+        ),
+        (
+            FirstOrder("adamw", 0.01, weight_decay=0.2, clip=0.1),
+            lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.2),
+            0.1,
+        ),
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_one_client_is_torchs_optimizer_to_the_last_bit(
+    ours: FirstOrder, theirs: Any, clip: float | None, steps: int
+) -> None:
+    model = tiny_model()
+    alone = copy.deepcopy(model)
+    work = LocalWork(batch_size=4, steps=steps)
+    federation = Federation(
+        model, make_fedavg(setting(model, optimizer=ours, work=work)), data()[:1]
+    )
+    for round in range(2):
+        federation.round()
+        optimizer = theirs(alone.parameters())
+        for batch in batches(0, round, steps):
+            optimizer.zero_grad()
+            answer_loss(alone, batch).backward()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(alone.parameters(), clip)
+            optimizer.step()
+        assert same(weights(model), weights(alone))
+
+
+def trained(client: int) -> Tensor:
+    """The weights that a client comes to alone, in one row."""
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    for batch in batches(client, 0, 2):
+        optimizer.zero_grad()
+        answer_loss(model, batch).backward()
+        optimizer.step()
+    return flat(weights(model))
+
+
+def three(model: LlamaForCausalLM, merge_weights: str = "samples", **options: Any) -> Federation:
+    """Three clients who take two steps each."""
+    work = LocalWork(batch_size=4, steps=2)
+    made = setting(model, clients=3, work=work, merge_weights=merge_weights)
+    return Federation(model, make_fedavg(made, **options), data())
+
+
+@pytest.mark.parametrize(
+    ("merge_weights", "shares"), [("samples", (9 / 14, 4 / 14, 1 / 14)), ("equal", (1 / 3,) * 3)]
+)
+@pytest.mark.parametrize("step", ["auto", 1.0, 0.25, 1.5])
+def test_the_model_goes_so_far_towards_the_weighted_mean(
+    merge_weights: str, shares: tuple[float, ...], step: Any
+) -> None:
+    model = tiny_model()
+    before = flat(weights(model))
+    three(model, merge_weights, server_step=step).round()
+    mean = sum(
+        (share * trained(client) for client, share in enumerate(shares)), torch.zeros(before.shape)
+    )
+    expected = before + (1.0 if step == "auto" else step) * (mean - before)
+    torch.testing.assert_close(flat(weights(model)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sending_16_bits_halves_the_bytes_both_ways() -> None:
+    full, half = three(tiny_model()), three(tiny_model(), precision="bfloat16")
+    in_full, in_half = full.round(), half.round()
+    d = full.method.setting.elements
+    for client in range(3):
+        # The headers differ by the letters of "F32" and "BF16" and by what aligns them.
+        assert abs(in_full.up[client] - in_half.up[client] - 2 * d) < 64
+    saved = len(encode(in_full.update)) - len(encode(in_half.update))
+    assert abs(saved - 2 * d) < 64
+
+
+def test_in_16_bits_the_change_is_what_is_rounded() -> None:
+    model = tiny_model()
+    before = weights(model)
+    federation = Federation(model, make_fedavg(setting(model), precision="bfloat16"), data()[:1])
+    federation.round()
+    exact = tiny_model()
+    Federation(exact, make_fedavg(setting(exact)), data()[:1]).round()
+    for name, tensor in weights(model).items():
+        change = (weights(exact)[name] - before[name]).bfloat16().float()
+        assert torch.equal(tensor, before[name] + change)
+
+
+def test_a_model_of_16_bits_is_trained_and_rounded_once() -> None:
+    model = tiny_model().bfloat16()
+    alone = copy.deepcopy(model)
+    Federation(model, make_fedavg(setting(model)), data()[:1]).round()
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.3)
+    for batch in batches(0, 0, 1):
+        answer_loss(alone, batch).backward()
+        optimizer.step()
+    assert same(weights(model), weights(alone))
+
+
+def test_replicas_that_apply_the_same_bytes_are_equal_bit_for_bit() -> None:
+    federation, other = three(tiny_model()), three(tiny_model())
+    for _ in range(3):
+        other.worker.deliver(encode(federation.round().update))
+        assert same(weights(federation.model), weights(other.model))
+
+
+def test_an_update_says_how_far_it_goes() -> None:
+    update = three(tiny_model(), server_step=0.5).round().update
+    assert update.values == {"server_step": 0.5}
+    assert decode(encode(update), Update).round == 0
+
+
+def test_a_report_is_the_trained_weights() -> None:
+    federation = three(tiny_model())
+    payload = federation.worker.visit(encode(federation.method.plans(0, None)[1])).payload
+    assert payload is not None
+    report = decode(payload, Report)
+    assert torch.equal(flat(dict(report.tensors)).sort().values, trained(1).sort().values)
+    assert report.samples == 4
+
+
+@pytest.mark.parametrize("step", [0, -1.0, float("nan"), float("inf")])
+def test_a_step_that_leads_nowhere_is_refused(step: float) -> None:
+    with pytest.raises(UserError, match=r"^method: server_step is a positive number or 'auto'\.$"):
+        method_options(MethodTable(name="fedavg", server_step=step))

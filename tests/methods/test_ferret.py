@@ -1,0 +1,390 @@
+"""Ferret: coordinates on shared random directions that add up to FedAvg's change on average."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fullfed.errors import UserError
+from fullfed.federation.messages import Plan, Report, Update, encode
+from fullfed.federation.recipe import MethodTable
+from fullfed.methods.bases import TruncatedNormals, blocks_of
+from fullfed.methods.composition import Composition
+from fullfed.methods.ferret import parse_bytes
+from fullfed.methods.setting import LocalWork, Setting
+from fullfed.runs.assembly import method_options
+from fullfed.training.first_order import FirstOrder
+from methods.tiny import (
+    Federation,
+    flat,
+    make_fedavg,
+    make_ferret,
+    same,
+    samples,
+    setting,
+    tiny_model,
+    weights,
+)
+
+D = sum(p.numel() for p in tiny_model().parameters())
+SHAPES = {"large": torch.Size([16, 20]), "small": torch.Size([30]), "middle": torch.Size([10, 9])}
+ELEMENTS = 440
+
+
+def three(**options: Any) -> Federation:
+    """Three clients of the tiny model who take two steps each."""
+    model = tiny_model()
+    made = setting(model, clients=3, work=LocalWork(batch_size=4, steps=2))
+    return Federation(model, make_ferret(made, **options), clients())
+
+
+def clients() -> list[list[Any]]:
+    return [samples(9, seed=0), samples(4, seed=1), samples(1, seed=2)]
+
+
+def fedavg_of_three(**options: Any) -> Federation:
+    model = tiny_model()
+    made = setting(model, clients=3, work=LocalWork(batch_size=4, steps=2))
+    return Federation(model, make_fedavg(made, **options), clients())
+
+
+@pytest.mark.parametrize("seeds", ["shared", "client"])
+@pytest.mark.parametrize("amount", [{"coordinates": D}, {"upload": f"{512 + 4 * D} B"}])
+def test_with_as_many_coordinates_as_parameters_it_is_fedavg(
+    seeds: str, amount: dict[str, Any]
+) -> None:
+    """The sign basis is then a permutation with signs: nothing is lost but roundings."""
+    ours, theirs = three(**amount, seeds=seeds, server_step=1.0), fedavg_of_three()
+    for _ in range(2):
+        ours.round()
+        theirs.round()
+        torch.testing.assert_close(
+            flat(weights(ours.model)), flat(weights(theirs.model)), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("basis", ["sign", "normal"])
+@pytest.mark.parametrize("step", [0.5, 1.0, 2.0])
+def test_the_model_moves_by_the_step_times_the_reconstruction(basis: str, step: float) -> None:
+    before = flat(weights(tiny_model()))
+    once, scaled = (
+        three(coordinates=60, basis=basis, server_step=1.0),
+        three(coordinates=60, basis=basis, server_step=step),
+    )
+    once.round()
+    scaled.round()
+    moved = flat(weights(once.model)) - before
+    torch.testing.assert_close(
+        flat(weights(scaled.model)) - before, step * moved, rtol=1e-3, atol=1e-5
+    )
+
+
+def changes(count: int) -> list[dict[str, Tensor]]:
+    """Different changes of different clients, larger in some tensors than in others."""
+    generator = torch.Generator().manual_seed(3)
+    return [
+        {
+            name: torch.randn(shape, generator=generator) * (1 + n) + 0.5
+            for n, (name, shape) in enumerate(SHAPES.items())
+        }
+        for _ in range(count)
+    ]
+
+
+def one_round(seed: int, sent: list[dict[str, Tensor]], **options: Any) -> Tensor:
+    """What a model of zeros becomes, in one row, when clients send these changes."""
+    made = Setting(
+        seed=seed,
+        clients=len(sent),
+        cohort_size=len(sent),
+        merge_weights="equal",
+        optimizer=FirstOrder("sgd", 0.1),
+        work=LocalWork(1, steps=1),
+        shapes=SHAPES,
+    )
+    method = make_ferret(made, server_step=1.0, **options)
+    zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    plans = method.plans(0, None)
+    reports = [
+        Report(0, plan.client, 1, 0.0, {}, method.codec.encode(zeros, own, plan).tensors)
+        for plan, own in zip(plans, sent, strict=True)
+    ]
+    update = method.merge(plans, reports, None)
+    method.codec.apply(zeros, update)
+    return flat(zeros)
+
+
+def mean_change(sent: list[dict[str, Tensor]]) -> Tensor:
+    return torch.stack([flat(own) for own in sent]).mean(0)
+
+
+@pytest.mark.parametrize("basis", ["sign", "normal"])
+@pytest.mark.parametrize("seeds", ["shared", "client"])
+def test_the_reconstruction_is_right_on_average(basis: str, seeds: str) -> None:
+    """Its mean over n seeds is off by noise, whose energy falls as 1 / n, and by nothing else."""
+    sent, count = changes(3), 400
+    truth = mean_change(sent)
+    rounds = torch.stack(
+        [
+            one_round(seed, sent, basis=basis, seeds=seeds, coordinates=ELEMENTS // 5)
+            for seed in range(count)
+        ]
+    )
+    noise = float((rounds - truth).square().sum(1).mean())
+    left = float((rounds.mean(0) - truth).square().sum())
+    assert left == pytest.approx(noise / count, rel=0.5)
+    along = (rounds @ truth) / truth.square().sum()
+    error = float(along.std()) / math.sqrt(count)
+    assert float(along.mean()) == pytest.approx(1.0, abs=4 * error)
+    assert error < 0.03
+
+
+def test_the_sign_basis_errs_by_d_over_k_less_one() -> None:
+    """ELEMENTS is divisible by K, so the expected squared error is exactly (d/K - 1) of it."""
+    sent = changes(1)
+    truth = mean_change(sent)
+    errors = torch.stack(
+        [(one_round(seed, sent, coordinates=44) - truth).square().sum() for seed in range(400)]
+    )
+    relative = errors / truth.square().sum()
+    assert float(relative.mean()) == pytest.approx(9.0, abs=4 * float(relative.std()) / 20)
+
+
+@pytest.mark.parametrize("basis", ["sign", "normal"])
+def test_directions_of_their_own_average_the_noise_out(basis: str) -> None:
+    """Four clients who agree: a quarter of the error, for four times the numbers."""
+    sent = changes(1) * 4
+    truth = mean_change(sent)
+
+    def error(seeds: str) -> float:
+        rounds = [
+            one_round(seed, sent, basis=basis, seeds=seeds, coordinates=55) for seed in range(150)
+        ]
+        return sum(float((r - truth).square().sum()) for r in rounds)
+
+    assert error("shared") / error("client") == pytest.approx(4.0, rel=0.15)
+
+
+def test_the_update_is_k_numbers_or_k_for_each_client() -> None:
+    shared = three(coordinates=60, seeds="shared").round().update
+    own = three(coordinates=60, seeds="client").round().update
+    assert shared.tensors["coordinates"].shape == (60,)
+    assert own.tensors["coordinates"].shape == (3, 60)
+
+
+def test_directions_are_fresh_in_every_round_and_for_every_seed() -> None:
+    sent = changes(1)
+    family = make_ferret(setting(tiny_model()), coordinates=40).codec.family  # type: ignore[attr-defined]
+    here = [torch.ones(ELEMENTS)]
+    seen = {
+        tuple(family.basis(round, owner, {}).project(here).tolist())
+        for round in range(5)
+        for owner in range(5)
+    }
+    assert len(seen) == 25
+    assert not torch.equal(one_round(1, sent, coordinates=40), one_round(2, sent, coordinates=40))
+
+
+@pytest.mark.parametrize("basis", ["sign", "normal"])
+@pytest.mark.parametrize("seeds", ["shared", "client"])
+def test_replicas_that_apply_the_same_bytes_are_equal_bit_for_bit(basis: str, seeds: str) -> None:
+    ours, other = (three(coordinates=60, basis=basis, seeds=seeds) for _ in range(2))
+    for _ in range(3):
+        other.worker.deliver(encode(ours.round().update))
+        assert same(weights(ours.model), weights(other.model))
+
+
+@pytest.mark.parametrize("basis", ["sign", "normal"])
+@pytest.mark.parametrize("upload", ["600B", "700 B", "1KiB", "1.4KB"])
+@pytest.mark.parametrize("step", ["auto", 0.5])
+def test_a_report_keeps_to_its_budget_and_uses_it(basis: str, upload: str, step: Any) -> None:
+    """Also where every number in its header is as long as a number can be."""
+    federation = three(upload=upload, basis=basis, server_step=step)
+    plan = federation.method.plans(0, None)[0]
+    last = 2**32 - 1
+    longest = -2.2250738585072014e-308
+    visit = federation.method.train(federation.model, plan, clients()[0], None)
+    values = dict.fromkeys(visit.report.values, longest)
+    assert bool(values) == (step == "auto")
+    report = replace(
+        visit.report, round=last, client=last, samples=last, loss=longest, values=values
+    )
+    budget = parse_bytes(upload)
+    assert budget - 512 - 4 < len(encode(report)) <= budget
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("600B", 600), ("2KB", 2000), ("32KiB", 32768), (" 1.5 MiB ", 1572864), ("3MB", 3000000)],
+)
+def test_budgets_are_read_with_their_units(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "32", "KiB", "-1KiB", "32kib", "1e3B", "32KiB or so"])
+def test_a_budget_without_a_unit_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^method: upload is a number of bytes such as '32KiB'"):
+        method_options(MethodTable(name="ferret", upload=text))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "give either coordinates or upload"),
+        ({"coordinates": 5, "upload": "1KiB"}, "give either coordinates or upload"),
+        ({"coordinates": 0}, "coordinates is at least 1"),
+        ({"coordinates": 5, "server_step": 0}, "server_step is a positive number or 'auto'"),
+        ({"coordinates": 5, "server_step": math.inf}, "server_step is a positive number"),
+        ({"coordinates": 5, "server_step": math.nan}, "server_step is a positive number"),
+        ({"coordinates": 5, "basis": "cosine"}, "method.basis"),
+        ({"coordinates": 5, "seeds": "none"}, "method.seeds"),
+        ({"coordinates": 2.5}, "method.coordinates"),
+        ({"coordinates": 5, "cordinates": 5}, "there is no key 'method.cordinates'"),
+    ],
+)
+def test_options_out_of_range_are_refused_in_one_sentence(
+    options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        method_options(MethodTable(name="ferret", **options))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"coordinates": D + 1}, f"method.coordinates: {D + 1} coordinates for a model of {D} par"),
+        ({"upload": f"{512 + 4 * D + 4}B"}, f"{D + 1} coordinates for a model of {D} parameters"),
+        ({"upload": "515B"}, "method.upload: 515B leaves no room for a coordinate"),
+        ({"coordinates": 2, "basis": "normal"}, "the normal basis needs at least one a block"),
+    ],
+)
+def test_coordinates_that_do_not_fit_the_model_are_refused(
+    options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        make_ferret(setting(tiny_model()), **options)
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=20))
+def test_blocks_are_runs_of_tensors_that_cover_the_model(sizes: list[int]) -> None:
+    blocks = blocks_of(sizes)
+    assert [n for block in blocks for n in block] == list(range(len(sizes)))
+    enough = 0.9 * sorted(sizes)[len(sizes) // 2] if len(sizes) % 2 else None
+    for block in blocks[:-1]:
+        assert block
+        if enough is not None:
+            assert sum(sizes[n] for n in block) >= enough
+            assert sum(sizes[n] for n in block[:-1]) < enough
+
+
+SIZES = (320, 30, 90)
+
+
+def normals(coordinates: int) -> TruncatedNormals:
+    return TruncatedNormals(1, coordinates, (range(1), range(1, 2), range(2, 3)), SIZES)
+
+
+def split(coordinates: int, last: Update | None) -> list[int]:
+    found = normals(coordinates).plan(0, last)["allocation"]
+    assert isinstance(found, list)
+    return [int(k) for k in found]  # type: ignore[arg-type]
+
+
+def test_before_anything_is_known_blocks_get_coordinates_by_their_size() -> None:
+    assert split(44, None) == [32, 3, 9]
+
+
+ENERGY = st.floats(0, 1e6)
+
+
+@given(st.integers(3, 440), ENERGY, ENERGY, ENERGY)
+def test_the_allocation_is_all_of_k_and_at_least_one_a_block(
+    coordinates: int, a: float, b: float, c: float
+) -> None:
+    counts = split(coordinates, Update(0, {"energies": [a, b, c]}))
+    assert sum(counts) == coordinates
+    assert all(1 <= k <= d for k, d in zip(counts, SIZES, strict=True))
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=3, max_size=3))
+def test_the_allocation_follows_the_roots_of_size_times_energy(energies: list[float]) -> None:
+    """Large enough that no block is held at one, small enough that none is full."""
+    counts = split(60, Update(0, {"energies": energies}))
+    raw = [math.sqrt(d) * math.sqrt(e) for d, e in zip(SIZES, energies, strict=True)]
+    for k, weight in zip(counts, raw, strict=True):
+        assert abs(k - 60 * weight / sum(raw)) < 1
+
+
+def test_the_allocation_minimises_the_error_of_the_whole() -> None:
+    """Brute force over every split of 60: the sum of d_l energy_l / K_l is least there."""
+    energies = [3.0, 0.5, 20.0]
+    chosen = split(60, Update(0, {"energies": energies}))
+
+    def error(counts: list[int]) -> Fraction:
+        terms = zip(SIZES, energies, counts, strict=True)
+        return sum((Fraction(d) * Fraction(e) / k for d, e, k in terms), Fraction(0))
+
+    best = min(
+        error([a, b, 60 - a - b]) for a in range(1, 58) for b in range(1, min(30, 59 - a) + 1)
+    )
+    assert float(error(chosen) / best) == pytest.approx(1.0, abs=2e-3)
+
+
+def test_energies_are_estimated_without_bias_from_the_coordinates() -> None:
+    own = changes(1)[0]
+    truth = [float(own[name].double().square().sum()) for name in ("large", "small", "middle")]
+    estimates = []
+    for seed in range(300):
+        family = TruncatedNormals(seed, 60, (range(1), range(1, 2), range(2, 3)), SIZES)
+        values = family.plan(0, None)
+        mean = family.basis(0, 0, values).project(list(own.values())).double()
+        found = family.remember(values, mean, None)["energies"]
+        assert family.energy(mean, values) == pytest.approx(sum(found))  # type: ignore[arg-type]
+        estimates.append(found)
+    for block, expected in enumerate(truth):
+        column = torch.tensor([e[block] for e in estimates])  # type: ignore[index]
+        error = 4 * float(column.std()) / math.sqrt(300)
+        # ||V' delta||**2 / (rho K)**2 has mean ||delta||**2 / (rho K): each direction is a sample.
+        assert float(column.mean()) == pytest.approx(expected, abs=error)
+
+
+def test_energies_remember_earlier_rounds_by_half() -> None:
+    family = normals(60)
+    values = family.plan(0, None)
+    mean = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fresh = family.remember(values, mean, None)["energies"]
+    old = Update(0, {"energies": [10.0, 20.0, 30.0]})
+    smoothed = family.remember(values, mean, old)["energies"]
+    assert isinstance(fresh, list)
+    assert smoothed == pytest.approx(
+        [(before + now) / 2 for before, now in zip([10.0, 20.0, 30.0], fresh, strict=True)]  # type: ignore[operator]
+    )
+
+
+def test_the_split_of_the_next_round_follows_what_the_last_one_found() -> None:
+    federation = three(coordinates=60, basis="normal")
+    plans = federation.method.plans(0, None)
+    assert len({str(plan.values) for plan in plans}) == 1
+    update = federation.round().update
+    assert update.values["allocation"] == plans[0].values["allocation"]
+    later = federation.method.plans(1, federation.last)[0]
+    assert later.values["allocation"] != plans[0].values["allocation"]
+    assert sum(later.values["allocation"]) == 60  # type: ignore[arg-type]
+
+
+def test_a_method_is_its_setting_and_options_and_nothing_else() -> None:
+    def make() -> Composition:
+        return make_ferret(setting(tiny_model()), coordinates=60)
+
+    assert make() == make()
+    assert make().plans(3, None) == make().plans(3, None)
+    assert isinstance(make().plans(3, None)[0], Plan)
