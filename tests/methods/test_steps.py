@@ -1,0 +1,216 @@
+"""The automatic step: K / (K + r), and a measurement of r that is right."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from fullfed.data.batches import Batch, collate
+from fullfed.federation.messages import Plan, Report, Update, encode
+from fullfed.methods.setting import LocalWork
+from fullfed.methods.steps import ConstantStep, CurvatureStep, Trained
+from fullfed.training.first_order import FirstOrder
+from methods.tiny import (
+    Federation,
+    flat,
+    make_ferret,
+    same,
+    samples,
+    setting,
+    tiny_model,
+    weights,
+)
+
+K = 100
+
+
+def rule(shared: bool = True, coordinates: int = K, cohort: int = 1) -> CurvatureStep:
+    return CurvatureStep(5, coordinates, cohort, shared)
+
+
+def report(client: int = 0, **values: Any) -> Report:
+    return Report(0, client, 1, 0.0, values)
+
+
+def known(rank: float, agreement: float = 1.0) -> Update:
+    return Update(0, {"rank": rank, "agreement": agreement})
+
+
+def decided(decision: dict[str, Any]) -> tuple[float, float]:
+    return decision["server_step"], decision["rank"]
+
+
+def test_a_constant_step_is_constant() -> None:
+    assert ConstantStep(0.7).decide([], None, None) == {"server_step": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "energy", "trace", "gain"),
+    [(100, 0.5, 800.0, 0.4), (1000, 2.0, 300.0, 0.5), (10, 0.01, 5000.0, 0.125)],
+)
+def test_the_step_is_k_over_k_and_the_rank(
+    coordinates: int, energy: float, trace: float, gain: float
+) -> None:
+    """One client, so that all of its gain is in common; r = tr(H) E / (2 G) is in bounds."""
+    rank = trace * energy / (2 * gain)
+    last = known(rank)
+    step, found = decided(
+        rule(coordinates=coordinates).decide(
+            [report(energy=energy, gain=gain, trace=trace)], energy, last
+        )
+    )
+    assert found == pytest.approx(rank)
+    assert step == pytest.approx(coordinates / (coordinates + rank))
+
+
+def test_the_rank_is_smoothed_in_its_logarithm() -> None:
+    """100 was known, 400 is measured: 200."""
+    measured = report(energy=1.0, gain=1.0, trace=800.0)
+    assert decided(rule().decide([measured], 1.0, known(100.0)))[1] == pytest.approx(200.0)
+
+
+@pytest.mark.parametrize(("trace", "rank"), [(1e9, math.sqrt(10) * 50), (1e-9, 50 / math.sqrt(10))])
+def test_one_round_moves_the_rank_by_ten_at_most_before_smoothing(
+    trace: float, rank: float
+) -> None:
+    measured = report(energy=1.0, gain=1.0, trace=trace)
+    assert decided(rule().decide([measured], 1.0, known(50.0)))[1] == pytest.approx(rank)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0])
+def test_where_nothing_is_gained_the_step_becomes_smaller(gain: float) -> None:
+    step, rank = decided(rule().decide([report(energy=1, gain=gain, trace=1)], 1.0, known(50.0)))
+    assert rank == pytest.approx(50 * math.sqrt(10))
+    assert step < K / (K + 50)
+
+
+def test_where_curvature_is_negative_the_step_becomes_larger() -> None:
+    step, _ = decided(rule().decide([report(energy=1, gain=1, trace=-5)], 1.0, known(50.0)))
+    assert step > K / (K + 50)
+
+
+def test_more_coordinates_make_a_larger_step() -> None:
+    measured = [report(energy=1.0, gain=1.0, trace=1000.0)]
+    steps = [
+        decided(rule(coordinates=k).decide(measured, 1.0, known(500.0)))[0]
+        for k in (1, 10, 100, 1000, 10**6)
+    ]
+    assert steps == sorted(steps)
+    assert 0 < steps[0] < 0.01
+    assert 0.99 < steps[-1] < 1
+
+
+def test_the_round_is_measured_as_a_whole() -> None:
+    """Clients' gains, curvatures and energies are averaged before they are divided."""
+    reports = [
+        report(0, energy=1.0, gain=3.0, trace=100.0),
+        report(1, energy=3.0, gain=-1.0, trace=300.0),
+    ]
+    # The mean change has the clients' mean energy: they agree wholly.
+    rank = 200.0 * 2.0 / (2 * 1.0)
+    _, found = decided(rule(cohort=2).decide(reports, 2.0, known(rank)))
+    assert found == pytest.approx(rank)
+
+
+def test_what_clients_have_in_common_is_all_that_counts_as_gain() -> None:
+    """Two clients at right angles: ||mean||**2 is half their energy, and nothing is common."""
+    reports = [report(n, energy=1.0, gain=1.0, trace=100.0) for n in range(2)]
+    agree = rule(cohort=2).decide(reports, 1.0, known(100.0))
+    apart = rule(cohort=2).decide(reports, 0.5, known(100.0))
+    assert apart["agreement"] < agree["agreement"]
+    assert agree["agreement"] == pytest.approx(1.0)
+
+
+def trace_by_hand(batch: Batch) -> float:
+    """tr(H) of the mean cross-entropy over the answers, from its definition."""
+    model = tiny_model().double()
+    names = [name for name, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+
+    def loss(row: Tensor) -> Tensor:
+        parts = torch.split(row, [shape.numel() for shape in shapes])
+        state = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+        logits = functional_call(model, state, (batch.input_ids,), {"use_cache": False}).logits
+        return torch.nn.functional.cross_entropy(
+            logits[:, :-1].reshape(-1, logits.shape[-1]), batch.labels[:, 1:].reshape(-1)
+        )
+
+    row = flat(weights(model))
+    hessian = torch.autograd.functional.hessian(loss, row)
+    assert torch.allclose(hessian, hessian.T, atol=1e-4)  # Llama's norms compute in float32
+    return float(hessian.trace())
+
+
+def test_a_clients_measurement_is_right() -> None:
+    batch = collate(samples(6))
+    expected = trace_by_hand(batch)
+    model = tiny_model()
+    before = weights(model)
+    (first_loss,) = FirstOrder("sgd", 0.1).improve(model, list(model.parameters()), [batch])
+    trained = weights(model)
+    energy = float((flat(trained) - flat(before)).square().sum())
+    with torch.no_grad():
+        exact = tiny_model()
+        loss_before = float(exact(batch.input_ids, labels=batch.labels).loss)
+        exact.load_state_dict(trained, strict=False)
+        loss_after = float(exact(batch.input_ids, labels=batch.labels).loss)
+    last = known(rank=9 * K)  # a step of 0.1, so that what is measured is the second order
+    traces = []
+    for number in range(400):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(trained[name])
+        values = rule().measure(
+            Trained(model, before, dict(model.named_parameters()), batch, first_loss),
+            Plan(number, 0),
+            last,
+        )
+        assert values["energy"] == pytest.approx(energy, rel=1e-4)
+        assert values["gain"] == pytest.approx(loss_before - loss_after, rel=1e-3)
+        assert same(weights(model), before)
+        traces.append(float(values["trace"]))  # type: ignore[arg-type]
+    measured = torch.tensor(traces)
+    error = float(measured.std()) / math.sqrt(len(traces))
+    assert float(measured.mean()) == pytest.approx(expected, abs=4 * error)
+    assert error < 0.05 * abs(expected)
+
+
+def three(**options: Any) -> Federation:
+    model = tiny_model()
+    made = setting(
+        model,
+        clients=3,
+        work=LocalWork(batch_size=4, steps=5),
+        optimizer=FirstOrder("sgd", 0.2, clip=1.0),
+    )
+    return Federation(model, make_ferret(made, **options), [samples(9, seed=n) for n in range(3)])
+
+
+@pytest.mark.parametrize("seeds", ["shared", "client"])
+@pytest.mark.parametrize("basis", ["sign", "normal"])
+def test_a_run_carries_what_it_measured_from_round_to_round(seeds: str, basis: str) -> None:
+    federation = three(coordinates=40, seeds=seeds, basis=basis)
+    ranks = []
+    for _ in range(4):
+        values = federation.round().update.values
+        rank, step = values["rank"], values["server_step"]
+        assert isinstance(rank, float)
+        assert step == pytest.approx(40 / (40 + rank))
+        ranks.append(rank)
+    for earlier, later in pairwise(ranks):
+        # A factor of ten at most, smoothed by half in the logarithm.
+        assert 1 / math.sqrt(10.001) < later / earlier < math.sqrt(10.001)
+
+
+def test_the_rule_needs_nothing_but_the_last_update() -> None:
+    """A server that begins from the log decides as the one that was there all along."""
+    there, newcomer = three(coordinates=40), three(coordinates=40)
+    for _ in range(2):
+        newcomer.worker.deliver(encode(there.round().update))
+    assert encode(there.round().update) == encode(newcomer.round().update)
