@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from fullfed.errors import UserError
 from fullfed.runs.folder import RunFolder
@@ -19,6 +22,7 @@ def export(folder: RunFolder, target: Path) -> None:
         raise UserError(f"{target}: there is something here already; name a new folder.")
     model, tokenizer = replay(folder)
     # Written beside its final place and moved there, so that no half of a model is ever found.
+    target = target.absolute()
     partial = target.with_name(target.name + ".partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -27,7 +31,9 @@ def export(folder: RunFolder, target: Path) -> None:
         if target.exists():
             target.rmdir()
         partial.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
-            f"{target}: the model cannot be written ({error.strerror}); name another folder."
+            f"{target}: the model cannot be written ({reason}); name another folder."
         ) from error

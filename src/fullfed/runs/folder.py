@@ -43,7 +43,7 @@ class RunFolder:
         """Make the folder of a new run.
 
         Raises:
-            UserError: a run is there already, or the folder cannot be made.
+            UserError: a run or anything else is there already, or the folder cannot be made.
         """
         if self.recipe_file.exists():
             raise UserError(
@@ -51,10 +51,14 @@ class RunFolder:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            # A recipe that a crash cut short is no run yet.
+            others = [file for file in self.path.iterdir() if file.suffix != ".partial"]
         except OSError as error:
             raise UserError(
                 f"{self.path}: the folder cannot be made ({error.strerror}); name another."
             ) from error
+        if others:
+            raise UserError(f"{self.path}: there is something here already; name a new folder.")
         tables = recipe.model_dump(mode="json", exclude_none=True)
         write_atomically(self.recipe_file, tomli_w.dumps(tables).encode())
 
@@ -69,16 +73,26 @@ class RunFolder:
         return load_recipe(self.recipe_file)
 
     def base(self) -> dict[str, Any]:
-        """What base.json holds."""
-        value: dict[str, Any] = json.loads(self.base_file.read_text(encoding="utf-8"))
-        return value
+        """What base.json holds.
+
+        Raises:
+            UserError: the run was stopped before it began, or the file was changed.
+        """
+        if not self.base_file.is_file():
+            raise UserError(f"{self.path}: the run has not begun; resume it first.")
+        return _parse(self.base_file.read_text(encoding="utf-8"), self.base_file, "model_hash")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The whole lines of metrics.jsonl; a line that a crash cut short is passed over."""
+        """The whole lines of metrics.jsonl; a line that a crash cut short is passed over.
+
+        Raises:
+            UserError: a line was changed to something that is not a round's record.
+        """
         if not self.metrics_file.exists():
             return []
         text = self.metrics_file.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+        whole = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+        return [_parse(line, self.metrics_file, "round", "model_hash") for line in whole]
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl, durably."""
@@ -104,17 +118,34 @@ class RunFolder:
         write_json(self.account_file, account)
 
     def account(self) -> dict[str, Any]:
-        """The account of the last round that reached the log, or was about to."""
-        value: dict[str, Any] = json.loads(self.account_file.read_text(encoding="utf-8"))
-        return value
+        """The account of the last round that reached the log, or was about to.
+
+        Raises:
+            UserError: it is missing or was changed.
+        """
+        if not self.account_file.is_file():
+            raise UserError(f"{self.account_file}: the file is missing; restore a copy of it.")
+        return _parse(self.account_file.read_text(encoding="utf-8"), self.account_file, "round")
 
     def summary(self) -> dict[str, Any]:
         """What summary.json holds.
 
         Raises:
-            UserError: the run has not ended.
+            UserError: the run has not ended, or the file was changed.
         """
         if not self.summary_file.is_file():
             raise UserError(f"{self.path}: the run has not ended; resume it first.")
-        value: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
-        return value
+        return _parse(
+            self.summary_file.read_text(encoding="utf-8"), self.summary_file, "model_hash"
+        )
+
+
+def _parse(text: str, path: Path, *keys: str) -> dict[str, Any]:
+    """The JSON object in a file of the run, which holds at least the keys."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or not value.keys() >= set(keys):
+        raise UserError(f"{path}: this is not what the run wrote; restore a copy of it.")
+    return value

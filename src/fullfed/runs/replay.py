@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.errors import UserError
 from fullfed.federation.log import read_log
-from fullfed.federation.messages import Update, decode
+from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
 from fullfed.runs.assembly import build_method, load_model, method_options
 from fullfed.runs.folder import RunFolder
@@ -40,8 +42,8 @@ def replay(folder: RunFolder) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         UserError: there is no run here, or its log is damaged or does not belong to it.
     """
     replica, model, tokenizer = load_base(folder)
-    for payload in read_log(folder.log_file):
-        replica.apply(decode(payload, Update))
+    for update in _updates(folder):
+        replica.apply(update)
     return model, tokenizer
 
 
@@ -58,8 +60,8 @@ def verify(folder: RunFolder) -> int:
     final = folder.summary() if folder.summary_file.exists() else None
     replica, _, _ = load_base(folder)
     compared = 1
-    for payload in read_log(folder.log_file):
-        replica.apply(decode(payload, Update))
+    for update in _updates(folder):
+        replica.apply(update)
         if replica.version in recorded:
             _compare(folder, replica, recorded.pop(replica.version))
             compared += 1
@@ -72,6 +74,17 @@ def verify(folder: RunFolder) -> int:
         _compare(folder, replica, final["model_hash"])
         compared += 1
     return compared
+
+
+def _updates(folder: RunFolder) -> Iterator[Update]:
+    for number, payload in enumerate(read_log(folder.log_file)):
+        try:
+            yield decode(payload, Update)
+        except MessageError as error:
+            raise UserError(
+                f"{folder.log_file}: record {number} is not an update ({error}); "
+                "restore a copy of it."
+            ) from error
 
 
 def _compare(folder: RunFolder, replica: Replica, expected: str) -> None:

@@ -139,7 +139,13 @@ class _Run:
         records = [r for r in self._folder.metrics() if r["round"] < len(log)]
         self._folder.rewrite_metrics(records)
         if len(records) < len(log):
-            self._close_round(self._folder.account())
+            account = self._folder.account()
+            if len(records) + 1 < len(log) or account["round"] + 1 != len(log):
+                raise UserError(
+                    f"{self._folder.metrics_file}: rounds of the log are missing here; "
+                    "restore a copy of it."
+                )
+            self._close_round(account)
         for record in self._folder.metrics():
             for client in record["cohort"]:
                 self._traffic.catch_up(client, record["round"], log.sizes)
