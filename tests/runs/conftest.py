@@ -1,0 +1,34 @@
+"""One finished run, for tests that only read it, and what it takes to make another."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fullfed.runs import run
+from runs.small import recipe, write_data, write_model
+
+
+@pytest.fixture(scope="session")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model/ and train.jsonl."""
+    folder = tmp_path_factory.mktemp("ingredients")
+    write_model(folder / "model")
+    write_data(folder / "train.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(ingredients: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of Ferret that nobody changes."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run.start(recipe(ingredients), out)
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The same run in a folder that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
