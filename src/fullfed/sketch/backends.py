@@ -78,7 +78,7 @@ class Backend(Protocol):
 
 def backend_for(device: torch.device, name: str | None) -> Backend:
     """The backend called ``name``, or the device's own. Imports numba or triton only here."""
-    chosen = name or {"cpu": "numba"}.get(device.type)
+    chosen = name or {"cpu": "numba", "cuda": "triton"}.get(device.type)
     if chosen == "reference":
         from fullfed.sketch import reference
 
@@ -87,7 +87,11 @@ def backend_for(device: torch.device, name: str | None) -> Backend:
         from fullfed.sketch import cpu
 
         return cpu
+    if chosen == "triton":
+        from fullfed.sketch import cuda
+
+        return cuda
     raise UserError(
-        f"no sketch backend for device {device}; move the tensors to the CPU "
+        f"no sketch backend for device {device}; move the tensors to a CPU or CUDA device "
         'or ask for backend="reference".'
     )

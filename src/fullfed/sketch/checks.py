@@ -33,7 +33,8 @@ def check_coordinates(
 
 
 def check_finite(values: Tensor, what: str) -> Tensor:
-    if not bool(torch.isfinite(values).all()):
+    extremes = torch.stack(torch.aminmax(values))  # NaN if any value is
+    if not bool(torch.isfinite(extremes).all()):
         raise UserError(
             f"{what} is not finite in float32; lower the learning rate or check the data."
         )
