@@ -18,14 +18,17 @@ _METRIC_NAMES = {
 
 
 def summary_table(summaries: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
-    """One row a run: what it gained, and what it cost."""
+    """One row a run: what it gained, and what it cost.
+
+    ``the rest`` is encoding, aggregation and evaluation.
+    """
     metrics = [name for name in _METRIC_NAMES if name in summaries[0]]
     table = Table(title=title)
     table.add_column("method")
     for name in metrics:
-        table.add_column(_METRIC_NAMES[name], justify="right")
-    for name in ("up", "down", "train", "encode", "aggregate", "evaluate", "peak memory"):
-        table.add_column(name, justify="right")
+        table.add_column(_METRIC_NAMES[name], justify="right", no_wrap=True)
+    for name in ("sent up", "down", "training", "the rest", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
     for summary in summaries:
         seconds, traffic = summary["seconds"], summary["bytes"]
         table.add_row(
@@ -33,7 +36,8 @@ def summary_table(summaries: Sequence[Mapping[str, Any]], title: str | None = No
             *(f"{summary[n]['initial']:.3f} → {summary[n]['final']:.3f}" for n in metrics),
             bytes_text(traffic["up"]),
             bytes_text(traffic["down"]),
-            *(seconds_text(seconds[part]) for part in ("train", "encode", "aggregate", "evaluate")),
+            seconds_text(seconds["train"]),
+            seconds_text(seconds["total"] - seconds["train"]),
             bytes_text(summary["peak_memory_bytes"]),
         )
     return table
