@@ -84,7 +84,7 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
         )
     shared = options.seeds == "shared"
     step = (
-        CurvatureStep(setting.seed, count, setting.cohort_size, shared)
+        CurvatureStep(setting.seed, count, setting.cohort_size, setting.rounds, shared)
         if options.server_step == "auto"
         else ConstantStep(float(options.server_step))
     )

@@ -81,15 +81,21 @@ class ConstantStep:
 
 @dataclass(frozen=True)
 class CurvatureStep:
-    """s = K / (K + r): the step that loses least to reconstruction noise.
+    """The step that is best against disagreement and reconstruction noise together.
 
-    Where FedAvg's own step is near its best and gains G, a step s gains G (2 s - s**2). The
-    noise of a reconstruction has some energy E / K on every element and costs
-    s**2 / 2 * tr(H) * E / K. The sum is best at s = K / (K + r), r = tr(H) E / (2 G) the task's
-    effective rank. Clients measure on their first batch
+    Let one client's change gain G for itself, and let clients' changes agree by c, the cosine
+    of two of them. The mean of n changes has the share m = c + (1 - c) / n of one's energy. To
+    second order a step s along it gains 2 c G s for everybody, costs m G s**2 by its own
+    curvature, and G s**2 r e / K by the noise of K coordinates: r = tr(H) ||delta||**2 / (2 G)
+    is the task's effective rank, e = m where directions are shared and e = 1 / n where they
+    are each client's own. The sum is best at
 
-    - what their own change gains there, the loss before training less that after. Of that, the
-      share that clients' changes have in common is what the mean change gains for everybody;
+        s = c / (m + r e / K).
+
+    Over the last third of the rounds the step goes down to nothing in a straight line, so that
+    the last rounds' noise does not stay in the model. Clients measure on their first batch
+
+    - what their own change gains there, the loss before training less that after;
     - tr(H), by adding noise of the size that is about to be added:
       (L(w + sigma z) + L(w - sigma z) - 2 L(w)) / sigma**2, z random signs;
     - the energy of their change.
@@ -97,15 +103,16 @@ class CurvatureStep:
     Attributes:
         seed: the recipe's.
         coordinates: K of one client.
-        cohort_size: clients a round.
-        shared: whether clients share directions, so that E = ||mean delta||**2 and the codec
-            knows it. Otherwise the noise averages out, E = mean ||delta||**2 / clients, and
-            clients add a few coordinates on shared directions, by which agreement is measured.
+        cohort_size: n.
+        rounds: of the whole run.
+        shared: whether clients share directions. Their coordinates tell c then; otherwise
+            clients add a few coordinates on shared directions, by which c is measured.
     """
 
     seed: int
     coordinates: int
     cohort_size: int
+    rounds: int
     shared: bool
 
     def measure(self, trained: Trained, plan: Plan, last: Update | None) -> dict[str, Value]:
@@ -122,7 +129,7 @@ class CurvatureStep:
             values["common"] = self._common_coordinates(after, before, plan)
         state = _State.of(last)
         noise = energy * self._noise_share(state.agreement) / self.coordinates
-        sigma = self._step(state.rank) * math.sqrt(noise)
+        sigma = self._step(state) * math.sqrt(noise)
         stream = Stream(self.seed, Purpose.PROBE, plan.round, plan.client)
         cost = 0.0
         for signed in (sigma, -sigma):
@@ -147,25 +154,27 @@ class CurvatureStep:
     def decide(
         self, reports: Sequence[Report], energy: float | None, last: Update | None
     ) -> dict[str, Value]:
-        own, count = _mean(reports, "energy"), len(reports)
+        own, gain = _mean(reports, "energy"), _mean(reports, "gain")
         mean = self._common_energy(reports) if energy is None else energy
-        known = _State.of(last)
-        agreement = known.agreement
-        if count > 1 and own > 0:
-            measured = (count * mean / own - 1) / (count - 1)
-            agreement = _MEMORY * agreement + (1 - _MEMORY) * min(max(measured, 1 / count), 1.0)
-        noise = _mean(reports, "trace") * (mean if self.shared else own / count)
-        gain = 2 * agreement * _mean(reports, "gain")
-        rank = known.remembering(noise / gain if gain > 0 else math.inf, first=last is None)
-        return {"server_step": self._step(rank), "rank": rank, "agreement": agreement}
+        cost = _mean(reports, "trace") * own
+        state = _State.of(last).after(
+            rank=cost / (2 * gain) if gain > 0 else math.inf,
+            agreement=_agreement(mean / own, len(reports)) if own > 0 else 1.0,
+            first=last is None,
+        )
+        step = self._step(state) * self._cooldown(reports[0].round)
+        return {"server_step": step, "rank": state.rank, "agreement": state.agreement}
 
-    def _step(self, rank: float) -> float:
-        return self.coordinates / (self.coordinates + rank)
+    def _step(self, state: _State) -> float:
+        noise = state.rank * self._noise_share(state.agreement) / self.coordinates
+        return state.agreement / (_energy_share(state.agreement, self.cohort_size) + noise)
 
     def _noise_share(self, agreement: float) -> float:
-        """E as a share of one client's energy."""
-        apart = 1 / self.cohort_size
-        return agreement + (1 - agreement) * apart if self.shared else apart
+        """e, the energy behind the noise as a share of one client's."""
+        return _energy_share(agreement if self.shared else 0.0, self.cohort_size)
+
+    def _cooldown(self, round: int) -> float:
+        return min(1.0, (self.rounds - round) / (self.rounds / 3 + 1))
 
     def _common_coordinates(
         self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan
@@ -194,15 +203,30 @@ class _State:
             return _State(_FIRST_RANK, _FIRST_AGREEMENT)
         return _State(number(last, "rank"), number(last, "agreement"))
 
-    def remembering(self, measured: float, first: bool) -> float:
-        """The measured rank, smoothed over rounds in its logarithm.
+    def after(self, rank: float, agreement: float, first: bool) -> _State:
+        """The state with one more round's measurements, which a few samples make noisy.
 
-        One round is noisy (a few samples a client), so it moves the rank by a factor of at
-        most ten either way; in the first round there is nothing to smooth with but that bound.
+        The rank is smoothed in its logarithm and moves by a factor of at most ten; in the first
+        round there is nothing to smooth with but that bound.
         """
-        bounded = min(max(measured, self.rank / 10), self.rank * 10)
         memory = 0.0 if first else _MEMORY
-        return math.exp(memory * math.log(self.rank) + (1 - memory) * math.log(bounded))
+        bounded = min(max(rank, self.rank / 10), self.rank * 10)
+        return _State(
+            math.exp(memory * math.log(self.rank) + (1 - memory) * math.log(bounded)),
+            memory * self.agreement + (1 - memory) * agreement,
+        )
+
+
+def _energy_share(agreement: float, clients: int) -> float:
+    """m, the energy of the mean of so many changes as a share of one's."""
+    return agreement + (1 - agreement) / clients
+
+
+def _agreement(share: float, clients: int) -> float:
+    """c, from m; not below 1 / n, since the mean helps at least those it was made by."""
+    if clients == 1:
+        return 1.0
+    return min(max((clients * share - 1) / (clients - 1), 1 / clients), 1.0)
 
 
 def _mean(reports: Sequence[Report], name: str) -> float:

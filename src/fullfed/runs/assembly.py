@@ -193,6 +193,7 @@ def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: 
     work = LocalWork(local.batch_size, local.steps, local.epochs or (None if local.steps else 1))
     setting = Setting(
         seed=recipe.federation.seed,
+        rounds=recipe.federation.rounds,
         clients=clients,
         cohort_size=recipe.federation.clients_per_round,
         merge_weights=recipe.federation.merge_weights,

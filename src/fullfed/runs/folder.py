@@ -62,6 +62,11 @@ class RunFolder:
         tables = recipe.model_dump(mode="json", exclude_none=True)
         write_atomically(self.recipe_file, tomli_w.dumps(tables).encode())
 
+    def clear_partial(self) -> None:
+        """Delete files that a crash left half-written; each has its old content beside it."""
+        for leftover in self.path.glob("*.partial"):
+            leftover.unlink()
+
     def recipe(self) -> Recipe:
         """The recipe of the run that is here.
 

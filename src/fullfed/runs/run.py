@@ -89,6 +89,7 @@ class _Run:
 
     def carry_out(self) -> dict[str, Any]:
         with Log(self._folder.log_file) as log:
+            self._folder.clear_partial()
             base = self._evaluate_base()
             self._recover(log)
             self._watcher.begin(self._assembly, self._replica.version)
