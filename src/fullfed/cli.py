@@ -99,7 +99,6 @@ def plot(
 
     if not can_plot():
         raise UserError('plots need matplotlib; install it with: pip install "fullfed[report]".')
-    out.mkdir(parents=True, exist_ok=True)
     for path in plot_runs({d.name: RunFolder(d) for d in directories}, out):
         _print(str(path))
 

@@ -67,7 +67,7 @@ class LocalTable(_Table):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip: PositiveFloat | None = 1.0
     steps: Positive | None = None
     epochs: Positive | None = None
@@ -149,11 +149,18 @@ def parse_recipe(tables: dict[str, Any], source: str) -> Recipe:
         raise UserError(f"{source}: {describe_validation(error)}.") from error
 
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
 def describe_validation(error: ValidationError, prefix: str = "") -> str:
-    """The first problem pydantic found, in one sentence without its final stop."""
-    first = error.errors()[0]
+    """One of the problems pydantic found, in one sentence without its final stop.
+
+    An unknown key comes first: where it is misspelt, another one is missing because of it.
+    """
+    problems = error.errors()
+    first = next((p for p in problems if p["type"] in _UNKNOWN), problems[0])
     name = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in _UNKNOWN:
         return f"there is no key {name!r}; remove it or correct its spelling"
     if first["type"] in ("missing", "missing_argument"):
         return f"the key {name!r} is missing; add it"

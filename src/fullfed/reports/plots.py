@@ -22,13 +22,14 @@ def can_plot() -> bool:
 
 
 def plot_runs(runs: Mapping[str, RunFolder], target: Path) -> list[Path]:
-    """Write loss-against-rounds.png and loss-against-bytes.png into ``target``.
+    """Write loss-against-rounds.png and loss-against-bytes.png into ``target``, made if need be.
 
     Args:
         runs: finished or unfinished runs, by the name each has in the legend.
     """
     rounds = {name: loss_against_rounds(run) for name, run in runs.items()}
     traffic = {name: loss_against_bytes(run) for name, run in runs.items()}
+    target.mkdir(parents=True, exist_ok=True)
     return [
         _plot(rounds, "rounds", "linear", target / "loss-against-rounds.png"),
         _plot(traffic, "bytes up and down, all clients", "log", target / "loss-against-bytes.png"),

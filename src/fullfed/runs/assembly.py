@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -116,7 +117,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
         ).to(_device(device))  # type: ignore[arg-type]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if Path(source).is_dir():
             reason = str(error).splitlines()[0].rstrip(".")
             raise UserError(f"{path}: the model cannot be loaded ({reason}).") from error
@@ -193,7 +194,6 @@ def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: 
     work = LocalWork(local.batch_size, local.steps, local.epochs or (None if local.steps else 1))
     setting = Setting(
         seed=recipe.federation.seed,
-        rounds=recipe.federation.rounds,
         clients=clients,
         cohort_size=recipe.federation.clients_per_round,
         merge_weights=recipe.federation.merge_weights,

@@ -73,16 +73,21 @@ class RunFolder:
         Raises:
             UserError: there is no run here.
         """
+        self._check_is_run()
+        return load_recipe(self.recipe_file)
+
+    def _check_is_run(self) -> None:
         if not self.recipe_file.is_file():
             raise UserError(f"{self.path}: there is no run here; name the folder of a run.")
-        return load_recipe(self.recipe_file)
 
     def base(self) -> dict[str, Any]:
         """What base.json holds.
 
         Raises:
-            UserError: the run was stopped before it began, or the file was changed.
+            UserError: there is no run here, it was stopped before it began, or the file was
+                changed.
         """
+        self._check_is_run()
         if not self.base_file.is_file():
             raise UserError(f"{self.path}: the run has not begun; resume it first.")
         return _parse(self.base_file.read_text(encoding="utf-8"), self.base_file, "model_hash")
