@@ -1,0 +1,291 @@
+"""Bad input is one sentence on standard error, exit code 2, and nothing left half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from transformers import AutoTokenizer
+
+from fullfed.cli import main
+from fullfed.runs import run
+from runs.small import recipe, tables, write_data, write_model
+
+
+@pytest.fixture(scope="session")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model/, train.jsonl and recipe.toml."""
+    folder = tmp_path_factory.mktemp("ingredients")
+    write_model(folder / "model")
+    write_data(folder / "train.jsonl")
+    (folder / "recipe.toml").write_text(tomli_w.dumps(tables(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(ingredients: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one round that nobody changes."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run.start(recipe(ingredients, federation={"rounds": 1}), out)
+    return out
+
+
+Complaint = Callable[..., str]
+
+
+@pytest.fixture
+def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complaint:
+    """What the command line says to these arguments, having checked that it says it properly."""
+
+    def run_main(*arguments: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["fullfed", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        shown = capsys.readouterr()
+        assert stopped.value.code == 2
+        assert "Traceback" not in shown.err + shown.out
+        first, *more = shown.err.splitlines()
+        assert not more, "one sentence on one line"
+        assert first.startswith("error: ")
+        assert first.endswith(".")
+        return first.removeprefix("error: ")
+
+    return run_main
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["modle.path=x"], "there is no key 'modle'; remove it or correct its spelling"),
+        (["federation.ronds=3"], "there is no key 'federation.ronds'; remove it or correct"),
+        (["local.lr=3"], "there is no key 'local.lr'; remove it or correct its spelling"),
+        (["federation.rounds=0"], "federation.rounds: input should be greater than 0"),
+        (["federation.rounds=many"], "federation.rounds: input should be a valid integer"),
+        (["federation.rounds=2.5"], "federation.rounds: input should be a valid integer"),
+        (["federation.seed=-1"], "federation.seed: input should be greater than or equal to 0"),
+        (["local.learning_rate=nan"], "local.learning_rate: input should be"),
+        (["local.learning_rate=inf"], "local.learning_rate: input should be"),
+        (["local.weight_decay=inf"], "local.weight_decay: input should be"),
+        (["local.steps=3", "local.epochs=3"], "local: give steps or epochs, not both"),
+        (["local.optimizer=lion"], "local.optimizer: input should be 'sgd' or 'adamw'"),
+        (["model.dtype=int8"], "model.dtype: input should be 'float32', 'bfloat16' or 'float16'"),
+        (["evaluation.metrics=['bleu']"], "evaluation.metrics.0: input should be"),
+        (["method.name=fedsgd"], "method.name: there is no method 'fedsgd'; choose among fedavg"),
+        (["method.cordinates=3"], "there is no key 'method.cordinates'; remove it or correct"),
+        (["method.name=fedavg", "method.coordinates=3"], "there is no key 'method.coordinates'"),
+        (["method.coordinates=0"], "method: coordinates is at least 1"),
+        (["method.coordinates=9999999"], "method.coordinates: 9999999 coordinates for a model of"),
+        (["method.upload=1KiB"], "method: give either coordinates or upload"),
+        (["method.server_step=fast"], "method.server_step"),
+        (["model.path=/nowhere/model"], "/nowhere/model: there is no model folder here"),
+        (["data.train=/nowhere/data.jsonl"], "/nowhere/data.jsonl does not exist; check the path"),
+        (["data.test=/nowhere/t.jsonl"], "The test set is /nowhere/t.jsonl, so nothing is held"),
+        (["data.hold_out=pink"], "category 'pink' cannot be held out"),
+        (
+            ["federation.clients_per_round=5"],
+            "federation.clients_per_round: 5 clients a round, but the data make only 4 clients",
+        ),
+        (["data.max_length=2"], "has no example whose answer fits into 2 tokens; raise max_length"),
+        (["rounds"], "--set rounds: write it as key=value, such as federation.rounds=3"),
+        (["model.path.deep=3"], "--set model.path.deep=3: 'path' is not a table of the recipe"),
+        (["=3"], "there is no key ''"),
+        (
+            ["model.path=$FULLFED_NO_SUCH_VARIABLE/model"],
+            "$FULLFED_NO_SUCH_VARIABLE/model: the environment variable FULLFED_NO_SUCH_VARIABLE",
+        ),
+        (
+            ["data.train=${FULLFED_NO_SUCH_VARIABLE}"],
+            "the environment variable FULLFED_NO_SUCH_VARIABLE is not set; set it",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_carried_out(
+    ingredients: Path, tmp_path: Path, complaint: Complaint, changes: list[str], expected: str
+) -> None:
+    options = [part for change in changes for part in ("--set", change)]
+    out = tmp_path / "out"
+    assert expected in complaint("run", ingredients / "recipe.toml", *options, "--out", out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "the key 'model' is missing; add it"),
+        ("[model\n", "this is not valid TOML"),
+        ("[model]\npath = 'x'\npath = 'y'\n", "this is not valid TOML"),
+        ("\xff\xfe", "this is not valid TOML"),
+        ("[model]\npth = 'x'\n", "there is no key 'model.pth'"),
+        ("model = 3\n", "model: input should be"),
+        ("[method]\ncoordinates = 3\n", "is missing; add it"),
+    ],
+)
+def test_a_file_that_is_no_recipe(
+    tmp_path: Path, complaint: Complaint, text: str, expected: str
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(text.encode("latin-1"))
+    said = complaint("run", path, "--out", tmp_path / "out")
+    assert said.startswith(f"{path}: ")
+    assert expected in said
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_recipe_that_is_not_there(tmp_path: Path, complaint: Complaint, name: str) -> None:
+    said = complaint("run", tmp_path / name, "--out", tmp_path / "out")
+    assert said.startswith(f"{tmp_path / name}: the recipe cannot be read")
+
+
+def with_line(ingredients: Path, tmp_path: Path, line: str) -> Path:
+    """The training data with another fourth line."""
+    lines = (ingredients / "train.jsonl").read_text().splitlines()
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join([*lines[:3], line, *lines[4:]]))
+    return path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"instruction": "Say',
+        "[1, 2]",
+        '"text"',
+        '{"instruction": "Say red."}',
+        '{"instruction": "Say red.", "output": 3}',
+    ],
+)
+def test_a_malformed_line_is_named_by_file_and_number(
+    ingredients: Path, tmp_path: Path, complaint: Complaint, line: str
+) -> None:
+    path = with_line(ingredients, tmp_path, line)
+    out = tmp_path / "out"
+    change = f"data.train={path}"
+    said = complaint("run", ingredients / "recipe.toml", "--set", change, "--out", out)
+    assert said.startswith(f"{path}, line 4: ")
+    assert not out.exists()
+
+
+def change_config(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+
+def cut_weights(model: Path) -> None:
+    data = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(data[:-100])
+
+
+def change_shape(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "hidden_size": 16}))
+
+
+def remove_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def remove_tokenizer(model: Path) -> None:
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [change_config, cut_weights, change_shape, remove_weights, remove_tokenizer]
+)
+def test_a_model_folder_that_is_damaged(
+    ingredients: Path, tmp_path: Path, complaint: Complaint, damage: Callable[[Path], None]
+) -> None:
+    model = tmp_path / "model"
+    write_model(model)
+    damage(model)
+    change = f"model.path={model}"
+    out = tmp_path / "out"
+    said = complaint("run", ingredients / "recipe.toml", "--set", change, "--out", out)
+    assert said.startswith(f"{model}: the model cannot be loaded (")
+    assert not out.exists()
+
+
+def test_a_model_without_a_pad_token_is_the_same_model(ingredients: Path, tmp_path: Path) -> None:
+    """It needs none: padding is neither attended to nor learned."""
+    model = tmp_path / "model"
+    write_model(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert tokenizer.pad_token is not None
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(model)
+    assert AutoTokenizer.from_pretrained(model).pad_token is None
+    changes: dict[str, dict[str, Any]] = {
+        "federation": {"rounds": 1},
+        "evaluation": {"metrics": ["loss", "rouge_l"], "max_new_tokens": 3},
+    }
+    padded = run.start(recipe(ingredients, **changes), tmp_path / "padded")
+    changes["model"] = {"path": str(model)}
+    bare = run.start(recipe(ingredients, **changes), tmp_path / "bare")
+    assert bare["model_hash"] == padded["model_hash"]
+    assert (bare["loss"], bare["rouge_l"]) == (padded["loss"], padded["rouge_l"])
+
+
+def test_training_that_diverges_names_the_client_and_keeps_the_run(
+    ingredients: Path, tmp_path: Path, complaint: Complaint
+) -> None:
+    out = tmp_path / "out"
+    options = ["--set", "local.learning_rate=1e30", "--out", str(out)]
+    said = complaint("run", ingredients / "recipe.toml", *options)
+    assert "round 0: no client sent a usable report (client" in said
+    assert "not finite; lower local.learning_rate or set local.clip" in said
+    assert "there is a run here already" in complaint("run", ingredients / "recipe.toml", *options)
+
+
+def test_a_folder_with_a_run_in_it(ingredients: Path, finished: Path, complaint: Complaint) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    said = complaint("run", ingredients / "recipe.toml", "--out", finished)
+    assert said == f"{finished}: there is a run here already; resume it, or name another folder."
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("command", ["resume", "verify", "export"])
+@pytest.mark.parametrize("name", ["missing", "."])
+def test_a_folder_without_a_run(
+    tmp_path: Path, complaint: Complaint, command: str, name: str
+) -> None:
+    folder = tmp_path / name
+    more = [tmp_path / "target"] if command == "export" else []
+    said = complaint(command, folder, *more)
+    assert said == f"{folder}: there is no run here; name the folder of a run."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_over_something(finished: Path, tmp_path: Path, complaint: Complaint) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    said = complaint("export", finished, tmp_path)
+    assert said == f"{tmp_path}: there is something here already; name a new folder."
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("model", ["/nowhere/model", "nobody here"])
+def test_a_model_to_evaluate_that_is_not_there(
+    ingredients: Path, complaint: Complaint, model: str
+) -> None:
+    said = complaint("evaluate", model, ingredients / "recipe.toml")
+    assert said.startswith(f"{model}: there is no model folder here")
+
+
+def test_a_plot_of_a_folder_without_a_run(tmp_path: Path, complaint: Complaint) -> None:
+    pytest.importorskip("matplotlib")
+    said = complaint("plot", tmp_path / "missing", "--out", tmp_path / "plots")
+    assert said == f"{tmp_path / 'missing'}: there is no run here; name the folder of a run."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_verification_that_fails(finished: Path, tmp_path: Path, complaint: Complaint) -> None:
+    copied = Path(shutil.copytree(finished, tmp_path / "run"))
+    log = bytearray((copied / "updates.log").read_bytes())
+    log[-1] ^= 1
+    (copied / "updates.log").write_bytes(log)
+    assert "the log ends at version 0" in complaint("verify", copied)
