@@ -37,6 +37,7 @@ def seconds(device: str, *acts: Callable[[], object], repeats: int = 5) -> list[
     """The best time of each, taken in turn so that a busy machine disturbs all alike."""
 
     def once(act: Callable[[], object]) -> float:
+        time.sleep(0.005)  # torch's own threads wait actively for a while after they worked
         start = time.perf_counter()
         act()
         if device == "cuda":

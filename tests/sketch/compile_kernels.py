@@ -38,7 +38,7 @@ for stored, bfloat, half in (("*fp32", 0, 0), ("*i16", 1, 0), ("*fp16", 0, 1)):
     )
     check(
         sign_cuda.reconstruct,
-        {**SIGN, "elements": stored, "values": "*fp32"},
+        {**SIGN, "elements": stored, "values": "*fp32", "scale": "fp32"},
         ROTATED=not half,
         BFLOAT=bool(bfloat),
         HALF=bool(half),

@@ -115,7 +115,7 @@ def test_counters_beyond_32_bits(first):
     if first < 2**45:
         results = [[torch.ones(5000)], [torch.ones(5000)]]
         for kernels, result in zip((cpu, reference), results, strict=True):
-            kernels.add_reconstruction(rows, result[0], first * 1000 + 17, values)
+            kernels.add_reconstruction(rows, result[0], first * 1000 + 17, values, 0.3)
         assert same_bits(*results)
 
 
@@ -130,3 +130,9 @@ def test_every_16_bit_number_survives_and_rounds_like_torch():
             perturb_(ours, Stream(1, 4), scale)
             perturb_(theirs, Stream(1, 4), scale, backend="reference")
             assert same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("count", [1, 127, 128, 129, 128**2 + 5])
+def test_folding(count):
+    rows = torch.randn(count, 7, generator=torch.Generator().manual_seed(0))
+    assert same_bits([cpu.fold(rows)], [reference.fold(rows)])

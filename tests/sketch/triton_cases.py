@@ -28,7 +28,7 @@ from sketch.models import copies, same_bits, tensors
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-few = settings(max_examples=60 if GPU else 3, deadline=None)
+few = settings(max_examples=60 if GPU else 2, deadline=None)
 words = st.integers(0, 2**32 - 1)
 
 
@@ -107,5 +107,10 @@ def test_counters_beyond_32_bits(first):
     results = [[torch.ones(1500, device=DEVICE)], [torch.ones(1500)]]
     for kernels, result in zip((cuda, reference), results, strict=True):
         step = values.to(result[0].device)
-        kernels.add_reconstruction(rows, result[0], (first % 2**36) * 1000 + 17, step)
+        kernels.add_reconstruction(rows, result[0], (first % 2**36) * 1000 + 17, step, 0.3)
     assert same_bits([results[0][0].cpu()], results[1])
+
+
+def test_folding():
+    rows = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    assert same_bits([cuda.fold(rows.to(DEVICE)).cpu()], [reference.fold(rows)])

@@ -48,8 +48,13 @@ class Backend(Protocol):
         ``offset`` is the global index of the first element; partials is (groups, width).
         """
 
-    def add_reconstruction(self, rows: Rows, flat: Tensor, offset: int, values: Tensor) -> None:
-        """Each element += sign * values[c], values of shape (width,), rounded to its dtype."""
+    def add_reconstruction(
+        self, rows: Rows, flat: Tensor, offset: int, values: Tensor, scale: float
+    ) -> None:
+        """Each element += sign * fl(scale * values[c]), rounded to its dtype; values (width,)."""
+
+    def fold(self, rows: Tensor) -> Tensor:
+        """The sum (width,) of rows (n, width): 128 at a time in order from zero, repeatedly."""
 
     def add_products(
         self, entries: Entries, directions: Sequence[Direction], piece: Tensor, sums: Tensor

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.sketch.pieces import SERIAL
 
 
 def check_coordinates(
@@ -33,8 +34,9 @@ def check_coordinates(
 
 
 def check_finite(values: Tensor, what: str) -> Tensor:
-    extremes = torch.stack(torch.aminmax(values))  # NaN if any value is
-    if not bool(torch.isfinite(extremes).all()):
+    parts = torch.split(values, SERIAL) if values.device.type == "cpu" else (values,)
+    extremes = torch.stack([end for part in parts for end in torch.aminmax(part)])
+    if not bool(torch.isfinite(extremes).all()):  # they are NaN if any value is
         raise UserError(
             f"{what} is not finite in float32; lower the learning rate or check the data."
         )

@@ -51,7 +51,7 @@ def add_projection(
     )
 
 
-def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor) -> None:
+def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor, scale: float) -> None:
     first, groups = _groups(rows, offset, flat.numel())
     runs, run = _runs(rows.width, groups)
     _split(
@@ -61,11 +61,20 @@ def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor) ->
         _array(flat),
         offset,
         values.numpy(),
+        np.float32(scale),
         first,
         runs,
         run,
         *_keys(rows),
     )
+
+
+def fold(rows: Tensor) -> Tensor:
+    while rows.shape[0] > 1:
+        sums = torch.empty(-(-rows.shape[0] // FOLD), rows.shape[1])
+        _split(sign_cpu.fold, rows.shape[1], rows.numel(), rows.numpy(), sums.numpy())
+        rows = sums
+    return rows[0]
 
 
 def _groups(rows: Rows, offset: int, length: int) -> tuple[int, int]:

@@ -49,7 +49,7 @@ def add_projection(
         )
 
 
-def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor) -> None:
+def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor, scale: float) -> None:
     grid, first, block = _grid(rows, offset, flat.numel())
     with _device_of(flat):
         sign_cuda.reconstruct[grid](
@@ -57,6 +57,7 @@ def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor) ->
             offset,
             flat.numel(),
             values,
+            scale,
             rows.width,
             first,
             _keys([rows.signs, rows.rotation or rows.signs], flat.device),
@@ -66,6 +67,18 @@ def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor) ->
             BLOCK=block,
             **EXACT,
         )
+
+
+def fold(rows: Tensor) -> Tensor:
+    while rows.shape[0] > 1:
+        count, width = rows.shape
+        sums = torch.zeros(-(-count // FOLD), width, device=rows.device)
+        with _device_of(rows):
+            dense_cuda.add_in_order[(sums.shape[0], -(-width // 128))](
+                sums, rows, count, width, 128, **EXACT
+            )
+        rows = sums
+    return rows[0]
 
 
 def add_products(
@@ -79,7 +92,7 @@ def add_products(
         dense_cuda.products[(parts, count)](
             piece, by_part, keys, firsts, series, count, entries.bits, terms, num_warps=1, **EXACT
         )
-        dense_cuda.add_in_order[(-(-count // 128),)](sums, by_part, parts, count, 128, **EXACT)
+        dense_cuda.add_in_order[(1, -(-count // 128))](sums, by_part, parts, count, 128, **EXACT)
 
 
 def combine(

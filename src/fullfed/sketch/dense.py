@@ -14,7 +14,6 @@ from fullfed.errors import UserError
 from fullfed.sketch.backends import Direction, backend_for
 from fullfed.sketch.checks import check_coordinates, check_finite, check_scale
 from fullfed.sketch.entries import SIGNS, Entries, truncated
-from fullfed.sketch.fold import fold
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD, LANES
 from fullfed.sketch.pieces import (
@@ -101,7 +100,7 @@ class DenseBasis:
             for stretch, piece in enumerate(_stretches(new, old)):
                 directions = self._directions(number, d, stretch * STRETCH)
                 kernels.add_products(self.entries(d), directions, piece, partials[stretch])
-            parts.append(fold(partials) * float(np.float32(1.0 / (self.moment(d) * k))))
+            parts.append(kernels.fold(partials) * float(np.float32(1.0 / (self.moment(d) * k))))
         return check_finite(torch.cat(parts), "the change to project")
 
     def reconstruct_(

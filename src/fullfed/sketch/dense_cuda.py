@@ -47,12 +47,15 @@ def products(piece, sums, keys, firsts, series, count, BITS: tl.constexpr, TERMS
 
 @triton.jit
 def add_in_order(sums, parts, rows, count, BLOCK: tl.constexpr):
-    """sums[k] += parts[0, k], then parts[1, k], ..."""
-    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.load(sums + k, mask=k < count, other=0.0)
-    for row in range(rows):
+    """sums[g, k] += parts[128 g, k], then parts[128 g + 1, k], ...; a program does BLOCK k."""
+    group = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    target = sums + group * count + k
+    total = tl.load(target, mask=k < count, other=0.0)
+    for i in range(tl.minimum(rows - group * 128, 128)):
+        row = group * 128 + i
         total += tl.load(parts + row * count + k, mask=k < count, other=0.0)
-    tl.store(sums + k, total, mask=k < count)
+    tl.store(target, total, mask=k < count)
 
 
 @triton.jit

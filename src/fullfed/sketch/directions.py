@@ -40,10 +40,10 @@ def perturb_(
         accumulate_(weights, [stream], [scale], distribution, backend=backend)
         return
     check_tensors(weights)
-    values = torch.full((LANES,), float(check_scale(scale)), device=weights[0].device)
+    step, ones = float(check_scale(scale)), torch.ones(LANES, device=weights[0].device)
     kernels = backend_for(weights[0].device, backend)
     for _, offset, row in writable(weights, kernels):
-        kernels.add_reconstruction(Rows(LANES, stream, None), row, offset, values)
+        kernels.add_reconstruction(Rows(LANES, stream, None), row, offset, ones, step)
 
 
 def accumulate_(

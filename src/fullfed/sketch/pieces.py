@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,6 +87,13 @@ def writable(
         if not tensor.is_contiguous():
             tensor.detach().copy_(row.view(tensor.shape))
         offset += row.numel()
+
+
+def zeros(rows: int, columns: int, device: torch.device) -> Tensor:
+    """float32 zeros, on the CPU without torch's threads: they would spin on into our kernels."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros((rows, columns), dtype=np.float32))
+    return torch.zeros(rows, columns, device=device)
 
 
 def slices(start: int, stop: int) -> Iterator[slice]:

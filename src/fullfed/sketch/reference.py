@@ -39,11 +39,21 @@ def add_projection(
         partials[group : group + part.shape[0]] += part
 
 
-def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor) -> None:
+def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor, scale: float) -> None:
     first, count = _touched(rows.width, offset, flat.numel())
-    signed = _signs(rows, first, count, flat.device) * values
+    signed = _signs(rows, first, count, flat.device) * (values * scale)
     by_element = signed.gather(1, _columns(rows, first, count, flat.device)).view(-1)
     flat.copy_(flat.float() + by_element[offset - first * rows.width :][: flat.numel()])
+
+
+def fold(rows: Tensor) -> Tensor:
+    while rows.shape[0] > 1:
+        sums = torch.zeros(-(-rows.shape[0] // FOLD), rows.shape[1], device=rows.device)
+        for start in range(min(FOLD, rows.shape[0])):
+            part = rows[start::FOLD]
+            sums[: part.shape[0]] += part
+        rows = sums
+    return rows[0]
 
 
 def add_products(

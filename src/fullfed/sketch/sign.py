@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.sketch.backends import Rows, backend_for
 from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, factors
-from fullfed.sketch.fold import fold
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD
-from fullfed.sketch.pieces import Rounding, check_tensors, flat, rounding_stream, writable
+from fullfed.sketch.pieces import Rounding, check_tensors, flat, rounding_stream, writable, zeros
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class SignBasis:
         self._check_fits(elements)
         kernels = backend_for(delta[0].device, backend)
         groups = -(-elements // (self.coordinates * FOLD))
-        partials = torch.zeros(groups, self.coordinates, device=delta[0].device)
+        partials = zeros(groups, self.coordinates, delta[0].device)
         offset = 0
         for number, weight in enumerate(factors(weights, len(delta))):
             new = flat(delta[number])
@@ -85,7 +83,7 @@ class SignBasis:
             if new.numel():
                 kernels.add_projection(self.rows, new, old, weight, offset, partials)
             offset += new.numel()
-        return check_finite(fold(partials), "the change to project")
+        return check_finite(kernels.fold(partials), "the change to project")
 
     def reconstruct_(
         self,
@@ -120,12 +118,9 @@ class SignBasis:
         step = check_scale(scale)
         kernels = backend_for(weights[0].device, backend)
         scales = [float(step * np.float32(f)) for f in factors(inverse, len(weights))]
-        scaled = {}
         noise = rounding_stream(rounding, self.seed, self.round, self.owner)
         for number, offset, row in writable(weights, kernels, noise):
-            if scales[number] not in scaled:
-                scaled = {scales[number]: coordinates * scales[number]}
-            kernels.add_reconstruction(self.rows, row, offset, scaled[scales[number]])
+            kernels.add_reconstruction(self.rows, row, offset, coordinates, scales[number])
 
     def _check_fits(self, elements: int) -> None:
         if elements < self.coordinates:

@@ -88,8 +88,10 @@ def project(
 
 
 @njit(nogil=True, cache=True)
-def reconstruct(start, stop, elements, offset, values, first_group, runs, run, keys, rotated):
-    """element += sign * values[column]; items as project."""
+def reconstruct(
+    start, stop, elements, offset, values, scale, first_group, runs, run, keys, rotated
+):
+    """element += sign * scale * values[column]; items as project."""
     width, length = values.size, elements.size
     words, turns = np.empty((4, run), np.uint32), np.empty(128, np.int64)
     for item in range(start, stop):
@@ -107,5 +109,17 @@ def reconstruct(start, stop, elements, offset, values, first_group, runs, run, k
                 )
                 for i in range(first, last):
                     stored = elements[at(place + i)]
-                    change = signed(values[at(i)], words[r >> 5, at(i - low)], shift)
+                    step = values[at(i)] * scale
+                    change = signed(step, words[r >> 5, at(i - low)], shift)
                     elements[at(place + i)] = narrow(widen(stored) + change, stored)
+
+
+@njit(nogil=True, cache=True)
+def fold(start, stop, rows, sums):
+    """sums[g] = rows[128 g] + rows[128 g + 1] + ... from zero, for columns start .. stop - 1."""
+    for group in range(sums.shape[0]):
+        for column in range(start, stop):
+            sums[group, column] = np.float32(0)
+        for row in range(128 * group, min(128 * group + 128, rows.shape[0])):
+            for column in range(start, stop):
+                sums[group, column] += rows[row, column]

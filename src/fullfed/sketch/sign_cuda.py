@@ -97,6 +97,7 @@ def reconstruct(
     offset,
     length,
     values,
+    scale,
     width,
     first_group,
     keys,
@@ -105,10 +106,10 @@ def reconstruct(
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """element += sign * values[column]; programs as for project."""
+    """element += sign * scale * values[column]; programs as for project."""
     width, offset, length = width.to(tl.int64), offset.to(tl.int64), length.to(tl.int64)
     group, columns, words = _start(keys, first_group, width, BLOCK)
-    step = tl.load(values + columns, mask=columns < width, other=0.0)
+    step = tl.load(values + columns, mask=columns < width, other=0.0) * scale
     for plane in tl.static_range(4):
         for quad in range(8):
             turns = _turns(keys, group * 32 + plane * 8 + quad)
