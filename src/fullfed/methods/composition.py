@@ -92,7 +92,7 @@ class Composition:
         trained_at = time.perf_counter()
         payload = self.codec.encode(before, after, plan)
         encoded_at = time.perf_counter()
-        trained = Trained(model, before, after, first, losses[0])
+        trained = Trained(model, before, after, first.to(model.device), losses[0])
         values = {**payload.values, **self.step.measure(trained, plan, last)}
         if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
             raise TrainingError(
@@ -133,7 +133,7 @@ class Composition:
 
         plan = plans[0]
         payload = self.codec.merge(weighted(), Payload(plan.values, plan.tensors), last)
-        values = {**payload.values, **self.step.decide(light, self.codec.energy(payload), last)}
+        values = {**payload.values, **self.step.decide(light, last)}
         return Update(plan.round, values, payload.tensors)
 
     def apply(self, model: PreTrainedModel, update: Update) -> None:

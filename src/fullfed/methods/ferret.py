@@ -82,9 +82,8 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
             f"method.coordinates: {count} coordinates for a model of {setting.elements} "
             "parameters; ask for at most one per parameter."
         )
-    shared = options.seeds == "shared"
     step = (
-        CurvatureStep(setting.seed, count, setting.cohort_size, setting.rounds, shared)
+        CurvatureStep(setting.seed, count)
         if options.server_step == "auto"
         else ConstantStep(float(options.server_step))
     )

@@ -32,7 +32,6 @@ class Setting:
 
     Attributes:
         seed: what everything random flows from.
-        rounds: how many the run has.
         clients: how many there are.
         cohort_size: how many take part in a round.
         merge_weights: whether a report weighs as its samples or as every other.
@@ -41,7 +40,6 @@ class Setting:
     """
 
     seed: int
-    rounds: int
     clients: int
     cohort_size: int
     merge_weights: Literal["samples", "equal"]

@@ -13,13 +13,11 @@ from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
-from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
+from fullfed.sketch import Purpose, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
 
-_FIRST_RANK = 1000.0  # before anything was measured; see docs/server-step.md
-_FIRST_AGREEMENT = 0.3
-_MEMORY = 0.5  # weight of earlier rounds in both
-_COMMON_COORDINATES = 16  # enough for ||mean delta||**2 within a third, less over the rounds
+_FIRST_RANK = 1000.0  # before anything was measured; it only sets the size of the first noise
+_MEMORY = 0.5  # weight of earlier rounds in the logarithm of the rank
 _LARGEST = 1e100  # of a measurement: products and sums of such are finite
 
 
@@ -49,15 +47,10 @@ class StepRule(Protocol):
     def check(self, report: Report) -> None:
         """Raise MessageError unless the report holds what ``measure`` adds."""
 
-    def decide(
-        self, reports: Sequence[Report], energy: float | None, last: Update | None
-    ) -> dict[str, Value]:
+    def decide(self, reports: Sequence[Report], last: Update | None) -> dict[str, Value]:
         """The values an update carries for the rule: ``server_step`` and its memory.
 
-        Args:
-            reports: without their tensors.
-            energy: the codec's estimate of ||mean delta||**2, where it has one.
-            last: the previous round's update.
+        Reports come without tensors; ``last`` is the previous round's update.
         """
 
 
@@ -73,47 +66,28 @@ class ConstantStep:
     def check(self, report: Report) -> None:
         pass
 
-    def decide(
-        self, reports: Sequence[Report], energy: float | None, last: Update | None
-    ) -> dict[str, Value]:
+    def decide(self, reports: Sequence[Report], last: Update | None) -> dict[str, Value]:
         return {"server_step": self.step}
 
 
 @dataclass(frozen=True)
 class CurvatureStep:
-    """The step that is best against disagreement and reconstruction noise together.
+    """s = K / (K + r): the larger the task's effective rank r, the smaller the stable step.
 
-    Let one client's change gain G for itself, and let clients' changes agree by c, the cosine
-    of two of them. The mean of n changes has the share m = c + (1 - c) / n of one's energy. To
-    second order a step s along it gains 2 c G s for everybody, costs m G s**2 by its own
-    curvature, and G s**2 r e / K by the noise of K coordinates: r = tr(H) ||delta||**2 / (2 G)
-    is the task's effective rank, e = m where directions are shared and e = 1 / n where they
-    are each client's own. The sum is best at
+    r = tr(H) ||delta||**2 / G sets what the noise of K coordinates costs in loss against the
+    gain G of a whole step. Clients measure both on their first batch, for their own change:
 
-        s = c / (m + r e / K).
-
-    Over the last third of the rounds the step goes down to nothing in a straight line, so that
-    the last rounds' noise does not stay in the model. Clients measure on their first batch
-
-    - what their own change gains there, the loss before training less that after;
+    - G, the loss before training less that after;
     - tr(H), by adding noise of the size that is about to be added:
-      (L(w + sigma z) + L(w - sigma z) - 2 L(w)) / sigma**2, z random signs;
-    - the energy of their change.
+      (L(w + sigma z) + L(w - sigma z) - 2 L(w)) / sigma**2, z random signs.
 
     Attributes:
-        seed: the recipe's.
-        coordinates: K of one client.
-        cohort_size: n.
-        rounds: of the whole run.
-        shared: whether clients share directions. Their coordinates tell c then; otherwise
-            clients add a few coordinates on shared directions, by which c is measured.
+        seed: the recipe's, for z.
+        coordinates: K.
     """
 
     seed: int
     coordinates: int
-    cohort_size: int
-    rounds: int
-    shared: bool
 
     def measure(self, trained: Trained, plan: Plan, last: Update | None) -> dict[str, Value]:
         after, before = list(trained.after.values()), list(trained.before.values())
@@ -121,15 +95,8 @@ class CurvatureStep:
             float((a.detach().float() - b.float()).square().sum())
             for a, b in zip(after, before, strict=True)
         )
-        values: dict[str, Value] = {
-            "energy": energy,
-            "gain": trained.first_loss - answer_loss_value(trained.model, trained.batch),
-        }
-        if not self.shared:
-            values["common"] = self._common_coordinates(after, before, plan)
-        state = _State.of(last)
-        noise = energy * self._noise_share(state.agreement) / self.coordinates
-        sigma = self._step(state) * math.sqrt(noise)
+        gain = trained.first_loss - answer_loss_value(trained.model, trained.batch)
+        sigma = self._step(_rank(last)) * math.sqrt(energy / self.coordinates)
         stream = Stream(self.seed, Purpose.PROBE, plan.round, plan.client)
         cost = 0.0
         for signed in (sigma, -sigma):
@@ -137,96 +104,36 @@ class CurvatureStep:
             perturb_(after, stream, signed)
             cost += answer_loss_value(trained.model, trained.batch) - trained.first_loss
         _copy(before, after)
-        values["trace"] = cost / sigma**2 if sigma > 0 else 0.0
-        return values
+        return {"gain": gain, "noise_cost": cost / sigma**2 * energy if sigma > 0 else 0.0}
 
     def check(self, report: Report) -> None:
-        for name in ("energy", "gain", "trace"):
+        for name in ("gain", "noise_cost"):
             if abs(number(report, name)) > _LARGEST:
                 raise MessageError(f"the report's value {name!r} is larger than {_LARGEST:g}")
-        if not self.shared:
-            common = report.values.get("common")
-            if not isinstance(common, list) or len(common) != _COMMON_COORDINATES:
-                raise MessageError(f"the report lacks {_COMMON_COORDINATES} common coordinates")
-            if not all(isinstance(c, float) and abs(c) <= _LARGEST for c in common):
-                raise MessageError("the report's common coordinates are not numbers, or too large")
 
-    def decide(
-        self, reports: Sequence[Report], energy: float | None, last: Update | None
-    ) -> dict[str, Value]:
-        own, gain = _mean(reports, "energy"), _mean(reports, "gain")
-        mean = self._common_energy(reports) if energy is None else energy
-        cost = _mean(reports, "trace") * own
-        state = _State.of(last).after(
-            rank=cost / (2 * gain) if gain > 0 else math.inf,
-            agreement=_agreement(mean / own, len(reports)) if own > 0 else 1.0,
-            first=last is None,
-        )
-        step = self._step(state) * self._cooldown(reports[0].round)
-        return {"server_step": step, "rank": state.rank, "agreement": state.agreement}
+    def decide(self, reports: Sequence[Report], last: Update | None) -> dict[str, Value]:
+        gain, cost = _mean(reports, "gain"), _mean(reports, "noise_cost")
+        rank = _remember(cost / gain if gain > 0 else math.inf, last)
+        return {"server_step": self._step(rank), "rank": rank}
 
-    def _step(self, state: _State) -> float:
-        noise = state.rank * self._noise_share(state.agreement) / self.coordinates
-        return state.agreement / (_energy_share(state.agreement, self.cohort_size) + noise)
-
-    def _noise_share(self, agreement: float) -> float:
-        """e, the energy behind the noise as a share of one client's."""
-        return _energy_share(agreement if self.shared else 0.0, self.cohort_size)
-
-    def _cooldown(self, round: int) -> float:
-        return min(1.0, (self.rounds - round) / (self.rounds / 3 + 1))
-
-    def _common_coordinates(
-        self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan
-    ) -> list[Value]:
-        basis = SignBasis(self.seed, plan.round, owner=SHARED, coordinates=_COMMON_COORDINATES)
-        y = basis.project([p.detach() for p in after], before=before)
-        return [float(f"{value:.4g}") for value in y.tolist()]  # four digits are plenty
-
-    def _common_energy(self, reports: Sequence[Report]) -> float:
-        """||mean delta||**2, unbiased, from the coordinates on shared directions."""
-        rows = [report.values["common"] for report in reports]
-        y = torch.tensor(rows, dtype=torch.float64).mean(dim=0)
-        return float(y.square().sum())
+    def _step(self, rank: float) -> float:
+        return self.coordinates / (self.coordinates + rank)
 
 
-@dataclass(frozen=True)
-class _State:
-    """What the rule knows from earlier rounds: values of the last update."""
-
-    rank: float
-    agreement: float
-
-    @staticmethod
-    def of(last: Update | None) -> _State:
-        if last is None:
-            return _State(_FIRST_RANK, _FIRST_AGREEMENT)
-        return _State(number(last, "rank"), number(last, "agreement"))
-
-    def after(self, rank: float, agreement: float, first: bool) -> _State:
-        """The state with one more round's measurements, which a few samples make noisy.
-
-        The rank is smoothed in its logarithm and moves by a factor of at most ten; in the first
-        round there is nothing to smooth with but that bound.
-        """
-        memory = 0.0 if first else _MEMORY
-        bounded = min(max(rank, self.rank / 10), self.rank * 10)
-        return _State(
-            math.exp(memory * math.log(self.rank) + (1 - memory) * math.log(bounded)),
-            memory * self.agreement + (1 - memory) * agreement,
-        )
+def _rank(last: Update | None) -> float:
+    return _FIRST_RANK if last is None else number(last, "rank")
 
 
-def _energy_share(agreement: float, clients: int) -> float:
-    """m, the energy of the mean of so many changes as a share of one's."""
-    return agreement + (1 - agreement) / clients
+def _remember(measured: float, last: Update | None) -> float:
+    """The measured rank, smoothed over rounds in its logarithm.
 
-
-def _agreement(share: float, clients: int) -> float:
-    """c, from m; not below 1 / n, since the mean helps at least those it was made by."""
-    if clients == 1:
-        return 1.0
-    return min(max((clients * share - 1) / (clients - 1), 1 / clients), 1.0)
+    One round is noisy (a few samples a client), so it moves the rank by a factor of at most
+    ten either way; in the first round there is nothing to smooth with but that bound.
+    """
+    known = _rank(last)
+    bounded = min(max(measured, known / 10), known * 10)
+    memory = 0.0 if last is None else _MEMORY
+    return math.exp(memory * math.log(known) + (1 - memory) * math.log(bounded))
 
 
 def _mean(reports: Sequence[Report], name: str) -> float:

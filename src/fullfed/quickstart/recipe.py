@@ -20,9 +20,20 @@ def quickstart_recipe(method: str) -> Recipe:
         {
             "model": {"path": "builtin"},
             "data": {"train": "builtin", "partition": "task"},
-            "federation": {"rounds": 10, "clients_per_round": 10},
-            "local": {"optimizer": "sgd", "learning_rate": 0.5, "steps": 10, "batch_size": 4},
-            "evaluation": {"every": 2, "metrics": ["loss", "exact_match"], "max_new_tokens": 24},
+            "federation": {"rounds": 20, "clients_per_round": 12},
+            "local": {
+                "optimizer": "sgd",
+                "learning_rate": 0.3,
+                "momentum": 0.9,
+                "steps": 10,
+                "batch_size": 4,
+            },
+            "evaluation": {
+                "every": 5,
+                "metrics": ["loss", "exact_match"],
+                "max_new_tokens": 24,
+                "batch_size": 64,
+            },
             "method": _METHODS[method],
         },
         "quickstart",
