@@ -32,6 +32,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The work is cut finely, so that small tensors are cut at all."""
     monkeypatch.setattr(cpu, "SMALL", 100)
     monkeypatch.setattr(cpu, "RUN", 300)
+    monkeypatch.setattr(cpu, "LONG", 100)
     monkeypatch.setattr(cpu, "SHORTEST", 64)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)

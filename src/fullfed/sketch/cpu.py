@@ -21,6 +21,7 @@ from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES
 
 RUN = 32768  # columns at a time: their signs and sums stay in the second-level cache
+LONG = 8192  # rows from this length on are projected four at a time
 SHORTEST = 1024  # rows are not cut into shorter runs than this
 SMALL = 1 << 16  # numbers made; below this a second thread costs more than it gains
 
@@ -47,6 +48,7 @@ def add_projection(
         first,
         runs,
         run,
+        LONG,
         *_keys(rows),
     )
 

@@ -60,9 +60,9 @@ def _touches(begin, turns, low, high, width, length):
 
 @njit(nogil=True, cache=True)
 def project(
-    start, stop, after, before, weight, offset, sums, first_group, runs, run, keys, rotated
+    start, stop, after, before, weight, offset, sums, first_group, runs, run, long, keys, rotated
 ):
-    """sums[group - first_group, column] += sign * change, rows in order.
+    """sums[group - first_group, column] += sign * change, rows in order, long ones by fours.
 
     Items start .. stop - 1 of (group of 128 rows) x (run of columns).
     """
@@ -76,15 +76,50 @@ def project(
         if not _touches(begin, turns, low, high, width, length):
             continue
         fill_words(words, group * width + low, high - low, keys, 0)
-        for r in range(128):
-            shift = np.uint32(31 - (r & 31))
-            for wrapped in range(2):
-                place, first, last = _stretch(
-                    wrapped, begin + r * width, turns[r], low, high, width, length
+        for quad in range(0, 128, 4):
+            place = begin + quad * width
+            if width >= long and place >= 0 and place + 4 * width <= length:
+                _project_quad(
+                    sums, item // runs, low, high, words, quad, turns, after, before, weight, place
                 )
-                for i in range(first, last):
-                    change = _change(after, before, weight, at(place + i))
-                    line[at(i)] += signed(change, words[r >> 5, at(i - low)], shift)
+                continue
+            for r in range(quad, quad + 4):
+                shift = np.uint32(31 - (r & 31))
+                for wrapped in range(2):
+                    place, first, last = _stretch(
+                        wrapped, begin + r * width, turns[r], low, high, width, length
+                    )
+                    for i in range(first, last):
+                        change = _change(after, before, weight, at(place + i))
+                        line[at(i)] += signed(change, words[r >> 5, at(i - low)], shift)
+
+
+@njit
+def _project_quad(sums, group, low, high, words, quad, turns, after, before, weight, begin):
+    """Four whole rows at once, so that sums and signs are read once for the four.
+
+    Between one rotation's end and the next the four stretches of memory are contiguous.
+    """
+    width, plane = sums.shape[1], at(quad >> 5)
+    cuts = np.sort(np.minimum(np.maximum(turns[quad : quad + 4], low), high))
+    s0, s1 = np.uint32(31 - (quad & 31)), np.uint32(30 - (quad & 31))
+    s2, s3 = np.uint32(29 - (quad & 31)), np.uint32(28 - (quad & 31))
+    first = low
+    for part in range(5):
+        last = cuts[part] if part < 4 else high
+        p0 = begin - turns[quad] + (width if first < turns[quad] else 0)
+        p1 = begin + width - turns[quad + 1] + (width if first < turns[quad + 1] else 0)
+        p2 = begin + 2 * width - turns[quad + 2] + (width if first < turns[quad + 2] else 0)
+        p3 = begin + 3 * width - turns[quad + 3] + (width if first < turns[quad + 3] else 0)
+        for i in range(first, last):
+            word = words[plane, at(i - low)]
+            total = sums[group, at(i)]
+            total += signed(_change(after, before, weight, at(p0 + i)), word, s0)
+            total += signed(_change(after, before, weight, at(p1 + i)), word, s1)
+            total += signed(_change(after, before, weight, at(p2 + i)), word, s2)
+            total += signed(_change(after, before, weight, at(p3 + i)), word, s3)
+            sums[group, at(i)] = total
+        first = last
 
 
 @njit(nogil=True, cache=True)
