@@ -124,7 +124,7 @@ def quickstart(out: Out = None) -> None:
         carry_out(quickstart_recipe(method), folder / method, table=False)
         for method in ("fedavg", "ferret")
     ]
-    Console().print(summary_table(summaries, "20 clients' tasks, learned without their data"))
+    Console().print(summary_table(summaries, "Tasks of 24 clients, learned without their data"))
 
 
 def carry_out(recipe: Recipe, directory: Path, table: bool = True) -> dict[str, Any]:

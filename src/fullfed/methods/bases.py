@@ -37,6 +37,9 @@ class Signs:
     def basis(self, round: int, owner: int, values: Mapping[str, Value]) -> SignBasis:
         return SignBasis(self.seed, round, owner=owner, coordinates=self.coordinates)
 
+    def energy(self, coordinates: Tensor, values: Mapping[str, Value]) -> float:
+        return float(coordinates.double().square().sum())
+
     def remember(
         self, values: Mapping[str, Value], mean: Tensor, last: Update | None
     ) -> dict[str, Value]:
@@ -89,6 +92,9 @@ class TruncatedNormals:
                 for old, new in zip(_floats(last.values["energies"]), energies, strict=True)
             ]
         return {"energies": list(energies)}
+
+    def energy(self, coordinates: Tensor, values: Mapping[str, Value]) -> float:
+        return math.fsum(self._energies(coordinates.double(), values))
 
     def _energies(self, coordinates: Tensor, values: Mapping[str, Value]) -> list[float]:
         """Each block's energy: ||y_l||**2 rho_l K_l is unbiased for ||delta_l||**2."""

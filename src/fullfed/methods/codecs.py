@@ -42,5 +42,8 @@ class Codec(Protocol):
     ) -> Payload:
         """The weighted mean of reports as the content of an update; weights need not sum to 1."""
 
+    def energy(self, merged: Payload) -> float | None:
+        """||mean delta||**2 of what was merged, if the noise of applying it follows from that."""
+
     def apply(self, parameters: Mapping[str, Tensor], update: Update) -> None:
         """Change a replica in place."""

@@ -133,7 +133,7 @@ class Composition:
 
         plan = plans[0]
         payload = self.codec.merge(weighted(), Payload(plan.values, plan.tensors), last)
-        values = {**payload.values, **self.step.decide(light, last)}
+        values = {**payload.values, **self.step.decide(light, self.codec.energy(payload), last)}
         return Update(plan.round, values, payload.tensors)
 
     def apply(self, model: PreTrainedModel, update: Update) -> None:

@@ -79,6 +79,9 @@ class Dense:
             tensors={name: tensor.to(DTYPES[self.dtype]) for name, tensor in mean.items()},
         )
 
+    def energy(self, merged: Payload) -> float | None:
+        return None
+
     def apply(self, parameters: Mapping[str, Tensor], update: Update) -> None:
         step = number(update, "server_step")
         for name, parameter in parameters.items():

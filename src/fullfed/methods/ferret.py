@@ -83,7 +83,7 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
             "parameters; ask for at most one per parameter."
         )
     step = (
-        CurvatureStep(setting.seed, count)
+        CurvatureStep(setting.seed, count, setting.cohort_size, shared=options.seeds == "shared")
         if options.server_step == "auto"
         else ConstantStep(float(options.server_step))
     )

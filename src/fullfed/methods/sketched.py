@@ -39,6 +39,9 @@ class BasisFamily(Protocol):
     def basis(self, round: int, owner: int, values: Mapping[str, Value]) -> Basis:
         """The basis of one owner in one round, given what ``plan`` said."""
 
+    def energy(self, coordinates: Tensor, values: Mapping[str, Value]) -> float:
+        """An unbiased estimate of ||delta||**2 from a delta's coordinates."""
+
     def remember(
         self, values: Mapping[str, Value], mean: Tensor, last: Update | None
     ) -> dict[str, Value]:
@@ -105,6 +108,12 @@ class Sketched:
         return Payload(
             values, {"coordinates": stacked, "clients": clients, "weights": weights.float()}
         )
+
+    def energy(self, merged: Payload) -> float | None:
+        """With shared directions the noise is that of the mean, whose energy y tells."""
+        if self.seeds == "client":
+            return None
+        return self.family.energy(merged.tensors["coordinates"], merged.values)
 
     def apply(self, parameters: Mapping[str, Tensor], update: Update) -> None:
         weights = [p.detach() for p in parameters.values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
-from fullfed.sketch import Purpose, Stream, perturb_
+from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
 
-_FIRST_RANK = 1000.0  # before anything was measured; it only sets the size of the first noise
-_MEMORY = 0.5  # weight of earlier rounds in the logarithm of the rank
+_MEMORY = 0.5  # weight of earlier rounds in what the rule knows
+_COMMON_COORDINATES = 16  # enough for ||mean delta||**2 within a third, less over the rounds
 _LARGEST = 1e100  # of a measurement: products and sums of such are finite
 
 
@@ -47,10 +47,15 @@ class StepRule(Protocol):
     def check(self, report: Report) -> None:
         """Raise MessageError unless the report holds what ``measure`` adds."""
 
-    def decide(self, reports: Sequence[Report], last: Update | None) -> dict[str, Value]:
+    def decide(
+        self, reports: Sequence[Report], energy: float | None, last: Update | None
+    ) -> dict[str, Value]:
         """The values an update carries for the rule: ``server_step`` and its memory.
 
-        Reports come without tensors; ``last`` is the previous round's update.
+        Args:
+            reports: without their tensors.
+            energy: the codec's estimate of ||mean delta||**2, where it has one.
+            last: the previous round's update.
         """
 
 
@@ -66,7 +71,9 @@ class ConstantStep:
     def check(self, report: Report) -> None:
         pass
 
-    def decide(self, reports: Sequence[Report], last: Update | None) -> dict[str, Value]:
+    def decide(
+        self, reports: Sequence[Report], energy: float | None, last: Update | None
+    ) -> dict[str, Value]:
         return {"server_step": self.step}
 
 
@@ -74,20 +81,29 @@ class ConstantStep:
 class CurvatureStep:
     """s = K / (K + r): the larger the task's effective rank r, the smaller the stable step.
 
-    r = tr(H) ||delta||**2 / G sets what the noise of K coordinates costs in loss against the
-    gain G of a whole step. Clients measure both on their first batch, for their own change:
+    r = tr(H) E / (c G) holds what the noise of K coordinates costs in loss against what a whole
+    step gains for everybody. G is what a client's change gains for itself; clients' changes
+    agree by c, the cosine of two of them, and that share of it is everybody's. E is the energy
+    behind the noise: that of the mean of n changes where directions are shared, a single
+    change's divided by n where they are each client's own. Clients measure on their first batch
 
     - G, the loss before training less that after;
     - tr(H), by adding noise of the size that is about to be added:
-      (L(w + sigma z) + L(w - sigma z) - 2 L(w)) / sigma**2, z random signs.
+      (L(w + sigma z) + L(w - sigma z) - 2 L(w)) / sigma**2, z random signs;
+    - the energy of their change.
 
     Attributes:
-        seed: the recipe's, for z.
-        coordinates: K.
+        seed: the recipe's.
+        coordinates: K of one client.
+        cohort_size: n.
+        shared: whether clients share directions. Their coordinates tell c then; otherwise
+            clients add a few coordinates on shared directions, by which c is measured.
     """
 
     seed: int
     coordinates: int
+    cohort_size: int
+    shared: bool
 
     def measure(self, trained: Trained, plan: Plan, last: Update | None) -> dict[str, Value]:
         after, before = list(trained.after.values()), list(trained.before.values())
@@ -95,8 +111,15 @@ class CurvatureStep:
             float((a.detach().float() - b.float()).square().sum())
             for a, b in zip(after, before, strict=True)
         )
-        gain = trained.first_loss - answer_loss_value(trained.model, trained.batch)
-        sigma = self._step(_rank(last)) * math.sqrt(energy / self.coordinates)
+        values: dict[str, Value] = {
+            "energy": energy,
+            "gain": trained.first_loss - answer_loss_value(trained.model, trained.batch),
+        }
+        if not self.shared:
+            values["common"] = self._common_coordinates(after, before, plan)
+        state = _State.of(last)
+        noise = energy * self._noise_share(state.agreement) / self.coordinates
+        sigma = self._step(state) * math.sqrt(noise)
         stream = Stream(self.seed, Purpose.PROBE, plan.round, plan.client)
         cost = 0.0
         for signed in (sigma, -sigma):
@@ -104,36 +127,95 @@ class CurvatureStep:
             perturb_(after, stream, signed)
             cost += answer_loss_value(trained.model, trained.batch) - trained.first_loss
         _copy(before, after)
-        return {"gain": gain, "noise_cost": cost / sigma**2 * energy if sigma > 0 else 0.0}
+        values["trace"] = cost / sigma**2 if sigma > 0 else 0.0
+        return values
 
     def check(self, report: Report) -> None:
-        for name in ("gain", "noise_cost"):
+        for name in ("energy", "gain", "trace"):
             if abs(number(report, name)) > _LARGEST:
                 raise MessageError(f"the report's value {name!r} is larger than {_LARGEST:g}")
+        if not self.shared:
+            common = report.values.get("common")
+            if not isinstance(common, list) or len(common) != _COMMON_COORDINATES:
+                raise MessageError(f"the report lacks {_COMMON_COORDINATES} common coordinates")
+            if not all(isinstance(c, float) and abs(c) <= _LARGEST for c in common):
+                raise MessageError("the report's common coordinates are not numbers, or too large")
 
-    def decide(self, reports: Sequence[Report], last: Update | None) -> dict[str, Value]:
-        gain, cost = _mean(reports, "gain"), _mean(reports, "noise_cost")
-        rank = _remember(cost / gain if gain > 0 else math.inf, last)
-        return {"server_step": self._step(rank), "rank": rank}
+    def decide(
+        self, reports: Sequence[Report], energy: float | None, last: Update | None
+    ) -> dict[str, Value]:
+        own = _mean(reports, "energy")
+        mean = self._common_energy(reports) if energy is None else energy
+        known = _State.of(last)
+        agreement = _mix(known.agreement, _agreement(mean, own, len(reports)))
+        cost = _mean(reports, "trace") * own * self._noise_share(agreement)
+        gain = agreement * _mean(reports, "gain")
+        rank = known.remember(cost / gain if gain > 0 else math.inf, first=last is None)
+        state = _State(rank, agreement)
+        return {"server_step": self._step(state), **asdict(state)}
 
-    def _step(self, rank: float) -> float:
-        return self.coordinates / (self.coordinates + rank)
+    def _step(self, state: _State) -> float:
+        return self.coordinates / (self.coordinates + state.rank)
+
+    def _noise_share(self, agreement: float) -> float:
+        """E as a share of one client's energy."""
+        alone = 1 / self.cohort_size
+        return agreement + (1 - agreement) * alone if self.shared else alone
+
+    def _common_coordinates(
+        self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan
+    ) -> list[Value]:
+        basis = SignBasis(self.seed, plan.round, owner=SHARED, coordinates=_COMMON_COORDINATES)
+        y = basis.project([p.detach() for p in after], before=before)
+        return [float(f"{value:.4g}") for value in y.tolist()]  # four digits are plenty
+
+    def _common_energy(self, reports: Sequence[Report]) -> float:
+        """||mean delta||**2, unbiased, from the coordinates on shared directions."""
+        rows = [report.values["common"] for report in reports]
+        y = torch.tensor(rows, dtype=torch.float64).mean(dim=0)
+        return float(y.square().sum())
 
 
-def _rank(last: Update | None) -> float:
-    return _FIRST_RANK if last is None else number(last, "rank")
+@dataclass(frozen=True)
+class _State:
+    """What the rule knows from earlier rounds: values of the last update."""
+
+    rank: float
+    agreement: float
+
+    @staticmethod
+    def of(last: Update | None) -> _State:
+        if last is None:
+            return _FIRST
+        return _State(number(last, "rank"), number(last, "agreement"))
+
+    def remember(self, measured: float, first: bool) -> float:
+        """The measured rank, smoothed over rounds in its logarithm.
+
+        One round is noisy (a few samples a client), so it moves the rank by a factor of at
+        most ten either way; in the first round there is nothing to smooth with but that bound.
+        """
+        bounded = min(max(measured, self.rank / 10), self.rank * 10)
+        if first:
+            return bounded
+        return math.exp(_mix(math.log(self.rank), math.log(bounded)))
 
 
-def _remember(measured: float, last: Update | None) -> float:
-    """The measured rank, smoothed over rounds in its logarithm.
+_FIRST = _State(rank=1000.0, agreement=0.3)  # before anything was measured
 
-    One round is noisy (a few samples a client), so it moves the rank by a factor of at most
-    ten either way; in the first round there is nothing to smooth with but that bound.
+
+def _mix(old: float, new: float) -> float:
+    return _MEMORY * old + (1 - _MEMORY) * new
+
+
+def _agreement(mean: float, own: float, clients: int) -> float:
+    """c, from the energies of the mean and of single changes.
+
+    Not below 1 / n, since the mean helps at least those it was made by.
     """
-    known = _rank(last)
-    bounded = min(max(measured, known / 10), known * 10)
-    memory = 0.0 if last is None else _MEMORY
-    return math.exp(memory * math.log(known) + (1 - memory) * math.log(bounded))
+    if clients == 1 or own == 0:
+        return 1.0
+    return min(max((clients * mean / own - 1) / (clients - 1), 1 / clients), 1.0)
 
 
 def _mean(reports: Sequence[Report], name: str) -> float:

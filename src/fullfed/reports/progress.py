@@ -41,7 +41,8 @@ class PlainProgress:
         done = record["round"] + 1
         each = (time.monotonic() - self._started) / max(done - self._first, 1)
         left = f"  {seconds_text(each * (self._rounds - done))} left" if done < self._rounds else ""
-        self._console.print(f"{describe_round(record, self._rounds)}{left}", highlight=False)
+        line = f"{describe_round(record, self._rounds)}{left}"
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def end(self, summary: dict[str, Any]) -> None:
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from fullfed.reports.text import bytes_text, seconds_text
@@ -20,15 +21,15 @@ _METRIC_NAMES = {
 def summary_table(summaries: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
     """One row a run: what it gained, and what it cost.
 
-    ``the rest`` is encoding, aggregation and evaluation.
+    Times are the clients' training, and that with encoding, aggregation and evaluation.
     """
     metrics = [name for name in _METRIC_NAMES if name in summaries[0]]
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method")
     for name in metrics:
-        table.add_column(_METRIC_NAMES[name], justify="right", no_wrap=True)
-    for name in ("sent up", "down", "training", "the rest", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(_METRIC_NAMES[name], justify="right")
+    for name in ("up", "down", "training", "in all"):
+        table.add_column(name, justify="right")
     for summary in summaries:
         seconds, traffic = summary["seconds"], summary["bytes"]
         table.add_row(
@@ -37,7 +38,6 @@ def summary_table(summaries: Sequence[Mapping[str, Any]], title: str | None = No
             bytes_text(traffic["up"]),
             bytes_text(traffic["down"]),
             seconds_text(seconds["train"]),
-            seconds_text(seconds["total"] - seconds["train"]),
-            bytes_text(summary["peak_memory_bytes"]),
+            seconds_text(seconds["total"]),
         )
     return table
