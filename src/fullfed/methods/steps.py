@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from fullfed.federation.messages import MessageError, Plan, Report, Update, Valu
 from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
 
-_MEMORY = 0.5  # weight of earlier rounds in what the rule knows
+_MEMORY = 0.5  # weight of earlier rounds in the agreement
 _COMMON_COORDINATES = 16  # enough for ||mean delta||**2 within a third, less over the rounds
 _LARGEST = 1e100  # of a measurement: products and sums of such are finite
 
@@ -147,12 +147,13 @@ class CurvatureStep:
         own = _mean(reports, "energy")
         mean = self._common_energy(reports) if energy is None else energy
         known = _State.of(last)
-        agreement = _mix(known.agreement, _agreement(mean, own, len(reports)))
-        cost = _mean(reports, "trace") * own * self._noise_share(agreement)
-        gain = agreement * _mean(reports, "gain")
-        rank = known.remember(cost / gain if gain > 0 else math.inf, first=last is None)
-        state = _State(rank, agreement)
-        return {"server_step": self._step(state), **asdict(state)}
+        agreement = known.agreeing(_agreement(mean, own, len(reports)))
+        state = known.adding(
+            cost=_mean(reports, "trace") * own * self._noise_share(agreement),
+            gain=agreement * _mean(reports, "gain"),
+            agreement=agreement,
+        )
+        return {"server_step": self._step(state), "rank": state.rank, **asdict(state)}
 
     def _step(self, state: _State) -> float:
         return self.coordinates / (self.coordinates + state.rank)
@@ -178,34 +179,44 @@ class CurvatureStep:
 
 @dataclass(frozen=True)
 class _State:
-    """What the rule knows from earlier rounds: values of the last update."""
+    """What the rule knows from earlier rounds: values of the last update.
 
-    rank: float
+    The rank is a ratio of sums over all rounds. A ratio for each round would be thrown about
+    by rounds that gain little.
+
+    Attributes:
+        cost, gain: sums over the rounds so far.
+        agreement: smoothed.
+        rounds: how many are in the sums.
+    """
+
+    cost: float
+    gain: float
     agreement: float
+    rounds: float
 
     @staticmethod
     def of(last: Update | None) -> _State:
         if last is None:
             return _FIRST
-        return _State(number(last, "rank"), number(last, "agreement"))
+        return _State(**{f.name: number(last, f.name) for f in fields(_State)})
 
-    def remember(self, measured: float, first: bool) -> float:
-        """The measured rank, smoothed over rounds in its logarithm.
+    @property
+    def rank(self) -> float:
+        return max(self.cost, 0.0) / self.gain if self.gain > 0 else _LARGEST
 
-        One round is noisy (a few samples a client), so it moves the rank by a factor of at
-        most ten either way; in the first round there is nothing to smooth with but that bound.
-        """
-        bounded = min(max(measured, self.rank / 10), self.rank * 10)
-        if first:
-            return bounded
-        return math.exp(_mix(math.log(self.rank), math.log(bounded)))
+    def agreeing(self, measured: float) -> float:
+        """The agreement with one more round's measurement of it."""
+        return _MEMORY * self.agreement + (1 - _MEMORY) * measured
+
+    def adding(self, cost: float, gain: float, agreement: float) -> _State:
+        """The state after one more round; what stood in for measurements is forgotten."""
+        if self.rounds == 0:
+            return _State(cost, gain, agreement, 1.0)
+        return _State(self.cost + cost, self.gain + gain, agreement, self.rounds + 1)
 
 
-_FIRST = _State(rank=1000.0, agreement=0.3)  # before anything was measured
-
-
-def _mix(old: float, new: float) -> float:
-    return _MEMORY * old + (1 - _MEMORY) * new
+_FIRST = _State(cost=1000.0, gain=1.0, agreement=0.3, rounds=0.0)  # before any measurement
 
 
 def _agreement(mean: float, own: float, clients: int) -> float:
