@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch.func import functional_call
 from transformers import LlamaForCausalLM
 
 from fullfed.data.batches import Batch, collate
-from fullfed.federation.messages import Plan, Report, Update, encode, number
+from fullfed.federation.messages import MessageError, Plan, Report, Update, encode, number
 from fullfed.methods.setting import LocalWork
 from fullfed.methods.steps import ConstantStep, CurvatureStep, Trained
 from fullfed.training.first_order import FirstOrder
@@ -32,28 +32,26 @@ from methods.tiny import (
 K = 100
 
 
-def rule(coordinates: int = K) -> CurvatureStep:
-    return CurvatureStep(5, coordinates)
+def rule(coordinates: int = K, clients: int = 1, shared: bool = True) -> CurvatureStep:
+    return CurvatureStep(5, coordinates, clients, shared)
 
 
-def report(gain: float, noise_cost: float, client: int = 0) -> Report:
-    return Report(0, client, 1, 0.0, {"gain": gain, "noise_cost": noise_cost})
+def report(gain: float, trace: float, energy: float = 1.0, client: int = 0) -> Report:
+    return Report(0, client, 1, 0.0, {"gain": gain, "trace": trace, "energy": energy})
 
 
-def known(rank: float) -> Update:
-    return Update(0, {"rank": rank})
+def known(cost: float, gain: float = 1.0, agreement: float = 1.0) -> Update:
+    state = {"cost": cost, "gain": gain, "agreement": agreement, "rounds": 1.0}
+    return Update(0, state)
 
 
-def decided(
-    gain: float, noise_cost: float, last: Update | None, coordinates: int = K
-) -> tuple[float, float]:
-    """The step and the rank after one report."""
-    values = rule(coordinates).decide([report(gain, noise_cost)], last)
-    return number(Update(0, values), "server_step"), number(Update(0, values), "rank")
+def decided(reports: Sequence[Report], last: Update | None, **of: Any) -> Update:
+    """What one round decides; the mean change has as much energy as one client's."""
+    return Update(0, rule(**of).decide(reports, 1.0, last))
 
 
 def test_a_constant_step_is_constant() -> None:
-    assert ConstantStep(0.7).decide([], None) == {"server_step": 0.7}
+    assert ConstantStep(0.7).decide([], None, None) == {"server_step": 0.7}
 
 
 @pytest.mark.parametrize(
@@ -63,50 +61,87 @@ def test_a_constant_step_is_constant() -> None:
 def test_the_step_is_k_over_k_and_the_rank(
     coordinates: int, energy: float, trace: float, gain: float
 ) -> None:
-    """r = tr(H) ||delta||**2 / G."""
+    """One client agrees with itself: r = tr(H) ||delta||**2 / G after one more such round."""
     rank = trace * energy / gain
-    step, found = decided(gain, trace * energy, known(rank), coordinates)
-    assert found == pytest.approx(rank)
-    assert step == pytest.approx(coordinates / (coordinates + rank))
+    last = known(cost=trace * energy, gain=gain)
+    values = rule(coordinates).decide([report(gain, trace, energy)], energy, last)
+    update = Update(0, values)
+    assert number(update, "rank") == pytest.approx(rank)
+    assert number(update, "server_step") == pytest.approx(coordinates / (coordinates + rank))
 
 
-def test_the_first_round_takes_what_it_measures() -> None:
-    assert decided(1.0, 400.0, None)[1] == pytest.approx(400.0)
-
-
-def test_the_rank_is_smoothed_in_its_logarithm() -> None:
-    """100 was known, 400 is measured: 200."""
-    assert decided(1.0, 400.0, known(100.0))[1] == pytest.approx(200.0)
-
-
-@pytest.mark.parametrize(("cost", "rank"), [(1e9, math.sqrt(10) * 50), (1e-9, 50 / math.sqrt(10))])
-def test_one_round_moves_the_rank_by_ten_at_most_before_smoothing(cost: float, rank: float) -> None:
-    assert decided(1.0, cost, known(50.0))[1] == pytest.approx(rank)
-
-
-@pytest.mark.parametrize("gain", [0.0, -1.0])
-def test_where_nothing_is_gained_the_step_becomes_smaller(gain: float) -> None:
-    step, rank = decided(gain, 1.0, known(50.0))
-    assert rank == pytest.approx(50 * math.sqrt(10))
-    assert step < K / (K + 50)
-
-
-def test_where_curvature_is_negative_the_step_becomes_larger() -> None:
-    assert decided(1.0, -5.0, known(50.0))[0] > K / (K + 50)
-
-
-def test_more_coordinates_make_a_larger_step() -> None:
-    steps = [decided(1.0, 500.0, known(500.0), k)[0] for k in (1, 10, 100, 1000, 10**6)]
-    assert steps == sorted(steps)
-    assert 0 < steps[0] < 0.01
-    assert 0.99 < steps[-1] < 1
+def test_the_rank_is_a_ratio_of_sums_over_rounds() -> None:
+    """Costs 900 and 100, gains 1 and 3: 1000 / 4."""
+    update = decided([report(3.0, 100.0)], known(cost=900.0, gain=1.0))
+    assert number(update, "rank") == pytest.approx(250.0)
+    assert number(update, "rounds") == 2
 
 
 def test_the_round_is_measured_as_a_whole() -> None:
-    """Clients' gains and costs are averaged before they are divided: 400 / 1, not 50 - 600."""
+    """Clients' gains and traces are averaged before they are divided."""
     reports = [report(3.0, 150.0, client=0), report(-1.0, 650.0, client=1)]
-    values = rule().decide(reports, known(400.0))
-    assert number(Update(0, values), "rank") == pytest.approx(400.0)
+    update = decided(reports, known(400.0, 1.0), clients=2)
+    assert number(update, "rank") == pytest.approx(400.0)
+
+
+@pytest.mark.parametrize(
+    ("shared", "mean_energy", "rank"),
+    [
+        # Agreement 1: the mean is as large as each; own directions divide the noise by n.
+        (True, 1.0, 400.0),
+        # Four changes of energy 1 whose mean has 0.25 agree by 0, taken as 1 / 4; smoothed
+        # with the 1 known before, 0.625. Shared noise has the energy 0.625 + 0.375 / 4.
+        (True, 0.25, 400.0 * (0.625 + 0.375 / 4) / 0.625),
+    ],
+)
+def test_noise_and_gain_follow_how_much_clients_agree(
+    shared: bool, mean_energy: float, rank: float
+) -> None:
+    reports = [report(1.0, 400.0, client=n) for n in range(4)]
+    state = {"cost": 0.0, "gain": 0.0, "agreement": 1.0, "rounds": 1.0}
+    values = rule(clients=4, shared=shared).decide(reports, mean_energy, Update(0, state))
+    assert number(Update(0, values), "rank") == pytest.approx(rank)
+
+
+def test_with_own_directions_agreement_comes_from_common_coordinates() -> None:
+    """Four equal changes: their mean's 16 coordinates have the energy of each, so c = 1."""
+    common = [0.25] * 16  # energy 1
+    reports = [
+        Report(0, n, 1, 0.0, {"gain": 1.0, "trace": 400.0, "energy": 1.0, "common": list(common)})
+        for n in range(4)
+    ]
+    state = {"cost": 0.0, "gain": 0.0, "agreement": 1.0, "rounds": 1.0}
+    values = rule(clients=4, shared=False).decide(reports, None, Update(0, state))
+    assert number(Update(0, values), "agreement") == pytest.approx(1.0)
+    assert number(Update(0, values), "rank") == pytest.approx(400.0 / 4)
+
+
+def test_a_report_without_its_common_coordinates_is_refused() -> None:
+    values = {"gain": 1.0, "trace": 1.0, "energy": 1.0}
+    for common in (None, [0.0] * 15, [0.0] * 15 + ["x"], [0.0] * 15 + [math.inf]):
+        bad = values if common is None else {**values, "common": common}
+        with pytest.raises(MessageError, match="common coordinates"):
+            rule(shared=False).check(Report(0, 0, 1, 0.0, bad))
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0])
+def test_where_nothing_was_ever_gained_nothing_is_applied(gain: float) -> None:
+    update = decided([report(gain, 1.0)], None)
+    assert number(update, "server_step") < 1e-6
+
+
+def test_where_curvature_is_negative_noise_costs_nothing() -> None:
+    assert number(decided([report(1.0, -5.0)], None), "server_step") == 1.0
+
+
+def test_more_coordinates_make_a_larger_step() -> None:
+    steps = [
+        number(decided([report(1.0, 500.0)], known(500.0), coordinates=k), "server_step")
+        for k in (1, 10, 100, 1000, 10**6)
+    ]
+    assert steps == sorted(steps)
+    assert 0 < steps[0] < 0.01
+    assert 0.99 < steps[-1] < 1
 
 
 def fitted(batch: Batch) -> LlamaForCausalLM:
@@ -150,7 +185,7 @@ def test_a_clients_measurement_is_right() -> None:
     with torch.no_grad():
         first_loss = float(loss_by_hand(model, before, batch))
         gain = first_loss - float(loss_by_hand(model, after, batch))
-    last = known(rank=9 * K)  # a step of 0.1, so that what is measured is the second order
+    last = known(cost=9.0 * K)  # a step of 0.1, so that what is measured is the second order
     costs = []
     for round in range(500):
         with torch.no_grad():
@@ -162,9 +197,10 @@ def test_a_clients_measurement_is_right() -> None:
             last,
         )
         assert values["gain"] == pytest.approx(gain, rel=1e-3)
+        assert values["energy"] == pytest.approx(energy, rel=1e-5)
         assert same(weights(model), before)
-        costs.append(float(values["noise_cost"]))  # type: ignore[arg-type]
-    measured = torch.tensor(costs) / energy
+        costs.append(float(values["trace"]))  # type: ignore[arg-type]
+    measured = torch.tensor(costs)
     error = float(measured.std()) / math.sqrt(len(costs))
     assert float(measured.mean()) == pytest.approx(expected, abs=4 * error)
     assert error < 0.05 * expected
@@ -185,16 +221,11 @@ def three(**options: Any) -> Federation:
 @pytest.mark.parametrize("basis", ["sign", "normal"])
 def test_a_run_carries_what_it_measured_from_round_to_round(seeds: str, basis: str) -> None:
     federation = three(coordinates=40, seeds=seeds, basis=basis)
-    ranks = []
-    for _ in range(4):
-        values = federation.round().update.values
-        rank, step = values["rank"], values["server_step"]
-        assert isinstance(rank, float)
+    for count in range(1, 5):
+        update = federation.round().update
+        rank, step = number(update, "rank"), number(update, "server_step")
         assert step == pytest.approx(40 / (40 + rank))
-        ranks.append(rank)
-    for earlier, later in pairwise(ranks):
-        # A factor of ten at most, smoothed by half in the logarithm.
-        assert 1 / math.sqrt(10.001) < later / earlier < math.sqrt(10.001)
+        assert number(update, "rounds") == count
 
 
 def test_the_rule_needs_nothing_but_the_last_update() -> None:
