@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fullfed.errors import UserError
-from fullfed.sketch import NormalBasis, SignBasis
+from fullfed.sketch import SPECIFICATION, NormalBasis, SignBasis, check_specification
 
 SIGN = SignBasis(seed=1, round=1, coordinates=4)
 NORMAL = NormalBasis(seed=1, round=1, blocks=(range(0, 1), range(1, 2)), coordinates=(2, 1))
@@ -97,3 +97,9 @@ def test_weights_must_be_one_finite_number_a_tensor():
 def test_a_device_without_a_backend_says_so():
     with pytest.raises(UserError, match="no sketch backend for device meta"):
         SIGN.project([torch.ones(9, device="meta")])
+
+
+def test_another_version_of_the_specification_is_refused():
+    check_specification(SPECIFICATION)
+    with pytest.raises(UserError, match=f"version {SPECIFICATION + 1}"):
+        check_specification(SPECIFICATION + 1)

@@ -91,8 +91,8 @@ class _Run:
         with Log(self._folder.log_file) as log:
             self._folder.clear_partial()
             base = self._evaluate_base()
+            self._watcher.begin(self._assembly, len(log))
             self._recover(log)
-            self._watcher.begin(self._assembly, self._replica.version)
             while self._replica.version < self._recipe.federation.rounds:
                 self._round(log)
         summary = summarize(

@@ -4,6 +4,7 @@ Useful on its own, for gradient compression or zeroth-order optimisation; see do
 """
 
 from fullfed.sketch.allocation import allocate
+from fullfed.sketch.checks import check_specification
 from fullfed.sketch.dense import NormalBasis, RademacherBasis
 from fullfed.sketch.directions import accumulate_, perturb_
 from fullfed.sketch.generator import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
@@ -19,6 +20,7 @@ __all__ = [
     "Stream",
     "accumulate_",
     "allocate",
+    "check_specification",
     "permutation",
     "perturb_",
     "uniforms",

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.sketch.generator import SPECIFICATION
 from fullfed.sketch.pieces import SERIAL
+
+
+def check_specification(version: int) -> None:
+    """UserError unless ``version`` of docs/shared-randomness.md is the one spoken here."""
+    if version != SPECIFICATION:
+        raise UserError(
+            f"shared randomness of version {version}, but this fullfed speaks version "
+            f"{SPECIFICATION}; use the fullfed the run was started with."
+        )
 
 
 def check_coordinates(
