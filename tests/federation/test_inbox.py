@@ -37,7 +37,12 @@ def honest(method: Composition, client: int, **changes: Any) -> Report:
         }
     else:
         tensors = {"coordinates": torch.randn(8, generator=generator)}
-    values = {"gain": 0.5 + client / 7, "noise_cost": 11.0 - client / 3}
+    values = {
+        "energy": 4.0 + client / 9,
+        "gain": 0.5 + client / 7,
+        "trace": 11.0 - client / 3,
+        "common": [0.1 * client - 0.2] * 16,
+    }
     report = Report(0, client, 3 + client, 2.0 + client / 10, values, tensors)
     return replace(report, **changes)
 
@@ -198,7 +203,7 @@ def test_tensors_that_do_not_fit_the_plan_are_refused(method: Composition) -> No
         assert "\n" not in reason
 
 
-@pytest.mark.parametrize("name", ["gain", "noise_cost"])
+@pytest.mark.parametrize("name", ["energy", "gain", "trace"])
 @pytest.mark.parametrize("value", [None, "3", [1.0]])
 def test_what_the_automatic_step_needs_is_asked_for(
     ferret: Composition, name: str, value: Any
@@ -208,17 +213,33 @@ def test_what_the_automatic_step_needs_is_asked_for(
     assert reason == f"the report's value {name!r} is not a finite number"
 
 
+@pytest.mark.parametrize(
+    ("common", "reason"),
+    [
+        (None, "the report lacks 16 common coordinates"),
+        ([0.5] * 15, "the report lacks 16 common coordinates"),
+        ([0.5] * 15 + ["0.5"], "the report's common coordinates are not numbers, or too large"),
+        ([0.5] * 15 + [1e101], "the report's common coordinates are not numbers, or too large"),
+    ],
+)
+def test_coordinates_on_common_directions_are_asked_for(
+    ferret: Composition, common: Any, reason: str
+) -> None:
+    values = {**honest(ferret, 2).values, "common": common}
+    assert refusal(ferret, [arrival(ferret, 2, values=values)]) == reason
+
+
 HUGE = st.sampled_from([-1.7e308, -1e200, -1.0, -5e-324, 0.0, 5e-324, 1e-30, 1.0, 1e200, 1.7e308])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(measured=st.lists(st.tuples(HUGE, HUGE), min_size=1, max_size=2))
+@given(measured=st.lists(st.tuples(HUGE, HUGE, HUGE, HUGE), min_size=1, max_size=2))
 def test_no_measurements_whatever_make_a_step_that_is_no_step(
-    ferret: Composition, measured: list[tuple[float, float]]
+    ferret: Composition, measured: list[tuple[float, float, float, float]]
 ) -> None:
     arrivals = [arrival(ferret, 4)]
-    for client, (gain, cost) in enumerate(measured):
-        values = {"gain": gain, "noise_cost": cost}
+    for client, (energy, gain, trace, common) in enumerate(measured):
+        values = {"energy": energy, "gain": gain, "trace": trace, "common": [common] * 16}
         arrivals.append(arrival(ferret, client, values=values))
     update = merged(ferret, arrivals).update
     assert 0 < update.values["server_step"] <= 1  # type: ignore[operator]
