@@ -15,8 +15,9 @@ from transformers import LlamaForCausalLM
 
 from fullfed.data.batches import Batch, collate
 from fullfed.federation.messages import MessageError, Plan, Report, Update, encode, number
+from fullfed.methods.curvature import CurvatureStep
 from fullfed.methods.setting import LocalWork
-from fullfed.methods.steps import ConstantStep, CurvatureStep, Trained
+from fullfed.methods.steps import ConstantStep, Trained
 from fullfed.training.first_order import FirstOrder
 from methods.tiny import (
     Federation,

@@ -19,11 +19,12 @@ from typing import Literal
 from fullfed.errors import UserError
 from fullfed.methods.bases import Signs, TruncatedNormals, blocks_of
 from fullfed.methods.composition import Composition
+from fullfed.methods.curvature import CurvatureStep
 from fullfed.methods.schedules import SampledCohort
 from fullfed.methods.scopes import Everything
 from fullfed.methods.setting import Setting
 from fullfed.methods.sketched import BasisFamily, Sketched
-from fullfed.methods.steps import ConstantStep, CurvatureStep
+from fullfed.methods.steps import ConstantStep
 
 _REPORT_HEADER = 512  # most bytes of a report that are not coordinates
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "KiB": 2**10, "MiB": 2**20}

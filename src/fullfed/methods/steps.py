@@ -1,24 +1,16 @@
-"""The server step: how much of an update is applied. docs/server-step.md derives the rule."""
+"""The server step: how much of an update is applied. The automatic rule is in curvature.py."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
-from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
-from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
-from fullfed.training.loss import answer_loss_value
-
-_MEMORY = 0.5  # weight of earlier rounds in the agreement
-_COMMON_COORDINATES = 16  # enough for ||mean delta||**2 within a third, less over the rounds
-_LARGEST = 1e100  # of a measurement: products and sums of such are finite
+from fullfed.federation.messages import Plan, Report, Update, Value
 
 
 @dataclass(frozen=True)
@@ -75,165 +67,3 @@ class ConstantStep:
         self, reports: Sequence[Report], energy: float | None, last: Update | None
     ) -> dict[str, Value]:
         return {"server_step": self.step}
-
-
-@dataclass(frozen=True)
-class CurvatureStep:
-    """s = K / (K + r): the larger the task's effective rank r, the smaller the stable step.
-
-    r = tr(H) E / (c G) holds what the noise of K coordinates costs in loss against what a whole
-    step gains for everybody. G is what a client's change gains for itself; clients' changes
-    agree by c, the cosine of two of them, and that share of it is everybody's. E is the energy
-    behind the noise: that of the mean of n changes where directions are shared, a single
-    change's divided by n where they are each client's own. Clients measure on their first batch
-
-    - G, the loss before training less that after;
-    - tr(H), by adding noise of the size that is about to be added:
-      (L(w + sigma z) + L(w - sigma z) - 2 L(w)) / sigma**2, z random signs;
-    - the energy of their change.
-
-    Attributes:
-        seed: the recipe's.
-        coordinates: K of one client.
-        cohort_size: n.
-        shared: whether clients share directions. Their coordinates tell c then; otherwise
-            clients add a few coordinates on shared directions, by which c is measured.
-    """
-
-    seed: int
-    coordinates: int
-    cohort_size: int
-    shared: bool
-
-    def measure(self, trained: Trained, plan: Plan, last: Update | None) -> dict[str, Value]:
-        after, before = list(trained.after.values()), list(trained.before.values())
-        energy = sum(
-            float((a.detach().float() - b.float()).square().sum())
-            for a, b in zip(after, before, strict=True)
-        )
-        values: dict[str, Value] = {
-            "energy": energy,
-            "gain": trained.first_loss - answer_loss_value(trained.model, trained.batch),
-        }
-        if not self.shared:
-            values["common"] = self._common_coordinates(after, before, plan)
-        state = _State.of(last)
-        noise = energy * self._noise_share(state.agreement) / self.coordinates
-        sigma = self._step(state) * math.sqrt(noise)
-        stream = Stream(self.seed, Purpose.PROBE, plan.round, plan.client)
-        cost = 0.0
-        for signed in (sigma, -sigma):
-            _copy(before, after)
-            perturb_(after, stream, signed)
-            cost += answer_loss_value(trained.model, trained.batch) - trained.first_loss
-        _copy(before, after)
-        values["trace"] = cost / sigma**2 if sigma > 0 else 0.0
-        return values
-
-    def check(self, report: Report) -> None:
-        for name in ("energy", "gain", "trace"):
-            if abs(number(report, name)) > _LARGEST:
-                raise MessageError(f"the report's value {name!r} is larger than {_LARGEST:g}")
-        if not self.shared:
-            common = report.values.get("common")
-            if not isinstance(common, list) or len(common) != _COMMON_COORDINATES:
-                raise MessageError(f"the report lacks {_COMMON_COORDINATES} common coordinates")
-            if not all(isinstance(c, float) and abs(c) <= _LARGEST for c in common):
-                raise MessageError("the report's common coordinates are not numbers, or too large")
-
-    def decide(
-        self, reports: Sequence[Report], energy: float | None, last: Update | None
-    ) -> dict[str, Value]:
-        own = _mean(reports, "energy")
-        mean = self._common_energy(reports) if energy is None else energy
-        known = _State.of(last)
-        agreement = known.agreeing(_agreement(mean, own, len(reports)))
-        state = known.adding(
-            cost=_mean(reports, "trace") * own * self._noise_share(agreement),
-            gain=agreement * _mean(reports, "gain"),
-            agreement=agreement,
-        )
-        return {"server_step": self._step(state), "rank": state.rank, **asdict(state)}
-
-    def _step(self, state: _State) -> float:
-        return self.coordinates / (self.coordinates + state.rank)
-
-    def _noise_share(self, agreement: float) -> float:
-        """E as a share of one client's energy."""
-        alone = 1 / self.cohort_size
-        return agreement + (1 - agreement) * alone if self.shared else alone
-
-    def _common_coordinates(
-        self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan
-    ) -> list[Value]:
-        basis = SignBasis(self.seed, plan.round, owner=SHARED, coordinates=_COMMON_COORDINATES)
-        y = basis.project([p.detach() for p in after], before=before)
-        return [float(f"{value:.4g}") for value in y.tolist()]  # four digits are plenty
-
-    def _common_energy(self, reports: Sequence[Report]) -> float:
-        """||mean delta||**2, unbiased, from the coordinates on shared directions."""
-        rows = [report.values["common"] for report in reports]
-        y = torch.tensor(rows, dtype=torch.float64).mean(dim=0)
-        return float(y.square().sum())
-
-
-@dataclass(frozen=True)
-class _State:
-    """What the rule knows from earlier rounds: values of the last update.
-
-    The rank is a ratio of sums over all rounds. A ratio for each round would be thrown about
-    by rounds that gain little.
-
-    Attributes:
-        cost, gain: sums over the rounds so far.
-        agreement: smoothed.
-        rounds: how many are in the sums.
-    """
-
-    cost: float
-    gain: float
-    agreement: float
-    rounds: float
-
-    @staticmethod
-    def of(last: Update | None) -> _State:
-        if last is None:
-            return _FIRST
-        return _State(**{f.name: number(last, f.name) for f in fields(_State)})
-
-    @property
-    def rank(self) -> float:
-        return max(self.cost, 0.0) / self.gain if self.gain > 0 else _LARGEST
-
-    def agreeing(self, measured: float) -> float:
-        """The agreement with one more round's measurement of it."""
-        return _MEMORY * self.agreement + (1 - _MEMORY) * measured
-
-    def adding(self, cost: float, gain: float, agreement: float) -> _State:
-        """The state after one more round; what stood in for measurements is forgotten."""
-        if self.rounds == 0:
-            return _State(cost, gain, agreement, 1.0)
-        return _State(self.cost + cost, self.gain + gain, agreement, self.rounds + 1)
-
-
-_FIRST = _State(cost=1000.0, gain=1.0, agreement=0.3, rounds=0.0)  # before any measurement
-
-
-def _agreement(mean: float, own: float, clients: int) -> float:
-    """c, from the energies of the mean and of single changes.
-
-    Not below 1 / n, since the mean helps at least those it was made by.
-    """
-    if clients == 1 or own == 0:
-        return 1.0
-    return min(max((clients * mean / own - 1) / (clients - 1), 1 / clients), 1.0)
-
-
-def _mean(reports: Sequence[Report], name: str) -> float:
-    return math.fsum(number(report, name) for report in reports) / len(reports)
-
-
-def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for from_, to in zip(source, target, strict=True):
-            to.copy_(from_)
