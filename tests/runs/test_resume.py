@@ -56,7 +56,7 @@ def killed(target: Callable[..., None], *arguments: object) -> bool:
     """Whether the process died by SIGKILL, which is the only other thing it may do."""
     process = PROCESSES.Process(target=target, args=arguments)
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 
@@ -99,9 +99,9 @@ def test_killed_at_random_moments(ingredients: Path, finished: Path, tmp_path: P
         ready = PROCESSES.Event()
         process = PROCESSES.Process(target=go_and_tell, args=(ingredients, out, ready))
         process.start()
-        assert ready.wait(60)
+        assert ready.wait(300)
         # Later and later, so that the run comes to its end.
-        process.join(chance.uniform(0, whole) * (1 + kills / 8) if kills < 30 else 60)
+        process.join(chance.uniform(0, whole) * (1 + kills / 8) if kills < 30 else 300)
         if process.exitcode is not None:
             assert process.exitcode == 0
             break
