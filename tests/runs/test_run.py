@@ -12,8 +12,10 @@ import pytest
 from fullfed.errors import UserError
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
-from fullfed.federation.recipe import load_recipe
+from fullfed.federation.recipe import load_recipe, parse_recipe
 from fullfed.runs import run
+from fullfed.runs.folder import RunFolder
+from fullfed.runs.replay import verify
 from runs.small import ROUNDS, recipe
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -226,3 +228,28 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_it_can_be_resumed(
         with pytest.raises(UserError, match="No space left on device"):
             run.start(recipe(ingredients), tmp_path / "run")
     assert run.resume(tmp_path / "run")["model_hash"] == summary(finished)["model_hash"]
+
+
+def test_a_run_is_resumed_and_verified_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths given relative to one folder are found from another."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    lines = [
+        json.dumps({"instruction": f"Say {n}.", "input": "", "output": str(n)}) for n in range(12)
+    ]
+    (home / "data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    monkeypatch.chdir(home)
+    tables = {
+        "model": {"path": "builtin"},
+        "data": {"train": "data.jsonl", "test_samples": 4, "partition": "iid", "clients": 2},
+        "federation": {"rounds": 1, "clients_per_round": 1},
+        "local": {"steps": 1},
+        "method": {"name": "ferret", "coordinates": 16},
+    }
+    finished = run.start(parse_recipe(tables, "the test"), home / "run")
+    monkeypatch.chdir(elsewhere)
+    assert verify(RunFolder(home / "run")) > 0
+    assert run.resume(home / "run")["model_hash"] == finished["model_hash"]

@@ -210,4 +210,4 @@ def _expand_variables(text: str) -> str:
             raise UserError(f"{text}: the environment variable {name} is not set; set it.")
         return os.environ[name]
 
-    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", replace, text)
+    return re.sub(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", replace, text)

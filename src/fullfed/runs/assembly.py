@@ -89,9 +89,23 @@ def method_options(table: MethodTable) -> Any:
 
 
 def resolved(recipe: Recipe, options: Any) -> Recipe:
-    """The recipe with every option of its method spelled out."""
+    """The recipe with every option of its method spelled out, and paths that hold anywhere."""
     known = {name: value for name, value in asdict(options).items() if value is not None}
-    return recipe.model_copy(update={"method": MethodTable(name=recipe.method.name, **known)})
+    test = recipe.data.test
+    data = {"train": _absolute(recipe.data.train), "test": test and _absolute(test)}
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"path": _absolute(recipe.model.path)}),
+            "data": recipe.data.model_copy(update=data),
+            "method": MethodTable(name=recipe.method.name, **known),
+        }
+    )
+
+
+def _absolute(source: str) -> str:
+    """The source itself where it is no path: a hub name, or "builtin"."""
+    path = Path(source)
+    return str(path.resolve()) if source != BUILTIN and path.exists() else source
 
 
 def load_model(
