@@ -26,7 +26,7 @@ from fullfed.methods.setting import Setting
 from fullfed.methods.sketched import BasisFamily, Sketched
 from fullfed.methods.steps import ConstantStep
 
-_REPORT_HEADER = 512  # most bytes of a report that are not coordinates
+_REPORT_HEADER = 640  # most bytes of a report that are not coordinates, whatever its numbers
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "KiB": 2**10, "MiB": 2**20}
 
 
