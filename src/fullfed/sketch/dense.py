@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,7 +32,7 @@ STRETCH = 4096 * FOLD  # elements whose products are summed before partial sums 
 
 
 @dataclass(frozen=True)
-class DenseBasis:
+class DenseBasis(ABC):
     """K_l dense vectors for block l; see NormalBasis and RademacherBasis.
 
     ``project`` gives y_l = V_l' delta_l / (rho_l K_l) with rho_l the second moment of an entry,
@@ -54,14 +55,14 @@ class DenseBasis:
     purpose: ClassVar[Purpose]
 
     @staticmethod
+    @abstractmethod
     def entries(d: int) -> Entries:
         """What the vectors of a block of d elements are made of."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def moment(d: int) -> float:
         """rho, the second moment of those entries."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         if len(self.blocks) != len(self.coordinates):
