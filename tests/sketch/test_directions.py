@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from fullfed.errors import UserError
 from fullfed.sketch import Purpose, Stream, accumulate_, perturb_
 from fullfed.sketch.entries import normals
+from sketch.models import copies, same_bits, tensors
 from sketch.oracle import f32, field
 
 DISTRIBUTIONS = ["rademacher", "gaussian"]
@@ -76,8 +78,30 @@ def test_gaussians_pass_a_chi_square():
     assert abs(((counts - n / 64) ** 2 / (n / 64)).sum() - 63) < 5 * math.sqrt(126)
 
 
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@settings(max_examples=25, deadline=None)
+@given(tensors(), st.integers(0, 2**40), st.sampled_from(["numba", "reference"]), st.data())
+def test_a_model_part_by_part_is_the_model_at_once(distribution, model, start, backend, data):
+    """Whatever the parts: each starts where the last ended."""
+    cuts = data.draw(st.sets(st.integers(1, len(model))))
+    streams, scalars = [Stream(1, 4), Stream(2, 4)], [0.3, -1.5]
+    whole, parts, place = copies(model), copies(model), start
+    perturb_(whole, streams[0], 0.7, distribution, start=start)
+    accumulate_(whole, streams, scalars, distribution, start=start)
+    for low, high in itertools.pairwise(sorted({0, len(model)} | cuts)):
+        part = parts[low:high]
+        perturb_(part, streams[0], 0.7, distribution, start=place, backend=backend)
+        accumulate_(part, streams, scalars, distribution, start=place, backend=backend)
+        place += sum(tensor.numel() for tensor in part)
+    assert same_bits(whole, parts)
+
+
 def test_bad_input_changes_nothing():
     weights = [torch.ones(5)]
+    for change in (perturb_, accumulate_):
+        arguments = (Stream(1, 4), 1.0) if change is perturb_ else ([Stream(1, 4)], [1.0])
+        with pytest.raises(UserError, match="start is -1"):
+            change(weights, *arguments, start=-1)
     with pytest.raises(UserError, match="finite"):
         perturb_(weights, Stream(1, 4), float("inf"))
     with pytest.raises(UserError, match="1 scalars for 2"):

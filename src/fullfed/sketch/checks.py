@@ -59,6 +59,11 @@ def check_scale(scale: float) -> np.float32:
     return np.float32(scale)
 
 
+def check_start(start: int) -> None:
+    if start < 0:
+        raise UserError(f"start is {start}; elements are numbered from 0.")
+
+
 def factors(values: Sequence[float] | None, tensors: int) -> list[float]:
     """One float32 per tensor, as Python floats; all 1 when none are given."""
     if values is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.sketch.backends import Direction, Rows, backend_for
-from fullfed.sketch.checks import check_scale
+from fullfed.sketch.checks import check_scale, check_start
 from fullfed.sketch.entries import NORMALS, SIGNS
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import LANES
@@ -26,24 +26,29 @@ def perturb_(
     scale: float,
     distribution: Distribution = "rademacher",
     *,
+    start: int = 0,
     backend: str | None = None,
 ) -> None:
     """w = fl(w + fl(scale * z)) in place, z one direction over all elements in list order.
 
     z has independent entries, +-1 (``rademacher``) or standard normal (``gaussian``). Weights
     are float32, bfloat16 or float16; 16-bit ones are widened and rounded back to nearest even.
+    ``start`` is the number, within z, of the first element of ``weights``: a model perturbed
+    tensor by tensor, each from where the last ended, is the model perturbed at once.
 
     Raises:
-        UserError: a scale that is not finite, or tensors that cannot be perturbed together.
+        UserError: a scale that is not finite, a negative start, or tensors that cannot be
+            perturbed together.
     """
     if distribution == "gaussian":
-        accumulate_(weights, [stream], [scale], distribution, backend=backend)
+        accumulate_(weights, [stream], [scale], distribution, start=start, backend=backend)
         return
     check_tensors(weights)
+    check_start(start)
     step, ones = float(check_scale(scale)), torch.ones(LANES, device=weights[0].device)
     kernels = backend_for(weights[0].device, backend)
     for _, offset, row in writable(weights, kernels):
-        kernels.add_reconstruction(Rows(LANES, stream, None), row, offset, ones, step)
+        kernels.add_reconstruction(Rows(LANES, stream, None), row, start + offset, ones, step)
 
 
 def accumulate_(
@@ -52,6 +57,7 @@ def accumulate_(
     scalars: Sequence[float],
     distribution: Distribution = "rademacher",
     *,
+    start: int = 0,
     backend: str | None = None,
 ) -> None:
     """w = fl(w + u) in place with u = sum over j in order of fl(scalars[j] * z_j), from zero.
@@ -62,6 +68,7 @@ def accumulate_(
         UserError: as ``perturb_``, or not one scalar per stream. Nothing has been modified then.
     """
     check_tensors(weights)
+    check_start(start)
     if len(streams) != len(scalars):
         raise UserError(f"{len(scalars)} scalars for {len(streams)} directions.")
     device = weights[0].device
@@ -69,7 +76,7 @@ def accumulate_(
     entries = NORMALS if distribution == "gaussian" else SIGNS
     kernels = backend_for(device, backend)
     for _, offset, row in writable(weights, kernels, step=STRETCH):
-        skipped, first = offset % LANES, offset // LANES
+        first, skipped = divmod(start + offset, LANES)
         directions = [Direction(stream, first) for stream in streams]
         sums = torch.empty(-(-(skipped + row.numel()) // LANES), LANES, device=device)
         kernels.combine(entries, directions, values, sums)

@@ -38,6 +38,10 @@ class Purpose(IntEnum):
     EVALUATION = 9
     ROUNDING = 10
     DENSE_SIGNS = 11
+    CANDIDATES = 12
+    ADAPTERS = 13
+    VALIDATION = 14
+    FAILURES = 15
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
