@@ -24,6 +24,11 @@ from fullfed.federation.replica import Replica, content_hash
 class AddOne:
     """A method whose every update adds a number to all weights."""
 
+    cumulative = False
+
+    def replicated(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
+        return dict(model.named_parameters())
+
     def apply(self, model: LlamaForCausalLM, update: Update) -> None:
         for parameter in model.parameters():
             parameter.add_(update.values["step"])
@@ -62,12 +67,37 @@ def test_an_update_for_another_version_is_refused(replica: Replica, round: int) 
 def test_an_update_of_another_method_is_refused(
     tiny_llama: LlamaForCausalLM, error: Exception
 ) -> None:
-    class Other:
+    class Other(AddOne):
         def apply(self, model: LlamaForCausalLM, update: Update) -> None:
             raise error
 
     with pytest.raises(UserError, match="update 0 does not fit the model and the method"):
         Replica(tiny_llama, Other()).apply(Update(0))  # type: ignore[arg-type]
+
+
+class AddToBase(AddOne):
+    """Every update says what is to be added to the base model."""
+
+    cumulative = True
+
+
+def test_a_cumulative_update_starts_from_the_base_and_replaces_earlier_ones(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
+    replica, late = (
+        Replica(copy.deepcopy(tiny_llama), AddToBase())  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    for round, step in enumerate((1.0, 2.0, 0.5)):
+        replica.apply(Update(round, {"step": step}))
+    late.apply(Update(2, {"step": 0.5}))
+    assert late.version == replica.version == 3
+    assert late.content_hash() == replica.content_hash()
+    assert torch.equal(
+        replica.state()["model.norm.weight"], tiny_llama.state_dict()["model.norm.weight"] + 0.5
+    )
+    with pytest.raises(UserError, match="update 1 does not follow model version 3"):
+        late.apply(Update(1, {"step": 0.5}))
 
 
 def test_the_hash_is_sha_256_of_names_dtypes_shapes_and_bytes() -> None:

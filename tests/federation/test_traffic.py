@@ -48,3 +48,10 @@ def test_often_or_rarely_nobody_pays_more_than_for_every_update_or_every_model(
     paid = [traffic.catch_up(0, version, sizes[:version]) for version in versions]
     assert sum(paid) <= sum(sizes)
     assert all(cost <= snapshot for cost in paid)
+
+
+def test_of_cumulative_updates_only_the_newest_is_sent() -> None:
+    traffic = Traffic(1000, cumulative=True)
+    assert traffic.catch_up(0, 3, [10, 20, 35]) == 35
+    assert traffic.catch_up(0, 3, [10, 20, 35]) == 0
+    assert traffic.catch_up(0, 5, [10, 20, 35, 36, 37]) == 37

@@ -17,6 +17,7 @@ from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
 from fullfed.federation.recipe import MethodTable
 from fullfed.methods.bases import TruncatedNormals, blocks_of
+from fullfed.methods.codecs import Change
 from fullfed.methods.composition import Composition
 from fullfed.methods.ferret import parse_bytes
 from fullfed.methods.setting import LocalWork, Setting
@@ -114,7 +115,7 @@ def one_round(seed: int, sent: list[dict[str, Tensor]], **options: Any) -> Tenso
     zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     plans = method.plans(0, None)
     reports = [
-        Report(0, plan.client, 1, 0.0, {}, method.codec.encode(zeros, own, plan).tensors)
+        Report(0, plan.client, 1, 0.0, {}, method.codec.encode(Change(zeros, own), plan).tensors)
         for plan, own in zip(plans, sent, strict=True)
     ]
     update = method.merge(plans, reports, None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.data.tokens import TokenizedExample
@@ -28,6 +29,16 @@ class Visit:
 class Method(Protocol):
     """A federated method. Every call is a pure function of its arguments, but for the
     model, which ``apply`` changes."""
+
+    @property
+    def cumulative(self) -> bool:
+        """Whether an update takes the base model, not the last version, to its own version.
+
+        Then the newest update is all a client needs, however many it missed.
+        """
+
+    def replicated(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
+        """The parameters that updates change, by name."""
 
     def plans(self, round: int, last: Update | None) -> Sequence[Plan]:
         """The cohort of a round, one plan a client, in increasing order of clients.
@@ -60,4 +71,5 @@ class Method(Protocol):
         """One update from checked reports, which come in increasing order of clients."""
 
     def apply(self, model: PreTrainedModel, update: Update) -> None:
-        """Take the model in place from version ``update.round`` to the next."""
+        """Take the model in place from version ``update.round`` (or from the base, for a
+        cumulative method) to the next."""

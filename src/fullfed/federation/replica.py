@@ -30,28 +30,34 @@ class Replica:
     def __init__(self, model: PreTrainedModel, method: Method) -> None:
         self.model = model
         self.version = 0
-        self._method = method
+        self.method = method
+        # What cumulative updates start from; a second copy of the model.
+        kept = self._parameters() if method.cumulative else {}
+        self._base = {name: p.detach().clone() for name, p in kept.items()}
 
     def apply(self, update: Update) -> None:
-        """Go from version ``update.round`` to the next.
+        """Go from version ``update.round``, or from any before it if updates are cumulative, to
+        the next.
 
         Raises:
             UserError: the update is for another version, another model or another method.
         """
-        if update.round != self.version:
+        behind = update.round - self.version
+        if behind < 0 or (behind > 0 and not self.method.cumulative):
             raise UserError(
                 f"update {update.round} does not follow model version {self.version}; "
                 "replay the log from the base model."
             )
         try:
             with torch.no_grad():
-                self._method.apply(self.model, update)
+                _copy(self._base, self._parameters())
+                self.method.apply(self.model, update)
         except (KeyError, RuntimeError, MessageError) as error:
             raise UserError(
                 f"update {update.round} does not fit the model and the method; "
                 "restore the log and the recipe that belong together."
             ) from error
-        self.version += 1
+        self.version = update.round + 1
 
     def state(self) -> dict[str, Tensor]:
         """The parameters by name, each once (tied ones under their first name)."""
@@ -63,12 +69,12 @@ class Replica:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parameters: what a snapshot of the model costs to send."""
-        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+        """Bytes of what updates change: what a snapshot costs to send."""
+        return sum(p.numel() * p.element_size() for p in self._parameters().values())
 
     def save_snapshot(self, path: Path) -> None:
-        """Write parameters and version to a safetensors file, atomically."""
-        state = {name: p.detach().cpu().contiguous() for name, p in self.state().items()}
+        """Write version and what updates change to a safetensors file, atomically."""
+        state = {name: p.detach().cpu().contiguous() for name, p in self._parameters().items()}
         about = json.dumps({"version": self.version, "hash": _snapshot_hash(self.version, state)})
         write_atomically(path, safetensors.torch.save(state, metadata={"fullfed": about}))
 
@@ -85,16 +91,23 @@ class Replica:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: this is not a snapshot; delete it and resume.") from error
-        mine = self.state()
+        mine = self._parameters()
         if _kinds(mine) != _kinds(state):
             raise UserError(f"{path}: the snapshot is of another model; delete it and resume.")
         ordered = {name: state[name] for name in mine}
         if _snapshot_hash(version, ordered) != recorded:
             raise UserError(f"{path}: the snapshot's content was changed; delete it and resume.")
         with torch.no_grad():
-            for name, parameter in mine.items():
-                parameter.copy_(ordered[name])
+            _copy(ordered, mine)
         self.version = version
+
+    def _parameters(self) -> Mapping[str, Tensor]:
+        return self.method.replicated(self.model)
+
+
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name, tensor in source.items():
+        target[name].copy_(tensor)
 
 
 def content_hash(state: Mapping[str, Tensor]) -> str:

@@ -13,10 +13,12 @@ class Traffic:
 
     Args:
         snapshot_bytes: what sending the whole model costs.
+        cumulative: the newest update replaces all earlier ones.
     """
 
-    def __init__(self, snapshot_bytes: int) -> None:
+    def __init__(self, snapshot_bytes: int, cumulative: bool = False) -> None:
         self._snapshot_bytes = snapshot_bytes
+        self._cumulative = cumulative
         self._versions: dict[int, int] = {}
 
     def catch_up(self, client: int, version: int, update_sizes: Sequence[int]) -> int:
@@ -24,6 +26,7 @@ class Traffic:
 
         ``update_sizes[n]`` are the encoded bytes of the update from version n to n + 1.
         """
-        missed = sum(update_sizes[self._versions.get(client, 0) : version])
+        missed = update_sizes[self._versions.get(client, 0) : version]
         self._versions[client] = version
-        return min(missed, self._snapshot_bytes)
+        needed = missed[-1:] if self._cumulative else missed
+        return min(sum(needed), self._snapshot_bytes)

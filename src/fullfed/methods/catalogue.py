@@ -8,7 +8,12 @@ from typing import Any
 
 from fullfed.methods import fedavg, ferret
 from fullfed.methods.composition import Composition
+from fullfed.methods.scopes import Everything, Scope
 from fullfed.methods.setting import Setting
+
+
+def _everything(seed: int, options: Any) -> Scope:
+    return Everything()
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,9 @@ class Entry:
         composition: scope x local optimizer x codec x schedule, in words.
         options: the dataclass of the method's own options.
         build: makes the method for a federation from its options.
+        learning_rate: where a search for the local learning rate starts; None for the recipe's,
+            which is meant for gradients of every parameter.
+        scope: from the recipe's seed and the options, which parameters train.
     """
 
     title: str
@@ -27,6 +35,8 @@ class Entry:
     composition: str
     options: type[Any]
     build: Callable[[Setting, Any], Composition]
+    learning_rate: float | None = None
+    scope: Callable[[int, Any], Scope] = _everything
 
 
 METHODS: Mapping[str, Entry] = {

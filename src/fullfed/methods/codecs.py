@@ -20,15 +20,33 @@ class Payload:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a visit made of the trained parameters.
+
+    Attributes:
+        before: their values at the start, by name, in the model's order.
+        after: the parameters themselves, as training left them.
+        walk: the steps of zeroth-order training, as ``local.Improvement`` has them.
+    """
+
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    walk: tuple[tuple[int, float], ...] = ()
+
+
 class Codec(Protocol):
-    """``parameters`` are the scope's, by name, in the model's order."""
+    @property
+    def cumulative(self) -> bool:
+        """Whether an update says what became of the base model, not of the last version.
+
+        Such an update applies to the base and replaces all earlier ones.
+        """
 
     def plan(self, round: int, last: Update | None) -> Payload:
         """What every client of the round needs to know beyond the recipe."""
 
-    def encode(
-        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan
-    ) -> Payload:
+    def encode(self, change: Change, plan: Plan) -> Payload:
         """A client's change."""
 
     def report_bytes(self, plan: Plan) -> int:
@@ -46,4 +64,4 @@ class Codec(Protocol):
         """||mean delta||**2 of what was merged, if the noise of applying it follows from that."""
 
     def apply(self, parameters: Mapping[str, Tensor], update: Update) -> None:
-        """Change a replica in place."""
+        """Change a replica's parameters (``Scope.replicated``) in place."""

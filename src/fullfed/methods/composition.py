@@ -17,9 +17,10 @@ from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update
 from fullfed.federation.method import Visit, VisitError
-from fullfed.methods.codecs import Codec, Payload
+from fullfed.methods.codecs import Change, Codec, Payload
+from fullfed.methods.local import LocalOptimizer
 from fullfed.methods.schedules import SampledCohort
-from fullfed.methods.scopes import Everything
+from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
 from fullfed.methods.steps import StepRule, Trained
 from fullfed.sketch import Purpose, Stream
@@ -34,18 +35,27 @@ class Composition:
     """A federated method (federation.method.Method) put together from four choices.
 
     Attributes:
-        setting: the federation, with the local optimizer.
+        setting: the federation.
         scope: which parameters train.
+        local: how a client improves them.
         codec: how a change becomes bytes, and back.
         step: how much of a merged change is applied.
         schedule: who takes part when.
     """
 
     setting: Setting
-    scope: Everything
+    scope: Scope
+    local: LocalOptimizer
     codec: Codec
     step: StepRule
     schedule: SampledCohort
+
+    @property
+    def cumulative(self) -> bool:
+        return self.codec.cumulative
+
+    def replicated(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        return self.scope.replicated(model)
 
     def plans(self, round: int, last: Update | None) -> list[Plan]:
         payload = self.codec.plan(round, last)
@@ -62,7 +72,7 @@ class Composition:
         last: Update | None,
     ) -> Visit:
         started = time.perf_counter()
-        after = self.scope.parameters(model)
+        after = self.scope.trained(model)
         before = {name: p.detach().clone() for name, p in after.items()}
         try:
             return self._train(model, plan, examples, last, before, after, started)
@@ -86,13 +96,11 @@ class Composition:
         stream = Stream(self.setting.seed, Purpose.BATCHES, plan.round, plan.client)
         batches = training_batches(examples, work.batch_size, steps, stream)
         first = next(batches)
-        losses = self.setting.optimizer.improve(
-            model, list(after.values()), chain([first], batches)
-        )
+        done = self.local.improve(model, after, chain([first], batches), plan)
         trained_at = time.perf_counter()
-        payload = self.codec.encode(before, after, plan)
+        payload = self.codec.encode(Change(before, after, done.walk), plan)
         encoded_at = time.perf_counter()
-        trained = Trained(model, before, after, first.to(model.device), losses[0])
+        trained = Trained(model, before, after, first.to(model.device), done.losses[0])
         values = {**payload.values, **self.step.measure(trained, plan, last)}
         if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
             raise TrainingError(
@@ -103,7 +111,7 @@ class Composition:
             plan.round,
             plan.client,
             samples=len(examples),
-            loss=sum(losses) / len(losses),
+            loss=sum(done.losses) / len(done.losses),
             values=values,
             tensors=payload.tensors,
         )
@@ -137,7 +145,7 @@ class Composition:
         return Update(plan.round, values, payload.tensors)
 
     def apply(self, model: PreTrainedModel, update: Update) -> None:
-        self.codec.apply(self.scope.parameters(model), update)
+        self.codec.apply(self.scope.replicated(model), update)
 
     def _weight(self, report: Report) -> float:
         return float(report.samples) if self.setting.merge_weights == "samples" else 1.0

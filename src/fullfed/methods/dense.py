@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fullfed.federation.messages import MessageError, Plan, Report, Update, number
-from fullfed.methods.codecs import Payload
+from fullfed.methods.codecs import Change, Payload
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -35,19 +35,23 @@ class Dense:
     def plan(self, round: int, last: Update | None) -> Payload:
         return Payload()
 
-    def encode(
-        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan
-    ) -> Payload:
+    @property
+    def cumulative(self) -> bool:
+        return False
+
+    def encode(self, change: Change, plan: Plan) -> Payload:
         if self.dtype == "float32":
             # Copies: the parameters themselves are restored before the report is encoded.
             return Payload(
-                tensors={n: p.detach().to(torch.float32, copy=True) for n, p in after.items()}
+                tensors={
+                    n: p.detach().to(torch.float32, copy=True) for n, p in change.after.items()
+                }
             )
-        change = {
-            name: (p.detach().float() - before[name].float()).to(torch.bfloat16)
-            for name, p in after.items()
+        difference = {
+            name: (p.detach().float() - change.before[name].float()).to(torch.bfloat16)
+            for name, p in change.after.items()
         }
-        return Payload(tensors=change)
+        return Payload(tensors=difference)
 
     def report_bytes(self, plan: Plan) -> int:
         return sum(shape.numel() for shape in self.shapes.values()) * DTYPES[self.dtype].itemsize

@@ -15,6 +15,7 @@ from typing import Literal
 
 from fullfed.methods.composition import Composition
 from fullfed.methods.dense import Dense
+from fullfed.methods.local import ByGradients
 from fullfed.methods.schedules import SampledCohort
 from fullfed.methods.scopes import Everything
 from fullfed.methods.setting import Setting
@@ -42,6 +43,7 @@ def build(setting: Setting, options: FedAvgOptions) -> Composition:
     return Composition(
         setting=setting,
         scope=Everything(),
+        local=ByGradients(setting.optimizer),
         codec=Dense(setting.shapes, options.precision),
         step=ConstantStep(step),
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),

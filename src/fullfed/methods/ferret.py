@@ -20,6 +20,7 @@ from fullfed.errors import UserError
 from fullfed.methods.bases import Signs, TruncatedNormals, blocks_of
 from fullfed.methods.composition import Composition
 from fullfed.methods.curvature import CurvatureStep
+from fullfed.methods.local import ByGradients
 from fullfed.methods.schedules import SampledCohort
 from fullfed.methods.scopes import Everything
 from fullfed.methods.setting import Setting
@@ -91,6 +92,7 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
     return Composition(
         setting=setting,
         scope=Everything(),
+        local=ByGradients(setting.optimizer),
         codec=Sketched(_family(setting, options, count), options.seeds),
         step=step,
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),

@@ -35,8 +35,8 @@ class Setting:
         clients: how many there are.
         cohort_size: how many take part in a round.
         merge_weights: whether a report weighs as its samples or as every other.
-        optimizer, work: local training.
-        shapes: of the model's parameters, by name, in the model's order.
+        optimizer, work: local training. Methods without gradients take the learning rate only.
+        shapes: of the trained parameters, by name, in the model's order.
     """
 
     seed: int
@@ -49,5 +49,5 @@ class Setting:
 
     @property
     def elements(self) -> int:
-        """d, the number of parameters."""
+        """d, the number of trained parameters."""
         return sum(shape.numel() for shape in self.shapes.values())

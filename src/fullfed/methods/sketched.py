@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
-from fullfed.methods.codecs import Payload
+from fullfed.methods.codecs import Change, Payload
 from fullfed.sketch import SHARED
 
 
@@ -67,13 +67,16 @@ class Sketched:
     def plan(self, round: int, last: Update | None) -> Payload:
         return Payload(values=self.family.plan(round, last))
 
-    def encode(
-        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan
-    ) -> Payload:
+    @property
+    def cumulative(self) -> bool:
+        return False
+
+    def encode(self, change: Change, plan: Plan) -> Payload:
         owner = SHARED if self.seeds == "shared" else plan.client
         basis = self.family.basis(plan.round, owner, plan.values)
         coordinates = basis.project(
-            [p.detach() for p in after.values()], before=[before[name] for name in after]
+            [p.detach() for p in change.after.values()],
+            before=[change.before[name] for name in change.after],
         )
         return Payload(tensors={"coordinates": coordinates})
 

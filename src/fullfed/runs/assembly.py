@@ -201,10 +201,14 @@ def context_length(model: PreTrainedModel) -> int:
 def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: int) -> Composition:
     """The recipe's method for this model and number of clients.
 
+    The model becomes version 0: a scope may add parameters to it.
+
     Raises:
         UserError: an option does not fit the model.
     """
-    local = recipe.local
+    entry, local = METHODS[recipe.method.name], recipe.local
+    scope = entry.scope(recipe.federation.seed, options)
+    scope.attach(model)
     work = LocalWork(local.batch_size, local.steps, local.epochs or (None if local.steps else 1))
     setting = Setting(
         seed=recipe.federation.seed,
@@ -215,9 +219,9 @@ def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: 
             local.optimizer, local.learning_rate, local.momentum, local.weight_decay, local.clip
         ),
         work=work,
-        shapes={name: p.shape for name, p in model.named_parameters()},
+        shapes={name: p.shape for name, p in scope.trained(model).items()},
     )
-    return METHODS[recipe.method.name].build(setting, options)
+    return entry.build(setting, options)
 
 
 def _quickstart_data(

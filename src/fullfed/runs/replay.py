@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +43,8 @@ def replay(folder: RunFolder) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         UserError: there is no run here, or its log is damaged or does not belong to it.
     """
     replica, model, tokenizer = load_base(folder)
-    for update in _updates(folder):
+    updates = _updates(folder)
+    for update in deque(updates, maxlen=1) if replica.method.cumulative else updates:
         replica.apply(update)
     return model, tokenizer
 

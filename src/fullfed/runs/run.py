@@ -85,7 +85,7 @@ class _Run:
         self._replica = Replica(assembly.model, assembly.method)
         clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
         self._worker = Worker(self._replica, assembly.method, clients)
-        self._traffic = Traffic(self._replica.nbytes)
+        self._traffic = Traffic(self._replica.nbytes, assembly.method.cumulative)
 
     def carry_out(self) -> dict[str, Any]:
         with Log(self._folder.log_file) as log:
@@ -135,7 +135,8 @@ class _Run:
             )
         if self._replica.version > 0:
             self._worker.last = decode(log.read(self._replica.version - 1), Update)
-        for version in range(self._replica.version, len(log)):
+        missed = range(self._replica.version, len(log))
+        for version in missed[-1:] if self._assembly.method.cumulative else missed:
             self._worker.deliver(log.read(version))
         records = [r for r in self._folder.metrics() if r["round"] < len(log)]
         self._folder.rewrite_metrics(records)
