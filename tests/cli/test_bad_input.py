@@ -83,6 +83,7 @@ def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         (["method.coordinates=9999999"], "method.coordinates: 9999999 coordinates for a model of"),
         (["method.upload=1KiB"], "method: give either coordinates or upload"),
         (["method.server_step=fast"], "method.server_step"),
+        (["simulation.failures=1"], "simulation.failures: input should be less than 1"),
         (["model.path=/nowhere/model"], "/nowhere/model: there is no model folder here"),
         (["data.train=/nowhere/data.jsonl"], "/nowhere/data.jsonl does not exist; check the path"),
         (["data.test=/nowhere/t.jsonl"], "The test set is /nowhere/t.jsonl, so nothing is held"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fullfed.engines.simulation import Simulation
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Report, decode, encode
+from fullfed.sketch.generator import Purpose, Stream, uniforms
 from methods.tiny import (
     Federation,
     make_fedavg,
@@ -90,3 +91,19 @@ def test_the_data_of_a_client_are_not_in_its_report() -> None:
         assert payload is not None
         lengths.add(len(payload) // 64)
     assert max(lengths) - min(lengths) <= 1
+
+
+def test_failures_are_drawn_for_each_round_and_client_and_return_nothing() -> None:
+    seen = set()
+    for _ in range(2):
+        ours = federation()
+        for version in range(40):
+            ours.worker.replica.version = version
+            plans = {plan.client: encode(plan) for plan in ours.method.plans(version, None)}
+            for arrival in Simulation(ours.worker, failures=0.3, seed=9).exchange(plans):
+                drawn = uniforms(Stream(9, Purpose.FAILURES, version, arrival.sender), 1)[0]
+                assert (arrival.payload is None) == (drawn < 0.3)
+                if arrival.payload is None:
+                    assert "simulates" in arrival.failure
+                    seen.add((version, arrival.sender))
+    assert 0.2 * 160 < len(seen) < 0.4 * 160

@@ -16,6 +16,7 @@ from fullfed.federation.recipe import load_recipe, parse_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify
+from fullfed.sketch.generator import Purpose, Stream, uniforms
 from runs.small import ROUNDS, recipe
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -253,3 +254,25 @@ def test_a_run_is_resumed_and_verified_from_any_folder(
     monkeypatch.chdir(elsewhere)
     assert verify(RunFolder(home / "run")) > 0
     assert run.resume(home / "run")["model_hash"] == finished["model_hash"]
+
+
+def test_a_client_that_fails_has_fetched_its_plan_and_is_left_out(
+    ingredients: Path, finished: Path, tmp_path: Path
+) -> None:
+    failures = {"simulation": {"failures": 0.25}}
+    run.start(recipe(ingredients, **failures), tmp_path / "run")
+    records = metrics(tmp_path / "run")
+    failed = [(r["round"], refusal["client"]) for r in records for refusal in r["refused"]]
+    drawn = [
+        (r["round"], client)
+        for r in records
+        for client in r["cohort"]
+        if uniforms(Stream(0, Purpose.FAILURES, r["round"], client), 1)[0] < 0.25
+    ]
+    assert failed == drawn != []
+    for record, whole in zip(records, metrics(finished), strict=True):
+        assert record["cohort"] == whole["cohort"], "failures change nothing else"
+        for client in set(record["cohort"]) - set(record["merged"]):
+            assert record["bytes"]["up_by_client"][str(client)] == 0
+            assert record["bytes"]["down_by_client"][str(client)] > 0
+    assert verify(RunFolder(tmp_path / "run")) > 0

@@ -90,6 +90,15 @@ class EvaluationTable(_Table):
     batch_size: Positive = 32
 
 
+class SimulationTable(_Table):
+    """What simulated clients suffer; real ones see to that themselves.
+
+    failures: the share of visits, drawn afresh each round, that end without a report.
+    """
+
+    failures: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class MethodTable(BaseModel):
     """The method's name and its own options, which the method itself validates."""
 
@@ -110,18 +119,31 @@ class Recipe(_Table):
     method: MethodTable
     local: LocalTable = LocalTable()
     evaluation: EvaluationTable = EvaluationTable()
+    simulation: SimulationTable = SimulationTable()
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe in a TOML file, with ``key=value`` overrides applied.
 
-    Overriding ``method.name`` leaves the options of the recipe's own method behind.
+    Overriding ``method.name`` leaves the options of the recipe's own method behind. The tables
+    under ``compare`` are for ``fullfed compare`` alone.
 
     ``$NAME`` and ``${NAME}`` in the file's and the overrides' strings stand for environment
     variables; relative paths are relative to the folder the command runs in.
 
     Raises:
         UserError: the file is missing or not TOML, a key is unknown, a value is out of range.
+    """
+    tables = load_tables(path, overrides)
+    tables.pop("compare", None)
+    return parse_recipe(expand_variables(tables), str(path))
+
+
+def load_tables(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The tables of a recipe's file, overrides applied, neither expanded nor validated.
+
+    Raises:
+        UserError: the file is missing or not TOML, or an override does not fit it.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -131,10 +153,10 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: this is not valid TOML ({error}).") from error
     for override in overrides or []:
         if override.startswith("method.name="):
-            _change_method(tables, str(_toml_value(override.partition("=")[2].strip())))
+            change_method(tables, str(_toml_value(override.partition("=")[2].strip())))
     for override in overrides or []:
         _apply_override(tables, override)
-    return parse_recipe(_expand(tables), str(path))
+    return tables
 
 
 def parse_recipe(tables: dict[str, Any], source: str) -> Recipe:
@@ -168,7 +190,7 @@ def describe_validation(error: ValidationError, prefix: str = "") -> str:
     return f"{name or 'the recipe'}: {message[0].lower()}{message[1:]}"
 
 
-def _change_method(tables: dict[str, Any], name: str) -> None:
+def change_method(tables: dict[str, Any], name: str) -> None:
     """Leave another method's options behind: they mean nothing to the new one."""
     if tables.get("method", {}).get("name") != name:
         tables["method"] = {"name": name}
@@ -195,15 +217,20 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _expand(value: Any) -> Any:
+def expand_variables(value: Any) -> Any:
+    """The value with every string in it expanded.
+
+    Raises:
+        UserError: an environment variable is not set.
+    """
     if isinstance(value, dict):
-        return {key: _expand(item) for key, item in value.items()}
+        return {key: expand_variables(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item) for item in value]
-    return _expand_variables(value) if isinstance(value, str) else value
+        return [expand_variables(item) for item in value]
+    return _expanded(value) if isinstance(value, str) else value
 
 
-def _expand_variables(text: str) -> str:
+def _expanded(text: str) -> str:
     def replace(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if name not in os.environ:

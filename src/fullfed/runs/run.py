@@ -157,7 +157,9 @@ class _Run:
         number = self._replica.version
         result = run_round(
             self._assembly.method,
-            Simulation(self._worker),
+            Simulation(
+                self._worker, self._recipe.simulation.failures, self._recipe.federation.seed
+            ),
             number,
             self._worker.last,
             on_arrival=lambda arrival: self._watcher.visit(number, arrival),
