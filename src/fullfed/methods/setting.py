@@ -37,6 +37,7 @@ class Setting:
         merge_weights: whether a report weighs as its samples or as every other.
         optimizer, work: local training. Methods without gradients take the learning rate only.
         shapes: of the trained parameters, by name, in the model's order.
+        layers: the names of those in each of the model's layers; empty if it has none.
     """
 
     seed: int
@@ -46,6 +47,7 @@ class Setting:
     optimizer: FirstOrder
     work: LocalWork
     shapes: Mapping[str, torch.Size]
+    layers: tuple[tuple[str, ...], ...] = ()
 
     @property
     def elements(self) -> int:

@@ -27,6 +27,7 @@ from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
 from fullfed.quickstart import tasks
 from fullfed.training.first_order import FirstOrder
+from fullfed.training.layers import layer_names
 
 BUILTIN = "builtin"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -209,6 +210,7 @@ def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: 
     entry, local = METHODS[recipe.method.name], recipe.local
     scope = entry.scope(recipe.federation.seed, options)
     scope.attach(model)
+    shapes = {name: p.shape for name, p in scope.trained(model).items()}
     work = LocalWork(local.batch_size, local.steps, local.epochs or (None if local.steps else 1))
     setting = Setting(
         seed=recipe.federation.seed,
@@ -219,7 +221,8 @@ def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: 
             local.optimizer, local.learning_rate, local.momentum, local.weight_decay, local.clip
         ),
         work=work,
-        shapes={name: p.shape for name, p in scope.trained(model).items()},
+        shapes=shapes,
+        layers=tuple(tuple(n for n in layer if n in shapes) for layer in layer_names(model)),
     )
     return entry.build(setting, options)
 
