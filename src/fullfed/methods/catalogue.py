@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fullfed.methods import fedavg, ferret
+from fullfed.methods import fedavg, fedit, ferret, ffa_lora, flora
+from fullfed.methods.adapters import Adapters, LoraOptions
 from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Everything, Scope
 from fullfed.methods.setting import Setting
+from fullfed.methods.stacked import Folded
 
 
 def _everything(seed: int, options: Any) -> Scope:
@@ -53,5 +55,29 @@ METHODS: Mapping[str, Entry] = {
         composition="everything x first-order x sketch x sampled cohort",
         options=ferret.FerretOptions,
         build=ferret.build,
+    ),
+    "fedit": Entry(
+        title="FedIT",
+        paper="Zhang et al. 2023, arXiv 2305.05644",
+        composition="LoRA x first-order x dense x sampled cohort",
+        options=LoraOptions,
+        build=fedit.build,
+        scope=Adapters,
+    ),
+    "flora": Entry(
+        title="FLoRA",
+        paper="Wang et al. 2024, arXiv 2409.05976",
+        composition="LoRA, folded in x first-order x stacked x sampled cohort",
+        options=LoraOptions,
+        build=flora.build,
+        scope=Folded,
+    ),
+    "ffa-lora": Entry(
+        title="FFA-LoRA",
+        paper="Sun et al. 2024, arXiv 2403.12313",
+        composition="LoRA, B only x first-order x dense x sampled cohort",
+        options=LoraOptions,
+        build=ffa_lora.build,
+        scope=ffa_lora.FrozenA,
     ),
 }

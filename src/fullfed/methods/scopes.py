@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +13,10 @@ from transformers import PreTrainedModel
 class Scope(Protocol):
     def attach(self, model: PreTrainedModel) -> None:
         """Make version 0 of a base checkpoint: add what the scope trains beside it."""
+
+    def detach(self, model: PreTrainedModel, folder: Path) -> None:
+        """Make it an ordinary checkpoint again that computes the same; what was trained beside
+        the base is also saved by itself in ``folder``, if anything was."""
 
     def trained(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """What a visit trains, by name, in the model's order; tied parameters once."""
@@ -25,6 +30,9 @@ class Everything:
     """Every parameter of the model."""
 
     def attach(self, model: PreTrainedModel) -> None:
+        pass
+
+    def detach(self, model: PreTrainedModel, folder: Path) -> None:
         pass
 
     def trained(self, model: PreTrainedModel) -> dict[str, Tensor]:
