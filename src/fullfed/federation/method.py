@@ -70,6 +70,10 @@ class Method(Protocol):
     ) -> Update:
         """One update from checked reports, which come in increasing order of clients."""
 
+    def skip(self, round: int, last: Update | None) -> Update | None:
+        """The update of a round without reports, which leaves the model as it is; None where
+        such a round cannot be passed over."""
+
     def apply(self, model: PreTrainedModel, update: Update) -> None:
         """Take the model in place from version ``update.round`` (or from the base, for a
         cumulative method) to the next."""

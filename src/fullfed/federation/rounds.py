@@ -32,7 +32,7 @@ class RoundResult:
         merged: the clients whose reports are in it.
         refused: (client, reason) of everything that was not let in.
         loss: the merged clients' mean training loss, nats per answer token, each client
-            weighted equally.
+            weighted equally; None if there are none.
         up: encoded bytes received from each client, refused ones included.
         plans: encoded bytes of each client's plan.
         train_seconds, encode_seconds: summed over the clients.
@@ -42,7 +42,7 @@ class RoundResult:
     update: Update
     merged: tuple[int, ...]
     refused: tuple[tuple[int, str], ...]
-    loss: float
+    loss: float | None
     up: Mapping[int, int]
     plans: Mapping[int, int]
     train_seconds: float
@@ -74,15 +74,13 @@ def run_round(
     arrivals = account.of_arrivals(engine.exchange(outgoing))
     reports = account.of_reports(inbox.in_client_order(arrivals))
     first = next(reports, None)
-    if first is None:
-        if not inbox.refused:
-            raise UserError(f"round {round}: no client answered; mend the cause and resume.")
-        client, reason = inbox.refused[0]
-        raise UserError(
-            f"round {round}: no client sent a usable report (client {client}: {reason}); "
-            "mend the cause and resume."
-        )
-    update = method.merge(plans, itertools.chain([first], reports), last)
+    update = (
+        method.skip(round, last)
+        if first is None
+        else method.merge(plans, itertools.chain([first], reports), last)
+    )
+    if update is None:
+        raise _silence(round, inbox)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in update.tensors.values()):
         raise UserError(
             f"round {round}: the clients' mean overflows; lower local.learning_rate or set "
@@ -92,12 +90,22 @@ def run_round(
         update=update,
         merged=tuple(sorted(inbox.accepted)),
         refused=tuple(inbox.refused),
-        loss=account.loss / len(inbox.accepted),
+        loss=account.loss / len(inbox.accepted) if inbox.accepted else None,
         up=account.up,
         plans={client: len(plan) for client, plan in outgoing.items()},
         train_seconds=account.train_seconds,
         encode_seconds=account.encode_seconds,
         aggregate_seconds=time.perf_counter() - started - account.waiting_seconds,
+    )
+
+
+def _silence(round: int, inbox: Inbox) -> UserError:
+    if not inbox.refused:
+        return UserError(f"round {round}: no client answered; mend the cause and resume.")
+    client, reason = inbox.refused[0]
+    return UserError(
+        f"round {round}: no client sent a usable report (client {client}: {reason}); "
+        "mend the cause and resume."
     )
 
 

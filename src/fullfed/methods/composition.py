@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from fullfed.data.batches import training_batches
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
-from fullfed.federation.messages import Plan, Report, Update
+from fullfed.federation.messages import MessageError, Plan, Report, Update, number
 from fullfed.federation.method import Visit, VisitError
+from fullfed.methods.blocks import block_of
 from fullfed.methods.codecs import Change, Codec, Payload
 from fullfed.methods.local import LocalOptimizer
-from fullfed.methods.schedules import SampledCohort
+from fullfed.methods.schedules import Schedule
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
 from fullfed.methods.steps import StepRule, Trained
@@ -28,6 +29,7 @@ from fullfed.training.first_order import TrainingError
 
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
+_SKIPPED = "skipped"  # in an update that changes nothing: of how many in a row it is
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Composition:
         local: how a client improves them.
         codec: how a change becomes bytes, and back.
         step: how much of a merged change is applied.
-        schedule: who takes part when.
+        schedule: who takes part when, and which part of the scope each one trains.
+        parts: the names of the parameters in each part; a plan's value ``block`` is the number of
+            one. Empty where every visit trains all of the scope.
     """
 
     setting: Setting
@@ -48,7 +52,8 @@ class Composition:
     local: LocalOptimizer
     codec: Codec
     step: StepRule
-    schedule: SampledCohort
+    schedule: Schedule
+    parts: tuple[tuple[str, ...], ...] = ()
 
     @property
     def cumulative(self) -> bool:
@@ -58,10 +63,10 @@ class Composition:
         return self.scope.replicated(model)
 
     def plans(self, round: int, last: Update | None) -> list[Plan]:
-        payload = self.codec.plan(round, last)
+        payload = self.codec.plan(round, _remembered(last))
         return [
-            Plan(round, client, payload.values, payload.tensors)
-            for client in self.schedule.cohort(round)
+            Plan(round, client, {**payload.values, **own}, payload.tensors)
+            for client, own in self.schedule.visits(round).items()
         ]
 
     def train(
@@ -72,10 +77,10 @@ class Composition:
         last: Update | None,
     ) -> Visit:
         started = time.perf_counter()
-        after = self.scope.trained(model)
+        after = self._trained(model, plan)
         before = {name: p.detach().clone() for name, p in after.items()}
         try:
-            return self._train(model, plan, examples, last, before, after, started)
+            return self._train(model, plan, examples, _remembered(last), before, after, started)
         except (TrainingError, UserError) as error:
             raise VisitError(str(error)) from error
         finally:
@@ -139,16 +144,38 @@ class Composition:
                 light.append(replace(report, tensors={}))
                 yield self._weight(report), report
 
-        plan = plans[0]
+        plan, last = plans[0], _remembered(last)
         payload = self.codec.merge(weighted(), Payload(plan.values, plan.tensors), last)
         values = {**payload.values, **self.step.decide(light, self.codec.energy(payload), last)}
         return Update(plan.round, values, payload.tensors)
 
+    def skip(self, round: int, last: Update | None) -> Update | None:
+        values = {} if last is None else last.values
+        skipped = 1 + (int(number(last, _SKIPPED)) if last and _SKIPPED in values else 0)
+        if skipped > self.schedule.patience:
+            return None
+        return Update(round, {**values, _SKIPPED: skipped})
+
     def apply(self, model: PreTrainedModel, update: Update) -> None:
-        self.codec.apply(self.scope.replicated(model), update)
+        if _SKIPPED not in update.values:
+            self.codec.apply(self.scope.replicated(model), update)
+
+    def _trained(self, model: PreTrainedModel, plan: Plan) -> dict[str, Tensor]:
+        trained = self.scope.trained(model)
+        if not self.parts:
+            return trained
+        try:
+            return {name: trained[name] for name in self.parts[block_of(plan)]}
+        except (MessageError, IndexError) as error:
+            raise VisitError(f"the plan names none of the {len(self.parts)} blocks") from error
 
     def _weight(self, report: Report) -> float:
         return float(report.samples) if self.setting.merge_weights == "samples" else 1.0
+
+
+def _remembered(last: Update | None) -> Update | None:
+    """The last update for what it says; one that passes over the first round says nothing."""
+    return None if last is None or set(last.values) == {_SKIPPED} else last
 
 
 def _restore(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -1,10 +1,30 @@
-"""Schedules: who takes part when."""
+"""Schedules: who takes part when, and which part of the model each one trains."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
+from fullfed.errors import UserError
 from fullfed.federation.cohort import sample_cohort
+from fullfed.federation.messages import Value
+from fullfed.sketch.generator import Purpose, Stream, permutation
+
+Order = Literal["ascending", "descending", "rotating", "permutation"]
+
+
+class Schedule(Protocol):
+    def visits(self, round: int) -> Mapping[int, Mapping[str, Value]]:
+        """The clients of a round, in increasing order, and what only their own plan says.
+
+        Raises:
+            UserError: the schedule does not fit the federation.
+        """
+
+    @property
+    def patience(self) -> int:
+        """How many rounds in a row may pass without a report."""
 
 
 @dataclass(frozen=True)
@@ -21,5 +41,121 @@ class SampledCohort:
     clients: int
     size: int
 
+    def visits(self, round: int) -> Mapping[int, Mapping[str, Value]]:
+        return {client: {} for client in self.cohort(round)}
+
+    @property
+    def patience(self) -> int:
+        return 0
+
     def cohort(self, round: int) -> tuple[int, ...]:
         return sample_cohort(self.seed, round, self.clients, self.size)
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Visits every client once a cycle, each for one block (FedCyBGD; docs/methods/fedcybgd.md).
+
+    A visit is that of ``together`` clients to the same block: visit v of a cycle is that of
+    clients v, v + V, v + 2 V, ... where V is the number of visits. A round is ``size / together``
+    visits at once, to different blocks; the last of a cycle may be smaller.
+
+    Attributes:
+        seed: the recipe's.
+        clients: how many there are in the federation.
+        blocks: B, how many the model has.
+        order: the block of visit v in cycle e: "ascending" v mod B, "descending" B - 1 - v mod B,
+            "rotating" (v + e) mod B, or "permutation", where orders of all B blocks drawn at
+            random follow one another.
+        size: clients in a round.
+        together: clients who train the same block.
+    """
+
+    seed: int
+    clients: int
+    blocks: int
+    order: Order
+    size: int = 1
+    together: int = 1
+
+    @property
+    def visits_per_cycle(self) -> int:
+        """V."""
+        return -(-self.clients // self.together)
+
+    @property
+    def rounds_per_cycle(self) -> int:
+        return -(-self.visits_per_cycle // self._at_once)
+
+    @property
+    def patience(self) -> int:
+        """Those who drop out are passed over, but not a whole cycle of them."""
+        return self.rounds_per_cycle - 1
+
+    @property
+    def _at_once(self) -> int:
+        return self.size // self.together
+
+    def visits(self, round: int) -> Mapping[int, Mapping[str, Value]]:
+        self._check()
+        cycle, turn = divmod(round, self.rounds_per_cycle)
+        start = turn * self._at_once
+        plans: dict[int, Mapping[str, Value]] = {}
+        for visit in range(start, min(start + self._at_once, self.visits_per_cycle)):
+            block = self.block(cycle, visit)
+            for client in range(visit, self.clients, self.visits_per_cycle):
+                plans[client] = {"block": block}
+        return dict(sorted(plans.items()))
+
+    def block(self, cycle: int, visit: int) -> int:
+        """The block that a visit of a cycle trains."""
+        match self.order:
+            case "ascending":
+                return visit % self.blocks
+            case "descending":
+                return self.blocks - 1 - visit % self.blocks
+            case "rotating":
+                return (visit + cycle) % self.blocks
+            case "permutation":
+                return self._drawn(cycle, visit)
+
+    def _drawn(self, cycle: int, visit: int) -> int:
+        """The block where orders are drawn at random.
+
+        Every B visits cover all blocks, counted from the start of a cycle, or of B cycles where
+        one is too short for that.
+        """
+        visits = self.visits_per_cycle
+        cycles = 1 if visits >= self.blocks else self.blocks
+        stretch, earlier = divmod(cycle, cycles)
+        sizes = [min(self._at_once, visits - v) for v in range(0, visits, self._at_once)]
+        drawn: list[int] = []
+        queue: list[int] = []
+        for size in sizes * cycles:
+            if len(queue) < size:
+                number = (len(drawn) + len(queue)) // self.blocks
+                stream = Stream(self.seed, Purpose.BLOCKS, round=stretch, block=number)
+                order: list[int] = permutation(stream, self.blocks).tolist()
+                # The rest of one order and the begin of the next share a round: no block twice.
+                queue += sorted(order, key=queue.__contains__)
+            drawn += queue[:size]
+            del queue[:size]
+        return drawn[earlier * visits + visit]
+
+    def _check(self) -> None:
+        if self.size % self.together:
+            raise UserError(
+                f"federation.clients_per_round: {self.size} clients a round do not make whole "
+                f"groups of method.clients_per_block = {self.together}; take a multiple of it."
+            )
+        if self._at_once > self.blocks:
+            raise UserError(
+                f"federation.clients_per_round: {self._at_once} blocks at once, but there are only "
+                f"{self.blocks}; lower it or raise method.clients_per_block."
+            )
+        if self.order in ("ascending", "descending") and self.visits_per_cycle < self.blocks:
+            raise UserError(
+                f"method.order: in {self.order} order {self.visits_per_cycle} visits a cycle never "
+                f"reach all {self.blocks} blocks; take 'rotating' or 'permutation', or lower "
+                "method.blocks."
+            )

@@ -118,11 +118,15 @@ def describe_round(record: dict[str, Any], rounds: int) -> str:
         for name in ("loss", "rouge_l", "exact_match", "gsm8k")
         if record.get(name) is not None
     )
+    trained = (
+        f"train loss {record['train_loss']:.4f}{measured}  step {record['step']['server_step']:.2f}"
+        if record["merged"]
+        else f"nobody answered{measured}"
+    )
     refused = f"  {len(record['refused'])} refused" if record["refused"] else ""
     return (
         f"round {record['round'] + 1:>{len(str(rounds))}}/{rounds}"
-        f"  train loss {record['train_loss']:.4f}{measured}"
-        f"  step {record['step']['server_step']:.2f}"
+        f"  {trained}"
         f"  up {bytes_text(record['bytes']['up'])}  down {bytes_text(record['bytes']['down'])}"
         f"{refused}"
     )

@@ -63,12 +63,14 @@ def assemble(recipe: Recipe) -> Assembly:
     options = method_options(recipe.method)
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     data = load_data(recipe, model, tokenizer)
+    method = build_method(recipe, options, model, len(data.clients))
+    method.plans(0, None)  # a schedule that does not fit the federation shows at once
     return Assembly(
         recipe=resolved(recipe, options),
         model=model,
         tokenizer=tokenizer,
         data=data,
-        method=build_method(recipe, options, model, len(data.clients)),
+        method=method,
     )
 
 

@@ -42,6 +42,7 @@ class Purpose(IntEnum):
     ADAPTERS = 13
     VALIDATION = 14
     FAILURES = 15
+    BLOCKS = 16
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
