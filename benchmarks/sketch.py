@@ -1,21 +1,22 @@
 """Speed of fullfed.sketch against a memory copy and against plain PyTorch.
 
     python benchmarks/sketch.py                       a few minutes; --quick for a first look
-    python benchmarks/sketch.py --threads 2 --json sketch.json
+    python benchmarks/sketch.py --threads 2 --json > sketch.json
 
-Each time is the best of several; a copy of the same tensor is timed next to each. Ratios, not
-seconds, are what to compare between machines.
+Each time is the best of several, with that of a copy of the same tensor measured next to it:
+"copies" divides one by the other, "bandwidth" is the bytes an operation must move over its time, as
+a share of what the copy moved. Dense bases give the random numbers made and used a second, and
+their ratio to plain PyTorch's, one ``trunc_normal_`` vector at a time. Ratios, not seconds, are
+what to compare between machines.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from fullfed.sketch import (
     accumulate_,
     perturb_,
 )
+from machine import machine
 
 Row = dict[str, str | int | float]
 
@@ -50,45 +52,48 @@ def seconds(device: str, *acts: Callable[[], object], repeats: int = 5) -> list[
     return [min(column) for column in zip(*times, strict=True)]
 
 
-def sign_rows(delta: Tensor, weights: Tensor, k: int) -> Iterator[Row]:
+def sign_rows(delta: Tensor, weights: Tensor, k: int, backend: str) -> Iterator[Row]:
     """Project (from a delta; from before and after) and reconstruct, over a copy."""
     basis = SignBasis(seed=1, round=1, coordinates=k)
     nothing = torch.zeros(k, device=delta.device)
-    acts = {
-        "copy": lambda: weights.copy_(delta),
-        "project": lambda: basis.project([delta]),
-        "project, before": lambda: basis.project([delta], before=[weights]),
-        "reconstruct_": lambda: basis.reconstruct_([weights], nothing),
+    acts: dict[str, tuple[int, Callable[[], object]]] = {  # tensors read or written
+        "copy": (2, lambda: weights.copy_(delta)),
+        "project": (1, lambda: basis.project([delta], backend=backend)),
+        "project, before": (2, lambda: basis.project([delta], before=[weights], backend=backend)),
+        "reconstruct_": (2, lambda: basis.reconstruct_([weights], nothing, backend=backend)),
     }
-    copy, *times = seconds(delta.device.type, *acts.values(), repeats=15)
-    for operation, taken in zip(list(acts)[1:], times, strict=True):
+    repeats = 3 if backend == "reference" else 15
+    copy, *times = seconds(delta.device.type, *(act for _, act in acts.values()), repeats=repeats)
+    for (operation, (moved, _)), taken in zip(list(acts.items())[1:], times, strict=True):
         yield {
+            "backend": backend,
             "basis": "sign",
             "operation": operation,
-            "dtype": str(delta.dtype).removeprefix("torch."),
+            "dtype": _name(delta.dtype),
             "d": delta.numel(),
             "K": k,
             "seconds": taken,
             "copies": taken / copy,
+            "bandwidth": moved / 2 * copy / taken,
             "copy GB/s": 2 * delta.nbytes / copy / 1e9,
         }
 
 
-def dense_rows(delta: Tensor, k: int) -> Iterator[Row]:
+def dense_rows(delta: Tensor, k: int, backend: str) -> Iterator[Row]:
     """Numbers made and used a second, and how often that is plain PyTorch's rate."""
     weights, d, device = torch.zeros_like(delta), delta.numel(), delta.device.type
     plain = plain_rate(delta, device)
-    yield {"basis": "trunc_normal_", "operation": "project", "d": d, "samples/s": plain}
+    about: Row = {"dtype": _name(delta.dtype), "d": d}
+    yield {"basis": "trunc_normal_", "operation": "project", **about, "samples/s": plain}
     for cls in (NormalBasis, RademacherBasis):
-        acts = dense_acts(
-            cls(seed=1, round=1, blocks=(range(1),), coordinates=(k,)), delta, weights
-        )
-        for operation, act in acts.items():
+        basis = cls(seed=1, round=1, blocks=(range(1),), coordinates=(k,))
+        for operation, act in dense_acts(basis, delta, weights, backend).items():
             rate = k * d / seconds(device, act)[0]
             yield {
+                "backend": backend,
                 "basis": cls.__name__,
                 "operation": operation,
-                "d": d,
+                **about,
                 "K": k,
                 "samples/s": rate,
                 "over plain": rate / plain,
@@ -96,12 +101,12 @@ def dense_rows(delta: Tensor, k: int) -> Iterator[Row]:
 
 
 def dense_acts(
-    basis: NormalBasis | RademacherBasis, delta: Tensor, weights: Tensor
+    basis: NormalBasis | RademacherBasis, delta: Tensor, weights: Tensor, backend: str
 ) -> dict[str, Callable[[], object]]:
     nothing = torch.zeros(sum(basis.coordinates), device=delta.device)
     return {
-        "project": lambda: basis.project([delta]),
-        "reconstruct_": lambda: basis.reconstruct_([weights], nothing),
+        "project": lambda: basis.project([delta], backend=backend),
+        "reconstruct_": lambda: basis.reconstruct_([weights], nothing, backend=backend),
     }
 
 
@@ -117,7 +122,7 @@ def plain_rate(delta: Tensor, device: str) -> float:
     return delta.numel() / seconds(device, project)[0]
 
 
-def direction_rows(device: str, d: int, count: int) -> Iterator[Row]:
+def direction_rows(device: str, d: int, count: int, backend: str) -> Iterator[Row]:
     """Zeroth-order directions: one in place, and the sum of many in one pass."""
     weights = [torch.zeros(d, device=device)]
     streams = [Stream(1, Purpose.DIRECTION, n) for n in range(count)]
@@ -131,12 +136,17 @@ def direction_rows(device: str, d: int, count: int) -> Iterator[Row]:
         }
         for operation, (made, act) in acts.items():
             yield {
+                "backend": backend,
                 "basis": distribution,
                 "operation": operation,
                 "d": d,
                 "K": made,
                 "samples/s": made * d / seconds(device, act)[0],
             }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def show(row: Row) -> str:
@@ -147,46 +157,45 @@ def show(row: Row) -> str:
     return "  ".join(cells)
 
 
+def all_rows(device: str, quick: bool) -> Iterator[Row]:
+    own = "triton" if device == "cuda" else "numba"
+    sizes = [2**20, 2**24, 2**26] + ([2**30] if device == "cuda" else [])
+    counts = [2**n for n in range(8, 21, 2)]
+    if quick:
+        sizes, counts = [2**24], [2**8, 2**14, 2**20]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for d in sizes if dtype == torch.float32 else sizes[-1:]:
+            delta = torch.randn(d, device=device).mul_(1e-3).to(dtype)
+            weights = torch.zeros_like(delta)
+            for k in counts:
+                yield from sign_rows(delta, weights, k, own)
+        delta = torch.randn(sizes[0], device=device).to(dtype)
+        yield from dense_rows(delta, 32, own)
+    if device == "cuda":
+        yield from dense_rows(torch.randn(2**24, device=device), 256, own)
+    yield from direction_rows(device, sizes[0], 32, own)
+    delta = torch.randn(2**20, device=device)
+    yield from sign_rows(delta, torch.zeros_like(delta), 2**14, "reference")
+    yield from dense_rows(delta, 2, "reference")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the rows and the machine here")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="rows and machine, on standard output")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="fewer sizes")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = options.device
-    sizes = [2**20, 2**24, 2**26] + ([2**30] if device == "cuda" else [])
-    counts = [2**n for n in range(8, 21, 2)]
-    if options.quick:
-        sizes, counts = [2**24], [2**8, 2**14, 2**20]
-    rows: list[Row] = []
-
-    def run() -> Iterator[Row]:
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            for d in sizes if dtype == torch.float32 else sizes[-1:]:
-                delta = torch.randn(d, device=device).mul_(1e-3).to(dtype)
-                weights = torch.zeros_like(delta)
-                for k in counts:
-                    yield from sign_rows(delta, weights, k)
-        for d in sizes[: 1 if device == "cpu" else 2]:
-            yield from dense_rows(torch.randn(d, device=device), 32)
-        yield from direction_rows(device, sizes[0], 32)
-
-    for row in run():
-        print(show(row), flush=True)
+    rows = []
+    for row in all_rows(options.device, options.quick):
+        print(show(row), file=sys.stderr if options.json else sys.stdout, flush=True)
         rows.append(row)
     if options.json:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "load": os.getloadavg(),
-        }
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        print(json.dumps({"machine": machine(options.device), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
