@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from fullfed.errors import UserError
 from fullfed.federation.recipe import Recipe, load_recipe
+from fullfed.files import write_atomically
 from fullfed.methods.catalogue import METHODS
 
 app = typer.Typer(
@@ -101,6 +103,57 @@ def plot(
         raise UserError('plots need matplotlib; install it with: pip install "fullfed[report]".')
     for path in plot_runs({d.name: RunFolder(d) for d in directories}, out):
         _print(str(path))
+
+
+@app.command()
+def compare(
+    recipe: RecipeFile,
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods", metavar="A,B,C", help="Methods, or labels under [compare] in the recipe."
+        ),
+    ],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each method.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The comparison's folder, new or begun."),
+    ] = None,
+    set_: Overrides = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes at once.")] = 1,
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, help="Short runs to find each learning rate.")
+    ] = 5,
+    trial_rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--trial-rounds", min=1, help="Rounds of each; a fifth of the recipe's, but 2 to 5."
+        ),
+    ] = None,
+) -> None:
+    """Several methods on the same clients, samples, rounds and evaluation."""
+    from fullfed.compare.comparison import Comparison
+    from fullfed.compare.folder import ComparisonFolder
+    from fullfed.reports.comparing import watching_comparison
+    from fullfed.reports.comparison_document import comparison_document
+    from fullfed.reports.comparison_page import write_page
+    from fullfed.reports.comparison_tables import comparison_table
+
+    labels = [label.strip() for label in methods.split(",")]
+    comparison = Comparison(recipe, labels, set_, seeds, trials, trial_rounds, jobs)
+    _print(comparison.budget)
+    folder = ComparisonFolder(out or Path("runs") / f"{recipe.stem}-compared")
+    command = shlex.join(["fullfed", *sys.argv[1:]])
+    try:
+        with watching_comparison(Console()) as watcher:
+            data = comparison.carry_out(folder, command, watcher)
+    except KeyboardInterrupt:
+        _print("stopped; the same command carries on with what is missing")
+        sys.exit(130)
+    write_atomically(folder.markdown_file, comparison_document(data).encode())
+    write_page(data, folder.page_file)
+    Console().print(comparison_table(data))
+    _print(f"written to {folder.path}: comparison.html, comparison.md, comparison.json, runs/")
 
 
 @app.command()

@@ -1,0 +1,147 @@
+"""A comparison's folder: what is where, and whose it is.
+
+plan.json           what is to be carried out
+search/LABEL.json   the trials of a method's search for a learning rate
+runs/LABEL/seed-S   an ordinary run's folder
+comparison.json     what came of it; comparison.md and comparison.html show it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fullfed.compare.plan import OWN, Contestant, flat, with_learning_rate, with_seed
+from fullfed.compare.search import Trial, best
+from fullfed.errors import UserError
+from fullfed.federation.recipe import Recipe, parse_recipe
+from fullfed.files import write_json
+from fullfed.runs.folder import RunFolder
+
+
+class ComparisonFolder:
+    """The files of one comparison.
+
+    Args:
+        path: the folder; need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan_file = path / "plan.json"
+        self.data_file = path / "comparison.json"
+        self.markdown_file = path / "comparison.md"
+        self.page_file = path / "comparison.html"
+
+    @contextmanager
+    def held(self) -> Iterator[int]:
+        """Make the folder and keep other comparisons out of it; give the lock's descriptor.
+
+        The lock lasts until every process that has the descriptor is gone.
+
+        Raises:
+            UserError: it cannot be made, holds anything else, or is in use.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: the folder cannot be made ({error.strerror}); name another."
+            ) from error
+        try:
+            self._lock(descriptor)
+            others = [file for file in self.path.iterdir() if file.suffix != ".partial"]
+            if others and not self.plan_file.exists():
+                raise UserError(f"{self.path}: there is something here already; name a new folder.")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: another comparison is at work here; wait for its processes to end."
+            ) from error
+
+    def accept(self, contestants: Sequence[Contestant], trials: int, rounds: int) -> None:
+        """Write the plan down, or see that it is that of the comparison which is here.
+
+        Methods and seeds may be added to a comparison.
+
+        Raises:
+            UserError: there is another comparison here.
+        """
+        recipes = {
+            c.label: c.recipe.model_dump(mode="json", exclude_none=True) for c in contestants
+        }
+        common = {name: t for name, t in next(iter(recipes.values())).items() if name not in OWN}
+        methods = {label: {n: t[n] for n in OWN} for label, t in recipes.items()}
+        plan = {
+            "common": common,
+            "search": {"trials": trials, "rounds": rounds},
+            "methods": methods,
+        }
+        if self.plan_file.exists():
+            there = self._plan()
+            shared = {label: m for label, m in there["methods"].items() if label in methods}
+            now = {**plan, "methods": {label: methods[label] for label in shared}}
+            self._refuse_change(flat({**there, "methods": shared}), flat(now))
+            plan["methods"] = {**there["methods"], **methods}
+        write_json(self.plan_file, plan)
+
+    def _refuse_change(self, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        for key in sorted(there.keys() | now.keys()):
+            if there.get(key) != now.get(key):
+                raise UserError(
+                    f"{self.path}: there is another comparison here "
+                    f"({key.removeprefix('common.')} is {there.get(key)!r} in it and "
+                    f"{now.get(key)!r} now); name another folder."
+                )
+
+    def recipe(self, label: str) -> Recipe:
+        """A method's recipe, at the learning rate its search begins with."""
+        plan = self._plan()
+        return parse_recipe({**plan["common"], **plan["methods"][label]}, str(self.plan_file))
+
+    def run_recipe(self, label: str, seed: int) -> Recipe:
+        """A method's recipe with one of the seeds, at the best learning rate of its search."""
+        learning_rate = best(self.trials(label)).learning_rate
+        return with_seed(with_learning_rate(self.recipe(label), learning_rate), seed)
+
+    def budget(self) -> tuple[int, int]:
+        """(trials of a search, rounds of a trial)."""
+        search = self._plan()["search"]
+        return search["trials"], search["rounds"]
+
+    def _plan(self) -> dict[str, Any]:
+        plan: dict[str, Any] = json.loads(self.plan_file.read_text(encoding="utf-8"))
+        return plan
+
+    def run(self, label: str, seed: int) -> RunFolder:
+        """The folder of one run."""
+        return RunFolder(self.path / "runs" / label / f"seed-{seed}")
+
+    def trials(self, label: str) -> list[Trial]:
+        """A method's trials so far."""
+        file = self._search_file(label)
+        if not file.exists():
+            return []
+        return [Trial(**trial) for trial in json.loads(file.read_text(encoding="utf-8"))]
+
+    def write_trials(self, label: str, trials: Sequence[Trial]) -> None:
+        """Replace the record of a method's search."""
+        file = self._search_file(label)
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, [asdict(trial) for trial in trials])
+
+    def _search_file(self, label: str) -> Path:
+        return self.path / "search" / f"{label}.json"

@@ -1,0 +1,131 @@
+"""What a comparison is to carry out: one recipe a label, alike in all but training and method."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fullfed.errors import UserError
+from fullfed.federation.recipe import Recipe, change_method, expand_variables, parse_recipe
+from fullfed.methods.catalogue import METHODS
+from fullfed.runs.assembly import method_options, resolved
+
+OWN = ("local", "method")  # the tables in which the methods of a comparison may differ
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method as it takes part.
+
+    Attributes:
+        label: a name of the catalogue, or of one of the recipe's tables under ``compare``.
+        recipe: resolved; its learning rate is where the search for a better one starts.
+        changes: what the table under ``compare`` says, by dotted key.
+    """
+
+    label: str
+    recipe: Recipe
+    changes: Mapping[str, Any]
+
+
+def contestants(tables: Mapping[str, Any], labels: Sequence[str], source: str) -> list[Contestant]:
+    """A contestant for each label.
+
+    Args:
+        tables: a recipe's, as ``load_recipe`` reads them, with [compare.LABEL] among them.
+        labels: who takes part, in this order.
+        source: the recipe's file, for errors.
+
+    Raises:
+        UserError: a label is unknown or given twice, or a recipe or a table is bad.
+    """
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"--methods: {label} is named twice; name each method once.")
+    common = {name: table for name, table in tables.items() if name != "compare"}
+    own = tables.get("compare", {})
+    if not isinstance(own, dict):
+        raise UserError(f"{source}: compare is no table; write [compare.LABEL] over its keys.")
+    return [_contestant(common, own, label, source) for label in labels]
+
+
+def _contestant(
+    common: Mapping[str, Any], own: Mapping[str, Any], label: str, source: str
+) -> Contestant:
+    changes = own.get(label, {})
+    if label not in own and label not in METHODS:
+        known = ", ".join([*METHODS, *(name for name in own if name not in METHODS)])
+        raise UserError(
+            f"--methods: {label!r} is neither a method nor a table [compare.{label}] of {source}; "
+            f"choose among {known}."
+        )
+    _check_changes(changes, label, source)
+    name = changes.get("method", {}).get("name", label)
+    if name not in METHODS:
+        raise UserError(
+            f"{source}: [compare.{label}] is to say which method it is; "
+            f"set method.name to one of {', '.join(METHODS)}."
+        )
+    tables = copy.deepcopy(dict(common))
+    change_method(tables, name)
+    start = METHODS[name].learning_rate
+    if start is not None:
+        tables = merged(tables, {"local": {"learning_rate": start}})
+    tables = expand_variables(merged(tables, changes))
+    recipe = parse_recipe(tables, f"{source}, [compare.{label}]" if changes else source)
+    recipe = resolved(recipe, method_options(recipe.method))
+    return Contestant(label, recipe, flat(changes))
+
+
+def _check_changes(changes: Any, label: str, source: str) -> None:
+    place = f"{source}: [compare.{label}]"
+    if not _LABEL.fullmatch(label):
+        raise UserError(f"{place}: a label is of letters, digits, '.', '_' and '-'; rename it.")
+    if not isinstance(changes, dict):
+        raise UserError(f"{source}: compare.{label} is no table; write [compare.{label}].")
+    for table, values in changes.items():
+        if table not in OWN:
+            raise UserError(
+                f"{place} changes {table!r}, which is the same for every method of a comparison; "
+                f"keep to {' and '.join(OWN)}."
+            )
+        if not isinstance(values, dict):
+            raise UserError(f"{place}: {table} is no table; write {table}.KEY = VALUE.")
+
+
+def merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables with others laid over them."""
+    result = dict(tables)
+    for key, value in changes.items():
+        below = result.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = merged(below, value)
+        result[key] = value
+    return result
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as values by dotted key."""
+    values: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
+def with_learning_rate(recipe: Recipe, learning_rate: float) -> Recipe:
+    """The recipe at another local learning rate."""
+    local = recipe.local.model_copy(update={"learning_rate": learning_rate})
+    return recipe.model_copy(update={"local": local})
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with another seed."""
+    federation = recipe.federation.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"federation": federation})
