@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fullfed.methods import fedavg, fedit, ferret, ffa_lora, flora
+from fullfed.methods import fedavg, fedit, fedprox, ferret, ffa_lora, flora
 from fullfed.methods.adapters import Adapters, LoraOptions
 from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Everything, Scope
@@ -48,6 +48,13 @@ METHODS: Mapping[str, Entry] = {
         composition="everything x first-order x dense x sampled cohort",
         options=fedavg.FedAvgOptions,
         build=fedavg.build,
+    ),
+    "fedprox": Entry(
+        title="FedProx",
+        paper="Li et al. 2020, arXiv 1812.06127",
+        composition="everything x first-order, proximal x dense x sampled cohort",
+        options=fedprox.FedProxOptions,
+        build=fedprox.build,
     ),
     "ferret": Entry(
         title="Ferret",

@@ -1,0 +1,82 @@
+"""FedProx: Li et al., "Federated optimization in heterogeneous networks" (arXiv 1812.06127),
+Algorithm 2.
+
+    clients:   w_r^(i) = T first-order steps from w_r on F_i(w) + mu / 2 * ||w - w_r||**2
+    everyone:  w_{r+1} = sum_i n_i w_r^(i) / sum_i n_i
+
+The proximal term holds clients with different data together while they train. docs/
+adding-a-method.md goes through this file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fullfed.data.batches import Batch
+from fullfed.federation.messages import Plan
+from fullfed.methods.composition import Composition
+from fullfed.methods.dense import Dense
+from fullfed.methods.local import Improvement
+from fullfed.methods.schedules import SampledCohort
+from fullfed.methods.scopes import Everything
+from fullfed.methods.setting import Setting
+from fullfed.methods.steps import ConstantStep
+from fullfed.training.first_order import FirstOrder
+from fullfed.training.loss import answer_loss
+
+
+@dataclass(frozen=True)
+class FedProxOptions:
+    """
+    Attributes:
+        mu: how strongly a client is held to where the round began; 0 is FedAvg.
+    """
+
+    mu: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mu < math.inf:
+            raise ValueError("mu is a number, at least 0")
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """First-order optimisation of the loss plus mu / 2 * ||w - w_r||**2."""
+
+    optimizer: FirstOrder
+    mu: float
+
+    def improve(
+        self,
+        model: PreTrainedModel,
+        parameters: Mapping[str, Tensor],
+        batches: Iterable[Batch],
+        plan: Plan,
+    ) -> Improvement:
+        trained = list(parameters.values())
+        start = [p.detach().clone() for p in trained]
+
+        def loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+            squares = [(p - s).float().square().sum() for p, s in zip(trained, start, strict=True)]
+            term = self.mu / 2 * torch.stack(squares).sum()
+            # The term's gradient without its value: what is reported is the loss on the data.
+            return answer_loss(model, batch) + (term - term.detach())
+
+        return Improvement(self.optimizer.improve(model, trained, batches, loss))
+
+
+def build(setting: Setting, options: FedProxOptions) -> Composition:
+    return Composition(
+        setting=setting,
+        scope=Everything(),
+        local=Proximal(setting.optimizer, options.mu),
+        codec=Dense(setting.shapes, "float32"),
+        step=ConstantStep(1.0),
+        schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
+    )
