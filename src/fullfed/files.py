@@ -10,15 +10,16 @@ from typing import Any
 from fullfed.errors import UserError
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file at ``path`` by ``data``, durably.
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace the file at ``path`` by ``data``, durably; ``mode`` as for os.open.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the old file is intact.
     """
     temporary = path.with_name(path.name + ".partial")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

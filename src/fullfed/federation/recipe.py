@@ -99,6 +99,17 @@ class SimulationTable(_Table):
     failures: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class DeploymentTable(_Table):
+    """How long the server of a real federation waits in a round, and for how many.
+
+    A round ends when the whole cohort has reported, and at the latest ``deadline_seconds`` after
+    it began, if at least the share ``quorum`` of the cohort has reported by then.
+    """
+
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
+    deadline_seconds: PositiveFloat = 3600.0
+
+
 class MethodTable(BaseModel):
     """The method's name and its own options, which the method itself validates."""
 
@@ -120,6 +131,7 @@ class Recipe(_Table):
     local: LocalTable = LocalTable()
     evaluation: EvaluationTable = EvaluationTable()
     simulation: SimulationTable = SimulationTable()
+    deployment: DeploymentTable = DeploymentTable()
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -73,10 +73,14 @@ class Replica:
         return sum(p.numel() * p.element_size() for p in self._parameters().values())
 
     def save_snapshot(self, path: Path) -> None:
-        """Write version and what updates change to a safetensors file, atomically."""
+        """Write a snapshot to a file, atomically."""
+        write_atomically(path, self.snapshot())
+
+    def snapshot(self) -> bytes:
+        """Version and what updates change, in the safetensors format."""
         state = {name: p.detach().cpu().contiguous() for name, p in self._parameters().items()}
         about = json.dumps({"version": self.version, "hash": _snapshot_hash(self.version, state)})
-        write_atomically(path, safetensors.torch.save(state, metadata={"fullfed": about}))
+        return safetensors.torch.save(state, metadata={"fullfed": about})
 
     def load_snapshot(self, path: Path) -> None:
         """Take over the parameters and version of a snapshot.

@@ -56,16 +56,18 @@ def run_round(
     round: int,
     last: Update | None,
     on_arrival: Callable[[Arrival], None] = lambda arrival: None,
+    quorum: float = 0.0,
 ) -> RoundResult:
     """Run one round and return its update; appending it to the log is the caller's.
 
     Args:
         last: the previous round's update, None in round 0.
         on_arrival: called with each arrival, for progress.
+        quorum: the share of the cohort that must have sent a usable report.
 
     Raises:
-        UserError: no client sent a usable report (names the first reason), or their mean is not
-            finite.
+        UserError: no client sent a usable report, or fewer than the quorum (names the first
+            reason), or their mean is not finite.
     """
     started = time.perf_counter()
     plans = method.plans(round, last)
@@ -79,8 +81,8 @@ def run_round(
         if first is None
         else method.merge(plans, itertools.chain([first], reports), last)
     )
-    if update is None:
-        raise _silence(round, inbox)
+    if update is None or 0 < len(inbox.accepted) < quorum * len(plans):
+        raise _too_few(round, inbox)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in update.tensors.values()):
         raise UserError(
             f"round {round}: the clients' mean overflows; lower local.learning_rate or set "
@@ -99,12 +101,13 @@ def run_round(
     )
 
 
-def _silence(round: int, inbox: Inbox) -> UserError:
+def _too_few(round: int, inbox: Inbox) -> UserError:
     if not inbox.refused:
         return UserError(f"round {round}: no client answered; mend the cause and resume.")
     client, reason = inbox.refused[0]
+    some = f"only {len(inbox.accepted)} clients" if inbox.accepted else "no client"
     return UserError(
-        f"round {round}: no client sent a usable report (client {client}: {reason}); "
+        f"round {round}: {some} sent a usable report (client {client}: {reason}); "
         "mend the cause and resume."
     )
 

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fullfed.data.federated import FederatedData, federate, load_federated
+from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 from fullfed.federation.recipe import MethodTable, Recipe, describe_validation
 from fullfed.methods.catalogue import METHODS
@@ -72,6 +73,33 @@ def assemble(recipe: Recipe) -> Assembly:
         data=data,
         method=method,
     )
+
+
+def assemble_server(recipe: Recipe, clients: int) -> Assembly:
+    """What the server of a real federation needs: no client's data.
+
+    It measures the model on ``data.test`` where the recipe names one, and not at all otherwise.
+
+    Args:
+        clients: how many there are; what the recipe says of training data does not count here.
+
+    Raises:
+        UserError: anything in it is unknown, missing or does not fit.
+    """
+    options = method_options(recipe.method)
+    model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
+    _check_cohort(recipe, clients, "federation has")
+    table, data = recipe.data, FederatedData((), (), 0, 0)
+    if table.test is None:
+        unmeasured = recipe.evaluation.model_copy(update={"metrics": ()})
+        recipe = recipe.model_copy(update={"evaluation": unmeasured})
+    else:
+        length = table.max_length or context_length(model)
+        test = read_examples(table.test, "test")
+        data = federate([], test, [], tokenizer, table.template, length, table.test_samples)
+    method = build_method(recipe, options, model, clients)
+    method.plans(0, None)  # a schedule that does not fit the federation shows at once
+    return Assembly(resolved(recipe, options), model, tokenizer, data, method)
 
 
 def method_options(table: MethodTable) -> Any:
@@ -181,12 +209,16 @@ def load_data(
             table.test_samples,
             table.hold_out,
         )
-    if recipe.federation.clients_per_round > len(data.clients):
+    _check_cohort(recipe, len(data.clients), "data make")
+    return data
+
+
+def _check_cohort(recipe: Recipe, clients: int, source: str) -> None:
+    if recipe.federation.clients_per_round > clients:
         raise UserError(
             f"federation.clients_per_round: {recipe.federation.clients_per_round} clients a round, "
-            f"but the data make only {len(data.clients)} clients; lower it."
+            f"but the {source} only {clients} clients; lower it."
         )
-    return data
 
 
 def context_length(model: PreTrainedModel) -> int:

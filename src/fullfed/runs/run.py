@@ -14,7 +14,7 @@ from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.recipe import Recipe
 from fullfed.federation.replica import Replica
-from fullfed.federation.rounds import RoundResult, run_round
+from fullfed.federation.rounds import Engine, RoundResult, run_round
 from fullfed.federation.traffic import Traffic
 from fullfed.federation.worker import Worker
 from fullfed.files import write_json
@@ -61,7 +61,7 @@ def start(recipe: Recipe, path: Path, watcher: Watcher | None = None) -> dict[st
     assembly = assemble(recipe)
     folder = RunFolder(path)
     folder.create(assembly.recipe)
-    return _Run(folder, assembly, watcher or Silence()).carry_out()
+    return carry_out(folder, assembly, watcher)
 
 
 def resume(path: Path, watcher: Watcher | None = None) -> dict[str, Any]:
@@ -71,17 +71,62 @@ def resume(path: Path, watcher: Watcher | None = None) -> dict[str, Any]:
         UserError: there is no run here, or it is damaged.
     """
     folder = RunFolder(path)
-    return _Run(folder, assemble(folder.recipe()), watcher or Silence()).carry_out()
+    return carry_out(folder, assemble(folder.recipe()), watcher)
+
+
+class Connect(Protocol):
+    """Makes the engine of a run."""
+
+    def __call__(self, recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engine:
+        """
+        Args:
+            worker: the server's replica, with the data of the clients in this process.
+            log: what was done so far.
+            traffic: knows which version each client holds.
+        """
+
+
+def simulate(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engine:
+    """Every client in this process."""
+    return Simulation(worker, recipe.simulation.failures, recipe.federation.seed)
+
+
+def carry_out(
+    folder: RunFolder,
+    assembly: Assembly,
+    watcher: Watcher | None = None,
+    connect: Connect = simulate,
+    quorum: float = 0.0,
+) -> dict[str, Any]:
+    """Carry a run on from wherever its folder says it is to its end; return the summary.
+
+    Args:
+        connect: makes the engine.
+        quorum: the share of a cohort without whose reports the run stops.
+
+    Raises:
+        UserError: the folder is damaged, or a round in which too few clients could work.
+    """
+    return _Run(folder, assembly, watcher or Silence(), connect, quorum).carry_out()
 
 
 class _Run:
-    """One run in this process: the server's side, and the simulated clients' worker."""
+    """The server's side of one run."""
 
-    def __init__(self, folder: RunFolder, assembly: Assembly, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        assembly: Assembly,
+        watcher: Watcher,
+        connect: Connect,
+        quorum: float,
+    ) -> None:
         self._folder = folder
         self._assembly = assembly
         self._recipe = assembly.recipe
         self._watcher = watcher
+        self._connect = connect
+        self._quorum = quorum
         self._replica = Replica(assembly.model, assembly.method)
         clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
         self._worker = Worker(self._replica, assembly.method, clients)
@@ -93,8 +138,9 @@ class _Run:
             base = self._evaluate_base()
             self._watcher.begin(self._assembly, len(log))
             self._recover(log)
+            engine = self._connect(self._recipe, self._worker, log, self._traffic)
             while self._replica.version < self._recipe.federation.rounds:
-                self._round(log)
+                self._round(log, engine)
         summary = summarize(
             self._recipe,
             parameters=sum(p.numel() for p in self._replica.model.parameters()),
@@ -152,17 +198,16 @@ class _Run:
             for client in record["cohort"]:
                 self._traffic.catch_up(client, record["round"], log.sizes)
 
-    def _round(self, log: Log) -> None:
+    def _round(self, log: Log, engine: Engine) -> None:
         """One round, committed by the log: before it nothing counts, after it nothing is lost."""
         number = self._replica.version
         result = run_round(
             self._assembly.method,
-            Simulation(
-                self._worker, self._recipe.simulation.failures, self._recipe.federation.seed
-            ),
+            engine,
             number,
             self._worker.last,
             on_arrival=lambda arrival: self._watcher.visit(number, arrival),
+            quorum=self._quorum,
         )
         payload = encode(result.update)
         down = {
@@ -182,7 +227,7 @@ class _Run:
         version, rounds = self._replica.version, self._recipe.federation.rounds
         started = time.perf_counter()
         due = version % self._recipe.evaluation.every == 0 or version == rounds
-        metrics = self._evaluate() if due else {"loss": None}
+        metrics = {"loss": None, **(self._evaluate() if due else {})}
         account["seconds"]["evaluate"] = time.perf_counter() - started
         record = {
             **account,
