@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from fullfed.federation.messages import MessageError, Report, encode
 from fullfed.federation.replica import Replica
-from fullfed.methods.adapters import A, B, W, adapted, initial_a
+from fullfed.methods.adapters import A, B, LoraOptions, W, adapted, initial_a
 from fullfed.methods.setting import LocalWork
 from fullfed.methods.stacked import Stacked, product
 from fullfed.training.first_order import FirstOrder
@@ -108,13 +111,14 @@ def test_replicas_that_apply_the_same_bytes_are_equal_bit_for_bit() -> None:
         assert same(weights(one.model), weights(two.model))
 
 
-def test_a_snapshot_is_the_replica(tmp_path: object) -> None:
-    one, two = flora(), flora()
+@pytest.mark.parametrize(("make", "options"), [(tiny_model, OPTIONS), (tiny_gpt2, GPT2)])
+def test_a_snapshot_is_the_replica(make: Any, options: LoraOptions, tmp_path: Path) -> None:
+    one, two = (federate("flora", make(), three_clients(), options) for _ in range(2))
     one.round()
-    file = tmp_path / "snapshot"  # type: ignore[operator]
-    one.worker.replica.save_snapshot(file)
+    assert not same(weights(one.model), weights(two.model))
+    one.worker.replica.save_snapshot(tmp_path / "snapshot")
     replica = Replica(two.model, two.method)
-    replica.load_snapshot(file)
+    replica.load_snapshot(tmp_path / "snapshot")
     assert replica.version == 1
     assert same(weights(one.model), weights(two.model))
 
