@@ -1,0 +1,61 @@
+"""A headless Chromium for the pages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+from fullfed.reports.comparison_page import write_page
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # it does not start as root otherwise
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[webdriver.Chrome]:
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if browser is None or driver is None:
+        reason = "the packages chromium and chromium-driver are not installed"
+        if os.environ.get("FULLFED_SHARED"):
+            pytest.fail(f"{reason}: with FULLFED_SHARED the pages must be tested")
+        pytest.skip(reason)
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in FLAGS:
+        options.add_argument(flag)
+    with webdriver.Chrome(options, Service(driver)) as session:
+        yield session
+
+
+@pytest.fixture
+def open_page(chromium: webdriver.Chrome, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens a comparison's page from disk; whatever was done there, the console stays empty."""
+
+    def open_at(data: dict[str, Any], width: int = 1200, dark: bool = False) -> webdriver.Chrome:
+        path = tmp_path / "comparison.html"
+        write_page(data, path)
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        chromium.get(path.as_uri())
+        return chromium
+
+    yield open_at
+    assert chromium.get_log("browser") == []
