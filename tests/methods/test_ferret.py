@@ -19,7 +19,7 @@ from fullfed.federation.recipe import MethodTable
 from fullfed.methods.bases import TruncatedNormals, blocks_of
 from fullfed.methods.codecs import Change
 from fullfed.methods.composition import Composition
-from fullfed.methods.ferret import parse_bytes
+from fullfed.sizes import parse_bytes
 from fullfed.methods.setting import LocalWork, Setting
 from fullfed.runs.assembly import method_options
 from fullfed.training.first_order import FirstOrder
@@ -235,7 +235,7 @@ def test_budgets_are_read_with_their_units(text: str, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "32", "KiB", "-1KiB", "32kib", "1e3B", "32KiB or so"])
 def test_a_budget_without_a_unit_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"^method: upload is a number of bytes such as '32KiB'"):
+    with pytest.raises(UserError, match=r"^method: '.*' is not a number of bytes such as '32KiB'"):
         method_options(MethodTable(name="ferret", upload=text))
 
 

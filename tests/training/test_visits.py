@@ -109,7 +109,11 @@ def test_a_visit_that_breaks_down_leaves_the_weights(
     """Also where it is no error of training, such as memory that runs out."""
 
     def improve(
-        self: FirstOrder, model: PreTrainedModel, parameters: list[Tensor], batches: Iterable[Batch]
+        self: FirstOrder,
+        model: PreTrainedModel,
+        parameters: list[Tensor],
+        batches: Iterable[Batch],
+        **_: Any,
     ) -> list[float]:
         with torch.no_grad():
             parameters[3].add_(1.0)

@@ -8,9 +8,10 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fullfed.errors import UserError
+from fullfed.sizes import parse_bytes
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -62,13 +63,18 @@ class FederationTable(_Table):
 
 
 class LocalTable(_Table):
-    """A client's work in one visit, for methods that train with first-order optimisation."""
+    """A client's work in one visit, for methods that train with first-order optimisation.
+
+    clip: the largest norm that gradients keep. clip_by: of all of the model's together, or of each
+    tensor's own.
+    """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip: PositiveFloat | None = 1.0
+    clip_by: Literal["model", "tensor"] = "model"
     steps: Positive | None = None
     epochs: Positive | None = None
     batch_size: Positive = 4
@@ -78,6 +84,27 @@ class LocalTable(_Table):
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give steps or epochs, not both")
         return self
+
+
+class MemoryTable(_Table):
+    """What a client trades for memory in a visit; docs/memory.md has the prices.
+
+    optimizer_in_backward: one tensor's gradient lives at a time. checkpoint_activations: computed
+    again in the backward pass instead of kept. frozen: how what is not trained is held.
+    cache_inputs: bytes for what comes into the first trained layer, such as "256MiB".
+    """
+
+    optimizer_in_backward: bool = False
+    checkpoint_activations: bool = False
+    frozen: Literal["exact", "int8", "int4"] = "exact"
+    cache_inputs: str | None = None
+
+    @field_validator("cache_inputs")
+    @classmethod
+    def _is_bytes(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_bytes(text)
+        return text
 
 
 class EvaluationTable(_Table):
@@ -129,9 +156,20 @@ class Recipe(_Table):
     federation: FederationTable
     method: MethodTable
     local: LocalTable = LocalTable()
+    memory: MemoryTable = MemoryTable()
     evaluation: EvaluationTable = EvaluationTable()
     simulation: SimulationTable = SimulationTable()
     deployment: DeploymentTable = DeploymentTable()
+
+    @model_validator(mode="after")
+    def _clipping_fits(self) -> Recipe:
+        together = self.local.clip is not None and self.local.clip_by == "model"
+        if self.memory.optimizer_in_backward and together:
+            raise ValueError(
+                "memory.optimizer_in_backward lets no two gradients live at once, which "
+                "clipping by their common norm needs; set local.clip_by = 'tensor'"
+            )
+        return self
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -12,7 +12,6 @@ of K d. ``basis = "sign"`` is ours: one pass over memory whatever K is, and no l
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,9 +25,9 @@ from fullfed.methods.scopes import Everything
 from fullfed.methods.setting import Setting
 from fullfed.methods.sketched import BasisFamily, Sketched
 from fullfed.methods.steps import ConstantStep
+from fullfed.sizes import parse_bytes
 
 _REPORT_HEADER = 640  # most bytes of a report that are not coordinates, whatever its numbers
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "KiB": 2**10, "MiB": 2**20}
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,6 @@ class FerretOptions:
             raise ValueError("server_step is a positive number or 'auto'")
         if self.upload is not None:
             parse_bytes(self.upload)
-
-
-def parse_bytes(text: str) -> int:
-    """The number of bytes in a text like "32KiB".
-
-    Raises:
-        ValueError: it is not a number with a unit.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(B|KB|MB|KiB|MiB)\s*", text)
-    if match is None:
-        raise ValueError(f"upload is a number of bytes such as '32KiB', not {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def build(setting: Setting, options: FerretOptions) -> Composition:

@@ -22,13 +22,15 @@ from transformers.utils import logging as transformers_logging
 from fullfed.data.federated import FederatedData, federate, load_federated
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
-from fullfed.federation.recipe import MethodTable, Recipe, describe_validation
+from fullfed.federation.recipe import MemoryTable, MethodTable, Recipe, describe_validation
 from fullfed.methods.catalogue import METHODS
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
 from fullfed.quickstart import tasks
+from fullfed.sizes import parse_bytes
 from fullfed.training.first_order import FirstOrder
 from fullfed.training.layers import layer_names
+from fullfed.training.memory import Memory
 
 BUILTIN = "builtin"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -252,13 +254,28 @@ def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: 
         cohort_size=recipe.federation.clients_per_round,
         merge_weights=recipe.federation.merge_weights,
         optimizer=FirstOrder(
-            local.optimizer, local.learning_rate, local.momentum, local.weight_decay, local.clip
+            local.optimizer,
+            local.learning_rate,
+            local.momentum,
+            local.weight_decay,
+            local.clip,
+            local.clip_by,
+            _memory(recipe.memory),
         ),
         work=work,
         shapes=shapes,
         layers=tuple(tuple(n for n in layer if n in shapes) for layer in layer_names(model)),
     )
     return entry.build(setting, options)
+
+
+def _memory(table: MemoryTable) -> Memory:
+    return Memory(
+        table.optimizer_in_backward,
+        table.checkpoint_activations,
+        table.frozen,
+        parse_bytes(table.cache_inputs) if table.cache_inputs else 0,
+    )
 
 
 def _quickstart_data(

@@ -1,0 +1,264 @@
+"""Every way to save memory trains what plain training does, and lets go of what it promises to."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fullfed.data.batches import Batch, collate
+from fullfed.training.first_order import FirstOrder
+from fullfed.training.frozen import training_only
+from fullfed.training.layers import find_layers, layer_names
+from fullfed.training.loss import answer_loss
+from fullfed.training.memory import PLAIN, Memory, held, input_cache
+from methods.tiny import same, samples, weights
+from training.architectures import CAUSAL, make
+
+ADAM = FirstOrder("adamw", 0.01)
+
+
+@pytest.fixture(params=CAUSAL)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def batches(epochs: int = 1) -> list[Batch]:
+    return [collate(samples(3, seed)) for seed in range(3)] * epochs
+
+
+def block(model: PreTrainedModel, number: int) -> list[Tensor]:
+    names = set(layer_names(model)[number])
+    return [p for n, p in model.named_parameters() if n in names]
+
+
+def trained(
+    name: str, optimizer: FirstOrder, number: int | None = 1, epochs: int = 1
+) -> dict[str, Tensor]:
+    model = make(name)
+    parameters = list(model.parameters()) if number is None else block(model, number)
+    with held(model, parameters, optimizer.memory):
+        optimizer.improve(model, parameters, batches(epochs))
+    return weights(model)
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> None:
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **tolerance)
+
+
+def test_what_is_outside_of_the_block_stays_bit_for_bit(name: str) -> None:
+    model, before = make(name), weights(make(name))
+    ADAM.improve(model, block(model, 1), batches())
+    inside = set(layer_names(model)[1])
+    after = weights(model)
+    assert same({n: before[n] for n in before if n not in inside},
+                {n: after[n] for n in after if n not in inside})  # fmt: skip
+    assert any(not torch.equal(before[n], after[n]) for n in inside)
+
+
+def test_layers_below_the_block_have_no_graph_and_nothing_outside_a_gradient(name: str) -> None:
+    model = make(name)
+    found = find_layers(model)
+    assert found is not None
+    graphs: dict[int, bool] = {}
+    for n, layer in enumerate(found[1]):
+        layer.register_forward_hook(
+            lambda module, inputs, output, n=n: graphs.update({n: output.requires_grad})
+        )
+    before = {n: p.requires_grad for n, p in model.named_parameters()}
+    with training_only(model, block(model, 1)):
+        answer_loss(model, batches()[0]).backward()
+    assert graphs == {0: False, 1: True, 2: True}
+    with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == set(layer_names(model)[1])
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("number", [None, 1])
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_stepping_in_the_backward_pass_is_stepping_after_it(
+    name: str, optimizer: Any, number: int | None, clip: float | None
+) -> None:
+    """To the last bit, if torch uses the same kernels."""
+    lean = FirstOrder(optimizer, 0.01, 0.0, 0.1, clip, memory=Memory(optimizer_in_backward=True))
+    model = make(name)
+    parameters = list(model.parameters()) if number is None else block(model, number)
+    torchs = torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD
+    theirs = torchs(parameters, lr=0.01, weight_decay=0.1, fused=True)
+    for batch in batches():
+        answer_loss(model, batch).backward()
+        for p in parameters if clip else []:
+            torch.nn.utils.clip_grad_norm_([p], clip)
+        theirs.step()
+        model.zero_grad()
+    assert same(trained(name, lean, number), weights(model))
+
+
+def test_clipping_each_tensor_is_torchs_clipping_of_it_alone() -> None:
+    model, other = make("llama"), make("llama")
+    FirstOrder("sgd", 1.0, clip=0.01, clip_by="tensor").improve(
+        model, list(model.parameters()), batches()[:1]
+    )
+    answer_loss(other, batches()[0]).backward()
+    for p in other.parameters():
+        norm = torch.nn.utils.clip_grad_norm_([p], 0.01)
+        assert norm > 0.01
+        p.data.sub_(p.grad)
+    close(weights(model), weights(other), rtol=1e-5, atol=1e-7)
+
+
+def test_one_gradient_lives_at_a_time() -> None:
+    model = make("llama")
+    parameters = block(model, 1)
+    stepper = FirstOrder("sgd", 0.1, memory=Memory(optimizer_in_backward=True)).stepper(
+        {str(n): p for n, p in enumerate(parameters)}, {}
+    )
+    alive: list[int] = []
+    gradients: list[weakref.ref[Tensor]] = []
+
+    def note(parameter: Tensor) -> None:
+        gradients.append(weakref.ref(parameter.grad))  # type: ignore[arg-type]
+        alive.append(sum(g() is not None for g in gradients))
+
+    for p in parameters:  # before the stepper's own hooks
+        p.register_post_accumulate_grad_hook(note)
+    with training_only(model, parameters), stepper:
+        answer_loss(model, batches()[0]).backward()
+    assert alive == [1] * len(parameters)
+
+
+def test_the_steps_of_a_16_bit_model_add_up() -> None:
+    """Each is less than the weights can show; all of them together are not."""
+    model = make("llama").bfloat16()
+    parameters = block(model, 1)
+    start = [p.detach().clone() for p in parameters]
+    FirstOrder("adamw", 1e-5).improve(model, parameters, batches(epochs=100))
+    moved = torch.cat([(p - s).abs().reshape(-1) for p, s in zip(parameters, start, strict=True)])
+    assert float((moved > 0).float().mean()) > 0.5
+
+
+def test_checkpointed_layers_train_the_same_to_the_last_bit(name: str) -> None:
+    lean = replace(ADAM, memory=Memory(checkpoint_activations=True))
+    assert same(trained(name, lean), trained(name, ADAM))
+    assert same(trained(name, lean, None), trained(name, ADAM, None))
+
+
+def test_checkpointed_layers_keep_their_inputs_only(name: str) -> None:
+    def kept(memory: Memory) -> int:
+        """Bytes the graph holds at the end of the forward pass, weights apart."""
+        model = make(name)
+        sizes: dict[int, int] = {}
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def pack(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in own:
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        optimizer = replace(ADAM, memory=memory)
+        with (
+            training_only(model, block(model, 0)),
+            optimizer._checkpointing(model),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        ):
+            answer_loss(model, batches()[0])
+        return sum(sizes.values())
+
+    assert kept(Memory(checkpoint_activations=True)) < kept(PLAIN) / 2
+
+
+def count_layer_calls(model: nn.Module) -> list[int]:
+    """How often each layer has computed anything so far, from now on."""
+    found = find_layers(model)
+    assert found is not None
+    calls = [0] * len(found[1])
+    for n, layer in enumerate(found[1]):
+        for module in layer.modules():
+            if isinstance(module, nn.LayerNorm) or "Norm" in type(module).__name__:
+                module.register_forward_hook(lambda *_, n=n: calls.__setitem__(n, calls[n] + 1))
+                break
+    return calls
+
+
+def test_with_a_cache_the_layers_below_compute_each_sample_once(name: str) -> None:
+    model, optimizer = make(name), replace(ADAM, memory=Memory(cache_inputs=1 << 20))
+    calls = count_layer_calls(model)
+    optimizer.improve(model, block(model, 2), batches(epochs=4))
+    assert calls == [3, 3, 12]
+
+
+def test_a_cache_changes_no_more_than_rounding(name: str) -> None:
+    """Other batches than those that filled it, padded otherwise."""
+    again = [collate(samples(3, s)[i : i + 1]) for s in range(3) for i in range(3)]
+    results = []
+    for limit in (0, 1 << 20):
+        model, optimizer = make(name), FirstOrder("sgd", 0.1, memory=Memory(cache_inputs=limit))
+        optimizer.improve(model, block(model, 1), batches() + again + batches())
+        results.append(weights(model))
+    close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_that_gets_too_large_is_given_up() -> None:
+    model, optimizer = make("llama"), replace(ADAM, memory=Memory(cache_inputs=500))
+    calls = count_layer_calls(model)
+    optimizer.improve(model, block(model, 2), batches(epochs=2))
+    assert calls == [6, 6, 6]
+    assert same(weights(model), trained("llama", ADAM, 2, epochs=2))
+
+
+def test_there_is_nothing_to_cache_where_the_graph_begins_at_the_bottom() -> None:
+    model = make("llama")
+    assert input_cache(model, block(model, 0), 1000) is None
+    assert input_cache(model, [*block(model, 1), model.model.norm.weight], 1000) is None
+    assert input_cache(model, block(model, 1), 0) is None
+    assert input_cache(model, block(model, 1), 1000) is not None
+
+
+@pytest.mark.parametrize(("frozen", "tolerance"), [("int8", 0.02), ("int4", 0.3)])
+def test_frozen_weights_in_few_bits_give_nearly_the_same_loss_and_gradients(
+    name: str, frozen: Any, tolerance: float
+) -> None:
+    losses, gradients = [], []
+    for memory in (PLAIN, Memory(frozen=frozen)):
+        model = make(name)
+        parameters = block(model, 1)
+        with held(model, parameters, memory):
+            loss = answer_loss(model, batches()[0])
+            loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in parameters]))  # type: ignore[union-attr]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+    cosine = torch.nn.functional.cosine_similarity(*gradients, dim=0)
+    assert cosine > 1 - tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("frozen", ["int8", "int4"])
+def test_frozen_weights_come_back_bit_for_bit(name: str, frozen: Any, dtype: torch.dtype) -> None:
+    model = make(name).to(dtype)
+    before = weights(model)
+    parameters = block(model, 1)
+    with held(model, parameters, Memory(frozen=frozen)):
+        answer_loss(model, batches()[0])
+        held_bytes = sum(p.nbytes for p in model.parameters())
+    assert same(weights(model), before)
+    assert held_bytes < sum(p.nbytes for p in model.parameters())
+
+
+def test_frozen_weights_come_back_after_a_failure() -> None:
+    model = make("llama")
+    before = weights(model)
+    with pytest.raises(RuntimeError, match="out of memory"), held(
+        model, block(model, 0), Memory(frozen="int8")
+    ):  # fmt: skip
+        raise RuntimeError("out of memory")
+    assert same(weights(model), before)
+    assert answer_loss(model, batches()[0]).isfinite()
