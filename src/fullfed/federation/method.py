@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from transformers import PreTrainedModel
 from fullfed.data.tokens import TokenizedExample
 from fullfed.federation.messages import Plan, Report, Update
 
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})  # no state
+
 
 class VisitError(Exception):
     """A client could not make a usable report; one sentence that quotes no data."""
@@ -19,11 +22,18 @@ class VisitError(Exception):
 
 @dataclass(frozen=True)
 class Visit:
-    """What a client's work came to: its report, and the seconds of each part."""
+    """What a client's work came to.
+
+    Attributes:
+        report: for the server.
+        train_seconds, encode_seconds: of each part.
+        kept: for the client's next visit that reads the same state; see ``Method.keeps``.
+    """
 
     report: Report
     train_seconds: float
     encode_seconds: float
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Method(Protocol):
@@ -46,14 +56,25 @@ class Method(Protocol):
         ``last`` is the previous round's update; with the recipe it is all the server's state.
         """
 
+    def keeps(self, plan: Plan) -> str | None:
+        """The name of the client's state that a visit reads and replaces, None if it has none.
+
+        Updates of a method that keeps states name the clients whose reports are in them, in the
+        value ``merged``; the states of others' visits are as if those had not been.
+        """
+
     def train(
         self,
         model: PreTrainedModel,
         plan: Plan,
         examples: Sequence[TokenizedExample],
         last: Update | None,
+        kept: Mapping[str, Tensor] = NOTHING,
     ) -> Visit:
         """One client's visit. The model is at version ``plan.round`` before and after.
+
+        Args:
+            kept: the client's state that ``keeps`` names; empty at first.
 
         Raises:
             VisitError: training failed, such as by a loss that is not finite.

@@ -14,10 +14,15 @@ from fullfed.federation.messages import Plan, Report, Update, Value
 
 @dataclass(frozen=True)
 class Payload:
-    """Values and tensors of a message, before they are given a name and an address."""
+    """Values and tensors of a message, before they are given a name and an address.
+
+    Attributes:
+        kept: what the client that made it keeps of it; never sent.
+    """
 
     values: Mapping[str, Value] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,15 @@ class Change:
 
     Attributes:
         before: their values at the start, by name, in the model's order.
-        after: the parameters themselves, as training left them.
+        after: the parameters as training left them, or float32 copies that are more exact.
         walk: the steps of zeroth-order training, as ``local.Improvement`` has them.
+        kept: what the codec kept of the client's last visit of the same kind.
     """
 
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     walk: tuple[tuple[int, float], ...] = ()
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Codec(Protocol):

@@ -15,20 +15,22 @@ from transformers import PreTrainedModel
 from fullfed.data.batches import training_batches
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
-from fullfed.federation.messages import MessageError, Plan, Report, Update, number
-from fullfed.federation.method import Visit, VisitError
+from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
+from fullfed.federation.method import NOTHING, Visit, VisitError
 from fullfed.methods.blocks import block_of
 from fullfed.methods.codecs import Change, Codec, Payload
-from fullfed.methods.local import LocalOptimizer
+from fullfed.methods.local import ByGradients, LocalOptimizer
 from fullfed.methods.schedules import Schedule
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
 from fullfed.methods.steps import StepRule, Trained
 from fullfed.sketch import Purpose, Stream
 from fullfed.training.first_order import TrainingError
+from fullfed.training.memory import held
 
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
+_LOCAL, _CODEC = "local/", "codec/"  # whose state a tensor of a client's is
 _SKIPPED = "skipped"  # in an update that changes nothing: of how many in a row it is
 
 
@@ -45,6 +47,7 @@ class Composition:
         schedule: who takes part when, and which part of the scope each one trains.
         parts: the names of the parameters in each part; a plan's value ``block`` is the number of
             one. Empty where every visit trains all of the scope.
+        remembers: whether clients keep what codec and local optimizer keep, for each part.
     """
 
     setting: Setting
@@ -54,6 +57,7 @@ class Composition:
     step: StepRule
     schedule: Schedule
     parts: tuple[tuple[str, ...], ...] = ()
+    remembers: bool = False
 
     @property
     def cumulative(self) -> bool:
@@ -69,18 +73,27 @@ class Composition:
             for client, own in self.schedule.visits(round).items()
         ]
 
+    def keeps(self, plan: Plan) -> str | None:
+        if not self.remembers:
+            return None
+        return f"block-{block_of(plan)}" if self.parts else "all"
+
     def train(
         self,
         model: PreTrainedModel,
         plan: Plan,
         examples: Sequence[TokenizedExample],
         last: Update | None,
+        kept: Mapping[str, Tensor] = NOTHING,
     ) -> Visit:
         started = time.perf_counter()
         after = self._trained(model, plan)
         before = {name: p.detach().clone() for name, p in after.items()}
         try:
-            return self._train(model, plan, examples, _remembered(last), before, after, started)
+            with held(model, list(after.values()), self.setting.optimizer.memory):
+                return self._train(
+                    model, plan, examples, _remembered(last), kept, before, after, started
+                )
         except (TrainingError, UserError) as error:
             raise VisitError(str(error)) from error
         finally:
@@ -92,6 +105,7 @@ class Composition:
         plan: Plan,
         examples: Sequence[TokenizedExample],
         last: Update | None,
+        kept: Mapping[str, Tensor],
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
         started: float,
@@ -101,9 +115,13 @@ class Composition:
         stream = Stream(self.setting.seed, Purpose.BATCHES, plan.round, plan.client)
         batches = training_batches(examples, work.batch_size, steps, stream)
         first = next(batches)
-        done = self.local.improve(model, after, chain([first], batches), plan)
+        local = self.local
+        if isinstance(local, ByGradients):
+            local = local.continuing(_under(_LOCAL, kept))
+        done = local.improve(model, after, chain([first], batches), plan)
         trained_at = time.perf_counter()
-        payload = self.codec.encode(Change(before, after, done.walk), plan)
+        change = Change(before, {**after, **done.exact}, done.walk, _under(_CODEC, kept))
+        payload = self.codec.encode(change, plan)
         encoded_at = time.perf_counter()
         trained = Trained(model, before, after, first.to(model.device), done.losses[0])
         values = {**payload.values, **self.step.measure(trained, plan, last)}
@@ -124,6 +142,7 @@ class Composition:
             report,
             train_seconds=trained_at - started + measured_at - encoded_at,
             encode_seconds=encoded_at - trained_at,
+            kept={**_placed(_LOCAL, done.kept), **_placed(_CODEC, payload.kept)},
         )
 
     def report_limit(self, plan: Plan) -> int:
@@ -146,7 +165,10 @@ class Composition:
 
         plan, last = plans[0], _remembered(last)
         payload = self.codec.merge(weighted(), Payload(plan.values, plan.tensors), last)
-        values = {**payload.values, **self.step.decide(light, self.codec.energy(payload), last)}
+        values: dict[str, Value] = {**payload.values}
+        values |= self.step.decide(light, self.codec.energy(payload), last)
+        if self.remembers:
+            values["merged"] = [report.client for report in light]
         return Update(plan.round, values, payload.tensors)
 
     def skip(self, round: int, last: Update | None) -> Update | None:
@@ -154,7 +176,8 @@ class Composition:
         skipped = 1 + (int(number(last, _SKIPPED)) if last and _SKIPPED in values else 0)
         if skipped > self.schedule.patience:
             return None
-        return Update(round, {**values, _SKIPPED: skipped})
+        none: dict[str, Value] = {"merged": []} if self.remembers else {}
+        return Update(round, {**values, **none, _SKIPPED: skipped})
 
     def apply(self, model: PreTrainedModel, update: Update) -> None:
         if _SKIPPED not in update.values:
@@ -171,6 +194,14 @@ class Composition:
 
     def _weight(self, report: Report) -> float:
         return float(report.samples) if self.setting.merge_weights == "samples" else 1.0
+
+
+def _placed(place: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {place + name: tensor for name, tensor in kept.items()}
+
+
+def _under(place: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(place): t for name, t in kept.items() if name.startswith(place)}
 
 
 def _remembered(last: Update | None) -> Update | None:

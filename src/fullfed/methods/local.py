@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -22,10 +22,14 @@ class Improvement:
         losses: of every step, nats per answer token.
         walk: of zeroth-order steps, in their order: the direction's number and the derivative
             along it, float32.
+        exact: the trained values in float32, by name, where parameters themselves are coarser.
+        kept: what the client's next visit of the same kind may go on from.
     """
 
     losses: list[float]
     walk: tuple[tuple[int, float], ...] = ()
+    exact: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class LocalOptimizer(Protocol):
@@ -45,9 +49,21 @@ class LocalOptimizer(Protocol):
 
 @dataclass(frozen=True)
 class ByGradients:
-    """First-order optimisation, as the recipe's table ``local`` says."""
+    """First-order optimisation, as the recipe's table ``local`` says.
+
+    Attributes:
+        keep: whether the optimizer's state is kept for the client's next visit; else every visit
+            begins with a new one.
+        kept: the state to go on from.
+    """
 
     optimizer: FirstOrder
+    keep: bool = False
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def continuing(self, kept: Mapping[str, Tensor]) -> ByGradients:
+        """The same, from where an earlier visit ended."""
+        return replace(self, kept=kept)
 
     def improve(
         self,
@@ -56,4 +72,8 @@ class ByGradients:
         batches: Iterable[Batch],
         plan: Plan,
     ) -> Improvement:
-        return Improvement(self.optimizer.improve(model, list(parameters.values()), batches))
+        stepper = self.optimizer.stepper(parameters, self.kept)
+        trained = list(parameters.values())
+        losses = self.optimizer.improve(model, trained, batches, stepper=stepper)
+        kept = stepper.state() if self.keep else {}
+        return Improvement(losses, exact=stepper.masters, kept=kept)

@@ -6,6 +6,7 @@ metrics.jsonl   one object a round, and one with round -1 for the base model
 summary.json    first and last measurements, traffic, seconds; written when the run ends
 snapshot.safetensors   a recent model, to shorten replay
 account.json    the account of the round being committed
+states/         what simulated clients keep between visits, where a method has them keep something
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class RunFolder:
         self.summary_file = path / "summary.json"
         self.snapshot_file = path / "snapshot.safetensors"
         self.account_file = path / "account.json"
+        self.states_folder = path / "states"
 
     def create(self, recipe: Recipe) -> None:
         """Make the folder of a new run.
@@ -64,7 +66,7 @@ class RunFolder:
 
     def clear_partial(self) -> None:
         """Delete files that a crash left half-written; each has its old content beside it."""
-        for leftover in self.path.glob("*.partial"):
+        for leftover in self.path.rglob("*.partial"):
             leftover.unlink()
 
     def recipe(self) -> Recipe:

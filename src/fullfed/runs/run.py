@@ -15,6 +15,7 @@ from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.recipe import Recipe
 from fullfed.federation.replica import Replica
 from fullfed.federation.rounds import Engine, RoundResult, run_round
+from fullfed.federation.states import StatesOnDisk
 from fullfed.federation.traffic import Traffic
 from fullfed.federation.worker import Worker
 from fullfed.files import write_json
@@ -129,7 +130,9 @@ class _Run:
         self._quorum = quorum
         self._replica = Replica(assembly.model, assembly.method)
         clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
-        self._worker = Worker(self._replica, assembly.method, clients)
+        self._worker = Worker(
+            self._replica, assembly.method, clients, StatesOnDisk(folder.states_folder)
+        )
         self._traffic = Traffic(self._replica.nbytes, assembly.method.cumulative)
 
     def carry_out(self) -> dict[str, Any]:
