@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fullfed.methods import fedavg, fedit, fedprox, ferret, ffa_lora, flora
+from fullfed.methods import fedavg, fedcybgd, fedit, fedkseed, fedprox, ferret, ffa_lora, flora
 from fullfed.methods.adapters import Adapters, LoraOptions
 from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Everything, Scope
@@ -62,6 +62,36 @@ METHODS: Mapping[str, Entry] = {
         composition="everything x first-order x sketch x sampled cohort",
         options=ferret.FerretOptions,
         build=ferret.build,
+    ),
+    "fedkseed": Entry(
+        title="FedKSeed",
+        paper="Qin et al. 2024, arXiv 2312.06353",
+        composition="everything x zeroth-order x seeds and scalars x sampled cohort",
+        options=fedkseed.FedKSeedOptions,
+        build=fedkseed.build,
+        learning_rate=1e-4,
+    ),
+    "fedkseed-pro": Entry(
+        title="FedKSeed-Pro",
+        paper="Qin et al. 2024, arXiv 2312.06353",
+        composition="everything x zeroth-order x seeds and scalars x sampled cohort",
+        options=fedkseed.FedKSeedOptions,
+        build=fedkseed.build_pro,
+        learning_rate=1e-4,
+    ),
+    "fedcybgd": Entry(
+        title="FedCyBGD",
+        paper="Wang et al. 2024, arXiv 2406.11187",
+        composition="one block x first-order x dense, compressed x cycle",
+        options=fedcybgd.FedCyBGDOptions,
+        build=fedcybgd.build,
+    ),
+    "cyclic-ferret": Entry(
+        title="Cyclic Ferret",
+        paper="no paper; see docs/methods/fedcybgd.md",
+        composition="one block x first-order x sketch x cycle",
+        options=fedcybgd.CyclicFerretOptions,
+        build=fedcybgd.build_cyclic_ferret,
     ),
     "fedit": Entry(
         title="FedIT",
