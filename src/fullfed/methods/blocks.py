@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -60,6 +60,18 @@ def block_of(message: Plan | Report | Update) -> int:
     if type(block) is not int or block < 0:
         raise MessageError(f"the {message.kind} does not name a block")
     return block
+
+
+def named_block(blocks: Sequence[Shapes], message: Plan | Report | Update) -> Shapes:
+    """The block a message is about.
+
+    Raises:
+        MessageError: it names none, or one that does not exist.
+    """
+    block = block_of(message)
+    if block >= len(blocks):
+        raise MessageError(f"the {message.kind} is about block {block} of {len(blocks)}")
+    return blocks[block]
 
 
 def check_block(report: Report, plan: Plan) -> None:

@@ -17,7 +17,7 @@ from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
 from fullfed.federation.method import NOTHING, Visit, VisitError
-from fullfed.methods.blocks import block_of
+from fullfed.methods.blocks import Shapes, block_of, named_block
 from fullfed.methods.codecs import Change, Codec, Payload
 from fullfed.methods.local import ByGradients, LocalOptimizer
 from fullfed.methods.schedules import Schedule
@@ -45,8 +45,8 @@ class Composition:
         codec: how a change becomes bytes, and back.
         step: how much of a merged change is applied.
         schedule: who takes part when, and which part of the scope each one trains.
-        parts: the names of the parameters in each part; a plan's value ``block`` is the number of
-            one. Empty where every visit trains all of the scope.
+        parts: blocks of the scope, of which a plan's value ``block`` names one. Empty where every
+            visit trains all of the scope.
         remembers: whether clients keep what codec and local optimizer keep, for each part.
     """
 
@@ -56,7 +56,7 @@ class Composition:
     codec: Codec
     step: StepRule
     schedule: Schedule
-    parts: tuple[tuple[str, ...], ...] = ()
+    parts: tuple[Shapes, ...] = ()
     remembers: bool = False
 
     @property
@@ -188,9 +188,9 @@ class Composition:
         if not self.parts:
             return trained
         try:
-            return {name: trained[name] for name in self.parts[block_of(plan)]}
-        except (MessageError, IndexError) as error:
-            raise VisitError(f"the plan names none of the {len(self.parts)} blocks") from error
+            return {name: trained[name] for name in named_block(self.parts, plan)}
+        except MessageError as error:
+            raise VisitError(str(error)) from error
 
     def _weight(self, report: Report) -> float:
         return float(report.samples) if self.setting.merge_weights == "samples" else 1.0
