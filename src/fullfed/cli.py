@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fullfed.deployment import commands
 from fullfed.errors import UserError
 from fullfed.federation.recipe import Recipe, load_recipe
 from fullfed.files import write_atomically
-from fullfed.methods.catalogue import METHODS
 
 app = typer.Typer(
     help="Federated full-parameter fine-tuning of language models in kilobytes a round.",
@@ -159,6 +159,8 @@ def compare(
 @app.command()
 def methods() -> None:
     """What methods there are, with each one's paper and options."""
+    from fullfed.methods.catalogue import METHODS
+
     table = Table("method", "paper", "composition", "options")
     for name, entry in METHODS.items():
         options = ", ".join(f"{f}" for f in entry.options.__dataclass_fields__)
@@ -178,6 +180,9 @@ def quickstart(out: Out = None) -> None:
         for method in ("fedavg", "ferret")
     ]
     Console().print(summary_table(summaries, "Tasks of 24 clients, learned without their data"))
+
+
+commands.register(app)
 
 
 def carry_out(recipe: Recipe, directory: Path, table: bool = True) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""A federation across organisations: its folders, identities, processes and commands."""

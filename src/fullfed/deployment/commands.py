@@ -1,0 +1,202 @@
+"""The commands of a federation across organisations."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fullfed.errors import UserError
+from fullfed.federation.recipe import load_recipe
+
+FederationDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A federation's folder.")]
+NodeDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A partner's folder.")]
+Data = Annotated[
+    str | None, typer.Option("--data", metavar="PATH", help="The partner's own training data.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="PATH", help="The partner's copy of the model.")
+]
+
+federation = typer.Typer(help="Make a federation's folder and change its partners.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program's."""
+    app.add_typer(federation, name="federation", no_args_is_help=True)
+    for command in (serve, join, start, status, worker):
+        app.command()(command)
+
+
+@federation.command()
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    partner: Annotated[list[str], typer.Option(help="A partner's name; repeatable.")],
+    address: Annotated[str, typer.Option(help="What partners reach the server by.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The one port of the server.")] = 8443,
+    listen: Annotated[str, typer.Option(help="The server's interface.")] = "0.0.0.0",
+    model: Annotated[str, typer.Option(help="The base model, as partners have it.")] = "builtin",
+) -> None:
+    """Make a federation: authority, certificate, keys, and a folder for each partner."""
+    _check_installed()
+    from fullfed.deployment.folders import ServerFolder
+
+    folder = ServerFolder.create(directory, partner, address, port, listen, model)
+    _print(f"{folder.path}: stays here; next: fullfed serve {directory}")
+    for name in partner:
+        _print(f"{directory / 'partners' / name}: for {name}, who runs: fullfed join {name} --data")
+
+
+@federation.command()
+def add(
+    directory: FederationDirectory,
+    partner: Annotated[str, typer.Argument(help="The new partner's name.")],
+    model: Annotated[str, typer.Option(help="The base model, as the partner has it.")] = "builtin",
+    key: Annotated[
+        Path | None, typer.Option(help="The public key of a pair that the partner made.")
+    ] = None,
+) -> None:
+    """Take a partner in, from the next run on."""
+    _check_installed()
+    from fullfed.deployment.folders import ServerFolder
+
+    folder = ServerFolder(directory)
+    _print(f"{folder.add(partner, model, key)}: for {partner}")
+    _tell_server(directory)
+
+
+@federation.command()
+def remove(
+    directory: FederationDirectory,
+    partner: Annotated[str, typer.Argument(help="The partner's name.")],
+) -> None:
+    """Take a partner out, at once: its node is turned away."""
+    _check_installed()
+    from fullfed.deployment.folders import ServerFolder
+
+    ServerFolder(directory).remove(partner)
+    _tell_server(directory)
+
+
+@federation.command()
+def renew(directory: FederationDirectory) -> None:
+    """Give the server a new certificate; partners need nothing new."""
+    _check_installed()
+    from fullfed.deployment.folders import ServerFolder
+
+    folder = ServerFolder(directory)
+    folder.renew_certificate()
+    _print(f"{folder.certificate}: renewed; stop and start `fullfed serve {directory}`")
+
+
+def serve(directory: FederationDirectory) -> None:
+    """Run a federation's server (Flower's SuperLink)."""
+    _check_installed()
+    from fullfed.deployment import serving
+    from fullfed.deployment.folders import ServerFolder
+
+    serving.serve(ServerFolder(directory), _print)
+
+
+def join(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
+    """Take part in a federation (Flower's SuperNode and fullfed's worker)."""
+    _check_installed()
+    from fullfed.deployment import joining
+    from fullfed.deployment.folders import NodeFolder
+
+    joining.join(NodeFolder(directory.absolute()), data, model, _print)
+
+
+def start(
+    directory: FederationDirectory,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="The run's folder.")
+    ] = None,
+) -> None:
+    """Carry out a recipe on a federation, or carry on where the run was stopped."""
+    _check_installed()
+    from fullfed.deployment import starting
+    from fullfed.deployment.folders import ServerFolder
+    from fullfed.reports.tables import summary_table
+
+    folder = ServerFolder(directory)
+    path = out or folder.runs / recipe.stem
+    summary = starting.start(folder, load_recipe(recipe, set_), path, _print)
+    Console().print(summary_table([summary]))
+    _print(f"model {summary['model_hash'][:16]}  written to {path}")
+
+
+def status(directory: FederationDirectory) -> None:
+    """Who is connected, and how far the runs are."""
+    _check_installed()
+    from fullfed.deployment import flower
+    from fullfed.deployment.folders import ServerFolder
+    from fullfed.engines.flower.run_files import ServerStatus
+    from fullfed.runs.folder import RunFolder
+
+    folder = ServerFolder(directory)
+    settings = folder.settings()
+    up = flower.check_server(f"127.0.0.1:{settings.port}", folder.authority)
+    states, nodes = flower.node_states(folder) if up else {}, flower.registered(folder)
+    table = Table("client", "partner", "node", "state")
+    for number, member in enumerate(folder.members()):
+        node = nodes.get(member.key, "")
+        table.add_row(str(number), member.name, node, states.get(node, "not registered"))
+    _print(f"server {'runs' if up else 'does not run'} at {settings.address}:{settings.port}")
+    Console().print(table)
+    for path in sorted(folder.runs.iterdir()) if folder.runs.exists() else ():
+        run = RunFolder(path)
+        done, rounds = len(run.metrics()), run.recipe().federation.rounds
+        at_work = (
+            "at work" if ServerStatus(path).alive else "ended" if done == rounds else "stopped"
+        )
+        _print(f"{path}: {done} of {rounds} rounds, {at_work}")
+
+
+def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
+    """A node's resident worker, which `fullfed join` runs."""
+    _check_installed()
+    from fullfed.deployment.folders import NodeFolder
+    from fullfed.deployment.joining import configured
+    from fullfed.engines.flower.channel import serve as answer
+    from fullfed.engines.flower.resident import Resident
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    folder = NodeFolder(directory.absolute())
+    settings = configured(folder, data, model)
+    assert settings.data is not None  # configured sees to it
+    resident = Resident(folder.state, settings.data, settings.model, settings.device)
+    answer(folder.worker_address, resident.handle)
+
+
+def _tell_server(directory: Path) -> None:
+    """Register and unregister at the running server; one that does not run does it at its start."""
+    from fullfed.deployment import flower
+    from fullfed.deployment.folders import ServerFolder
+
+    folder = ServerFolder(directory)
+    if flower.check_server(f"127.0.0.1:{folder.settings().port}", folder.authority):
+        flower.sync_nodes(folder, _print)
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("flwr") is None:
+        raise UserError('a federation needs Flower; install it: pip install "fullfed[flower]".')
+
+
+def _print(text: str) -> None:
+    # Flushed, so that a service's log shows it at once.
+    console = Console()
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.file.flush()

@@ -1,0 +1,199 @@
+"""Flower's own commands, with what fullfed sets for them; every one is printed before it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fullfed.deployment.folders import NodeFolder, ServerFolder
+from fullfed.engines.flower.channel import WORKER
+from fullfed.engines.flower.run_files import RUN
+from fullfed.errors import UserError
+from fullfed.files import write_atomically
+
+CONNECTION = "federation"  # what Flower's configuration calls the server
+_TIMEOUT = 10.0  # seconds
+_COMMAND_TIMEOUT = 180.0
+
+Print = Callable[[str], None]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """What Flower's processes run under: no telemetry, no downloads, a home of their own."""
+    return {
+        **os.environ,
+        # Flower finds its own programs by name.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+    }
+
+
+def superlink(folder: ServerFolder) -> list[str]:
+    """The command that runs the server."""
+    settings = folder.settings()
+    return [
+        "flower-superlink",
+        *("--host", settings.listen, "--port", str(settings.port)),
+        *("--ssl-ca-certfile", str(folder.authority)),
+        *("--ssl-certfile", str(folder.certificate), "--ssl-keyfile", str(folder.key)),
+        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+        *("--database", str(folder.flower / "superlink.db")),
+    ]
+
+
+def supernode(folder: NodeFolder) -> list[str]:
+    """The command that runs a node."""
+    return [
+        "flower-supernode",
+        *("--superlink", folder.settings().server),
+        *("--root-certificates", str(folder.authority)),
+        *("--auth-supernode-private-key", str(folder.key)),
+        *("--port", str(_free_port())),
+        *("--node-config", f"{WORKER}={json.dumps(str(folder.worker_address))}"),
+    ]
+
+
+def configure(folder: ServerFolder) -> None:
+    """Write the configuration by which ``flwr`` finds the server."""
+    folder.flower.mkdir(exist_ok=True, mode=0o700)
+    connection = {
+        "address": f"127.0.0.1:{folder.settings().port}",
+        "root-certificates": str(folder.authority),
+    }
+    tables = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
+    write_atomically(folder.flower / "config.toml", tomli_w.dumps(tables).encode())
+
+
+def submit(folder: ServerFolder, run: Path, say: Print) -> None:
+    """Have the server start a ServerApp on a run's folder.
+
+    Raises:
+        UserError: Flower refuses.
+    """
+    setting = f"{RUN}={json.dumps(str(run))}"
+    _flwr(folder, ["run", str(folder.app), CONNECTION, "-c", setting], say)
+
+
+def sync_nodes(folder: ServerFolder, say: Print) -> None:
+    """Register the partners' keys that the running server does not know, and take out others.
+
+    Raises:
+        UserError: Flower refuses.
+    """
+    wanted = {member.key: member.name for member in folder.members()}
+    known = registered(folder)
+    for key, node in known.items():
+        if key not in wanted:
+            _flwr(folder, ["supernode", "unregister", node, CONNECTION], say)
+    nodes = {key: node for key, node in known.items() if key in wanted}
+    for key, name in wanted.items():
+        if key not in nodes:
+            public_key = str(folder.public_key(name))
+            register = ["supernode", "register", public_key, CONNECTION, "--name", name]
+            nodes[key] = str(_flwr(folder, register, say)["node-id"])
+            _write_registered(folder, nodes)
+    _write_registered(folder, nodes)
+
+
+def registered(folder: ServerFolder) -> dict[str, str]:
+    """The Flower node id of each registered key (PEM)."""
+    file = folder.flower / "nodes.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def _write_registered(folder: ServerFolder, nodes: dict[str, str]) -> None:
+    write_atomically(folder.flower / "nodes.json", json.dumps(nodes).encode())
+
+
+def node_states(folder: ServerFolder) -> dict[str, str]:
+    """Flower's word for the state of each node, by its id: "online", "offline", ..."""
+    listed = _flwr(folder, ["supernode", "list", CONNECTION], lambda text: None)
+    return {str(node["node-id"]): str(node["status"]) for node in listed["nodes"]}
+
+
+def shown(command: Sequence[str]) -> str:
+    """The command as a shell takes it."""
+    return "$ " + shlex.join(command)
+
+
+def _flwr(folder: ServerFolder, arguments: list[str], say: Print) -> dict[str, Any]:
+    command = ["flwr", *arguments, "--format", "json"]
+    say(shown(command))
+    env = environment(folder.flower)
+    program = str(Path(sys.executable).with_name("flwr"))
+    done = subprocess.run(
+        [program, *command[1:]],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=_COMMAND_TIMEOUT,
+        check=False,
+    )
+    output = done.stdout[done.stdout.find("{") :]
+    try:
+        answer: dict[str, Any] = json.loads(output)
+    except ValueError:
+        answer = {}
+    if done.returncode != 0 or answer.get("success") is not True:
+        said = " ".join((str(answer.get("error-message", "")) or done.stderr).split())[:300]
+        raise UserError(f"{shlex.join(command)}: Flower refuses ({said or 'it does not say why'}).")
+    return answer
+
+
+def check_server(address: str, authority: Path) -> bool:
+    """Whether the server at host:port is there and is the federation's.
+
+    Raises:
+        UserError: it is there and is not, or its certificate has expired.
+    """
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context(cafile=str(authority))
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout=_TIMEOUT) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return True
+    except ssl.SSLCertVerificationError as error:
+        raise UserError(
+            f"{address}: the server's certificate is refused ({error.verify_message}); "
+            "ask whoever runs the server."
+        ) from error
+    except (OSError, ValueError):
+        return False
+
+
+def check_port_free(host: str, port: int) -> None:
+    """
+    Raises:
+        UserError: something listens there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"{host}:{port}: the port cannot be used ({error.strerror}); stop what uses it, "
+                "or change `port` in federation.toml and in every node.toml."
+            ) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,151 @@
+"""Who is who: the federation's certificate authority, the server's certificate, the nodes' keys."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fullfed.errors import UserError
+from fullfed.files import write_atomically
+
+AUTHORITY_DAYS = 3650
+CERTIFICATE_DAYS = 397
+_CLOCK_SKEW = datetime.timedelta(hours=1)
+
+
+def create_authority(certificate: Path, key: Path) -> None:
+    """Write a new certificate authority: everybody gets the certificate, the key stays put."""
+    private = ec.generate_private_key(ec.SECP384R1())
+    name = _name("fullfed federation")
+    built = (
+        _builder(name, name, private.public_key(), AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), False)
+        .sign(private, hashes.SHA384())
+    )
+    write_atomically(key, _pem(private), mode=0o600)
+    write_atomically(certificate, built.public_bytes(serialization.Encoding.PEM))
+
+
+def certify_server(
+    authority: Path,
+    authority_key: Path,
+    certificate: Path,
+    key: Path,
+    hosts: Sequence[str],
+    days: int = CERTIFICATE_DAYS,
+) -> None:
+    """Write a new key and certificate for the server, signed by the authority.
+
+    Args:
+        hosts: names and addresses that the server is reached by.
+        days: how long the certificate is valid.
+    """
+    issuer = x509.load_pem_x509_certificate(authority.read_bytes())
+    signer = serialization.load_pem_private_key(authority_key.read_bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    private = ec.generate_private_key(ec.SECP256R1())
+    names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    server_use = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    built = (
+        _builder(_name(hosts[0]), issuer.subject, private.public_key(), days)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(server_use, critical=False)
+        .add_extension(names, critical=False)
+        .add_extension(identifier, critical=False)
+        .sign(signer, hashes.SHA384())
+    )
+    write_atomically(key, _pem(private), mode=0o600)
+    write_atomically(certificate, built.public_bytes(serialization.Encoding.PEM))
+
+
+def check_not_expired(certificate: Path, remedy: str) -> None:
+    """
+    Raises:
+        UserError: the certificate has expired, or is not yet valid; ends with ``remedy``.
+    """
+    loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
+    now = datetime.datetime.now(datetime.UTC)
+    if now > loaded.not_valid_after_utc:
+        day = loaded.not_valid_after_utc.date().isoformat()
+        raise UserError(f"{certificate}: the certificate expired on {day}; {remedy}.")
+    if now < loaded.not_valid_before_utc:
+        raise UserError(f"{certificate}: the certificate is not valid yet; set the clock right.")
+
+
+def create_node_key(key: Path, public_key: Path) -> None:
+    """Write a node's key pair: the private one for the node, the public one for the server."""
+    private = ec.generate_private_key(ec.SECP384R1())
+    ssh = serialization.PrivateFormat.OpenSSH
+    none = serialization.NoEncryption()
+    write_atomically(key, private.private_bytes(serialization.Encoding.PEM, ssh, none), mode=0o600)
+    public = private.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    write_atomically(public_key, public + b"\n")
+
+
+def public_key_pem(public_key: Path) -> str:
+    """A node's public key in the form in which the SuperLink knows it.
+
+    Raises:
+        UserError: the file is not a public key that Flower takes.
+    """
+    try:
+        loaded = serialization.load_ssh_public_key(public_key.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{public_key}: this is not a public key in OpenSSH's format.") from error
+    if not isinstance(loaded, ec.EllipticCurvePublicKey):
+        raise UserError(f"{public_key}: make the key with `ssh-keygen -t ecdsa -b 384`.")
+    pem, info = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    return str(loaded.public_bytes(pem, info), "ascii")
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    begins = datetime.datetime.now(datetime.UTC) - _CLOCK_SKEW
+    ends = begins + datetime.timedelta(days=days)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
+    number = x509.random_serial_number()
+    return builder.serial_number(number).not_valid_before(begins).not_valid_after(ends)
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _usage(signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))

@@ -1,0 +1,87 @@
+"""Starting a run on a federation, and following it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from fullfed.deployment.flower import Print, check_server, submit
+from fullfed.deployment.folders import ServerFolder
+from fullfed.deployment.processes import pause
+from fullfed.engines.flower.run_files import MembersFile, ServerStatus
+from fullfed.errors import UserError
+from fullfed.federation.recipe import Recipe
+from fullfed.reports.progress import describe_round
+from fullfed.runs.assembly import method_options, resolved
+from fullfed.runs.folder import RunFolder
+
+_START_SECONDS = 120.0
+
+
+def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
+    """Begin a run, or carry on the one in the folder; follow it to its end; return the summary.
+
+    Raises:
+        UserError: the recipe is bad, the server is not there, or the run stops.
+    """
+    settings = folder.settings()
+    run = _prepare(folder, recipe, path.absolute())
+    status = ServerStatus(run.path)
+    if run.summary_file.exists():
+        return run.summary()
+    if not check_server(f"127.0.0.1:{settings.port}", folder.authority):
+        raise UserError(
+            f"{folder.federation}: the server does not run; "
+            f"run `fullfed serve {folder.federation}`."
+        )
+    if not status.alive:
+        status.clear()
+        submit(folder, run.path, say)
+    return _follow(folder, run, status, say)
+
+
+def _prepare(folder: ServerFolder, recipe: Recipe, path: Path) -> RunFolder:
+    """The run's folder, made if it is a new run."""
+    settings, run = folder.settings(), RunFolder(path)
+    chosen = resolved(recipe, method_options(recipe.method))
+    if chosen.federation.clients_per_round > len(settings.partners):
+        raise UserError(
+            f"federation.clients_per_round: {chosen.federation.clients_per_round} clients a round, "
+            f"but the federation has only {len(settings.partners)} partners; lower it."
+        )
+    if not run.recipe_file.exists():
+        run.create(chosen)
+    elif run.recipe() != chosen:
+        raise UserError(f"{path}: the run here is of another recipe; name another with --out.")
+    members = MembersFile(run.path)
+    if not members.path.exists():
+        members.create(folder.members())
+    return run
+
+
+def _follow(
+    folder: ServerFolder, run: RunFolder, status: ServerStatus, say: Print
+) -> dict[str, Any]:
+    rounds, shown = run.recipe().federation.rounds, len(run.metrics())
+    log = folder.flower / "superlink.log"
+    ends = time.monotonic() + _START_SECONDS
+    while not status.begun:
+        if time.monotonic() > ends:
+            raise UserError(f"{log}: Flower does not start the run; the log says why.")
+        pause()
+    while True:
+        alive = status.alive  # before looking, so that nothing written last is missed
+        for record in run.metrics()[shown:]:
+            say(describe_round(record, rounds))
+            shown += 1
+        if run.summary_file.exists():
+            return run.summary()
+        if status.error is not None:
+            raise UserError(status.error)
+        if not alive:
+            raise UserError(
+                f"{run.path}: the run's process has died after round {shown}; the same command "
+                f"carries it on ({log} may say why)."
+            )
+        pause()

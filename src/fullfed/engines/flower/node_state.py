@@ -1,0 +1,111 @@
+"""What a node keeps on its disk of a run: how far its replica is, and what it takes to rebuild it.
+
+terms.json             the run's terms
+snapshot.safetensors   the replica at some version
+updates.log            the updates since, and the one that led to the snapshot
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fullfed.errors import UserError
+from fullfed.federation.log import Log
+from fullfed.federation.messages import MessageError, Update, decode
+from fullfed.federation.worker import Worker
+from fullfed.files import write_atomically
+
+
+class NodeState:
+    """The folder of one run on a node.
+
+    Args:
+        folder: of all runs' states; the newest run's is kept, older ones are removed.
+        run: names the run.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.path = folder / run
+        self.terms_file = self.path / "terms.json"
+        self._snapshot_file = self.path / "snapshot.safetensors"
+        self._log_file = self.path / "updates.log"
+        self._log: Log | None = None
+
+    def create(self, terms: bytes) -> None:
+        """Begin the state of a new run, in place of whatever is there."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+        self.path.mkdir(parents=True, mode=0o700)
+        write_atomically(self.terms_file, terms)
+
+    def remove(self) -> None:
+        """Forget the run."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def restore(self, worker: Worker) -> None:
+        """Take a worker that holds the base model to where the disk says the replica was.
+
+        Raises:
+            UserError: a file was damaged, or another process uses it.
+        """
+        if self._snapshot_file.exists():
+            worker.replica.load_snapshot(self._snapshot_file)
+        log = self._opened()
+        for number in range(len(log)):
+            payload = log.read(number)
+            try:
+                update = decode(payload, Update)
+            except MessageError as error:
+                raise UserError(f"{self._log_file}: this is not an update ({error}).") from error
+            if update.round >= worker.replica.version:
+                worker.replica.apply(update)
+            worker.last = update
+        version = worker.replica.version
+        if version > 0 and (worker.last is None or worker.last.round + 1 != version):
+            raise UserError(f"{self._log_file}: the update that led to the snapshot is missing.")
+
+    def append(self, update: bytes) -> None:
+        """Keep an update that the replica has applied."""
+        self._opened().append(update)
+
+    def take_snapshot(self, worker: Worker, last: bytes) -> None:
+        """Keep the replica as it is, and of the updates only ``last``, which led to it.
+
+        A crash in between leaves more updates than are needed, which ``restore`` passes over.
+        """
+        worker.replica.save_snapshot(self._snapshot_file)
+        self.close()
+        fresh = self._log_file.with_suffix(".partial")
+        fresh.unlink(missing_ok=True)
+        with Log(fresh) as log:
+            log.append(last)
+        fresh.replace(self._log_file)
+
+    def receive_snapshot(self, worker: Worker, snapshot: bytes, last: bytes) -> None:
+        """Take the replica to a snapshot that the server sent, and keep it.
+
+        Raises:
+            UserError: it is not a snapshot of this model, or ``last`` does not belong to it.
+        """
+        received = self.path / "received.safetensors"
+        write_atomically(received, snapshot)
+        worker.replica.load_snapshot(received)
+        received.unlink()
+        try:
+            worker.last = decode(last, Update)
+        except MessageError as error:
+            raise UserError(f"the server's snapshot comes without its update ({error}).") from error
+        if worker.last.round + 1 != worker.replica.version:
+            raise UserError("the server's snapshot comes with another version's update.")
+        self.take_snapshot(worker, last)
+
+    def _opened(self) -> Log:
+        if self._log is None:
+            self._log = Log(self._log_file)
+        return self._log

@@ -1,0 +1,173 @@
+"""A node's resident worker: keeps model, replica and data in memory from one message to the next.
+
+Flower starts a process for every message; the worker is what does not start anew. Its replica's
+version is on the node's disk, so that a killed worker goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fullfed.data.sources import read_examples
+from fullfed.data.tokens import TokenizedExample, tokenize
+from fullfed.engines.flower.node_state import NodeState
+from fullfed.engines.flower.orders import Answer, Order, Pieces
+from fullfed.engines.flower.terms import decode_terms
+from fullfed.errors import UserError
+from fullfed.federation.messages import MessageError, Plan, decode
+from fullfed.federation.replica import Replica
+from fullfed.federation.worker import Worker
+from fullfed.runs.assembly import build_method, context_length, load_model, method_options
+
+_log = logging.getLogger(__name__)
+_BLAND = "the node cannot take part; its operator finds the reason in the node's worker.log"
+
+
+@dataclass
+class _Joined:
+    """A run that the worker takes part in."""
+
+    run: str
+    state: NodeState
+    worker: Worker
+    examples: Sequence[TokenizedExample]
+    clients: dict[int, Sequence[TokenizedExample]]  # what the worker looks its examples up in
+    snapshot_every: int
+    answered: str = ""  # the plan last answered, by its digest, ...
+    answer: Answer | None = None  # ... and the answer
+
+
+class Resident:
+    """Answers orders.
+
+    Args:
+        folder: for the state on disk.
+        data: the node's own training data, as read_examples takes it.
+        model: the node's copy of the base model: a folder, a hub name or "builtin".
+        device: a torch device, or "auto".
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+
+    def __init__(self, folder: Path, data: str, model: str, device: str = "auto") -> None:
+        self._folder, self._data, self._model, self._device = folder, data, model, device
+        self._examples = read_examples(data)
+        self._joined: _Joined | None = None
+
+    def handle(self, pieces: Pieces) -> Mapping[str, bytes]:
+        """Answer one order. Whatever goes wrong, the answer quotes no data of the node's."""
+        try:
+            return self._answer(Order.of(pieces)).pieces()
+        except MessageError as error:
+            _log.error("the server's order was refused: %s", error)
+            return Answer(self._version, failure=f"the order was refused: {error}").pieces()
+        except UserError as error:
+            _log.error("%s", error)
+        except Exception:
+            # The last resort at the edge of the process: text of any exception may quote data.
+            _log.exception("the worker failed")
+        version = self._version
+        self._leave()  # what is in memory may be half-way
+        return Answer(version, failure=_BLAND).pieces()
+
+    def _leave(self) -> None:
+        if self._joined is not None:
+            self._joined.state.close()
+            self._joined = None
+
+    @property
+    def _version(self) -> int:
+        return -1 if self._joined is None else self._joined.worker.replica.version
+
+    def _answer(self, order: Order) -> Answer:
+        joined = self._join(order)
+        if joined is None:
+            return Answer(-1)
+        plan = decode(order.plan, Plan)
+        digest = hashlib.sha256(order.plan).hexdigest()
+        if joined.answer is not None and joined.answered == digest:
+            return joined.answer
+        _catch_up(joined, order, plan.round)
+        version = joined.worker.replica.version
+        if version < plan.round:
+            return Answer(version)
+        if version > plan.round:
+            raise MessageError(f"the plan is for version {plan.round}, the node has {version}")
+        joined.clients[plan.client] = joined.examples
+        _log.info("round %d as client %d", plan.round, plan.client)
+        arrival = joined.worker.visit(order.plan)
+        answer = Answer(
+            version,
+            arrival.payload or b"",
+            arrival.failure,
+            arrival.train_seconds,
+            arrival.encode_seconds,
+        )
+        joined.answered, joined.answer = digest, answer
+        return answer
+
+    def _join(self, order: Order) -> _Joined | None:
+        """The order's run, loaded if it is not yet; None without its terms."""
+        if self._joined is not None and self._joined.run == order.run:
+            return self._joined
+        state = NodeState(self._folder, order.run)
+        if order.terms and not state.terms_file.exists():
+            state.create(order.terms)
+        if not state.terms_file.exists():
+            return None
+        self._leave()  # frees the other run's model first
+        self._joined = self._load(order.run, state)
+        return self._joined
+
+    def _load(self, run: str, state: NodeState) -> _Joined | None:
+        terms = decode_terms(state.terms_file.read_bytes(), self._model, self._device, self._data)
+        recipe = terms.recipe
+        model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
+        _log.info("model %s loaded", recipe.model.path)
+        method = build_method(recipe, method_options(recipe.method), model, terms.clients)
+        replica = Replica(model, method)
+        if replica.content_hash() != terms.base_hash:
+            state.remove()
+            raise UserError(
+                f"{self._model}: this is not the base model the run begins with; "
+                "name the right one by `fullfed join --model`."
+            )
+        length = recipe.data.max_length or context_length(model)
+        examples = tokenize(self._examples, tokenizer, recipe.data.template, length).examples
+        if not examples:
+            raise UserError(
+                f"{self._data}: no example's answer fits into {length} tokens; "
+                "leave the node out of this run."
+            )
+        clients: dict[int, Sequence[TokenizedExample]] = {}
+        worker = Worker(replica, method, clients)
+        every = recipe.federation.snapshot_every
+        try:
+            state.restore(worker)
+        except UserError as error:
+            _log.warning("the server is asked for everything again: %s", error)
+            state.remove()
+            return None
+        return _Joined(run, state, worker, examples, clients, every)
+
+
+def _catch_up(joined: _Joined, order: Order, version: int) -> None:
+    """Take the replica towards ``version`` with what the order brings; keep it on disk."""
+    worker, state = joined.worker, joined.state
+    replica = worker.replica
+    if order.snapshot and replica.version < version:
+        state.receive_snapshot(worker, order.snapshot, order.last)
+    for number, payload in enumerate(order.updates, start=order.first):
+        if number < replica.version:
+            continue
+        if number > replica.version and not replica.method.cumulative:
+            return
+        worker.deliver(payload)
+        state.append(payload)
+        if replica.version % joined.snapshot_every == 0:
+            state.take_snapshot(worker, payload)
