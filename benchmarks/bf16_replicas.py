@@ -1,7 +1,6 @@
 """What rounding does to a long run of small updates on bfloat16 replicas.
 
     FULLFED_SHARED=... python benchmarks/bf16_replicas.py
-    FULLFED_SHARED=... python benchmarks/bf16_replicas.py --local bfloat16
 
 Ferret's rounds on a real model and real tasks (stories260k, natural-instructions): each round some
 clients take SGD steps from the replica, and their mean change is applied through a sign basis with
@@ -12,9 +11,10 @@ directions shared by all. Between rounds a replica is kept as one of
 - stochastic:  bfloat16, each update rounded up or down at random by the stream all replicas share;
 - master:      float32, of which clients and evaluation see the rounding to bfloat16.
 
---local says what a visit computes and takes its steps in. The table is the loss on held-out tasks
-by round, computed in float32 from the weights as seen, and where the last round's weights are from
-the base model, in lengths of the float32 reference's way: along that way, and beside it.
+A visit is the product's: it computes in the dtype it sees, takes its steps on float32 copies, and
+projects what those have become. The table is the loss on held-out tasks by round, computed in
+float32 from the weights as seen, and where the last round's weights are from the base model, in
+lengths of the float32 replica's way: along that way, and beside it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from fullfed.data.batches import training_batches
 from fullfed.data.federated import FederatedData, load_federated
 from fullfed.evaluation.loss import evaluate_loss
 from fullfed.federation.cohort import sample_cohort
+from fullfed.federation.messages import Plan
+from fullfed.methods.local import ByGradients
 from fullfed.sketch import Purpose, SignBasis, Stream
 from fullfed.sketch.pieces import Rounding
 from fullfed.training.first_order import FirstOrder
@@ -77,8 +79,7 @@ class Run:
     ) -> None:
         self._kept, self._data, self._options = kept, data, options
         self._shown = load(folder, torch.float32)  # what is evaluated
-        local = torch.float32 if kept.seen == torch.float32 else getattr(torch, options.local)
-        self._client = load(folder, local)
+        self._client = load(folder, kept.seen)
         self.weights = [p.detach().to(kept.dtype, copy=True) for p in self._shown.parameters()]
         self._start = [w.clone() for w in self.weights]
 
@@ -91,14 +92,15 @@ class Run:
         basis.reconstruct_(self.weights, sent.mean(0), rounding=self._kept.rounding)
 
     def _visit(self, client: int, number: int, basis: SignBasis) -> Tensor:
-        options, weights = self._options, list(self._client.parameters())
+        options, weights = self._options, dict(self._client.named_parameters())
         self._show(self._client)
-        before = [w.detach().clone() for w in weights]
+        before = [w.detach().clone() for w in weights.values()]
         stream = Stream(options.seed, Purpose.BATCHES, number, client)
         examples = self._data.clients[client].examples
         batches = training_batches(examples, BATCH, STEPS, stream)
-        FirstOrder("sgd", options.rate, clip=1.0).improve(self._client, weights, batches)
-        return basis.project(weights, before=before)
+        local = ByGradients(FirstOrder("sgd", options.rate, clip=1.0))
+        done = local.improve(self._client, weights, batches, Plan(number, client))
+        return basis.project([w.detach() for w in done.exact.values()], before=before)
 
     def loss(self) -> float:
         self._show(self._shown)
@@ -134,7 +136,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--local", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=120)
     parser.add_argument("--rate", type=float, default=0.001)
     parser.add_argument("--seed", type=int, default=0)

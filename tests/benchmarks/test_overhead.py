@@ -15,7 +15,7 @@ WITHOUT_EXTRAS = """
 import sys
 sys.modules.update(pydantic=None, datasets=None)  # importing either fails
 sys.path.insert(0, sys.argv[1])
-import overhead
+import bf16_replicas, overhead, sketch
 overhead.main(sys.argv[2:])
 """
 ARGUMENTS = "--shapes tiny --clients 2 --steps 1 --rounds 1 --length 8 --threads 1 --json"
