@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -52,9 +54,9 @@ def make(name: str) -> PreTrainedModel:
     """The model in float32 and evaluation mode; weights large enough that outputs differ."""
     torch.manual_seed(0)
     if name in ENCODERS:
-        model = AutoModelForSequenceClassification.from_config(ENCODERS[name])
+        model = AutoModelForSequenceClassification.from_config(deepcopy(ENCODERS[name]))
     else:
-        model = AutoModelForCausalLM.from_config(CAUSAL[name])
+        model = AutoModelForCausalLM.from_config(deepcopy(CAUSAL[name]))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

@@ -80,6 +80,10 @@ class Method(Protocol):
             VisitError: training failed, such as by a loss that is not finite.
         """
 
+    def handout(self, model: PreTrainedModel, plan: Plan) -> Update | None:
+        """What a client that holds no replica is sent with its plan, in the place of the updates
+        it missed; None where clients hold replicas. ``model`` is at version ``plan.round``."""
+
     def report_limit(self, plan: Plan) -> int:
         """The most bytes an honest report on ``plan`` can have."""
 

@@ -138,11 +138,7 @@ class BlockDense:
             return {name: value}
         if self.precision == "bfloat16":
             return {name: value.to(torch.bfloat16)}
-        rows = value.reshape(_rows(value.shape), -1)
-        scale = rows.abs().amax(dim=1) / _LEVELS
-        scale = torch.where(scale > 0, scale, 1)
-        codes = (rows / scale.unsqueeze(1)).round_().clamp_(-_LEVELS, _LEVELS)
-        return {name: codes.to(torch.int8).view(value.shape), name + _SCALE: scale}
+        return packed(name, value)
 
     def _unpacked(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
         value = tensors[name].float()
@@ -161,6 +157,15 @@ class BlockDense:
             kinds[name] = shape, torch.int8
             kinds[name + _SCALE] = torch.Size([_rows(shape)]), torch.float32
         return kinds
+
+
+def packed(name: str, value: Tensor) -> dict[str, Tensor]:
+    """A float32 tensor in 8 bits: codes under its name, and a scale for each row."""
+    rows = value.reshape(_rows(value.shape), -1)
+    scale = rows.abs().amax(dim=1) / _LEVELS
+    scale = torch.where(scale > 0, scale, 1)
+    codes = (rows / scale.unsqueeze(1)).round_().clamp_(-_LEVELS, _LEVELS)
+    return {name: codes.to(torch.int8).view(value.shape), name + _SCALE: scale}
 
 
 def _rows(shape: torch.Size) -> int:

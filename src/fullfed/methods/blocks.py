@@ -74,6 +74,20 @@ def named_block(blocks: Sequence[Shapes], message: Plan | Report | Update) -> Sh
     return blocks[block]
 
 
+def dropped_blocks(plan: Plan, count: int) -> list[int] | None:
+    """The blocks, of ``count``, that a client goes without; None where it holds the whole model.
+
+    Raises:
+        MessageError: there are no such blocks.
+    """
+    if "dropped" not in plan.values:
+        return None
+    found = plan.values["dropped"]
+    if not isinstance(found, list) or not all(type(b) is int and 0 <= b < count for b in found):
+        raise MessageError("the plan's value 'dropped' is not a list of blocks")
+    return found  # type: ignore[return-value]
+
+
 def check_block(report: Report, plan: Plan) -> None:
     """Raise MessageError unless a report is about the block its client was given."""
     told, given = block_of(report), block_of(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -17,7 +18,8 @@ from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
 from fullfed.federation.method import NOTHING, Visit, VisitError
-from fullfed.methods.blocks import Shapes, block_of, named_block
+from fullfed.methods.block_dense import packed
+from fullfed.methods.blocks import Shapes, block_of, dropped_blocks, named_block
 from fullfed.methods.codecs import Change, Codec, Payload
 from fullfed.methods.local import ByGradients, LocalOptimizer
 from fullfed.methods.schedules import Schedule
@@ -27,6 +29,7 @@ from fullfed.methods.steps import StepRule, Trained
 from fullfed.sketch import Purpose, Stream
 from fullfed.training.first_order import TrainingError
 from fullfed.training.memory import held
+from fullfed.training.parking import without_layers
 
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
@@ -90,11 +93,11 @@ class Composition:
         after = self._trained(model, plan)
         before = {name: p.detach().clone() for name, p in after.items()}
         try:
-            with held(model, list(after.values()), self.setting.optimizer.memory):
+            with self._held(model, plan, list(after.values())):
                 return self._train(
                     model, plan, examples, _remembered(last), kept, before, after, started
                 )
-        except (TrainingError, UserError) as error:
+        except (TrainingError, MessageError, UserError) as error:
             raise VisitError(str(error)) from error
         finally:
             _restore(after, before)
@@ -144,6 +147,35 @@ class Composition:
             encode_seconds=encoded_at - trained_at,
             kept={**_placed(_LOCAL, done.kept), **_placed(_CODEC, payload.kept)},
         )
+
+    @contextmanager
+    def _held(self, model: PreTrainedModel, plan: Plan, trained: list[Tensor]) -> Iterator[None]:
+        """Hold the model as the client does, or what it has in its place."""
+        memory = self.setting.optimizer.memory
+        dropped = dropped_blocks(plan, len(self.parts))
+        if dropped is None:
+            with held(model, trained, memory):
+                yield
+            return
+        if memory.frozen == "exact":
+            memory = replace(memory, frozen="int8")  # what is sent of a surrogate is no more
+        names = [name for block in dropped for name in self.parts[block]]
+        with without_layers(model, names), held(model, trained, memory):
+            yield
+
+    def handout(self, model: PreTrainedModel, plan: Plan) -> Update | None:
+        dropped = dropped_blocks(plan, len(self.parts))
+        if dropped is None:
+            return None
+        parameters = self.scope.replicated(model)
+        tensors: dict[str, Tensor] = {}
+        for part, block in enumerate(self.parts):
+            for name in block:
+                if part == block_of(plan):
+                    tensors[name] = parameters[name]
+                elif part not in dropped:
+                    tensors |= packed(name, parameters[name].detach().float())
+        return Update(plan.round, {}, tensors)
 
     def report_limit(self, plan: Plan) -> int:
         header = _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * len(self.setting.shapes)

@@ -14,7 +14,7 @@ of the block's change instead (ferret.py): the memory of one block and kilobytes
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fullfed.errors import UserError
@@ -30,6 +30,7 @@ from fullfed.methods.scopes import Everything
 from fullfed.methods.setting import Setting
 from fullfed.methods.sketched import Sketched
 from fullfed.methods.steps import ConstantStep
+from fullfed.methods.surrogate import Surrogate
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,18 @@ class FedCyBGDOptions(CycleOptions):
         precision: of what is sent, both ways: the trained weights in "float32", else their change.
         error_feedback: whether clients keep what rounding took from their change and add it when
             they train the block again.
+        surrogate: rho, the share of the other blocks that a client gets, in 8 bits; 1 for the
+            whole model, which clients keep up to date by the log (surrogate.py).
     """
 
     precision: Precision = "bfloat16"
     error_feedback: bool = True
+    surrogate: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.surrogate <= 1:
+            raise ValueError("surrogate is a share, above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,10 @@ def build(setting: Setting, options: FedCyBGDOptions) -> Composition:
         UserError: the model has no layers to be found, or fewer than there shall be blocks.
     """
     blocks = divide(setting, options.blocks, options.outer)
+    layers = len(blocks) - options.outer
+    surrogate = (
+        Surrogate(setting.seed, layers, options.surrogate) if options.surrogate < 1 else None
+    )
     feedback = options.error_feedback and options.precision != "float32"
     return Composition(
         setting=setting,
@@ -104,7 +117,7 @@ def build(setting: Setting, options: FedCyBGDOptions) -> Composition:
         local=_local(setting, options),
         codec=BlockDense(blocks, options.precision, feedback),
         step=ConstantStep(1.0),
-        schedule=_cycle(setting, options, blocks),
+        schedule=replace(_cycle(setting, options, blocks), surrogate=surrogate),
         parts=blocks,
         remembers=feedback or options.adam_state == "kept",
     )

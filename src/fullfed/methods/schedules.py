@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from fullfed.errors import UserError
 from fullfed.federation.cohort import sample_cohort
 from fullfed.federation.messages import Value
+from fullfed.methods.surrogate import Surrogate
 from fullfed.sketch.generator import Purpose, Stream, permutation
 
 Order = Literal["ascending", "descending", "rotating", "permutation"]
@@ -69,6 +70,7 @@ class Cycle:
             random follow one another.
         size: clients in a round.
         together: clients who train the same block.
+        surrogate: what a client goes without; None where all hold the whole model.
     """
 
     seed: int
@@ -77,6 +79,7 @@ class Cycle:
     order: Order
     size: int = 1
     together: int = 1
+    surrogate: Surrogate | None = None
 
     @property
     def visits_per_cycle(self) -> int:
@@ -105,6 +108,9 @@ class Cycle:
             block = self.block(cycle, visit)
             for client in range(visit, self.clients, self.visits_per_cycle):
                 plans[client] = {"block": block}
+                if self.surrogate is not None:
+                    dropped = self.surrogate.dropped(round, client, block)
+                    plans[client] = {"block": block, "dropped": dropped}
         return dict(sorted(plans.items()))
 
     def block(self, cycle: int, visit: int) -> int:

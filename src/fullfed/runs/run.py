@@ -11,7 +11,7 @@ from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
-from fullfed.federation.messages import Update, decode, encode
+from fullfed.federation.messages import Plan, Update, decode, encode
 from fullfed.federation.recipe import Recipe
 from fullfed.federation.replica import Replica
 from fullfed.federation.rounds import Engine, RoundResult, run_round
@@ -214,8 +214,8 @@ class _Run:
         )
         payload = encode(result.update)
         down = {
-            client: size + self._traffic.catch_up(client, number, log.sizes)
-            for client, size in result.plans.items()
+            plan.client: result.plans[plan.client] + self._download(plan, log)
+            for plan in self._assembly.method.plans(number, self._worker.last)
         }
         self._folder.write_account(account_of(result, down, len(payload)))
         log.append(payload)
@@ -224,6 +224,13 @@ class _Run:
         account = self._folder.account()
         account["seconds"]["aggregate"] += time.perf_counter() - started
         self._close_round(account)
+
+    def _download(self, plan: Plan, log: Log) -> int:
+        """Bytes that a client fetches beside its plan."""
+        handout = self._assembly.method.handout(self._assembly.model, plan)
+        if handout is not None:
+            return len(encode(handout))
+        return self._traffic.catch_up(plan.client, plan.round, log.sizes)
 
     def _close_round(self, account: dict[str, Any]) -> None:
         """Evaluate if it is due, write the round's line, take a snapshot if that is due."""

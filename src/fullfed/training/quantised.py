@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from fullfed.training.frozen import forward_replaced
+from fullfed.training.parking import parked
 
 Bits = Literal[8, 4]
 _GROUP = 64  # elements that share a scale in 4 bits; in 8 bits a whole row does
@@ -102,9 +102,9 @@ def quantised(model: nn.Module, parameters: Sequence[Tensor], bits: Bits) -> Ite
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for number, (weight, modules) in enumerate(_frozen(model, parameters).items()):
-            stack.callback(_parked(weight, Path(folder) / f"{number}.safetensors"))
+            stack.callback(parked(weight, Path(folder) / f"{number}.safetensors"))
             packed = Quantised(weight, bits)
-            weight.data = weight.data.new_empty(0)
+            weight.data = weight.data.new_empty(0)  # the exact one goes
             for module in modules:
                 stack.enter_context(forward_replaced(module, _forward(module, packed)))
         yield
@@ -131,23 +131,6 @@ def _frozen(model: nn.Module, parameters: Sequence[Tensor]) -> dict[nn.Parameter
 def _can(module: nn.Module, trained: set[int]) -> bool:
     known = type(module) in (nn.Linear, nn.Embedding, Conv1D)
     return known and not any(id(p) in trained for p in module.parameters(recurse=False))
-
-
-def _parked(weight: nn.Parameter, path: Path) -> Callable[[], None]:
-    """Put a copy of the weight away; what is returned brings it back."""
-    if weight.device.type != "cpu":
-        away, device = weight.data.cpu(), weight.device
-
-        def back() -> None:
-            weight.data = away.to(device)
-    else:
-        save_file({"weight": weight.data.contiguous()}, path)
-
-        def back() -> None:
-            weight.data = load_file(path)["weight"].clone()
-            path.unlink()
-
-    return back
 
 
 def _forward(module: nn.Module, packed: Quantised) -> Callable[[Tensor], Tensor]:

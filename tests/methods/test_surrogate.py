@@ -1,0 +1,158 @@
+"""A surrogate is the client's own block, whole, in a smaller model; and never more than that."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fullfed.data.batches import collate
+from fullfed.errors import UserError
+from fullfed.federation.messages import Plan, Report, Update, encode
+from fullfed.federation.recipe import MethodTable
+from fullfed.methods.codecs import Change
+from fullfed.methods.fedcybgd import FedCyBGDOptions
+from fullfed.methods.surrogate import Surrogate
+from fullfed.runs.assembly import method_options
+from fullfed.training.layers import find_layers, layer_names
+from fullfed.training.loss import answer_loss
+from fullfed.training.parking import without_layers
+from methods.test_fedcybgd import federation, method_for
+from methods.tiny import same, samples, weights
+from training.architectures import CAUSAL, make
+
+HALF = FedCyBGDOptions(precision="int8", surrogate=0.4)
+
+
+@given(
+    layers=st.integers(1, 12),
+    kept=st.floats(0.01, 0.99),
+    block=st.integers(0, 12),
+    client=st.integers(0, 5),
+)
+def test_the_share_is_kept_and_so_are_the_ends_and_the_own_block(
+    layers: int, kept: float, block: int, client: int
+) -> None:
+    block = min(block, layers)  # one beyond the layers: embeddings and the like
+    dropped = Surrogate(3, layers, kept).dropped(7, client, block)
+    others = layers - (block < layers)
+    assert not {0, layers - 1, block} & set(dropped)
+    assert dropped == sorted(set(dropped))
+    ends = len({0, layers - 1} - {block})
+    assert others - len(dropped) == max(math.ceil(kept * others), min(ends, others))
+
+
+def test_clients_and_rounds_go_without_different_layers() -> None:
+    surrogate = Surrogate(0, 20, 0.5)
+    drawn = {tuple(surrogate.dropped(r, c, 0)) for r in range(4) for c in range(4)}  # type: ignore[arg-type]
+    assert len(drawn) == 16
+    assert surrogate.dropped(1, 2, 3) == surrogate.dropped(1, 2, 3)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_layer_that_is_left_out_is_as_if_it_were_not_there(name: str) -> None:
+    model, shorter = make(name), make(name)
+    before = weights(model)
+    batch = collate(samples(3))
+    found = find_layers(shorter)
+    assert found is not None
+    del found[1][1]
+    for place in ("num_hidden_layers", "n_layer"):
+        if hasattr(shorter.config, place):
+            setattr(shorter.config, place, 2)
+    whole = answer_loss(model, batch)
+    with without_layers(model, layer_names(model)[1]):
+        ours = answer_loss(model, batch)
+        assert sum(p.numel() for p in model.parameters()) == sum(
+            p.numel() for p in shorter.parameters()
+        )
+    assert torch.equal(ours, answer_loss(shorter, batch))
+    assert not torch.equal(ours, whole)
+    assert same(weights(model), before)
+
+
+def test_training_on_a_surrogate_moves_the_own_block_alone() -> None:
+    ours = federation(HALF)
+    plan = Plan(0, 0, {"block": 0, "dropped": [1]})
+    before = weights(ours.model)
+    assert ours.worker.visit(encode(plan)).payload is not None
+    assert same(weights(ours.model), before)
+    ours.round()
+    after = weights(ours.model)
+    changed = {n for n in after if not torch.equal(before[n], after[n])}
+    assert changed == set(layer_names(ours.model)[0])
+
+
+def test_a_handout_is_the_own_block_exact_and_the_rest_in_8_bits() -> None:
+    ours = federation(HALF)
+    plan = ours.method.plans(0, None)[0]
+    assert plan.values["dropped"] == [1]
+    handout = ours.method.handout(ours.model, plan)
+    assert handout is not None
+    names = layer_names(ours.model)
+    for name in names[0]:
+        assert torch.equal(handout.tensors[name], dict(ours.model.named_parameters())[name])
+    assert not any(name in handout.tensors for name in names[1])
+    assert all(handout.tensors[name].dtype == torch.int8 for name in names[2])
+    assert federation().method.handout(ours.model, federation().method.plans(0, None)[0]) is None
+
+
+@pytest.mark.parametrize("values", [{"dropped": [3]}, {"dropped": "all"}, {"dropped": [-1]}])
+def test_a_plan_that_drops_what_is_not_there_is_an_error_of_the_visit(values: Any) -> None:
+    arrival = federation(HALF).worker.visit(encode(Plan(0, 0, {"block": 0, **values})))
+    assert arrival.failure == "the plan's value 'dropped' is not a list of blocks"
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
+def test_a_share_outside_of_0_to_1_is_an_error(share: float) -> None:
+    with pytest.raises(UserError, match=r"method: surrogate is a share, above 0 and at most 1"):
+        method_options(MethodTable(name="fedcybgd", surrogate=share))
+
+
+def large() -> LlamaForCausalLM:
+    """32 layers, of a width at which a row's scale is little beside the row."""
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=32,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).bfloat16()
+    return model.to_empty(device="cpu").eval()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("options", "times"),
+    [
+        (FedCyBGDOptions(precision="bfloat16"), 2.0),
+        (FedCyBGDOptions(precision="int8"), 3.9),
+        (FedCyBGDOptions(precision="int8", surrogate=0.5), 7.0),
+    ],
+    ids=["bfloat16", "int8", "int8 and half"],
+)
+def test_traffic_of_a_visit_against_fedavgs(options: FedCyBGDOptions, times: float) -> None:
+    """Both ways, in encoded bytes. As many clients as blocks: each misses one update of each."""
+    model = large()
+    for p in model.parameters():
+        p.data.fill_(0.5)
+    parameters = dict(model.named_parameters())
+    method = method_for(model, options, clients=32)
+    messages = []
+    for plan in [method.plans(round, None)[0] for round in range(32)]:
+        block = {n: parameters[n] for n in method.parts[plan.client]}
+        payload = method.codec.encode(Change(block, {n: p + 1 for n, p in block.items()}), plan)
+        messages.append(Report(plan.round, plan.client, 1, 1.0, payload.values, payload.tensors))
+    up = len(encode(messages[7]))
+    down = sum(len(encode(Update(m.round, m.values, m.tensors))) for m in messages)
+    if (handout := method.handout(model, method.plans(7, None)[0])) is not None:
+        down = len(encode(handout))
+    fedavg = 2 * len(encode(Update(0, {}, parameters)))
+    assert fedavg / (up + down) > times
