@@ -55,6 +55,9 @@ def open_page(chromium: webdriver.Chrome, tmp_path: Path) -> Iterator[Callable[.
         chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         chromium.get(path.as_uri())
+        # Whatever the first layout changes (a scroll bar, say) is drawn by the second frame.
+        chromium.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0]))")
+        chromium.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0]))")
         return chromium
 
     yield open_at

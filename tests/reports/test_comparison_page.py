@@ -22,7 +22,10 @@ Open = Callable[..., Chrome]
 
 
 def all_texts(page: Chrome, selector: str) -> list[str]:
-    return [element.text for element in page.find_elements(By.CSS_SELECTOR, selector)]
+    script = (
+        "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText ?? e.textContent)"
+    )
+    return [text.strip() for text in page.execute_script(script, selector)]
 
 
 def count(page: Chrome, selector: str) -> int:
@@ -31,12 +34,12 @@ def count(page: Chrome, selector: str) -> int:
 
 def marks(page: Chrome, axis: str, method: str) -> list[tuple[float, float]]:
     """Where a plot marks a method's points, in pixels."""
-    selector = f'figure[data-axis="{axis}"] [data-method="{method}"] .marker'
-    places = [
-        element.get_attribute("transform") or ""
-        for element in page.find_elements(By.CSS_SELECTOR, selector)
-    ]
-    return [tuple(map(float, re.findall(r"[-\d.]+", place))) for place in places]  # type: ignore[misc]
+    places = page.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map(m => m.getAttribute('transform'))",
+        f'figure[data-axis="{axis}"] [data-method="{method}"] .marker',
+    )
+    numbers = (re.findall(r"[-\d.]+", place) for place in places)
+    return [(float(x), float(y)) for x, y in numbers]
 
 
 def shown_methods(page: Chrome) -> list[str]:

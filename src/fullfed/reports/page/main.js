@@ -126,4 +126,6 @@ legend();
 results();
 document.getElementById("plots").append(...plots.map((plot) => plot.figure));
 draw();
-new ResizeObserver(draw).observe(document.getElementById("plots"));
+new ResizeObserver(() => plots.some((plot) => plot.resized()) && draw()).observe(
+  document.getElementById("plots"),
+);

@@ -14,8 +14,8 @@ class Plot {
   // view: { metric, way, curves, references, range }; see main.js.
   draw(view) {
     this.view = view;
-    this.width = Math.max(this.svg.clientWidth, 200);
-    this.height = Math.max(this.svg.clientHeight, 160);
+    this.width = this.svg.clientWidth;
+    this.height = this.svg.clientHeight;
     this.curves = view.curves.map((curve) => this.visible(curve));
     this.scale();
     const title = `${view.metric.heading} against ${this.axis.title}`;
@@ -24,6 +24,10 @@ class Plot {
     const [lines, names] = this.references();
     this.svg.replaceChildren(this.grid(), lines, ...this.series(), names, this.frame());
     this.outside.textContent = this.outsideText();
+  }
+
+  resized() {
+    return this.width !== this.svg.clientWidth || this.height !== this.svg.clientHeight;
   }
 
   // A curve as this plot can show it: a log axis has no zero, so the base model is not on it.
