@@ -1,0 +1,168 @@
+"""A real federation on this machine's loopback: processes, TLS, keys, and free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fullfed.deployment.folders import ServerFolder
+from runs.small import CATEGORIES, tables, write_data, write_model
+
+FULLFED = Path(sys.executable).with_name("fullfed")
+PARTNERS = sorted(CATEGORIES[:4])
+_PATIENCE = 900.0  # seconds; a busy machine is slow to start a dozen processes
+
+
+def write_ingredients(folder: Path) -> None:
+    """model/, a file of training data for each partner and for all, and test data."""
+    write_model(folder / "model")
+    write_data(folder / "all.jsonl")
+    lines = (folder / "all.jsonl").read_text().splitlines(keepends=True)
+    of = {name: [line for line in lines if f'"{name}"' in line] for name in CATEGORIES}
+    for name in CATEGORIES:
+        assert all(json.loads(line)["category"] == name for line in of[name])
+        (folder / f"{name}.jsonl").write_text("".join(of[name]))
+    (folder / "train.jsonl").write_text("".join(line for name in PARTNERS for line in of[name]))
+
+
+def write_recipe(folder: Path, **changes: dict[str, Any]) -> Path:
+    """A recipe in which each partner's data are a client's, for either engine."""
+    recipe = tables(folder)
+    recipe["data"] = {
+        "train": str(folder / "train.jsonl"),
+        "test": str(folder / "white.jsonl"),
+        "partition": "category",
+        "template": "alpaca",
+    }
+    recipe["deployment"] = {"deadline_seconds": _PATIENCE}
+    for table, values in changes.items():
+        recipe[table] = values if table == "method" else {**recipe[table], **values}
+    path = folder / "recipe.toml"
+    path.write_text(tomli_w.dumps(recipe))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    ends = time.monotonic() + _PATIENCE
+    while not condition():
+        assert time.monotonic() < ends, f"waited too long for: {what}"
+        time.sleep(0.2)
+
+
+class Process:
+    """A command in a process group of its own, with its output in a file."""
+
+    def __init__(self, command: Sequence[object], output: Path) -> None:
+        self.output = output
+        with output.open("ab") as file:
+            self._process = subprocess.Popen(
+                [FULLFED, *map(str, command)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def says(self, text: str) -> None:
+        """Wait for the text."""
+
+        def there() -> bool:
+            assert text in self.said() or self._process.poll() is None, self.said()
+            return text in self.said()
+
+        wait_until(there, f"{text!r} in {self.output}")
+
+    def code(self) -> int:
+        """Wait for the end."""
+        return self._process.wait(_PATIENCE)
+
+    def member(self, program: str) -> int | None:
+        """The process of the group whose command has ``program`` in it."""
+        listed = subprocess.run(
+            ["ps", "-eo", "pid=,pgid=,args="], capture_output=True, text=True, check=True
+        ).stdout
+        for line in listed.splitlines():
+            pid, group, command = line.split(None, 2)
+            if int(group) == self._process.pid and program in command:
+                return int(pid)
+        return None
+
+    def kill_member(self, program: str) -> None:
+        """kill -9, once it is there."""
+        wait_until(lambda: self.member(program) is not None, program)
+        pid = self.member(program)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+class Federation:
+    """A server and its partners' nodes, all running."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.directory = folder / "federation"
+        self.port = free_port()
+        self.server_folder = ServerFolder.create(
+            self.directory, PARTNERS, "127.0.0.1", self.port, "127.0.0.1", str(folder / "model")
+        )
+        self._processes: list[Process] = []
+        self.server = self.process("serve", self.directory)
+        self.nodes = {name: self.join(self.partner(name), name) for name in PARTNERS}
+        for node in self.nodes.values():
+            node.says("connected to")
+
+    def partner(self, name: str) -> Path:
+        return self.directory / "partners" / name
+
+    def process(self, *command: object) -> Process:
+        output = self.folder / f"{command[0]}-{len(self._processes)}.out"
+        process = Process(command, output)
+        self._processes.append(process)
+        return process
+
+    def join(self, node: Path, data: str) -> Process:
+        return self.process("join", node, "--data", self.folder / f"{data}.jsonl")
+
+    def copy_of(self, partner: str, name: str) -> Path:
+        """A partner's folder once more, without what its node has made."""
+        target = self.folder / name
+        target.mkdir()
+        for file in ("node.toml", "node.key", "ca.crt"):
+            shutil.copy(self.partner(partner) / file, target / file)
+        return target
+
+    def start(self, recipe: Path, out: Path) -> Process:
+        return self.process("start", self.directory, recipe, "--out", out)
+
+    def close(self) -> None:
+        for process in reversed(self._processes):
+            process.stop()

@@ -1,0 +1,85 @@
+"""What a server would send and what nodes would answer, from rounds in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flower.real import PARTNERS, write_recipe
+from fullfed.engines.flower.orders import Order
+from fullfed.engines.flower.resident import Resident
+from fullfed.engines.flower.terms import encode_terms
+from fullfed.federation.inbox import Arrival
+from fullfed.federation.messages import encode
+from fullfed.federation.recipe import Recipe, load_recipe
+from fullfed.federation.replica import Replica
+from fullfed.federation.rounds import run_round
+from fullfed.federation.worker import Worker
+from fullfed.runs.assembly import assemble
+
+RUN = "0123456789abcdef"
+
+
+@dataclass
+class Reference:
+    """Rounds in one process.
+
+    Attributes:
+        recipe: what was carried out.
+        terms: of the run.
+        updates: one a round.
+        plans, reports: by (round, client).
+        snapshots: with the update that led to each, without its tensors; by version.
+    """
+
+    recipe: Recipe
+    terms: bytes
+    updates: list[bytes] = field(default_factory=list)
+    plans: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    reports: dict[tuple[int, int], bytes | None] = field(default_factory=dict)
+    snapshots: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    def order(self, round: int, client: int, since: int = 0) -> Order:
+        """The plan of a round for a client that holds version ``since``."""
+        updates = tuple(self.updates[since:round])
+        return Order(RUN, self.plans[round, client], updates, since, terms=self.terms)
+
+
+class _Listening:
+    """An engine in this process that keeps what passes."""
+
+    def __init__(self, worker: Worker, heard: Reference) -> None:
+        self._worker, self._heard = worker, heard
+
+    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+        for client, plan in sorted(plans.items()):
+            arrival = self._worker.visit(plan)
+            key = (self._worker.replica.version, client)
+            self._heard.plans[key], self._heard.reports[key] = plan, arrival.payload
+            yield arrival
+
+
+def reference(folder: Path, rounds: int, method: dict[str, Any]) -> Reference:
+    """Rounds of all partners with a method."""
+    federation = {"rounds": rounds, "clients_per_round": len(PARTNERS), "snapshot_every": 2}
+    assembly = assemble(load_recipe(write_recipe(folder, federation=federation, method=method)))
+    clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
+    replica = Replica(assembly.model, assembly.method)
+    worker = Worker(replica, assembly.method, clients)
+    terms = encode_terms(assembly.recipe, len(clients), replica.content_hash())
+    heard = Reference(assembly.recipe, terms)
+    for number in range(rounds):
+        result = run_round(assembly.method, _Listening(worker, heard), number, worker.last)
+        heard.updates.append(encode(result.update))
+        worker.deliver(heard.updates[-1])
+        last = encode(replace(result.update, tensors={}))
+        heard.snapshots[number + 1] = (replica.snapshot(), last)
+    return heard
+
+
+def resident(folder: Path, client: int, state: Path, model: str = "model") -> Resident:
+    """A partner's worker, without the processes around it."""
+    data = str(folder / f"{PARTNERS[client]}.jsonl")
+    return Resident(state, data, str(folder / model))
