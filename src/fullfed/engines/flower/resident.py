@@ -72,10 +72,11 @@ class Resident:
             # The last resort at the edge of the process: text of any exception may quote data.
             _log.exception("the worker failed")
         version = self._version
-        self._leave()  # what is in memory may be half-way
+        self.leave()  # what is in memory may be half-way
         return Answer(version, failure=_BLAND).pieces()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Forget the run in memory; its state stays on disk."""
         if self._joined is not None:
             self._joined.state.close()
             self._joined = None
@@ -120,7 +121,7 @@ class Resident:
             state.create(order.terms)
         if not state.terms_file.exists():
             return None
-        self._leave()  # frees the other run's model first
+        self.leave()  # frees the other run's model first
         self._joined = self._load(order.run, state)
         return self._joined
 
