@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.errors import UserError
@@ -21,6 +21,7 @@ def of_layers(count: int) -> Setting:
     return setting(tiny_model(), shapes=shapes, layers=layers)
 
 
+@settings(deadline=None)
 @given(layers=st.integers(1, 12), count=st.integers(1, 12), outer=st.booleans())
 def test_blocks_are_consecutive_layers_as_even_as_can_be(
     layers: int, count: int, outer: bool

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.errors import UserError
@@ -36,12 +36,14 @@ def schedules(draw: st.DrawFn) -> Cycle:
     return schedule
 
 
+@settings(deadline=None)
 @given(schedules(), st.integers(0, 7))
 def test_every_client_is_visited_once_a_cycle(schedule: Cycle, number: int) -> None:
     visited = [client for round in cycle_of(schedule, number) for client in round]
     assert sorted(visited) == list(range(schedule.clients))
 
 
+@settings(deadline=None)
 @given(schedules(), st.integers(0, 7))
 def test_visits_of_a_round_are_to_different_blocks(schedule: Cycle, number: int) -> None:
     for round in cycle_of(schedule, number):
@@ -51,6 +53,7 @@ def test_visits_of_a_round_are_to_different_blocks(schedule: Cycle, number: int)
         assert len(set(round.values())) == len(visits)
 
 
+@settings(deadline=None)
 @given(schedules(), st.integers(0, 7))
 def test_every_block_is_covered_in_every_cycle(schedule: Cycle, number: int) -> None:
     """Where there are visits enough; in a few cycles otherwise."""
@@ -60,6 +63,7 @@ def test_every_block_is_covered_in_every_cycle(schedule: Cycle, number: int) -> 
     assert covered == set(range(schedule.blocks))
 
 
+@settings(deadline=None)
 @given(schedules(), st.integers(0, 3))
 def test_blocks_are_visited_equally_often(schedule: Cycle, number: int) -> None:
     if schedule.order != "permutation" or schedule.visits_per_cycle < schedule.blocks:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -29,6 +29,7 @@ from training.architectures import CAUSAL, make
 HALF = FedCyBGDOptions(precision="int8", surrogate=0.4)
 
 
+@settings(deadline=None)
 @given(
     layers=st.integers(1, 12),
     kept=st.floats(0.01, 0.99),
