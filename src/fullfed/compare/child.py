@@ -1,20 +1,16 @@
-"""One process of a comparison: a method's search, or one run.
-
-    python -m fullfed.compare.child DIR LABEL [SEED]
-
-A process of its own shows the peak memory that it needs itself. It says how it gets on in JSON,
-an object a line, on its standard output: {"done", "total", "text"} after each visit, {"line"} for
-what is worth keeping, {"failed"} if a UserError ends it.
-"""
+"""What one process of a comparison does: a method's search, or one run."""
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fullfed.compare.folder import ComparisonFolder
 from fullfed.compare.search import Trial, next_rate
@@ -104,25 +100,30 @@ class _Teller:
         self._say({"done": self._visits, "total": self._rounds * self._cohort, "text": text})
 
 
-def main() -> None:
-    # A process nobody listens to any more ends quietly at its next word.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    words, sys.stdout = sys.stdout, sys.stderr
+def work(folder: Path, label: str, seed: int | None, threads: int, words: Connection) -> None:
+    """Carry out a method's run with a seed, or, without one, its search.
 
-    def say(event: dict[str, Any]) -> None:
-        words.write(json.dumps(event) + "\n")
-        words.flush()
+    What it says is {"done", "total", "text"} after each visit, {"line"} for what is worth
+    keeping, and {"failed"} if a UserError ends it.
 
-    path, label, *seed = sys.argv[1:]
-    folder = ComparisonFolder(Path(path))
+    Args:
+        folder: the comparison's.
+        threads: of torch.
+        words: where it says how it gets on.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
     try:
-        if seed:
-            carry_out(folder, label, int(seed[0]), say)
+        if seed is None:
+            search(ComparisonFolder(folder), label, words.send)
         else:
-            search(folder, label, say)
+            carry_out(ComparisonFolder(folder), label, seed, words.send)
     except UserError as error:
-        say({"failed": str(error)})
+        words.send({"failed": str(error)})
 
 
-if __name__ == "__main__":
-    main()
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -91,13 +91,13 @@ class Comparison:
         """
         watcher = watcher or Silence()
         labels = [c.label for c in self._contestants]
-        with folder.held() as lock:
+        with folder.held():
             folder.accept(self._contestants, self._trials, self._trial_rounds)
-            self._search(folder, lock, watcher)
+            self._search(folder, watcher)
             runs = [Task(label, seed) for seed in self._seeds for label in labels]
             due = [task for task in runs if not self._finished(folder, task)]
             watcher.stage("runs", len(due))
-            failures = carry_out(due, folder.path, self._jobs, self._threads, lock, watcher)
+            failures = carry_out(due, folder.path, self._jobs, self._threads, watcher)
             if len(failures) == len(runs):
                 raise UserError(f"every run failed; {runs[0]}: {failures[runs[0]]}")
             data = self._describe(command) | collect(
@@ -107,12 +107,12 @@ class Comparison:
             write_json(folder.data_file, data)
         return data
 
-    def _search(self, folder: ComparisonFolder, lock: int, watcher: Watcher) -> None:
+    def _search(self, folder: ComparisonFolder, watcher: Watcher) -> None:
         due = [
             Task(c.label) for c in self._contestants if len(folder.trials(c.label)) < self._trials
         ]
         watcher.stage("searches", len(due))
-        failures = carry_out(due, folder.path, self._jobs, self._threads, lock, watcher)
+        failures = carry_out(due, folder.path, self._jobs, self._threads, watcher)
         for task, reason in failures.items():
             raise UserError(f"{task}: {reason}")
 

@@ -40,10 +40,8 @@ class ComparisonFolder:
         self.page_file = path / "comparison.html"
 
     @contextmanager
-    def held(self) -> Iterator[int]:
-        """Make the folder and keep other comparisons out of it; give the lock's descriptor.
-
-        The lock lasts until every process that has the descriptor is gone.
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep other comparisons out of it.
 
         Raises:
             UserError: it cannot be made, holds anything else, or is in use.
@@ -60,7 +58,7 @@ class ComparisonFolder:
             others = [file for file in self.path.iterdir() if file.suffix != ".partial"]
             if others and not self.plan_file.exists():
                 raise UserError(f"{self.path}: there is something here already; name a new folder.")
-            yield descriptor
+            yield
         finally:
             os.close(descriptor)
 
@@ -69,7 +67,7 @@ class ComparisonFolder:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"{self.path}: another comparison is at work here; wait for its processes to end."
+                f"{self.path}: another comparison is at work here; wait for its end."
             ) from error
 
     def accept(self, contestants: Sequence[Contestant], trials: int, rounds: int) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import sys
-from asyncio.subprocess import PIPE, Process
+import multiprocessing
+import signal
+from collections import deque
 from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
+
+from fullfed.compare import child
 
 
 class Task(NamedTuple):
@@ -56,7 +58,7 @@ class Silence:
 
 
 def carry_out(
-    tasks: Sequence[Task], folder: Path, jobs: int, threads: int, lock: int, watcher: Watcher
+    tasks: Sequence[Task], folder: Path, jobs: int, threads: int, watcher: Watcher
 ) -> dict[Task, str]:
     """Carry out every task in a process of its own; return why some of them failed.
 
@@ -66,68 +68,58 @@ def carry_out(
         folder: the comparison's.
         jobs: processes at once.
         threads: of torch in each.
-        lock: a descriptor that the processes hold open.
     """
-    return asyncio.run(_carry_out(tasks, folder, jobs, threads, lock, watcher))
-
-
-async def _carry_out(
-    tasks: Sequence[Task], folder: Path, jobs: int, threads: int, lock: int, watcher: Watcher
-) -> dict[Task, str]:
-    slots = asyncio.Semaphore(jobs)
-    failures: dict[Task, str] = {}
-
-    async def one(task: Task) -> None:
-        async with slots:
-            watcher.begin(task)
-            failure = await _follow(task, folder, threads, lock, watcher)
-            watcher.end(task, failure)
-            if failure is not None:
-                failures[task] = failure
-
-    async with asyncio.TaskGroup() as group:
-        for task in tasks:
-            group.create_task(one(task))
+    due, failures = deque(tasks), dict[Task, str]()
+    running: dict[Connection, tuple[Task, BaseProcess]] = {}
+    try:
+        while due or running:
+            while due and len(running) < jobs:
+                task = due.popleft()
+                watcher.begin(task)
+                words, process = _start(task, folder, threads)
+                running[words] = task, process
+            for ready in wait(list(running)):
+                words = cast(Connection, ready)
+                task, process = running[words]
+                try:
+                    _pass_on(words.recv(), task, watcher, failures)
+                except EOFError:
+                    del running[words]
+                    process.join()
+                    if process.exitcode != 0:
+                        failures[task] = (
+                            f"its process ended with code {process.exitcode}; what it wrote to "
+                            "standard error, if anything, says why."
+                        )
+                    watcher.end(task, failures.get(task))
+    finally:
+        for _, process in running.values():
+            process.terminate()
+            process.join()
     return failures
 
 
-async def _follow(
-    task: Task, folder: Path, threads: int, lock: int, watcher: Watcher
-) -> str | None:
-    """Start a task's process and pass on what it says; return why it failed, if it did."""
-    seed = [] if task.seed is None else [str(task.seed)]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fullfed.compare.child", str(folder), task.label, *seed),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        pass_fds=[lock],
-        start_new_session=True,  # a Ctrl-C is for us, who end it
-    )
-    failure = None
+def _start(task: Task, folder: Path, threads: int) -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("spawn")  # its memory is what it needs itself
+    ours, theirs = context.Pipe(duplex=False)
+    arguments = (folder, task.label, task.seed, threads, theirs)
+    process = context.Process(target=child.work, args=arguments, name=str(task))
+    # A Ctrl-C is for us, who end the processes: they start with it ignored.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            failure = _pass_on(json.loads(line), task, watcher) or failure
-        code = await process.wait()
+        process.start()
     finally:
-        await _end(process)
-    if code != 0:
-        return f"the process ended with code {code}; what it wrote to standard error says why."
-    return failure
+        signal.signal(signal.SIGINT, handler)
+    theirs.close()
+    return ours, process
 
 
-def _pass_on(event: dict[str, Any], task: Task, watcher: Watcher) -> str | None:
+def _pass_on(
+    event: dict[str, Any], task: Task, watcher: Watcher, failures: dict[Task, str]
+) -> None:
     if "failed" in event:
-        return str(event["failed"])
-    if "line" in event:
+        failures[task] = event["failed"]
+    elif "line" in event:
         watcher.line(task, event["line"])
     else:
         watcher.progress(task, event["done"], event["total"], event["text"])
-    return None
-
-
-async def _end(process: Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-        await process.wait()

@@ -1,9 +1,10 @@
 """A short search for a learning rate: which rate to try next, from what was tried.
 
 Rates lie on a logarithmic grid around a start. First the start and its two neighbours, a factor
-of sqrt(10) away; then on in the better direction until the best lies between two worse ones;
-then the gaps around the best are halved for as long as the budget lasts. Every trial is spent,
-so methods that are given the same budget use the same.
+of sqrt(10) away (what diverges at the start is not tried above it); then on in the better
+direction until the best lies between two worse ones; then the wider gap beside the best is halved
+for as long as the budget lasts. Every trial is spent, so methods that are given the same budget
+use the same.
 """
 
 from __future__ import annotations
@@ -46,20 +47,22 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 def _next_place(losses: Mapping[float, float]) -> float:
     """Where to look next, in decades from the start, given the losses at places seen."""
-    # What diverged at one rate diverges at higher ones: no trial is spent on them.
-    ceiling = min((place for place, loss in losses.items() if math.isinf(loss)), default=math.inf)
-    for place in (0.0, _STRIDE, -_STRIDE):
-        if place not in losses and place < ceiling:
-            return place
+    if not losses:
+        return 0.0
+    if _STRIDE not in losses and math.isfinite(losses[0.0]):
+        return _STRIDE
+    if -_STRIDE not in losses:
+        return -_STRIDE
     centre = min(losses, key=lambda place: (losses[place], place))
-    stride = _STRIDE
-    while True:
-        # The side on which the last wider step was the better one comes first.
-        sides = sorted((1, -1), key=lambda side: losses.get(centre + 2 * side * stride, math.inf))
-        for place in (centre + side * stride for side in sides):
-            if place not in losses and place < ceiling:
-                return place
-        stride /= 2
+    below = max((place for place in losses if place < centre), default=None)
+    above = min((place for place in losses if place > centre), default=None)
+    if above is None:
+        return centre + _STRIDE
+    if below is None:
+        return centre - _STRIDE
+    # The wider gap; of two as wide, the one towards the better neighbour.
+    upwards = (above - centre, -losses[above]) > (centre - below, -losses[below])
+    return (centre + (above if upwards else below)) / 2
 
 
 def _loss(trial: Trial) -> float:
