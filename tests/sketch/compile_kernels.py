@@ -6,13 +6,16 @@ import re
 from typing import Any
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fullfed.sketch import dense_cuda, sign_cuda
 
-SIGN = {"offset": "i64", "length": "i64", "width": "i32", "first_group": "i32", "keys": "*i64"}
-DENSE = {"piece": "*fp32", "keys": "*i64", "firsts": "*i64", "series": "*fp32", "count": "i32"}
+PIECES = {"table": "*i64", "factors": "*fp32", "count": "i32", "keys": "*i64"}
+SIGN = {**PIECES, "width": "i32", "first_group": "i32"}
+DENSE = {"keys": "*i64", "firsts": "*i64", "series": "*fp32", "count": "i32"}
+STORED = (tl.float32, tl.int16, tl.float16)
 
 
 def check(kernel: Any, types: dict[str, str], **constants: object) -> None:
@@ -26,29 +29,29 @@ def check(kernel: Any, types: dict[str, str], **constants: object) -> None:
     assert not inexact, (kernel.__name__, constants, set(inexact))
 
 
-for stored, bfloat, half in (("*fp32", 0, 0), ("*i16", 1, 0), ("*fp16", 0, 1)):
+for stored in STORED:
     check(
         sign_cuda.project,
-        {**SIGN, "after": stored, "before": stored, "weight": "fp32", "sums": "*fp32"},
+        {**SIGN, "sums": "*fp32"},
         ROTATED=True,
         HAS_BEFORE=True,
-        AFTER_BFLOAT=bool(bfloat),
-        BEFORE_BFLOAT=bool(bfloat),
+        AFTER=stored,
+        BEFORE=stored,
         BLOCK=1024,
     )
     check(
         sign_cuda.reconstruct,
-        {**SIGN, "elements": stored, "values": "*fp32", "scale": "fp32"},
-        ROTATED=not half,
-        BFLOAT=bool(bfloat),
-        HALF=bool(half),
+        {**SIGN, "values": "*fp32"},
+        ROTATED=stored != tl.float16,
+        STORED=stored,
         BLOCK=1024,
     )
 for bits, terms in ((1, 1), (16, 2), (16, 19)):
-    check(dense_cuda.products, {**DENSE, "sums": "*fp32"}, BITS=bits, TERMS=terms)
-for bits, terms, run in ((1, 1, 32), (16, 2, 8), (32, 1, 4)):
-    types = {**DENSE, "rows": "i32", "scalars": "*fp32", "skipped": "i32"}
-    check(dense_cuda.combine, types, BITS=bits, TERMS=terms, RUN=run)
+    types = {**DENSE, "piece": "*fp32", "sums": "*fp32"}
+    check(dense_cuda.products, types, BITS=bits, TERMS=terms)
+for (bits, terms, run), stored in zip(((1, 1, 32), (16, 2, 8), (32, 1, 4)), STORED, strict=True):
+    types = {**PIECES, **DENSE, "pieces": "i32", "first_run": "i32", "scalars": "*fp32"}
+    check(dense_cuda.add_combination, types, BITS=bits, TERMS=terms, RUN=run, STORED=stored)
 sums = {"sums": "*fp32", "parts": "*fp32", "rows": "i32", "count": "i32"}
 check(dense_cuda.add_in_order, sums, BLOCK=128)
 rounding = {"target": "*i16", "wide": "*fp32", "keys": "*i64", "offset": "i64", "length": "i64"}

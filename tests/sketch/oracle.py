@@ -50,11 +50,12 @@ def sign_project(basis, delta: np.ndarray) -> np.ndarray:
     return table[0]
 
 
-def sign_reconstruct(basis, weights: np.ndarray, y: np.ndarray, scale: float) -> np.ndarray:
+def sign_reconstruct(basis, weights: np.ndarray, y: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """One scale an element, float32."""
     result = weights.astype(f32).copy()
     for g in range(result.size):
         column, sign = place(basis, g)
-        result[g] = result[g] + f32(sign) * (f32(y[column]) * f32(scale))
+        result[g] = result[g] + f32(sign) * (f32(y[column]) * scales[g])
     return result
 
 

@@ -17,11 +17,12 @@ from fullfed.sketch import (
     accumulate_,
     cpu,
     perturb_,
+    pieces,
     reference,
 )
-from fullfed.sketch.backends import Direction, Rows
+from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.entries import NORMALS, SIGNS, truncated
-from sketch.models import copies, same_bits, tensors
+from sketch.models import copies, same_bits, tensors, weights
 
 scales = st.floats(-4, 4, width=32)
 words = st.integers(0, 2**32 - 1)
@@ -30,6 +31,8 @@ words = st.integers(0, 2**32 - 1)
 @pytest.fixture(params=[1, 2], autouse=True)
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The work is cut finely, so that small tensors are cut at all."""
+    monkeypatch.setattr(pieces, "STAGED", 1000)
+    monkeypatch.setattr(pieces, "SERIAL", 300)
     monkeypatch.setattr(cpu, "SMALL", 100)
     monkeypatch.setattr(cpu, "RUN", 300)
     monkeypatch.setattr(cpu, "LONG", 100)
@@ -51,10 +54,10 @@ def test_sign_basis(model, data, number, owner, scale):
     total = sum(tensor.numel() for tensor in model)
     k = data.draw(st.integers(1, total))
     basis = SignBasis(seed=number, round=number, owner=owner, coordinates=k)
-    weights = data.draw(st.none() | st.just([0.1 + n for n in range(len(model))]))
+    given = data.draw(weights(model))
     before = [tensor * 0.5 for tensor in model] if data.draw(st.booleans()) else None
     y, expected = (
-        basis.project(model, before=before, weights=weights, backend=backend)
+        basis.project(model, before=before, weights=given, backend=backend)
         for backend in (None, "reference")
     )
     assert torch.equal(y, expected)
@@ -62,7 +65,7 @@ def test_sign_basis(model, data, number, owner, scale):
     results = [copies(model), copies(model)]
     for result, backend in zip(results, (None, "reference"), strict=True):
         basis.reconstruct_(
-            result, y, scale=scale, inverse=weights, rounding=rounding, backend=backend
+            result, y, scale=scale, inverse=given, rounding=rounding, backend=backend
         )
     assert same_bits(*results)
 
@@ -78,45 +81,62 @@ def test_dense_bases(cls, model, data, number, owner, scale):
     counts = tuple(data.draw(st.integers(1, min(size, 4))) for size in sizes)
     basis = cls(seed=number, round=number, owner=owner, blocks=groups, coordinates=counts)
     before = [tensor * 0.5 for tensor in model] if data.draw(st.booleans()) else None
-    y = basis.project(model, before=before)
-    assert torch.equal(y, basis.project(model, before=before, backend="reference"))
+    given = data.draw(weights(model))
+    y, expected = (
+        basis.project(model, before=before, weights=given, backend=backend)
+        for backend in (None, "reference")
+    )
+    assert torch.equal(y, expected)
     rounding = data.draw(st.sampled_from(["nearest", "stochastic"]))
     results = [copies(model), copies(model)]
     for result, backend in zip(results, (None, "reference"), strict=True):
-        basis.reconstruct_(result, y, scale=scale, rounding=rounding, backend=backend)
+        basis.reconstruct_(
+            result, y, scale=scale, inverse=given, rounding=rounding, backend=backend
+        )
     assert same_bits(*results)
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 @settings(max_examples=15, deadline=None)
-@given(tensors(), st.lists(scales, max_size=4), scales)
-def test_directions(distribution, model, scalars, scale):
+@given(
+    tensors(),
+    st.lists(scales, max_size=4),
+    scales,
+    st.integers(0, 2**40),
+    st.sampled_from(["nearest", "stochastic"]),
+)
+def test_directions(distribution, model, scalars, scale, start, rounding):
     streams = [Stream(n, 4, n, n) for n in range(len(scalars))]
     results = [copies(model), copies(model)]
     for result, backend in zip(results, (None, "reference"), strict=True):
-        perturb_(result, Stream(7, 4), scale, distribution, backend=backend)
-        accumulate_(result, streams, scalars, distribution, backend=backend)
+        options = {"start": start, "rounding": rounding, "backend": backend}
+        perturb_(result, Stream(7, 4), scale, distribution, **options)
+        accumulate_(result, streams, scalars, distribution, **options)
     assert same_bits(*results)
 
 
-@pytest.mark.parametrize("first", [2**31 - 100, 2**32 - 1, 2**35 + 7, 2**50])
+@pytest.mark.parametrize("first", [2**31 - 128, 2**32, 2**35 + 128, 2**50])
 def test_counters_beyond_32_bits(first):
     """Directions and rows far into a stream, as models and bases of that size would need."""
     stream, scalars = Stream(1, 2, 3, 4), torch.tensor([0.5])
     for entries in (SIGNS, NORMALS, truncated(7), truncated(10**6)):
         results = []
         for kernels in (cpu, reference):
-            piece = torch.empty(70, 128)
-            kernels.combine(entries, [Direction(stream, first)], scalars, piece)
+            near, far = torch.zeros(9000), torch.zeros(64 * 128)
+            kernels.add_combination(entries, [Direction(stream, first)], scalars, [Piece(near, 5)])
+            piece = Piece(far, first * 128 + 77)
+            kernels.add_combination(entries, [Direction(stream, 0)], scalars, [piece])
             sums = torch.zeros(1)
-            kernels.add_products(entries, [Direction(stream, first)], piece[:64], sums)
-            results.append([piece, sums])
+            kernels.add_products(entries, [Direction(stream, first)], far.view(64, 128), sums)
+            results.append([near, far, sums])
         assert same_bits(*results)
+        near, far = results[0][:2]
+        assert torch.equal(near[72:8264], far)
     rows, values = Rows(1000, stream, Stream(2, 2)), torch.arange(1000.0)
     if first < 2**45:
         results = [[torch.ones(5000)], [torch.ones(5000)]]
         for kernels, result in zip((cpu, reference), results, strict=True):
-            kernels.add_reconstruction(rows, result[0], first * 1000 + 17, values, 0.3)
+            kernels.add_reconstruction(rows, [Piece(result[0], first * 1000 + 17, 0.3)], values)
         assert same_bits(*results)
 
 

@@ -84,14 +84,15 @@ def test_gaussians_pass_a_chi_square():
 def test_a_model_part_by_part_is_the_model_at_once(distribution, model, start, backend, data):
     """Whatever the parts: each starts where the last ended."""
     cuts = data.draw(st.sets(st.integers(1, len(model))))
+    options = {"rounding": data.draw(st.sampled_from(["nearest", "stochastic"]))}
     streams, scalars = [Stream(1, 4), Stream(2, 4)], [0.3, -1.5]
     whole, parts, place = copies(model), copies(model), start
-    perturb_(whole, streams[0], 0.7, distribution, start=start)
-    accumulate_(whole, streams, scalars, distribution, start=start)
+    perturb_(whole, streams[0], 0.7, distribution, start=start, **options)
+    accumulate_(whole, streams, scalars, distribution, start=start, **options)
     for low, high in itertools.pairwise(sorted({0, len(model)} | cuts)):
-        part = parts[low:high]
-        perturb_(part, streams[0], 0.7, distribution, start=place, backend=backend)
-        accumulate_(part, streams, scalars, distribution, start=place, backend=backend)
+        part, options["backend"] = parts[low:high], backend
+        perturb_(part, streams[0], 0.7, distribution, start=place, **options)
+        accumulate_(part, streams, scalars, distribution, start=place, **options)
         place += sum(tensor.numel() for tensor in part)
     assert same_bits(whole, parts)
 

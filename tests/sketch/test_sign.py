@@ -32,7 +32,8 @@ def test_both_operations_are_the_specification(backend, elements, data):
     assert y.dtype == torch.float32
     assert np.array_equal(y.numpy(), sign_project(basis, delta.numpy()))
     weights = noise(elements, 1)
-    expected = sign_reconstruct(basis, weights.numpy(), y.numpy(), 0.3)
+    scales = np.full(elements, 0.3, dtype=np.float32)
+    expected = sign_reconstruct(basis, weights.numpy(), y.numpy(), scales)
     basis.reconstruct_([weights], y, scale=0.3, backend=backend)
     assert np.array_equal(weights.numpy(), expected)
 

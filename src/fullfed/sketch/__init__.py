@@ -6,18 +6,23 @@ Useful on its own, for gradient compression or zeroth-order optimisation; see do
 from fullfed.sketch.allocation import allocate
 from fullfed.sketch.checks import check_specification
 from fullfed.sketch.dense import NormalBasis, RademacherBasis
-from fullfed.sketch.directions import accumulate_, perturb_
+from fullfed.sketch.directions import Distribution, accumulate_, perturb_
 from fullfed.sketch.generator import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
+from fullfed.sketch.pieces import Rounding
 from fullfed.sketch.sign import SignBasis
+from fullfed.sketch.weights import Weight
 
 __all__ = [
     "SHARED",
     "SPECIFICATION",
+    "Distribution",
     "NormalBasis",
     "Purpose",
     "RademacherBasis",
+    "Rounding",
     "SignBasis",
     "Stream",
+    "Weight",
     "accumulate_",
     "allocate",
     "check_specification",

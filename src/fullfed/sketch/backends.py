@@ -1,10 +1,11 @@
-"""The four kernels a backend offers, and which backend serves a device."""
+"""The kernels a backend offers, and which backend serves a device."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,35 +24,37 @@ class Rows:
     rotation: Stream | None
 
 
-@dataclass(frozen=True)
-class Direction:
-    """Rows ``first``, ``first + 1``, ... (of 128 elements) of a stream."""
+class Direction(NamedTuple):
+    """A stream's numbers in rows of 128 from row ``first`` on, a multiple of a counter's rows."""
 
     stream: Stream
     first: int
 
 
+class Piece(NamedTuple):
+    """Elements ``offset``, ``offset + 1``, ... of a model or a block.
+
+    ``flat`` and ``before`` are one-dimensional, contiguous float32, bfloat16 or float16;
+    ``factor`` is a float32. A list of pieces is in the order of their offsets.
+    """
+
+    flat: Tensor
+    offset: int
+    factor: float = 1.0
+    before: Tensor | None = None
+
+
 class Backend(Protocol):
-    """``flat`` tensors are one-dimensional, contiguous float32, bfloat16 or float16."""
+    """Lists of pieces are not empty, nor is any piece; all are on one device."""
 
-    def add_projection(
-        self,
-        rows: Rows,
-        flat: Tensor,
-        before: Tensor | None,
-        weight: float,
-        offset: int,
-        partials: Tensor,
-    ) -> None:
-        """partials[q div 128, c] += sign * fl(weight * fl(flat - before)), rows q in order.
+    def add_projection(self, rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> None:
+        """partials[q div 128, c] += sign * fl(factor * fl(flat - before)), rows q in order.
 
-        ``offset`` is the global index of the first element; partials is (groups, width).
+        partials is float32 (groups, width).
         """
 
-    def add_reconstruction(
-        self, rows: Rows, flat: Tensor, offset: int, values: Tensor, scale: float
-    ) -> None:
-        """Each element += sign * fl(scale * values[c]), rounded to its dtype; values (width,)."""
+    def add_reconstruction(self, rows: Rows, pieces: Sequence[Piece], values: Tensor) -> None:
+        """flat += sign * fl(values[c] * factor), rounded to its dtype; values (width,)."""
 
     def fold(self, rows: Tensor) -> Tensor:
         """The sum (width,) of rows (n, width): 128 at a time in order from zero, repeatedly."""
@@ -64,14 +67,18 @@ class Backend(Protocol):
         piece is float32 (rows, 128), rows a multiple of 32.
         """
 
-    def combine(
+    def add_combination(
         self,
         entries: Entries,
         directions: Sequence[Direction],
         scalars: Tensor,
-        piece: Tensor,
+        pieces: Sequence[Piece],
     ) -> None:
-        """piece (rows, 128) = sum over k, in order from zero, of fl(scalars[k] * direction k)."""
+        """flat += fl(u * factor), rounded to its dtype.
+
+        u = sum over k, in order from zero, of fl(scalars[k] * number of direction k), element e
+        having the number in row e div 128 and column e mod 128.
+        """
 
     def round_to(self, target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
         """target = the float32 ``wide``, stochastically rounded to bfloat16.
@@ -81,6 +88,7 @@ class Backend(Protocol):
         """
 
 
+@functools.cache
 def backend_for(device: torch.device, name: str | None) -> Backend:
     """The backend called ``name``, or the device's own. Imports numba or triton only here."""
     chosen = name or {"cpu": "numba", "cuda": "triton"}.get(device.type)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.sketch.generator import SPECIFICATION
-from fullfed.sketch.pieces import SERIAL
+from fullfed.sketch.strided import SERIAL
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_specification(version: int) -> None:
@@ -21,6 +23,39 @@ def check_specification(version: int) -> None:
             f"shared randomness of version {version}, but this fullfed speaks version "
             f"{SPECIFICATION}; use the fullfed the run was started with."
         )
+
+
+def check_tensors(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None) -> int:
+    """The number of elements in all, or UserError if the tensors cannot be sketched together."""
+    if not tensors:
+        raise UserError("a sketch needs at least one tensor; the list given is empty.")
+    elements, device = 0, tensors[0].device
+    for number, tensor in enumerate(tensors):
+        if tensor.dtype not in DTYPES:
+            raise UserError(
+                f"tensor {number} is {tensor.dtype}; a sketch takes float32, bfloat16 or float16."
+            )
+        if tensor.device != device:
+            raise UserError(
+                f"tensor {number} is on {tensor.device} and tensor 0 on {device}; "
+                "all must be on one device."
+            )
+        elements += tensor.numel()
+    if before is not None:
+        _check_pairs(tensors, before)
+    return elements
+
+
+def _check_pairs(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    if len(before) != len(tensors):
+        raise UserError(f"{len(tensors)} tensors after training but {len(before)} before.")
+    check_tensors(before)
+    for number, (new, old) in enumerate(zip(tensors, before, strict=True)):
+        if new.shape != old.shape or new.device != old.device:
+            raise UserError(
+                f"tensor {number} is {tuple(new.shape)} on {new.device} after training but "
+                f"{tuple(old.shape)} on {old.device} before."
+            )
 
 
 def check_coordinates(
@@ -44,33 +79,35 @@ def check_coordinates(
 
 
 def check_finite(values: Tensor, what: str) -> Tensor:
-    parts = torch.split(values, SERIAL) if values.device.type == "cpu" else (values,)
-    extremes = torch.stack([end for part in parts for end in torch.aminmax(part)])
-    if not bool(torch.isfinite(extremes).all()):  # they are NaN if any value is
+    if not math.isfinite(largest(values)):
         raise UserError(
             f"{what} is not finite in float32; lower the learning rate or check the data."
         )
     return values
 
 
-def check_scale(scale: float) -> np.float32:
-    if not math.isfinite(scale) or abs(scale) > float(np.finfo(np.float32).max):
+def largest(values: Tensor) -> float:
+    """The largest absolute value, 0 of nothing; NaN if any value is."""
+    if not values.numel():
+        return 0.0
+    serial = values.device.type == "cpu" and values.is_contiguous()
+    parts = torch.split(values.view(-1), SERIAL) if serial else (values,)
+    return float(torch.stack([end for part in parts for end in torch.aminmax(part)]).abs().max())
+
+
+def float32(number: float) -> float:
+    """The nearest float32, infinite beyond the largest."""
+    return ctypes.c_float(number).value
+
+
+def check_scale(scale: float) -> float:
+    """The nearest float32, or UserError."""
+    nearest = float32(scale)
+    if not math.isfinite(nearest):
         raise UserError(f"scale is {scale}; expected a finite float32.")
-    return np.float32(scale)
+    return nearest
 
 
 def check_start(start: int) -> None:
     if start < 0:
         raise UserError(f"start is {start}; elements are numbered from 0.")
-
-
-def factors(values: Sequence[float] | None, tensors: int) -> list[float]:
-    """One float32 per tensor, as Python floats; all 1 when none are given."""
-    if values is None:
-        return [1.0] * tensors
-    rounded = [float(np.float32(value)) for value in values]
-    if len(rounded) != tensors or not all(math.isfinite(value) for value in rounded):
-        raise UserError(
-            f"{len(rounded)} weights for {tensors} tensors; give one finite number each."
-        )
-    return rounded

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fullfed.sketch import dense_cpu, sign_cpu
-from fullfed.sketch.backends import Direction, Rows
+from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES
@@ -23,52 +23,48 @@ from fullfed.sketch.layout import FOLD, LANES
 RUN = 32768  # columns at a time: their signs and sums stay in the second-level cache
 LONG = 8192  # rows from this length on are projected four at a time
 SHORTEST = 1024  # rows are not cut into shorter runs than this
+CHUNK = 32 * LANES  # elements whose sum of directions is held at once
 SMALL = 1 << 16  # numbers made; below this a second thread costs more than it gains
 
 
-def add_projection(
-    rows: Rows,
-    flat: Tensor,
-    before: Tensor | None,
-    weight: float,
-    offset: int,
-    partials: Tensor,
-) -> None:
-    first, groups = _groups(rows, offset, flat.numel())
-    runs, run = _runs(rows.width, groups)
-    _split(
-        sign_cpu.project,
-        groups * runs,
-        flat.numel(),
-        _array(flat),
-        None if before is None else _array(before),
-        np.float32(weight),
-        offset,
-        partials.numpy()[first : first + groups],
-        first,
-        runs,
-        run,
-        LONG,
-        *_keys(rows),
-    )
+def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> None:
+    for flat, offset, factor, before in pieces:
+        first, groups = _groups(rows, offset, flat.numel())
+        runs, run = _runs(rows.width, groups)
+        _split(
+            sign_cpu.project,
+            groups * runs,
+            flat.numel(),
+            _array(flat),
+            None if before is None else _array(before),
+            np.float32(factor),
+            offset,
+            partials.numpy()[first : first + groups],
+            first,
+            runs,
+            run,
+            LONG,
+            *_keys(rows.signs, rows.rotation),
+        )
 
 
-def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor, scale: float) -> None:
-    first, groups = _groups(rows, offset, flat.numel())
-    runs, run = _runs(rows.width, groups)
-    _split(
-        sign_cpu.reconstruct,
-        groups * runs,
-        flat.numel(),
-        _array(flat),
-        offset,
-        values.numpy(),
-        np.float32(scale),
-        first,
-        runs,
-        run,
-        *_keys(rows),
-    )
+def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> None:
+    for flat, offset, factor, _ in pieces:
+        first, groups = _groups(rows, offset, flat.numel())
+        runs, run = _runs(rows.width, groups)
+        _split(
+            sign_cpu.reconstruct,
+            groups * runs,
+            flat.numel(),
+            _array(flat),
+            offset,
+            values.numpy(),
+            np.float32(factor),
+            first,
+            runs,
+            run,
+            *_keys(rows.signs, rows.rotation),
+        )
 
 
 def fold(rows: Tensor) -> Tensor:
@@ -92,14 +88,16 @@ def _runs(width: int, groups: int) -> tuple[int, int]:
     return runs, -(-width // runs)
 
 
-def _keys(rows: Rows) -> tuple[NDArray[np.uint64], bool]:
-    return np.stack([_key(rows.signs), _key(rows.rotation or rows.signs)]), bool(rows.rotation)
+@functools.lru_cache(maxsize=8192)
+def _keys(signs: Stream, rotation: Stream | None) -> tuple[NDArray[np.uint64], bool]:
+    return np.stack([_key(signs), _key(rotation or signs)]), rotation is not None
 
 
 def _array(flat: Tensor) -> NDArray[Any]:
     """The tensor's memory; bfloat16 as uint16 and float16 as int16, as the kernels expect."""
-    kinds = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-    array: NDArray[Any] = flat.view(kinds.get(flat.dtype, flat.dtype)).numpy()
+    if flat.dtype != torch.float32:
+        flat = flat.view(torch.uint16 if flat.dtype == torch.bfloat16 else torch.int16)
+    array: NDArray[Any] = flat.numpy()
     return array
 
 
@@ -116,17 +114,26 @@ def add_products(
     )
 
 
-def combine(
-    entries: Entries, directions: Sequence[Direction], scalars: Tensor, piece: Tensor
+def add_combination(
+    entries: Entries, directions: Sequence[Direction], scalars: Tensor, pieces: Sequence[Piece]
 ) -> None:
-    _split(
-        dense_cpu.combine,
-        -(-piece.shape[0] // 32),
-        len(directions) * piece.numel(),
-        piece.numpy(),
-        *_packed(entries, directions),
-        scalars.numpy(),
-    )
+    kind, keys, firsts = _packed(entries, directions)
+    for flat, offset, factor, _ in pieces:
+        first = offset // CHUNK
+        chunks = -(-(offset + flat.numel()) // CHUNK) - first
+        _split(
+            dense_cpu.add_combination,
+            chunks,
+            len(directions) * flat.numel(),
+            _array(flat),
+            offset,
+            first,
+            kind,
+            keys,
+            firsts,
+            scalars.numpy(),
+            np.float32(factor),
+        )
 
 
 def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:

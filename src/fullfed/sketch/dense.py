@@ -13,20 +13,13 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.sketch.backends import Direction, backend_for
-from fullfed.sketch.checks import check_coordinates, check_finite, check_scale
+from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, check_tensors
 from fullfed.sketch.entries import SIGNS, Entries, truncated
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD, LANES
-from fullfed.sketch.pieces import (
-    Rounding,
-    add_,
-    check_tensors,
-    flat,
-    rounding_stream,
-    slices,
-    writable,
-)
+from fullfed.sketch.pieces import Rounding, load, rounding_noise, writable
 from fullfed.sketch.series import second_moment
+from fullfed.sketch.weights import Factor, Weight, factors
 
 STRETCH = 4096 * FOLD  # elements whose products are summed before partial sums are folded
 
@@ -83,6 +76,7 @@ class DenseBasis(ABC):
         delta: Sequence[Tensor],
         *,
         before: Sequence[Tensor] | None = None,
+        weights: Sequence[Weight] | None = None,
         backend: str | None = None,
     ) -> Tensor:
         """The coordinates of all blocks in turn, float32, shape (sum of K_l,).
@@ -91,14 +85,14 @@ class DenseBasis(ABC):
         """
         check_tensors(delta, before)
         self._check_fits(delta)
-        kernels = backend_for(delta[0].device, backend)
+        scales, kernels = factors(weights, delta), backend_for(delta[0].device, backend)
         parts = []
         for number, block in enumerate(self.blocks):
             new = [delta[n] for n in block]
-            old = None if before is None else [before[n] for n in block]
+            old = [None if before is None else before[n] for n in block]
             d, k = _elements(new), self.coordinates[number]
             partials = torch.zeros(-(-d // STRETCH), k, device=delta[0].device)
-            for stretch, piece in enumerate(_stretches(new, old)):
+            for stretch, piece in enumerate(_stretches(new, old, [scales[n] for n in block])):
                 directions = self._directions(number, d, stretch * STRETCH)
                 kernels.add_products(self.entries(d), directions, piece, partials[stretch])
             parts.append(kernels.fold(partials) * float(np.float32(1.0 / (self.moment(d) * k))))
@@ -110,35 +104,33 @@ class DenseBasis(ABC):
         coordinates: Tensor,
         *,
         scale: float = 1.0,
+        inverse: Sequence[Weight] | None = None,
         rounding: Rounding = "nearest",
         backend: str | None = None,
     ) -> None:
         """Add scale * V y to the weights, in place.
 
-        Per element u = sum over k in order of fl(y_k v_k), then w = fl(w + fl(scale * u)).
-        Arguments and errors as for ``SignBasis.reconstruct_``.
+        Per element u = sum over k in order of fl(y_k v_k), then w = fl(w + fl(f * u)) with
+        f = fl(scale * its inverse weight). Arguments and errors as for ``SignBasis.reconstruct_``.
         """
         check_tensors(weights)
         self._check_fits(weights)
         check_coordinates(sum(self.coordinates), coordinates, weights[0].device)
-        step = float(check_scale(scale))
-        kernels = backend_for(weights[0].device, backend)
-        parts = torch.split(coordinates, list(self.coordinates))
-        sizes = [_elements([weights[n] for n in block]) for block in self.blocks]
-        block_of = [number for number, block in enumerate(self.blocks) for _ in block]
-        begin = [sum(sizes[:number]) for number in block_of]
-        noise = rounding_stream(rounding, self.seed, self.round, self.owner)
-        for number, offset, row in writable(weights, kernels, noise, STRETCH):
-            block = block_of[number]
-            place, d = offset - begin[number], sizes[block]
-            skipped = place % LANES
-            directions = self._directions(block, d, place - skipped)
-            sums = torch.empty(-(-(skipped + row.numel()) // LANES), LANES, device=row.device)
-            kernels.combine(self.entries(d), directions, parts[block], sums)
-            add_(row, sums.view(-1)[skipped:], step)
+        scales = factors(inverse, weights, check_scale(scale))
+        kernels, first = backend_for(weights[0].device, backend), 0
+        values = torch.split(coordinates, list(self.coordinates))
+        stream = Stream(self.seed, self.purpose, self.round, self.owner)
+        for number, block in enumerate(self.blocks):
+            tensors = [weights[n] for n in block]
+            d, noise = _elements(tensors), rounding_noise(rounding, stream, first)
+            for pieces in writable(tensors, [scales[n] for n in block], kernels, noise):
+                kernels.add_combination(
+                    self.entries(d), self._directions(number, d), values[number], pieces
+                )
+            first += d
 
-    def _directions(self, block: int, d: int, start: int) -> list[Direction]:
-        """The K_l directions of a block, from its element ``start`` (a multiple of LANES) on."""
+    def _directions(self, block: int, d: int, start: int = 0) -> list[Direction]:
+        """The K_l directions of a block, from its element ``start`` (a multiple of STRETCH) on."""
         parts = self.entries(d).parts
         rows = parts * -(-d // (parts * LANES))
         stream = Stream(self.seed, self.purpose, self.round, self.owner, block)
@@ -190,19 +182,17 @@ def _elements(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def _stretches(tensors: Sequence[Tensor], before: Sequence[Tensor] | None) -> Iterator[Tensor]:
+def _stretches(
+    tensors: Sequence[Tensor], before: Sequence[Tensor | None], weights: Sequence[Factor]
+) -> Iterator[Tensor]:
     """STRETCH elements of the block at a time as float32 (rows, LANES), padded with zeros."""
-    rows = [flat(tensor) for tensor in tensors]
-    olds = [flat(tensor) for tensor in before] if before else None
     d = _elements(tensors)
     for start in range(0, d, STRETCH):
         stop, place = min(start + STRETCH, d), 0
-        stretch = torch.zeros(-(-(stop - start) // 4096) * 4096, device=rows[0].device)
-        for number, row in enumerate(rows):
-            for part in slices(max(start - place, 0), min(stop - place, row.numel())):
-                target = stretch[place + part.start - start : place + part.stop - start]
-                target.copy_(row[part])
-                if olds:
-                    target -= olds[number][part].float()
-            place += row.numel()
+        stretch = torch.zeros(-(-(stop - start) // 4096) * 4096, device=tensors[0].device)
+        for new, old, weight in zip(tensors, before, weights, strict=True):
+            low, high = max(start - place, 0), min(stop - place, new.numel())
+            if low < high:
+                load(stretch[place + low - start : place + high - start], new, old, weight, low)
+            place += new.numel()
         yield stretch.view(-1, LANES)

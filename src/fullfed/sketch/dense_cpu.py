@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fullfed.sketch import entries
 from fullfed.sketch.philox_cpu import fill_words
-from fullfed.sketch.scalars_cpu import at, bits_of, float_of, signed
+from fullfed.sketch.scalars_cpu import at, bits_of, float_of, narrow, signed, widen
 
 _LOGARITHM = tuple(np.float32(value) for value in entries.LOGARITHM)
 _CENTRE = tuple(np.float32(value) for value in entries.CENTRE)
@@ -164,21 +164,31 @@ def products(start, stop, piece, kind, keys, firsts, sums):
 
 
 @njit(nogil=True, cache=True)
-def combine(start, stop, piece, kind, keys, firsts, scalars):
-    """piece = sum of scalars[k] * direction k, k in order; 32-row chunks start .. stop - 1."""
-    words = np.empty((4, 128), np.uint32)
-    for chunk in range(start * 32, stop * 32, 32):
-        last = min(chunk + 32, piece.shape[0])
-        piece[chunk:last] = np.float32(0)
+def add_combination(start, stop, flat, offset, first_chunk, kind, keys, firsts, scalars, factor):
+    """flat += factor * sum of scalars[k] * direction k, k in order; chunks start .. stop - 1.
+
+    A chunk is 32 rows of 128, counted from element 0 of the directions.
+    """
+    words, sums = np.empty((4, 128), np.uint32), np.empty((32, 128), np.float32)
+    for chunk in range(first_chunk + start, first_chunk + stop):
+        low = max(chunk * 32, offset // 128)
+        high = min(chunk * 32 + 32, (offset + flat.size + 127) // 128)
+        sums[:] = np.float32(0)
         for k in range(firsts.size):
             held, scalar = -1, scalars[k]
-            for r in range(chunk, last):
+            for r in range(low, high):
                 group, word, shift = _place(firsts[k] + r, kind.bits)
                 if group != held:
                     fill_words(words, group * 128, 128, keys, k)
                     held = group
                 for i in range(128):
-                    piece[at(r), i] += scalar * value(kind, words[word, i], shift)
+                    sums[at(r - low), i] += scalar * value(kind, words[word, i], shift)
+        for r in range(low, high):
+            begin = r * 128 - offset
+            for i in range(max(0, -begin), min(128, flat.size - begin)):
+                stored = flat[at(begin + i)]
+                change = sums[at(r - low), at(i)] * factor
+                flat[at(begin + i)] = narrow(widen(stored) + change, stored)
 
 
 @njit(nogil=True, cache=True)

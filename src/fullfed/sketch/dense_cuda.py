@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from fullfed.sketch.philox_cuda import philox, value
+from fullfed.sketch.pieces_cuda import bounds, narrow, overlapping, pointer, widen
 
 
 @triton.jit
@@ -58,38 +59,46 @@ def add_in_order(sums, parts, rows, count, BLOCK: tl.constexpr):
     tl.store(target, total, mask=k < count)
 
 
-@triton.jit
-def combine(
-    piece,
-    rows,
+@triton.jit(do_not_specialize=["pieces", "first_run"])
+def add_combination(
+    table,
+    factors,
+    pieces,
+    first_run,
     keys,
     firsts,
     scalars,
     series,
     count,
-    skipped,
     BITS: tl.constexpr,
     TERMS: tl.constexpr,
     RUN: tl.constexpr,
+    STORED: tl.constexpr,
 ):
-    """piece = sum of scalars[k] * direction k, k in order; one program for RUN rows.
+    """element += factor * sum of scalars[k] * direction k, k in order; a program does RUN rows.
 
-    All directions start ``skipped`` rows after the beginning of a counter's rows; RUN divides
-    those, so that a program's rows share their counters.
+    Directions start at a multiple of a counter's rows, and RUN divides those, so that a
+    program's rows share their counters.
     """
     PARTS: tl.constexpr = 128 // BITS
     lanes = tl.arange(0, 128)[None, :]
-    place = tl.program_id(0).to(tl.int64) * RUN
-    bit = (place % PARTS + tl.arange(0, RUN)[:, None]) * BITS
+    row = (first_run.to(tl.int64) + tl.program_id(0)) * RUN
+    bit = (row % PARTS + tl.arange(0, RUN)[:, None]) * BITS
     word, shift = bit // 32, (32 - BITS - bit % 32).to(tl.uint32)
     total = tl.zeros((RUN, 128), tl.float32)
     for k in range(count):
-        counter = (tl.load(firsts + k) - skipped + place) // PARTS * 128 + lanes
+        counter = (tl.load(firsts + k) + row) // PARTS * 128 + lanes
         w0, w1, w2, w3 = _words(keys, k, counter)
         mine = tl.where(word == 0, w0, tl.where(word == 1, w1, tl.where(word == 2, w2, w3)))
         total += tl.load(scalars + k) * value(mine, shift, BITS, series, TERMS)
-    row = place - skipped + tl.arange(0, RUN)[:, None]
-    tl.store(piece + row * 128 + lanes, total, mask=(row >= 0) & (row < rows))
+    numbers = (row + tl.arange(0, RUN)[:, None]) * 128 + lanes
+    first, last = overlapping(table, pieces, row * 128, (row + RUN) * 128)
+    for n in range(first, last):
+        offset, end = bounds(table, pieces, n)
+        places, inside = pointer(table, n, STORED) + (numbers - offset), numbers < end
+        inside = inside & (numbers >= offset)
+        stored = widen(tl.load(places, mask=inside, other=0), STORED)
+        tl.store(places, narrow(stored + total * tl.load(factors + n), STORED), mask=inside)
 
 
 @triton.jit

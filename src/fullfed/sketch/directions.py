@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.sketch.backends import Direction, Rows, backend_for
-from fullfed.sketch.checks import check_scale, check_start
+from fullfed.sketch.checks import check_scale, check_start, check_tensors
 from fullfed.sketch.entries import NORMALS, SIGNS
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import LANES
-from fullfed.sketch.pieces import add_, check_tensors, writable
+from fullfed.sketch.pieces import Rounding, rounding_noise, writable
 
 Distribution = Literal["rademacher", "gaussian"]
-STRETCH = 1 << 18  # elements whose sum of directions is held at once
 
 
 def perturb_(
@@ -27,28 +28,46 @@ def perturb_(
     distribution: Distribution = "rademacher",
     *,
     start: int = 0,
+    rounding: Rounding = "nearest",
     backend: str | None = None,
 ) -> None:
     """w = fl(w + fl(scale * z)) in place, z one direction over all elements in list order.
 
-    z has independent entries, +-1 (``rademacher``) or standard normal (``gaussian``). Weights
-    are float32, bfloat16 or float16; 16-bit ones are widened and rounded back to nearest even.
-    ``start`` is the number, within z, of the first element of ``weights``: a model perturbed
-    tensor by tensor, each from where the last ended, is the model perturbed at once.
+    z has independent entries, +-1 (``rademacher``) or standard normal (``gaussian``).
+
+    Args:
+        weights: float32, bfloat16 or float16 tensors; 16-bit ones are widened and rounded back.
+        stream: what z is made of.
+        scale: rounded to float32 once.
+        distribution: of the entries of z.
+        start: the number, within z, of the first element of ``weights``: a model perturbed
+            tensor by tensor, each from where the last ended, is the model perturbed at once.
+        rounding: of bfloat16 weights; "stochastic" draws on a stream of the same seed, round and
+            owner, so that perturbing twice by one stream rounds twice the same way.
+        backend: "reference", "numba" or "triton"; by default the device's own.
 
     Raises:
         UserError: a scale that is not finite, a negative start, or tensors that cannot be
             perturbed together.
     """
     if distribution == "gaussian":
-        accumulate_(weights, [stream], [scale], distribution, start=start, backend=backend)
+        accumulate_(
+            weights,
+            [stream],
+            [scale],
+            distribution,
+            start=start,
+            rounding=rounding,
+            backend=backend,
+        )
         return
     check_tensors(weights)
     check_start(start)
-    step, ones = float(check_scale(scale)), torch.ones(LANES, device=weights[0].device)
+    factors = [check_scale(scale)] * len(weights)
     kernels = backend_for(weights[0].device, backend)
-    for _, offset, row in writable(weights, kernels):
-        kernels.add_reconstruction(Rows(LANES, stream, None), row, start + offset, ones, step)
+    noise = rounding_noise(rounding, stream, start)
+    for pieces in writable(weights, factors, kernels, noise, start):
+        kernels.add_reconstruction(Rows(LANES, stream, None), pieces, _ones(weights[0].device))
 
 
 def accumulate_(
@@ -58,11 +77,13 @@ def accumulate_(
     distribution: Distribution = "rademacher",
     *,
     start: int = 0,
+    rounding: Rounding = "nearest",
     backend: str | None = None,
 ) -> None:
     """w = fl(w + u) in place with u = sum over j in order of fl(scalars[j] * z_j), from zero.
 
-    One pass over the weights however many directions there are. Arguments as for ``perturb_``.
+    One pass over the weights however many directions there are. Arguments as for ``perturb_``;
+    stochastic rounding draws on the seed, round and owner of the first stream.
 
     Raises:
         UserError: as ``perturb_``, or not one scalar per stream. Nothing has been modified then.
@@ -72,12 +93,16 @@ def accumulate_(
     if len(streams) != len(scalars):
         raise UserError(f"{len(scalars)} scalars for {len(streams)} directions.")
     device = weights[0].device
-    values = torch.tensor([float(check_scale(scalar)) for scalar in scalars], device=device)
+    numbers = np.array([check_scale(scalar) for scalar in scalars], dtype=np.float32)
+    values = torch.from_numpy(numbers).to(device)
     entries = NORMALS if distribution == "gaussian" else SIGNS
     kernels = backend_for(device, backend)
-    for _, offset, row in writable(weights, kernels, step=STRETCH):
-        first, skipped = divmod(start + offset, LANES)
-        directions = [Direction(stream, first) for stream in streams]
-        sums = torch.empty(-(-(skipped + row.numel()) // LANES), LANES, device=device)
-        kernels.combine(entries, directions, values, sums)
-        add_(row, sums.view(-1)[skipped:], 1.0)
+    directions = [Direction(stream, 0) for stream in streams]
+    noise = rounding_noise(rounding, streams[0], start) if streams else None
+    for pieces in writable(weights, [1.0] * len(weights), kernels, noise, start):
+        kernels.add_combination(entries, directions, values, pieces)
+
+
+@functools.cache
+def _ones(device: torch.device) -> Tensor:
+    return torch.ones(LANES, device=device)

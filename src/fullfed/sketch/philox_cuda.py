@@ -87,26 +87,3 @@ def _polynomial(coefficients: tl.constexpr, x):
     for n in tl.static_range(1, 9):
         total = total * x + coefficients[n]
     return total
-
-
-@triton.jit
-def widen(stored, BFLOAT: tl.constexpr):
-    """float32 of what was loaded; bfloat16 comes as int16, because the interpreter has none."""
-    if BFLOAT:
-        return (stored.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:
-        return stored.to(tl.float32)
-
-
-@triton.jit
-def narrow(number, BFLOAT: tl.constexpr, HALF: tl.constexpr):
-    """The number rounded to nearest even, as it is stored."""
-    if BFLOAT:
-        bits = number.to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        kept = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded)
-        return kept.to(tl.uint16).to(tl.int16, bitcast=True)
-    elif HALF:
-        return number.to(tl.float16)
-    else:
-        return number

@@ -2,107 +2,169 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fullfed.errors import UserError
-from fullfed.sketch.backends import Backend
+from fullfed.sketch.backends import Backend, Piece
 from fullfed.sketch.generator import Purpose, Stream
+from fullfed.sketch.strided import SERIAL, assign, elements, slices
+from fullfed.sketch.weights import ElementWeight, Factor
 
 Rounding = Literal["nearest", "stochastic"]  # of bfloat16 weights
-STAGED = 1 << 18  # elements widened to float32 at once for stochastic rounding
-SERIAL = 1 << 15  # torch parallelises element-wise work above this many elements
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STAGED = 1 << 17  # elements copied at once, on the CPU, where a kernel cannot work in place
+LAUNCHED = 1 << 22  # on other devices, where each copy is a launch
 
 
-def check_tensors(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None) -> int:
-    """The number of elements in all, or UserError if the tensors cannot be sketched together."""
-    if not tensors:
-        raise UserError("a sketch needs at least one tensor; the list given is empty.")
-    for number, tensor in enumerate(tensors):
-        if tensor.dtype not in DTYPES:
-            raise UserError(
-                f"tensor {number} is {tensor.dtype}; a sketch takes float32, bfloat16 or float16."
-            )
-        if tensor.device != tensors[0].device:
-            raise UserError(
-                f"tensor {number} is on {tensor.device} and tensor 0 on {tensors[0].device}; "
-                "all must be on one device."
-            )
-    if before is not None:
-        _check_pairs(tensors, before)
-    return sum(tensor.numel() for tensor in tensors)
+class Noise(NamedTuple):
+    """The stream that rounds bfloat16 weights, and where in it the first element stands."""
+
+    stream: Stream
+    first: int = 0
 
 
-def _check_pairs(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-    if len(before) != len(tensors):
-        raise UserError(f"{len(tensors)} tensors after training but {len(before)} before.")
-    check_tensors(before)
-    for number, (new, old) in enumerate(zip(tensors, before, strict=True)):
-        if new.shape != old.shape or new.device != old.device:
-            raise UserError(
-                f"tensor {number} is {tuple(new.shape)} on {new.device} after training but "
-                f"{tuple(old.shape)} on {old.device} before."
-            )
+def rounding_noise(rounding: Rounding, stream: Stream, first: int = 0) -> Noise | None:
+    """Rounding of the same seed, round and owner as ``stream``; None to nearest."""
+    if rounding == "nearest":
+        return None
+    return Noise(Stream(stream.seed, Purpose.ROUNDING, stream.round, stream.owner), first)
 
 
-def flat(tensor: Tensor) -> Tensor:
-    """The elements as one contiguous row: a view where possible, else a copy."""
-    return tensor.detach().contiguous().view(-1)
+def readable(
+    tensors: Sequence[Tensor], before: Sequence[Tensor] | None, weights: Sequence[Factor]
+) -> Iterator[list[Piece]]:
+    """All elements in order, as many at once as possible.
+
+    What is contiguous and has one weight is handed over in place. Of the rest
+    fl(weight * fl(tensor - before)) is copied a stretch at a time.
+    """
+    return _batches(_to_read(tensors, before, weights))
 
 
-def rounding_stream(rounding: Rounding, seed: int, round: int, owner: int) -> Stream | None:
-    """The stream that rounds bfloat16 weights, or None for rounding to nearest."""
-    return Stream(seed, Purpose.ROUNDING, round, owner) if rounding == "stochastic" else None
+def _to_read(
+    tensors: Sequence[Tensor], before: Sequence[Tensor] | None, weights: Sequence[Factor]
+) -> Iterator[tuple[Piece, bool]]:
+    offset = 0
+    for number, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+        new = tensor.detach()
+        old = None if before is None else before[number].detach()
+        whole = new.is_contiguous() and (old is None or old.is_contiguous())
+        if whole and isinstance(weight, float):
+            flat = None if old is None else old.view(-1)
+            yield Piece(new.view(-1), offset, weight, flat), True
+        else:
+            for part in slices(0, new.numel(), _staged(new.device)):
+                wide = torch.empty(part.stop - part.start, device=new.device)
+                load(wide, new, old, weight, part.start)
+                yield Piece(wide, offset + part.start), False
+        offset += new.numel()
+
+
+def load(target: Tensor, new: Tensor, old: Tensor | None, weight: Factor, start: int) -> None:
+    """target = fl(weight * fl(new - old)) of elements start, start + 1, ..., float32."""
+    for here, part in _at_once(target, start):
+        here.copy_(elements(new, part.start, part.stop))
+        if old is not None:
+            here -= elements(old, part.start, part.stop).float()
+        if weight != 1.0:
+            here *= weight if isinstance(weight, float) else weight.part(part.start, part.stop)
 
 
 def writable(
     tensors: Sequence[Tensor],
+    factors: Sequence[Factor],
     kernels: Backend,
-    noise: Stream | None = None,
-    step: int | None = None,
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Triples (tensor number, global index of its first element, flat); what is written is kept.
+    noise: Noise | None = None,
+    offset: int = 0,
+) -> Iterator[list[Piece]]:
+    """All elements in order, as many at once as possible; what is added to them is kept.
 
-    Rows are at most ``step`` long. With ``noise`` a bfloat16 row is handed over as float32 and
-    rounded stochastically afterwards.
+    The first is number ``offset``. What is contiguous, has one factor and is rounded to nearest
+    is handed over in place. The rest is copied, and written back, a stretch at a time.
     """
-    offset = 0
-    for number, tensor in enumerate(tensors):
-        row = flat(tensor)
-        noisy = noise if row.dtype == torch.bfloat16 else None
-        size = max(1, min(step or row.numel(), row.numel() if noisy is None else STAGED))
-        for start in range(0, row.numel(), size):
-            kept = row[start : start + size]
-            if noisy is None:
-                yield number, offset + start, kept
-            else:
-                wide = kept.float()
-                yield number, offset + start, wide
-                kernels.round_to(kept, wide, noisy, offset + start)
-        if not tensor.is_contiguous():
-            tensor.detach().copy_(row.view(tensor.shape))
-        offset += row.numel()
+    return _batches(_to_write(tensors, factors, kernels, noise, offset))
+
+
+def _to_write(
+    tensors: Sequence[Tensor],
+    factors: Sequence[Factor],
+    kernels: Backend,
+    noise: Noise | None,
+    offset: int,
+) -> Iterator[tuple[Piece, bool]]:
+    place = 0
+    for tensor, factor in zip(tensors, factors, strict=True):
+        old = tensor.detach()
+        rounded = noise if old.dtype == torch.bfloat16 else None
+        if isinstance(factor, float) and rounded is None and old.is_contiguous():
+            yield Piece(old.view(-1), offset + place, factor), True
+        else:
+            for part in slices(0, old.numel(), _staged(old.device)):
+                wide = torch.empty(part.stop - part.start, device=old.device)
+                if isinstance(factor, float):
+                    load(wide, old, None, 1.0, part.start)
+                    yield Piece(wide, offset + place + part.start, factor), False
+                else:
+                    wide.fill_(-0.0)  # -0 + x is x, whatever its sign
+                    yield Piece(wide, offset + place + part.start), False
+                    _add_to(wide, old, factor, part.start)
+                _store(old, part.start, wide, kernels, rounded, place)
+        place += old.numel()
+
+
+def _add_to(change: Tensor, old: Tensor, factor: ElementWeight, start: int) -> None:
+    """change = fl(old + fl(factor * change)) of elements start, start + 1, ..."""
+    for here, part in _at_once(change, start):
+        here *= factor.part(part.start, part.stop)
+        here += elements(old, part.start, part.stop).float()
+
+
+def _store(
+    target: Tensor, start: int, wide: Tensor, kernels: Backend, noise: Noise | None, place: int
+) -> None:
+    """Elements start, start + 1, ... become ``wide``, rounded; element 0 is number ``place``."""
+    if noise is not None:
+        exact, wide = wide, torch.empty(wide.shape, dtype=target.dtype, device=target.device)
+        kernels.round_to(wide, exact, noise.stream, noise.first + place + start)
+    for here, part in _at_once(wide, start):
+        assign(target, part.start, here)
+
+
+def _batches(pieces: Iterable[tuple[Piece, bool]]) -> Iterator[list[Piece]]:
+    """Consecutive pieces that are in place together, others alone; none empty."""
+    run: list[Piece] = []
+    for piece, in_place in pieces:
+        if in_place:
+            if piece.flat.numel():
+                run.append(piece)
+            continue
+        if run:
+            yield run
+            run = []
+        yield [piece]
+    if run:
+        yield run
+
+
+def _staged(device: torch.device) -> int:
+    return STAGED if device.type == "cpu" else LAUNCHED
+
+
+def _at_once(row: Tensor, start: int) -> Iterator[tuple[Tensor, slice]]:
+    """Parts of a row and their numbers, counted from ``start``, as torch should work on them.
+
+    On the CPU so small that torch does not wake threads of its own, which spin on into ours.
+    """
+    step = SERIAL if row.device.type == "cpu" else row.numel()
+    for part in slices(0, row.numel(), step):
+        yield row[part], slice(start + part.start, start + part.stop)
 
 
 def zeros(rows: int, columns: int, device: torch.device) -> Tensor:
-    """float32 zeros, on the CPU without torch's threads: they would spin on into our kernels."""
+    """float32 zeros, on the CPU without torch's threads."""
     if device.type == "cpu":
         return torch.from_numpy(np.zeros((rows, columns), dtype=np.float32))
     return torch.zeros(rows, columns, device=device)
-
-
-def slices(start: int, stop: int) -> Iterator[slice]:
-    """start:stop in pieces so small that torch works on them without waking its own threads."""
-    for low in range(start, stop, SERIAL):
-        yield slice(low, min(low + SERIAL, stop))
-
-
-def add_(row: Tensor, change: Tensor, scale: float) -> None:
-    """row = fl(row + fl(scale * change)), rounded to the row's dtype; change may be longer."""
-    for part in slices(0, row.numel()):
-        row[part] = row[part].float() + change[part] * scale

@@ -8,30 +8,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fullfed.sketch.backends import Direction, Rows
+from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.entries import Entries, signs
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES, fields, rotations
 
 
-def add_projection(
-    rows: Rows,
-    flat: Tensor,
-    before: Tensor | None,
-    weight: float,
-    offset: int,
-    partials: Tensor,
-) -> None:
-    piece = flat.float() if before is None else flat.float() - before.float()
-    piece = piece * weight
+def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> None:
+    for piece in pieces:
+        _add_projection(rows, piece, partials)
+
+
+def _add_projection(rows: Rows, piece: Piece, partials: Tensor) -> None:
+    change = piece.flat.float()
+    if piece.before is not None:
+        change = change - piece.before.float()
     width = rows.width
-    first, count = _touched(width, offset, piece.numel())
-    padded = torch.zeros(count * width, device=piece.device)
-    padded[offset - first * width :][: piece.numel()] = piece
-    columns = _columns(rows, first, count, piece.device)
-    by_column = torch.empty(count, width, device=piece.device)
+    first, count = _touched(width, piece)
+    padded = torch.zeros(count * width, device=change.device)
+    padded[piece.offset - first * width :][: change.numel()] = change * piece.factor
+    columns = _columns(rows, first, count, change.device)
+    by_column = torch.empty(count, width, device=change.device)
     by_column.scatter_(1, columns, padded.view(count, width))
-    signed = by_column * _signs(rows, first, count, piece.device)
+    signed = by_column * _signs(rows, first, count, change.device)
     for residue in range(FOLD):
         start = (residue - first) % FOLD
         part = signed[start::FOLD]
@@ -39,11 +38,12 @@ def add_projection(
         partials[group : group + part.shape[0]] += part
 
 
-def add_reconstruction(rows: Rows, flat: Tensor, offset: int, values: Tensor, scale: float) -> None:
-    first, count = _touched(rows.width, offset, flat.numel())
-    signed = _signs(rows, first, count, flat.device) * (values * scale)
-    by_element = signed.gather(1, _columns(rows, first, count, flat.device)).view(-1)
-    flat.copy_(flat.float() + by_element[offset - first * rows.width :][: flat.numel()])
+def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> None:
+    for piece in pieces:
+        first, count = _touched(rows.width, piece)
+        columns = _columns(rows, first, count, values.device)
+        signed = _signs(rows, first, count, values.device) * (values * piece.factor)
+        _add(piece, signed.gather(1, columns).view(-1)[piece.offset - first * rows.width :])
 
 
 def fold(rows: Tensor) -> Tensor:
@@ -71,16 +71,20 @@ def add_products(
             sums[k] += lanes[0]
 
 
-def combine(
-    entries: Entries, directions: Sequence[Direction], scalars: Tensor, piece: Tensor
+def add_combination(
+    entries: Entries, directions: Sequence[Direction], scalars: Tensor, pieces: Sequence[Piece]
 ) -> None:
-    piece.zero_()
-    for k, direction in enumerate(directions):
-        piece += scalars[k] * _values(entries, direction, piece)
+    for piece in pieces:
+        first, count = _touched(LANES, piece)
+        total = torch.zeros(count, LANES, device=scalars.device)
+        for k, direction in enumerate(directions):
+            shifted = Direction(direction.stream, direction.first + first)
+            total += scalars[k] * _values(entries, shifted, total)
+        _add(piece, total.view(-1)[piece.offset - first * LANES :] * piece.factor)
 
 
 def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
-    first, count = _touched(LANES, offset, wide.numel())
+    first, count = _touched(LANES, Piece(wide, offset))
     numbers = fields(noise, 16, LANES, first, count).reshape(-1)[offset - first * LANES :]
     bits = wide.view(torch.int32)
     added = torch.from_numpy(numbers[: wide.numel()].view(np.int32)).to(wide.device)
@@ -88,10 +92,15 @@ def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     target.copy_(kept.view(torch.float32))
 
 
-def _touched(width: int, offset: int, length: int) -> tuple[int, int]:
-    """The first row that elements offset, ..., offset + length - 1 touch, and how many."""
-    first = offset // width
-    return first, -(-(offset + length) // width) - first
+def _add(piece: Piece, change: Tensor) -> None:
+    """The elements plus the change (which may be longer), rounded to their dtype."""
+    piece.flat.copy_(piece.flat.float() + change[: piece.flat.numel()])
+
+
+def _touched(width: int, piece: Piece) -> tuple[int, int]:
+    """The first row that the elements touch, and how many."""
+    first = piece.offset // width
+    return first, -(-(piece.offset + piece.flat.numel()) // width) - first
 
 
 def _columns(rows: Rows, first: int, count: int, device: torch.device) -> Tensor:

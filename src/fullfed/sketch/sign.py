@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.sketch.backends import Rows, backend_for
-from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, factors
+from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, check_tensors
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD
-from fullfed.sketch.pieces import Rounding, check_tensors, flat, rounding_stream, writable, zeros
+from fullfed.sketch.pieces import Rounding, readable, rounding_noise, writable, zeros
+from fullfed.sketch.weights import Weight, factors
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class SignBasis:
         delta: Sequence[Tensor],
         *,
         before: Sequence[Tensor] | None = None,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[Weight] | None = None,
         backend: str | None = None,
     ) -> Tensor:
         """The coordinates V' delta, float32, shape (K,), on the tensors' device.
@@ -64,25 +64,22 @@ class SignBasis:
                 the tensors after training.
             before: tensors of the same shapes; ``delta - before`` is projected, each
                 difference rounded to float32 once.
-            weights: one float32 per tensor that multiplies its elements first.
-            backend: "reference" or "numba"; by default the device's own.
+            weights: what multiplies each tensor's elements first: a number; a float32 tensor
+                that broadcasts to its shape; or, for a matrix, a pair of float32 vectors
+                (r, c), shapes (rows,) and (columns,), for r_i c_j.
+            backend: "reference", "numba" or "triton"; by default the device's own.
 
         Raises:
-            UserError: fewer elements than coordinates, tensors that do not match, or a
-                difference that is not finite.
+            UserError: fewer elements than coordinates, tensors or weights that do not match,
+                or a difference that is not finite.
         """
         elements = check_tensors(delta, before)
         self._check_fits(elements)
         kernels = backend_for(delta[0].device, backend)
         groups = -(-elements // (self.coordinates * FOLD))
         partials = zeros(groups, self.coordinates, delta[0].device)
-        offset = 0
-        for number, weight in enumerate(factors(weights, len(delta))):
-            new = flat(delta[number])
-            old = None if before is None else flat(before[number])
-            if new.numel():
-                kernels.add_projection(self.rows, new, old, weight, offset, partials)
-            offset += new.numel()
+        for pieces in readable(delta, before, factors(weights, delta)):
+            kernels.add_projection(self.rows, pieces, partials)
         return check_finite(kernels.fold(partials), "the change to project")
 
     def reconstruct_(
@@ -91,20 +88,20 @@ class SignBasis:
         coordinates: Tensor,
         *,
         scale: float = 1.0,
-        inverse: Sequence[float] | None = None,
+        inverse: Sequence[Weight] | None = None,
         rounding: Rounding = "nearest",
         backend: str | None = None,
     ) -> None:
         """Add scale * V y to the weights, in place.
 
-        Per element w = fl(w + s * fl(f * y_k)), f = fl(scale * inverse of its tensor), both
-        in float32; 16-bit weights are widened and rounded back.
+        Per element w = fl(w + s * fl(f * y_k)), f = fl(scale * its inverse weight), both in
+        float32; 16-bit weights are widened and rounded back.
 
         Args:
             weights: the model's tensors, in the order and shapes that were projected.
             coordinates: y, float32, shape (K,), on the weights' device.
             scale: rounded to float32 once.
-            inverse: one float32 per tensor, for what was projected with ``weights``.
+            inverse: as ``weights`` of ``project``, for what was projected with those.
             rounding: "stochastic" rounds bfloat16 weights up or down at random, without bias and
                 alike on every device, so that small changes are not lost.
             backend: as for ``project``.
@@ -115,12 +112,11 @@ class SignBasis:
         """
         self._check_fits(check_tensors(weights))
         check_coordinates(self.coordinates, coordinates, weights[0].device)
-        step = check_scale(scale)
+        scales = factors(inverse, weights, check_scale(scale))
         kernels = backend_for(weights[0].device, backend)
-        scales = [float(step * np.float32(f)) for f in factors(inverse, len(weights))]
-        noise = rounding_stream(rounding, self.seed, self.round, self.owner)
-        for number, offset, row in writable(weights, kernels, noise):
-            kernels.add_reconstruction(self.rows, row, offset, coordinates, scales[number])
+        noise = rounding_noise(rounding, self.rows.signs)
+        for pieces in writable(weights, scales, kernels, noise):
+            kernels.add_reconstruction(self.rows, pieces, coordinates)
 
     def _check_fits(self, elements: int) -> None:
         if elements < self.coordinates:

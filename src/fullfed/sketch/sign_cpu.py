@@ -46,16 +46,17 @@ def _stretch(wrapped, begin, turn, low, high, width, length):
 
 
 @njit
-def _touches(begin, turns, low, high, width, length):
-    """Whether any row of the group meets the run inside the tensor."""
+def _touched(begin, turns, low, high, width, length):
+    """The columns of the run from the first to the last that meets the tensor in some row."""
+    least, most = high, low
     for r in range(128):
         for wrapped in range(2):
             _, first, last = _stretch(
                 wrapped, begin + r * width, turns[r], low, high, width, length
             )
             if first < last:
-                return True
-    return False
+                least, most = min(least, first), max(most, last)
+    return least, most
 
 
 @njit(nogil=True, cache=True)
@@ -73,7 +74,8 @@ def project(
         high, begin = min(width, low + run), group * 128 * width - offset
         line = sums[item // runs]
         _fill_rotations(turns, group, width, keys, rotated)
-        if not _touches(begin, turns, low, high, width, length):
+        low, high = _touched(begin, turns, low, high, width, length)
+        if low >= high:
             continue
         fill_words(words, group * width + low, high - low, keys, 0)
         for quad in range(0, 128, 4):
@@ -133,7 +135,8 @@ def reconstruct(
         group, low = first_group + item // runs, (item % runs) * run
         high, begin = min(width, low + run), group * 128 * width - offset
         _fill_rotations(turns, group, width, keys, rotated)
-        if not _touches(begin, turns, low, high, width, length):
+        low, high = _touched(begin, turns, low, high, width, length)
+        if low >= high:
             continue
         fill_words(words, group * width + low, high - low, keys, 0)
         for r in range(128):

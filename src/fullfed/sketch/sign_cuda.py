@@ -9,17 +9,27 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fullfed.sketch.philox_cuda import narrow, philox, signed, widen
+from fullfed.sketch.philox_cuda import philox, signed
+from fullfed.sketch.pieces_cuda import bounds, narrow, overlapping, pointer, widen
 
-PLAIN = ["offset", "length", "width", "first_group"]  # no variant for 1 or multiples of 16
+PLAIN = ["count", "width", "first_group"]  # no variant for 1 or multiples of 16
 
 
 @triton.jit
-def _places(row, rotation, columns, width, offset, length):
-    """Where the elements of a row's columns are in the tensor, and whether they are in it."""
-    places = row * width - offset - rotation + columns
+def _places(row, rotation, columns, width, offset, end):
+    """Where the elements of a row's columns are in the piece, and whether they are in it."""
+    places = row * width - rotation + columns
     places = tl.where(columns < rotation, places + width, places)
-    return places, (columns < width) & (places >= 0) & (places < length)
+    return places - offset, (columns < width) & (places >= offset) & (places < end)
+
+
+@triton.jit
+def _quads(group, width, offset, end):
+    """The first four of the group's rows with elements of the piece, and past the last."""
+    begin = group * 128 * width
+    first = (tl.maximum(offset - begin, 0) // width) // 4
+    last = (tl.minimum(end - begin, 128 * width) - 1) // width // 4
+    return first.to(tl.int32), last.to(tl.int32) + 1
 
 
 @triton.jit
@@ -55,68 +65,76 @@ def _turns(keys, counter):
 
 @triton.jit(do_not_specialize=PLAIN)
 def project(
-    after,
-    before,
-    weight,
-    offset,
-    length,
+    table,
+    factors,
+    count,
     sums,
     width,
     first_group,
     keys,
     ROTATED: tl.constexpr,
     HAS_BEFORE: tl.constexpr,
-    AFTER_BFLOAT: tl.constexpr,
-    BEFORE_BFLOAT: tl.constexpr,
+    AFTER: tl.constexpr,
+    BEFORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """sums[group, column] += sign * change, rows in order; a program does BLOCK columns."""
-    width, offset, length = width.to(tl.int64), offset.to(tl.int64), length.to(tl.int64)
+    width = width.to(tl.int64)
     group, columns, words = _start(keys, first_group, width, BLOCK)
     target = sums + group * width + columns
     total = tl.load(target, mask=columns < width, other=0.0)
-    for plane in tl.static_range(4):
-        for quad in range(8):
-            turns = _turns(keys, group * 32 + plane * 8 + quad)
-            for i in tl.static_range(4):
-                row = group * 128 + plane * 32 + quad * 4 + i
-                rotation = _rotation(turns[i], width, ROTATED)
-                places, inside = _places(row, rotation, columns, width, offset, length)
-                change = widen(tl.load(after + places, mask=inside, other=0), AFTER_BFLOAT)
-                if HAS_BEFORE:
-                    old = tl.load(before + places, mask=inside, other=0)
-                    change = change - widen(old, BEFORE_BFLOAT)
-                change = change * weight
-                total += signed(change, words[plane], 31 - (quad * 4 + i))
+    first, last = overlapping(table, count, group * 128 * width, (group + 1) * 128 * width)
+    for n in range(first, last):
+        offset, end = bounds(table, count, n)
+        after, before = pointer(table, n, AFTER), pointer(table + count, n, BEFORE)
+        factor = tl.load(factors + n)
+        low, high = _quads(group, width, offset, end)
+        for plane in tl.static_range(4):
+            for quad in range(tl.maximum(low - plane * 8, 0), tl.minimum(high - plane * 8, 8)):
+                turns = _turns(keys, group * 32 + plane * 8 + quad)
+                for i in tl.static_range(4):
+                    row = group * 128 + plane * 32 + quad * 4 + i
+                    rotation = _rotation(turns[i], width, ROTATED)
+                    places, inside = _places(row, rotation, columns, width, offset, end)
+                    change = widen(tl.load(after + places, mask=inside, other=0), AFTER)
+                    if HAS_BEFORE:
+                        old = tl.load(before + places, mask=inside, other=0)
+                        change = change - widen(old, BEFORE)
+                    change = change * factor
+                    total += signed(change, words[plane], 31 - (quad * 4 + i))
     tl.store(target, total, mask=columns < width)
 
 
 @triton.jit(do_not_specialize=PLAIN)
 def reconstruct(
-    elements,
-    offset,
-    length,
+    table,
+    factors,
+    count,
     values,
-    scale,
     width,
     first_group,
     keys,
     ROTATED: tl.constexpr,
-    BFLOAT: tl.constexpr,
-    HALF: tl.constexpr,
+    STORED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """element += sign * scale * values[column]; programs as for project."""
-    width, offset, length = width.to(tl.int64), offset.to(tl.int64), length.to(tl.int64)
+    """element += sign * factor * values[column]; programs as for project."""
+    width = width.to(tl.int64)
     group, columns, words = _start(keys, first_group, width, BLOCK)
-    step = tl.load(values + columns, mask=columns < width, other=0.0) * scale
-    for plane in tl.static_range(4):
-        for quad in range(8):
-            turns = _turns(keys, group * 32 + plane * 8 + quad)
-            for i in tl.static_range(4):
-                row = group * 128 + plane * 32 + quad * 4 + i
-                rotation = _rotation(turns[i], width, ROTATED)
-                places, inside = _places(row, rotation, columns, width, offset, length)
-                stored = widen(tl.load(elements + places, mask=inside, other=0), BFLOAT)
-                total = stored + signed(step, words[plane], 31 - (quad * 4 + i))
-                tl.store(elements + places, narrow(total, BFLOAT, HALF), mask=inside)
+    value = tl.load(values + columns, mask=columns < width, other=0.0)
+    first, last = overlapping(table, count, group * 128 * width, (group + 1) * 128 * width)
+    for n in range(first, last):
+        offset, end = bounds(table, count, n)
+        elements = pointer(table, n, STORED)
+        step = value * tl.load(factors + n)
+        low, high = _quads(group, width, offset, end)
+        for plane in tl.static_range(4):
+            for quad in range(tl.maximum(low - plane * 8, 0), tl.minimum(high - plane * 8, 8)):
+                turns = _turns(keys, group * 32 + plane * 8 + quad)
+                for i in tl.static_range(4):
+                    row = group * 128 + plane * 32 + quad * 4 + i
+                    rotation = _rotation(turns[i], width, ROTATED)
+                    places, inside = _places(row, rotation, columns, width, offset, end)
+                    stored = widen(tl.load(elements + places, mask=inside, other=0), STORED)
+                    changed = stored + signed(step, words[plane], 31 - (quad * 4 + i))
+                    tl.store(elements + places, narrow(changed, STORED), mask=inside)

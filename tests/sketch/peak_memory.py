@@ -1,0 +1,44 @@
+"""Prints how many bytes project and reconstruct_ need beyond a tensor of 2^26 elements.
+
+    python tests/sketch/peak_memory.py plain|weighted|stochastic K
+
+The peak of the process's resident memory, reset after a first, small call.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from fullfed.sketch import SignBasis
+
+
+def peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
+
+
+def both(side: int, k: int, kind: str) -> int:
+    """The growth, for two square matrices, without the coordinates themselves."""
+    dtype = torch.bfloat16 if kind == "stochastic" else torch.float32
+    delta, weights = (torch.ones(side, side, dtype=dtype) for _ in range(2))
+    public = None
+    if kind == "weighted":
+        delta, weights, public = delta.t(), weights.t(), [(torch.ones(side), torch.ones(side))]
+    basis = SignBasis(seed=1, round=1, coordinates=k)
+    Path("/proc/self/clear_refs").write_text("5")
+    start = peak()
+    y = basis.project([delta], weights=public)
+    rounding = "stochastic" if kind == "stochastic" else "nearest"
+    basis.reconstruct_([weights], y, inverse=public, rounding=rounding)
+    return peak() - start - y.nbytes
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    kind, k = sys.argv[1], int(sys.argv[2])
+    both(1 << 9, 2**8, kind)
+    print(both(1 << 13, k, kind))
