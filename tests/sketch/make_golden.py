@@ -72,6 +72,18 @@ def compute(backend: str | None) -> dict[str, object]:
         weights, torch.full((7,), 1e-3), rounding="stochastic", backend=backend
     )
     found["stochastic rounding: last weights"] = bits(weights[0][-8:])
+    for distribution in ("rademacher", "gaussian"):
+        weights = [ramp(300).bfloat16()]
+        options = {"start": 20000, "rounding": "stochastic", "backend": backend}
+        perturb_(weights, stream, 1e-3, distribution, **options)  # type: ignore[arg-type]
+        name = f"{distribution} direction from element 20000, rounded stochastically"
+        found[f"{name}: last weights"] = bits(weights[0][-8:])
+    matrix, pair = ramp(300).view(20, 15), (ramp(20), ramp(15))
+    basis = SignBasis(seed=42, round=3, coordinates=7)
+    y = basis.project([matrix], weights=[pair], backend=backend)
+    basis.reconstruct_([matrix], y, scale=0.3, inverse=[pair], backend=backend)
+    found["weights of rows and columns: coordinates"] = bits(y)
+    found["weights of rows and columns: last weights"] = bits(matrix.view(-1)[-8:])
     found["normals of words 0, 1, 2**30, 2**31 - 1, 2**32 - 1"] = _normals()
     return found
 
