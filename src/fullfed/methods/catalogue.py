@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fullfed.methods import fedavg, fedcybgd, fedit, fedkseed, fedprox, ferret, ffa_lora, flora
+from fullfed.methods import (
+    fedavg,
+    fedcybgd,
+    fedit,
+    fedkseed,
+    fedprox,
+    fedzo,
+    ferret,
+    ffa_lora,
+    flora,
+)
 from fullfed.methods.adapters import Adapters, LoraOptions
 from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Everything, Scope
@@ -92,6 +102,14 @@ METHODS: Mapping[str, Entry] = {
         composition="one block x first-order x sketch x cycle",
         options=fedcybgd.CyclicFerretOptions,
         build=fedcybgd.build_cyclic_ferret,
+    ),
+    "fedzo": Entry(
+        title="FedZO",
+        paper="Fang et al. 2022, arXiv 2201.09531",
+        composition="everything x zeroth-order, spheres x dense x sampled cohort",
+        options=fedzo.FedZOOptions,
+        build=fedzo.build,
+        learning_rate=1e-4,
     ),
     "fedit": Entry(
         title="FedIT",

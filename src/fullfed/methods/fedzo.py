@@ -1,0 +1,114 @@
+"""FedZO: Fang et al., "Communication-efficient stochastic zeroth-order optimization for federated
+learning" (arXiv 2201.09531), Algorithm 1 and eq. 5.
+
+    clients:   e = (1/b2) sum_n (d/mu) [F(w + mu v_n) - F(w)] v_n,   w <- w - eta e
+               F the loss on a batch of b1 samples, v_n uniform on the unit sphere
+    server:    w_{r+1} = mean over clients of their w
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fullfed.data.batches import Batch
+from fullfed.federation.messages import Plan
+from fullfed.methods.composition import Composition
+from fullfed.methods.dense import Dense
+from fullfed.methods.local import Improvement
+from fullfed.methods.schedules import SampledCohort
+from fullfed.methods.scopes import Everything
+from fullfed.methods.setting import Setting
+from fullfed.methods.steps import ConstantStep
+from fullfed.sketch import Purpose, Stream, accumulate_
+from fullfed.training.zeroth_order import Direction, Neighbourhood, length
+
+
+@dataclass(frozen=True)
+class AlongSpheres:
+    """Forward differences along directions that are uniform on the unit sphere.
+
+    Attributes:
+        seed: the recipe's.
+        directions: b2, along which a batch's loss is taken.
+        rms: mu / sqrt(d), the root mean square of what is added to a weight.
+        learning_rate: eta.
+    """
+
+    seed: int
+    directions: int
+    rms: float
+    learning_rate: float
+
+    def improve(
+        self,
+        model: PreTrainedModel,
+        parameters: Mapping[str, Tensor],
+        batches: Iterable[Batch],
+        plan: Plan,
+    ) -> Improvement:
+        nearby = Neighbourhood(model, parameters)
+        weights = [p.detach() for p in parameters.values()]
+        losses = []
+        for step, batch in enumerate(batches):
+            batch = batch.to(model.device)
+            here = nearby.here(batch)
+            streams = [self._stream(plan, step, n) for n in range(self.directions)]
+            amounts = [self.amount(nearby, batch, here, stream) for stream in streams]
+            accumulate_(weights, streams, amounts, "gaussian")
+            losses.append(here)
+        return Improvement(losses)
+
+    def _stream(self, plan: Plan, step: int, n: int) -> Stream:
+        block = step * self.directions + n
+        return Stream(self.seed, Purpose.DIRECTION, plan.round, plan.client, block)
+
+    def amount(self, nearby: Neighbourhood, batch: Batch, here: float, stream: Stream) -> float:
+        """What of the stream's normal z is added to the weights, on account of v = z / ||z||.
+
+        Args:
+            here: the batch's loss at the weights.
+        """
+        d = nearby.elements
+        mu, norm = self.rms * math.sqrt(d), length(stream, d, batch.input_ids.device)
+        ahead = nearby.at(batch, Direction(stream, "gaussian"), mu / norm)
+        return -self.learning_rate / self.directions * (d / mu) * (ahead - here) / norm
+
+
+@dataclass(frozen=True)
+class FedZOOptions:
+    """
+    Attributes:
+        directions: b2, the directions a step averages over.
+        smoothing: mu, the length of a perturbation; "auto" is 5e-4 * sqrt(d), which moves each
+            weight as far as FedKSeed's.
+        precision: of what is sent, both ways.
+    """
+
+    directions: int = 1
+    smoothing: float | Literal["auto"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.directions < 1:
+            raise ValueError("directions is at least 1")
+        if self.smoothing != "auto" and not 0 < self.smoothing < math.inf:
+            raise ValueError("smoothing is a positive number or 'auto'")
+
+
+def build(setting: Setting, options: FedZOOptions) -> Composition:
+    mu = options.smoothing
+    rms = 5e-4 if mu == "auto" else float(mu) / math.sqrt(setting.elements)
+    return Composition(
+        setting=setting,
+        scope=Everything(),
+        local=AlongSpheres(setting.seed, options.directions, rms, setting.optimizer.learning_rate),
+        codec=Dense(setting.shapes, options.precision),
+        step=ConstantStep(1.0),
+        schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
+    )
