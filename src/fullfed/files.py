@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,21 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace the file at ``path`` by ``value`` as indented JSON; see write_atomically."""
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def locked(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold a lock on the file at ``path``, which is made; a process that dies lets go of it.
+
+    Raises:
+        UserError: another process holds it; says ``otherwise``.
+    """
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(otherwise) from error
+        yield
 
 
 def sync_folder(folder: Path) -> None:

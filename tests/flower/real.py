@@ -17,7 +17,8 @@ from typing import Any
 
 import tomli_w
 
-from fullfed.deployment.folders import ServerFolder
+from flower.proxy import CountingProxy
+from fullfed.deployment.folders import NodeFolder, ServerFolder
 from runs.small import CATEGORIES, tables, write_data, write_model
 
 FULLFED = Path(sys.executable).with_name("fullfed")
@@ -67,6 +68,19 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.2)
 
 
+def _processes() -> list[tuple[int, int, str]]:
+    """(process id, parent's, command) of every process there is."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines() if "<defunct>" not in line]
+    return [(int(pid), int(parent), command) for pid, parent, command in rows]
+
+
+def running_processes() -> set[int]:
+    return {pid for pid, _, _ in _processes()}
+
+
 class Process:
     """A command in a process group of its own, with its output in a file."""
 
@@ -97,30 +111,34 @@ class Process:
         """Wait for the end."""
         return self._process.wait(_PATIENCE)
 
-    def member(self, program: str) -> int | None:
-        """The process of the group whose command has ``program`` in it."""
-        listed = subprocess.run(
-            ["ps", "-eo", "pid=,pgid=,args="], capture_output=True, text=True, check=True
-        ).stdout
-        for line in listed.splitlines():
-            pid, group, command = line.split(None, 2)
-            if int(group) == self._process.pid and program in command:
-                return int(pid)
-        return None
+    def members(self) -> dict[int, str]:
+        """The commands of the process and all that it has started, by process id."""
+        rows = _processes()
+        found, due = {self._process.pid: "itself"}, [self._process.pid]
+        while due:
+            parent = due.pop()
+            children = {pid: command for pid, of, command in rows if of == parent}
+            found |= children
+            due += children
+        return found
 
     def kill_member(self, program: str) -> None:
-        """kill -9, once it is there."""
-        wait_until(lambda: self.member(program) is not None, program)
-        pid = self.member(program)
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        """kill -9 of a process that it has started, once it is there."""
+
+        def found() -> list[int]:
+            return [pid for pid, command in self.members().items() if program in command]
+
+        wait_until(lambda: bool(found()), program)
+        os.kill(found()[0], signal.SIGKILL)
 
     def stop(self) -> None:
+        members = self.members()
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(30)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        for pid in members:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._process.wait()
 
 
@@ -132,8 +150,13 @@ class Federation:
         self.directory = folder / "federation"
         self.port = free_port()
         self.server_folder = ServerFolder.create(
-            self.directory, PARTNERS, "127.0.0.1", self.port, "127.0.0.1", str(folder / "model")
+            self.directory, PARTNERS, "127.0.0.1", self.port, "127.0.0.1", "builtin"
         )
+        self.proxy = CountingProxy(self.port)
+        for name in PARTNERS:
+            node = NodeFolder(self.partner(name))
+            through = {"server": f"127.0.0.1:{self.proxy.port}"}
+            node.write(node.settings().model_copy(update=through))
         self._processes: list[Process] = []
         self.server = self.process("serve", self.directory)
         self.nodes = {name: self.join(self.partner(name), name) for name in PARTNERS}
@@ -166,3 +189,4 @@ class Federation:
     def close(self) -> None:
         for process in reversed(self._processes):
             process.stop()
+        self.proxy.close()

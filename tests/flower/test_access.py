@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flower.real import Federation, free_port
+from flower.real import Federation, free_port, running_processes, wait_until
 from fullfed.cli import app
 from fullfed.deployment.flower import check_server, registered
 from fullfed.deployment.folders import ServerFolder
@@ -54,6 +54,18 @@ def test_a_port_in_use_is_named(federation: Federation, tmp_path: Path) -> None:
     )
     text = refusal("serve", other.federation)
     assert f"127.0.0.1:{federation.port}: the port cannot be used" in text
+
+
+def test_a_join_that_is_killed_takes_its_processes_along_and_can_be_repeated(
+    federation: Federation,
+) -> None:
+    first = federation.nodes["red"]
+    members = set(first.members())
+    first.kill_member("itself")
+    assert first.code() == -9
+    wait_until(lambda: not members & running_processes(), "the worker and the node to end")
+    federation.nodes["red"] = federation.join(federation.partner("red"), "red")
+    federation.nodes["red"].says("connected to")
 
 
 def test_the_servers_own_tools_see_the_nodes(federation: Federation) -> None:

@@ -24,6 +24,7 @@ def test_the_log_is_that_of_a_run_in_one_process(
 ) -> None:
     recipe = write_recipe(
         federation.folder,
+        model={"path": "builtin"},
         method=METHODS[method],
         federation={"rounds": 3, "clients_per_round": 3},
     )

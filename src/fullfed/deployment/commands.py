@@ -169,13 +169,15 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     from fullfed.deployment.joining import configured
     from fullfed.engines.flower.channel import serve as answer
     from fullfed.engines.flower.resident import Resident
+    from fullfed.files import locked
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     folder = NodeFolder(directory.absolute())
     settings = configured(folder, data, model)
     assert settings.data is not None  # configured sees to it
-    resident = Resident(folder.state, settings.data, settings.model, settings.device)
-    answer(folder.worker_address, resident.handle)
+    with locked(folder.path / "worker.lock", f"{folder.path}: a worker runs here already; end it."):
+        resident = Resident(folder.state, settings.data, settings.model, settings.device)
+        answer(folder.worker_address, resident.handle)
 
 
 def _tell_server(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _GRACE = 10.0  # seconds between asking a process to end and ending it
 
 
@@ -38,6 +40,7 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=dict(self._env),
+                preexec_fn=_end_with_parent,
             )
 
     @property
@@ -60,6 +63,12 @@ class Child:
             self._process.wait(_GRACE)
         self._process.kill()
         self._process.wait()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end a child whose parent is killed (Linux; elsewhere the child stays)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

@@ -131,7 +131,7 @@ class Resident:
         model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
         _log.info("model %s loaded", recipe.model.path)
         method = build_method(recipe, method_options(recipe.method), model, terms.clients)
-        replica = Replica(model, method)
+        replica = make_replica(recipe, model, method)
         if replica.content_hash() != terms.base_hash:
             state.remove()
             raise UserError(

@@ -7,17 +7,15 @@ server.lock    locked as long as a ServerApp is at work
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from fullfed.errors import UserError
-from fullfed.files import write_json
+from fullfed.files import locked, write_json
 
 RUN = "run"  # what a run's configuration calls its folder
 
@@ -87,9 +85,9 @@ class ServerStatus:
         Raises:
             UserError: another process holds it.
         """
-        with self._lock_file.open("ab") as lock:
-            if not _try_lock(lock):
-                raise UserError(f"{self._lock_file.parent}: another process carries this run on.")
+        with locked(
+            self._lock_file, f"{self._lock_file.parent}: another process carries this run on."
+        ):
             write_json(self._status, {"error": None})
             try:
                 yield
@@ -111,8 +109,11 @@ class ServerStatus:
         """Whether a ServerApp is at work on the run now."""
         if not self._lock_file.exists():
             return False
-        with self._lock_file.open("ab") as lock:
-            return not _try_lock(lock)
+        try:
+            with locked(self._lock_file, "it is"):
+                return False
+        except UserError:
+            return True
 
     @property
     def error(self) -> str | None:
@@ -121,11 +122,3 @@ class ServerStatus:
             return None
         error = json.loads(self._status.read_text(encoding="utf-8"))["error"]
         return None if error is None else str(error)
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
