@@ -82,8 +82,8 @@ def comparison_page(data: Mapping[str, Any]) -> str:
         search_note=escape(
             f"The same budget for every method: {_count(search['trials'], 'trial')} of "
             f"{_count(search['rounds'], 'round')}, judged by the loss (nats per token) on "
-            f"{_count(search['validation_samples'], 'validation sample')} that are not in the "
-            "evaluation set. The chosen rate is in bold."
+            f"{_count(search['validation_samples'], 'validation sample')} held out of the clients' "
+            "data. The chosen rate is in bold."
         ),
         search=search_table(data),
         recipe=escape(recipe_text(data["recipe"])),

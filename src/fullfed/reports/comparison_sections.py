@@ -39,7 +39,7 @@ def methods_table(data: Mapping[str, Any]) -> str:
         )
         rows += f'<tr><th scope="row">{escape(method["label"])}</th>'
         rows += f"<td>{escape(method['title'])}{_small(method['paper'])}</td>"
-        rows += f'<td class="mono">{changes}</td></tr>\n'
+        rows += f'<td class="mono">{changes or "none"}</td></tr>\n'
     return _table("methods", head, rows)
 
 
