@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fullfed.training.frozen import forward_replaced
@@ -16,17 +17,24 @@ from fullfed.training.layers import find_layers
 
 
 def parked(weight: nn.Parameter, path: Path) -> Callable[[], None]:
-    """Put a copy of the weight away; what is returned brings it back."""
-    if weight.device.type != "cpu":
-        away, device = weight.data.cpu(), weight.device
+    """Put the weight's values away, in the host's memory or, from there, in a file.
+
+    Returns:
+        what brings them back, bit for bit.
+    """
+    values, shape = weight.data, weight.shape
+    if values.device.type != "cpu":
+        away, device = values.cpu(), values.device
 
         def back() -> None:
             weight.data = away.to(device)
     else:
-        save_file({"weight": weight.data.contiguous()}, path)
+        # Not safetensors: its bytes would be one copy more in memory.
+        values.contiguous().view(-1).view(torch.uint8).numpy().tofile(path)
+        dtype = values.dtype
 
         def back() -> None:
-            weight.data = load_file(path)["weight"].clone()
+            weight.data = torch.from_numpy(np.fromfile(path, np.uint8)).view(dtype).view(shape)
             path.unlink()
 
     return back
@@ -48,7 +56,7 @@ def without_layers(model: nn.Module, names: Collection[str]) -> Iterator[None]:
                 continue
             stack.enter_context(forward_replaced(layer, _pass))
             for place, weight in enumerate(own.values()):
-                stack.callback(parked(weight, Path(folder) / f"{number}.{place}.safetensors"))
+                stack.callback(parked(weight, Path(folder) / f"{number}.{place}"))
                 weight.data = weight.data.new_empty(0)
         yield
 

@@ -39,13 +39,17 @@ class Quantised:
             self._bits = 8
         group = _GROUP if self._bits == 4 and columns % _GROUP == 0 else columns
         grouped = weight.detach().view(rows, columns // group, group)
+        parts = [self._rounded(part) for part in torch.split(grouped, _ROWS)]
+        self.codes = torch.cat([codes for codes, _ in parts])
+        self.scale = torch.cat([scale for _, scale in parts])
+
+    def _rounded(self, part: Tensor) -> tuple[Tensor, Tensor]:
         largest = 127 if self._bits == 8 else 7
-        scale = grouped.abs().amax(dim=2, keepdim=True).float() / largest
-        scale = scale if self._bits == 8 else scale.to(weight.dtype)
-        self.scale = torch.where(scale > 0, scale, 1)
-        parts = zip(torch.split(grouped, _ROWS), torch.split(self.scale, _ROWS), strict=True)
-        codes = [(part / own.float()).round_().clamp_(-largest, largest) for part, own in parts]
-        self.codes = torch.cat([self._pack(code.to(torch.int8)) for code in codes])
+        scale = part.abs().amax(dim=2, keepdim=True).float() / largest
+        scale = scale if self._bits == 8 else scale.to(part.dtype)
+        scale = torch.where(scale > 0, scale, 1)
+        codes = (part / scale.float()).round_().clamp_(-largest, largest)
+        return self._pack(codes.to(torch.int8)), scale
 
     def _pack(self, codes: Tensor) -> Tensor:
         if self._bits == 8:
@@ -102,7 +106,7 @@ def quantised(model: nn.Module, parameters: Sequence[Tensor], bits: Bits) -> Ite
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for number, (weight, modules) in enumerate(_frozen(model, parameters).items()):
-            stack.callback(parked(weight, Path(folder) / f"{number}.safetensors"))
+            stack.callback(parked(weight, Path(folder) / str(number)))
             packed = Quantised(weight, bits)
             weight.data = weight.data.new_empty(0)  # the exact one goes
             for module in modules:
@@ -121,11 +125,9 @@ def _frozen(model: nn.Module, parameters: Sequence[Tensor]) -> dict[nn.Parameter
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             users.setdefault(parameter, []).append(module)
-    return {
-        p: own
-        for p, own in users.items()
-        if p.ndim == 2 and all(_can(module, trained) for module in own)
-    }
+    can = [p for p, own in users.items() if p.ndim == 2 and all(_can(m, trained) for m in own)]
+    # The largest last: while one is packed there are two of it.
+    return {p: users[p] for p in sorted(can, key=Tensor.numel)}
 
 
 def _can(module: nn.Module, trained: set[int]) -> bool:
