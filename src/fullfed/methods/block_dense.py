@@ -29,8 +29,7 @@ class BlockDense:
     A block that several clients trained is the mean of theirs, rounded once more.
 
     With error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847) a client
-    keeps what rounding took from its change, also what a model of 16 bits could not show of it,
-    and adds it when it trains the block again.
+    keeps what rounding took from its change, and adds it when it trains the block again.
 
     Attributes:
         blocks: each block's parameters and their shapes.
@@ -53,18 +52,17 @@ class BlockDense:
         tensors: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
         for name, before in change.before.items():
-            wanted = change.after[name].detach().float()
+            after = change.after[name].detach().float()
             if self.precision == "float32":
-                tensors[name] = wanted.clone()  # the parameters themselves are restored
+                tensors[name] = after.clone()  # the parameters themselves are restored
                 continue
+            wanted = after - before.float()
             if name in change.kept:
-                wanted = wanted + change.kept[name].to(wanted.device)
-            sent = self._packed(name, wanted - before.float())
+                wanted += change.kept[name].to(wanted.device)
+            sent = self._packed(name, wanted)
             tensors |= sent
             if self.feedback:
-                landed = before.clone()
-                self._move(landed, self._unpacked(name, sent))
-                kept[name] = wanted - landed.float()
+                kept[name] = wanted - self._unpacked(name, sent)
         return Payload({"block": block_of(plan)}, tensors, kept)
 
     def report_bytes(self, plan: Plan) -> int:
@@ -118,16 +116,14 @@ class BlockDense:
 
     def apply(self, parameters: Mapping[str, Tensor], update: Update) -> None:
         for name in update.tensors:
-            if not name.endswith(_SCALE):
-                parameter = parameters[name]
-                sent = self._unpacked(name, update.tensors).to(parameter.device)
-                self._move(parameter, sent)
-
-    def _move(self, parameter: Tensor, sent: Tensor) -> None:
-        if self.precision == "float32":
-            parameter.copy_(sent)
-        else:
-            parameter.copy_(parameter.float().add_(sent))
+            if name.endswith(_SCALE):
+                continue
+            parameter = parameters[name]
+            sent = self._unpacked(name, update.tensors).to(parameter.device)
+            if self.precision == "float32":
+                parameter.copy_(sent)
+            else:
+                parameter.copy_(parameter.float().add_(sent))
 
     def _values(self, tensors: Mapping[str, Tensor], block: int) -> dict[str, Tensor]:
         """What a report says, in float32, in tensors of its own."""
