@@ -47,7 +47,8 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> Path:
         "partition": "category",
         "template": "alpaca",
     }
-    recipe["deployment"] = {"deadline_seconds": _PATIENCE}
+    # Everybody has to report, as in one process, however long a killed node takes to come back.
+    recipe["deployment"] = {"deadline_seconds": _PATIENCE, "quorum": 1.0}
     for table, values in changes.items():
         recipe[table] = values if table == "method" else {**recipe[table], **values}
     path = folder / "recipe.toml"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flower.real import PARTNERS, write_recipe
+from fullfed.deployment.resident import Resident
+from fullfed.deployment.terms import encode_terms
 from fullfed.engines.flower.orders import Order
-from fullfed.engines.flower.resident import Resident
-from fullfed.engines.flower.terms import encode_terms
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
 from fullfed.federation.recipe import Recipe, load_recipe

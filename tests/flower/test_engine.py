@@ -15,12 +15,12 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from flower.real import PARTNERS, write_ingredients, write_recipe
 from flower.small import RUN, resident
+from fullfed.deployment.resident import Resident
+from fullfed.deployment.terms import encode_terms
 from fullfed.engines.flower import engine as engine_module
 from fullfed.engines.flower.engine import FlowerEngine, Membership
 from fullfed.engines.flower.orders import Answer, Order
 from fullfed.engines.flower.records import content_of, pieces_of
-from fullfed.engines.flower.resident import Resident
-from fullfed.engines.flower.terms import encode_terms
 from fullfed.errors import UserError
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Report, decode, encode
@@ -114,7 +114,11 @@ def residents(folder: Path, tmp_path: Path) -> Iterator[list[Resident]]:
 
 
 def recipe_of(folder: Path, rounds: int, **changes: Any) -> Recipe:
-    tables: dict[str, Any] = {"federation": {"rounds": rounds, "clients_per_round": 4}, **changes}
+    tables: dict[str, Any] = {
+        "federation": {"rounds": rounds, "clients_per_round": 4},
+        "deployment": {"quorum": 0.5},
+        **changes,
+    }
     return load_recipe(write_recipe(folder, **tables))
 
 
@@ -159,7 +163,7 @@ def test_a_node_that_was_away_is_caught_up_by_what_is_smaller(
 def test_a_restarted_server_sends_what_each_node_lacks_and_no_more(
     folder: Path, tmp_path: Path, residents: list[Resident]
 ) -> None:
-    recipe, stop = recipe_of(folder, 3, deployment={"deadline_seconds": 1.0}), [False]
+    recipe, stop = recipe_of(folder, 3), [False]
 
     def stopping(pieces: Mapping[str, bytes]) -> Mapping[str, bytes] | None:
         stop[0] = len(RunFolder(tmp_path / "run").metrics()) == 2 and not stop[0]
@@ -224,12 +228,12 @@ def test_a_bad_answer_is_refused_and_recorded_and_the_round_goes_on(
 def test_an_answer_from_another_node_than_was_asked_changes_nothing(
     folder: Path, tmp_path: Path, residents: list[Resident]
 ) -> None:
-    recipe = recipe_of(folder, 1, deployment={"deadline_seconds": 3.0})
+    recipe = recipe_of(folder, 1, deployment={"deadline_seconds": 3.0, "quorum": 0.5})
     grid = Dictionary({n: Node(node.handle) for n, node in enumerate(residents)})
     grid.nodes[1].speaks_as = 100
     [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
     assert record["merged"] == [0, 2, 3]
-    assert record["refused"] == [{"client": 1, "reason": "no report before the deadline"}]
+    assert record["refused"] == [{"client": 1, "reason": "no report before the round ended"}]
 
 
 def test_a_node_that_comes_back_is_asked_again_and_answers(

@@ -10,8 +10,8 @@ import pytest
 
 from flower.real import write_ingredients
 from flower.small import RUN, Reference, reference, resident
+from fullfed.deployment.resident import Resident
 from fullfed.engines.flower.orders import Answer, Order
-from fullfed.engines.flower.resident import Resident
 from runs.small import write_model
 
 ROUNDS = 5

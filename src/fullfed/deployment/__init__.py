@@ -1,1 +1,1 @@
-"""A federation across organisations: its folders, identities, processes and commands."""
+"""A federation across organisations: its server, nodes, folders, identities and commands."""

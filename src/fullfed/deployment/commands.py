@@ -140,7 +140,7 @@ def status(directory: FederationDirectory) -> None:
     _check_installed()
     from fullfed.deployment import flower
     from fullfed.deployment.folders import ServerFolder
-    from fullfed.engines.flower.run_files import ServerStatus
+    from fullfed.deployment.run_files import ServerStatus
     from fullfed.runs.folder import RunFolder
 
     folder = ServerFolder(directory)
@@ -167,8 +167,8 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     _check_installed()
     from fullfed.deployment.folders import NodeFolder
     from fullfed.deployment.joining import configured
+    from fullfed.deployment.resident import Resident
     from fullfed.engines.flower.channel import serve as answer
-    from fullfed.engines.flower.resident import Resident
     from fullfed.files import locked
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -16,8 +16,8 @@ from typing import Any
 import tomli_w
 
 from fullfed.deployment.folders import NodeFolder, ServerFolder
+from fullfed.deployment.run_files import RUN
 from fullfed.engines.flower.channel import WORKER
-from fullfed.engines.flower.run_files import RUN
 from fullfed.errors import UserError
 from fullfed.files import write_atomically
 

@@ -31,7 +31,7 @@ from fullfed.deployment.identities import (
     create_node_key,
     public_key_pem,
 )
-from fullfed.engines.flower.run_files import Member
+from fullfed.deployment.run_files import Member
 from fullfed.errors import UserError
 from fullfed.federation.recipe import describe_validation
 from fullfed.files import write_atomically
@@ -282,7 +282,7 @@ def _write_app(folder: Path) -> None:
     package.mkdir(parents=True)
     write_atomically(folder / "pyproject.toml", _APP.encode())
     write_atomically(package / "__init__.py", b"")
-    for side in ("server", "client"):
+    for side, home in (("server", "deployment"), ("client", "engines.flower")):
         # An assignment, because Flower looks for one without importing the module.
-        code = f"from fullfed.engines.flower import {side}_app\n\napp = {side}_app.app\n"
+        code = f"from fullfed.{home} import {side}_app\n\napp = {side}_app.app\n"
         write_atomically(package / f"{side}.py", code.encode())

@@ -117,7 +117,7 @@ class FlowerEngine:
                     yield arrival
             time.sleep(_PAUSE)
         for client, visit in sorted(visits.items()):
-            failure = "no report before the deadline" if visit.node else "the node was not there"
+            failure = "no report before the round ended" if visit.node else "the node was not there"
             yield Arrival(client, None, failure=failure)
 
     def _present(self) -> dict[int, tuple[int, str]]:

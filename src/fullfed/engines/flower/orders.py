@@ -34,7 +34,7 @@ class Order:
         first: ... and the version that the first of them starts from.
         snapshot: a snapshot of the replica instead of updates, or empty.
         last: with a snapshot, the update that led to it, without its tensors.
-        terms: what the node must know of the recipe (terms.py), or empty if it has been told.
+        terms: what the node must know of the recipe, or empty if it has been told.
     """
 
     run: str

@@ -14,14 +14,19 @@ from pathlib import Path
 
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import TokenizedExample, tokenize
-from fullfed.engines.flower.node_state import NodeState
+from fullfed.deployment.node_state import NodeState
+from fullfed.deployment.terms import decode_terms
 from fullfed.engines.flower.orders import Answer, Order, Pieces
-from fullfed.engines.flower.terms import decode_terms
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Plan, decode
-from fullfed.federation.replica import Replica
 from fullfed.federation.worker import Worker
-from fullfed.runs.assembly import build_method, context_length, load_model, method_options
+from fullfed.runs.assembly import (
+    build_method,
+    context_length,
+    load_model,
+    make_replica,
+    method_options,
+)
 
 _log = logging.getLogger(__name__)
 _BLAND = "the node cannot take part; its operator finds the reason in the node's worker.log"

@@ -10,9 +10,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fullfed.deployment.run_files import RUN, MembersFile, ServerStatus
+from fullfed.deployment.terms import encode_terms
 from fullfed.engines.flower.engine import FlowerEngine, Membership
-from fullfed.engines.flower.run_files import RUN, MembersFile, ServerStatus
-from fullfed.engines.flower.terms import encode_terms
 from fullfed.federation.log import Log
 from fullfed.federation.recipe import Recipe
 from fullfed.federation.rounds import Engine
