@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 
-from fullfed.sketch import SHARED, Purpose, SignBasis, Stream
-from fullfed.sketch.pieces import Rounding
+from fullfed.sketch import SHARED, Purpose, Rounding, SignBasis, Stream, accumulate_, perturb_
 from sketch.oracle import f32, field
 
 
@@ -25,6 +25,28 @@ def test_rounding_follows_the_specified_bits():
         bits = int(wide[0][g].view(torch.int32)) & 0xFFFFFFFF
         kept = (bits + field(stream, 16, 128, g // 128, g % 128)) >> 16 & 0xFFFF
         assert int(weights[0][g].view(torch.int16)) & 0xFFFF == kept
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+def test_directions_round_by_the_first_ones_names(distribution):
+    """Its seed, round and owner, at the element's number; neither its purpose nor its block."""
+    streams, start = [Stream(5, Purpose.DIRECTION, 2, 8, block=3), Stream(6, 4)], 1000
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal(3000).astype(f32))
+    rounding = Stream(5, Purpose.ROUNDING, 2, 8)
+    for change in (
+        lambda w, how: perturb_(w, streams[0], 1e-3, distribution, start=start, rounding=how),
+        lambda w, how: accumulate_(
+            w, streams, [1e-3, 2e-3], distribution, start=start, rounding=how
+        ),
+    ):
+        wide, weights = [values.bfloat16().float()], [values.bfloat16()]
+        change(wide, "nearest")
+        change(weights, "stochastic")
+        for i in (0, 23, 24, 25, 2999):
+            bits = int(wide[0][i].view(torch.int32)) & 0xFFFFFFFF
+            g = start + i
+            kept = (bits + field(rounding, 16, 128, g // 128, g % 128)) >> 16 & 0xFFFF
+            assert int(weights[0][i].view(torch.int16)) & 0xFFFF == kept
 
 
 def test_what_bfloat16_holds_exactly_does_not_move():

@@ -9,6 +9,7 @@ from fullfed.sketch.dense import NormalBasis, RademacherBasis
 from fullfed.sketch.directions import Distribution, accumulate_, perturb_
 from fullfed.sketch.generator import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
 from fullfed.sketch.pieces import Rounding
+from fullfed.sketch.rounding import round_
 from fullfed.sketch.sign import SignBasis
 from fullfed.sketch.weights import Weight
 
@@ -28,5 +29,6 @@ __all__ = [
     "check_specification",
     "permutation",
     "perturb_",
+    "round_",
     "uniforms",
 ]

@@ -126,11 +126,13 @@ def _store(
     target: Tensor, start: int, wide: Tensor, kernels: Backend, noise: Noise | None, place: int
 ) -> None:
     """Elements start, start + 1, ... become ``wide``, rounded; element 0 is number ``place``."""
+    rounded = wide
     if noise is not None:
-        exact, wide = wide, torch.empty(wide.shape, dtype=target.dtype, device=target.device)
-        kernels.round_to(wide, exact, noise.stream, noise.first + place + start)
-    for here, part in _at_once(wide, start):
-        assign(target, part.start, here)
+        rounded = elements(target, start, start + wide.numel())  # in place if contiguous
+        kernels.round_to(rounded, wide, noise.stream, noise.first + place + start)
+    if noise is None or not target.is_contiguous():
+        for here, part in _at_once(rounded, start):
+            assign(target, part.start, here)
 
 
 def _batches(pieces: Iterable[tuple[Piece, bool]]) -> Iterator[list[Piece]]:
