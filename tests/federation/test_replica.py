@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Update
+from fullfed.federation.precision import Rounding
 from fullfed.federation.replica import Replica, content_hash
 
 
@@ -239,7 +240,8 @@ def test_a_safetensors_file_that_is_no_snapshot_is_refused(
 def test_a_snapshot_of_another_model_is_refused(
     replica: Replica, tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    other = Replica(copy.deepcopy(tiny_llama).bfloat16(), AddOne())  # type: ignore[arg-type]
+    model = copy.deepcopy(tiny_llama).bfloat16()
+    other = Replica(model, AddOne(), Rounding("stochastic"))  # type: ignore[arg-type]
     other.save_snapshot(tmp_path / "snapshot")
     with pytest.raises(UserError, match="of another model"):
         replica.load_snapshot(tmp_path / "snapshot")

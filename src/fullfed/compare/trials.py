@@ -16,10 +16,15 @@ from fullfed.evaluation.loss import evaluate_loss
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
 from fullfed.federation.recipe import Recipe
-from fullfed.federation.replica import Replica
 from fullfed.federation.rounds import run_round
 from fullfed.federation.worker import Worker
-from fullfed.runs.assembly import build_method, load_data, load_model, method_options
+from fullfed.runs.assembly import (
+    build_method,
+    load_data,
+    load_model,
+    make_replica,
+    method_options,
+)
 
 
 class Trials:
@@ -60,7 +65,7 @@ class Trials:
         model, _ = self._load()  # anew: a method may add parameters to it
         options = method_options(recipe.method)
         method = build_method(recipe, options, model, len(self._clients))
-        worker = Worker(Replica(model, method), method, self._clients)
+        worker = Worker(make_replica(recipe, model, method), method, self._clients)
         engine = Simulation(worker, recipe.simulation.failures, recipe.federation.seed)
         for number in range(self._rounds):
             result = run_round(method, engine, number, worker.last, self._on_arrival)

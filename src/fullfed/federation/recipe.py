@@ -26,11 +26,20 @@ class ModelTable(_Table):
 
     path: a folder or hub name that transformers loads, or "builtin" for the embedded one.
     dtype: of the replicas, in training too. device: "auto" is a GPU if there is one.
+    rounding: of updates too small for 16 bits: "master" keeps exact weights beside them, at 4 more
+    bytes a parameter; "stochastic" rounds bfloat16 up or down at random, alike everywhere.
     """
 
     path: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    rounding: Literal["master", "stochastic"] = "master"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+
+    @model_validator(mode="after")
+    def _rounding_fits(self) -> ModelTable:
+        if self.rounding == "stochastic" and self.dtype != "bfloat16":
+            raise ValueError(f"rounding = 'stochastic' is for bfloat16, not {self.dtype}")
+        return self
 
 
 class DataTable(_Table):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import safetensors
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Update
 from fullfed.federation.method import Method
+from fullfed.federation.precision import Rounding
 from fullfed.files import write_atomically
 
 
@@ -25,14 +27,19 @@ class Replica:
     Args:
         model: the base model; updated in place.
         method: says how an update is applied.
+        rounding: what becomes of updates beyond the precision of a model in 16 bits.
     """
 
-    def __init__(self, model: PreTrainedModel, method: Method) -> None:
+    def __init__(
+        self, model: PreTrainedModel, method: Method, rounding: Rounding | None = None
+    ) -> None:
         self.model = model
         self.version = 0
         self.method = method
+        self._rounding = rounding or Rounding()
+        self._masters = self._rounding.masters(model, method.replicated(model))
         # What cumulative updates start from; a second copy of the model.
-        kept = self._parameters() if method.cumulative else {}
+        kept = method.replicated(model) if method.cumulative else {}
         self._base = {name: p.detach().clone() for name, p in kept.items()}
 
     def apply(self, update: Update) -> None:
@@ -49,8 +56,8 @@ class Replica:
                 "replay the log from the base model."
             )
         try:
-            with torch.no_grad():
-                _copy(self._base, self._parameters())
+            with torch.no_grad(), self._widened(update.round):
+                _copy(self._base, self.method.replicated(self.model))
                 self.method.apply(self.model, update)
         except (KeyError, RuntimeError, MessageError) as error:
             raise UserError(
@@ -60,8 +67,8 @@ class Replica:
         self.version = update.round + 1
 
     def state(self) -> dict[str, Tensor]:
-        """The parameters by name, each once (tied ones under their first name)."""
-        return dict(self.model.named_parameters())
+        """The parameters by name, each once (tied ones under their first name), and exact."""
+        return {**dict(self.model.named_parameters()), **self._masters}
 
     def content_hash(self) -> str:
         """SHA-256, in hex, of every parameter's name, dtype, shape and bytes."""
@@ -103,10 +110,17 @@ class Replica:
             raise UserError(f"{path}: the snapshot's content was changed; delete it and resume.")
         with torch.no_grad():
             _copy(ordered, mine)
+            with self._widened(version):
+                pass  # the model itself is what its masters round to
         self.version = version
 
+    def _widened(self, round: int) -> AbstractContextManager[None]:
+        replicated = self.method.replicated(self.model)
+        return self._rounding.widened(self.model, replicated, self._masters, round)
+
     def _parameters(self) -> Mapping[str, Tensor]:
-        return self.method.replicated(self.model)
+        """What updates change, exact."""
+        return {**self.method.replicated(self.model), **self._masters}
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

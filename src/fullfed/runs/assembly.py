@@ -22,7 +22,9 @@ from transformers.utils import logging as transformers_logging
 from fullfed.data.federated import FederatedData, federate, load_federated
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
+from fullfed.federation.precision import Rounding
 from fullfed.federation.recipe import MemoryTable, MethodTable, Recipe, describe_validation
+from fullfed.federation.replica import Replica
 from fullfed.methods.catalogue import METHODS
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
@@ -276,6 +278,11 @@ def _memory(table: MemoryTable) -> Memory:
         table.frozen,
         parse_bytes(table.cache_inputs) if table.cache_inputs else 0,
     )
+
+
+def make_replica(recipe: Recipe, model: PreTrainedModel, method: Composition) -> Replica:
+    """The model as the recipe's federation holds it, at version 0."""
+    return Replica(model, method, Rounding(recipe.model.rounding, recipe.federation.seed))
 
 
 def _quickstart_data(

@@ -11,7 +11,7 @@ from fullfed.errors import UserError
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
-from fullfed.runs.assembly import build_method, load_model, method_options
+from fullfed.runs.assembly import build_method, load_model, make_replica, method_options
 from fullfed.runs.folder import RunFolder
 
 
@@ -27,7 +27,7 @@ def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTo
     method = build_method(
         recipe, method_options(recipe.method), model, recipe.federation.clients_per_round
     )
-    replica = Replica(model, method)
+    replica = make_replica(recipe, model, method)
     if replica.content_hash() != folder.base()["model_hash"]:
         raise UserError(
             f"{recipe.model.path}: this is not the base model the run began with; "

@@ -13,13 +13,12 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Plan, Update, decode, encode
 from fullfed.federation.recipe import Recipe
-from fullfed.federation.replica import Replica
 from fullfed.federation.rounds import Engine, RoundResult, run_round
 from fullfed.federation.states import StatesOnDisk
 from fullfed.federation.traffic import Traffic
 from fullfed.federation.worker import Worker
 from fullfed.files import write_json
-from fullfed.runs.assembly import Assembly, assemble
+from fullfed.runs.assembly import Assembly, assemble, make_replica
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.memory import peak_memory_bytes
 from fullfed.runs.summary import summarize
@@ -128,7 +127,7 @@ class _Run:
         self._watcher = watcher
         self._connect = connect
         self._quorum = quorum
-        self._replica = Replica(assembly.model, assembly.method)
+        self._replica = make_replica(assembly.recipe, assembly.model, assembly.method)
         clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
         self._worker = Worker(
             self._replica, assembly.method, clients, StatesOnDisk(folder.states_folder)
