@@ -15,6 +15,7 @@ from fullfed.runs import run
 METHODS = {
     "ferret": {"name": "ferret", "coordinates": 300},
     "fedavg": {"name": "fedavg"},
+    "fedcybgd": {"name": "fedcybgd", "blocks": 3},
 }
 
 

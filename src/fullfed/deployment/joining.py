@@ -15,6 +15,7 @@ from fullfed.errors import UserError
 
 _TURNED_AWAY = "code: 2004"  # Flower's error when a key is unknown, or in use by another node
 _RETRY_SECONDS = 5.0
+_RESTART_SECONDS = 1.0
 _USER_ERROR = 2  # exit code
 
 
@@ -72,6 +73,7 @@ def _watch(folder: NodeFolder, settings: NodeFile, worker: Child, node: Child, s
             raise UserError(worker.said().strip().splitlines()[-1].removeprefix("error: "))
         if worker.exit_code is not None:
             say("the worker has died and is started again")
+            time.sleep(_RESTART_SECONDS)
             worker.start()
         if node.exit_code is None:
             found = None if connected else re.search(r"SuperNode ID: (\d+)", node.said())

@@ -3,6 +3,7 @@
 terms.json             the run's terms
 snapshot.safetensors   the replica at some version
 updates.log            the updates since, and the one that led to the snapshot
+states/                what the client keeps between visits, where the method has it keep something
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from fullfed.errors import UserError
 from fullfed.federation.log import Log
 from fullfed.federation.messages import MessageError, Update, decode
+from fullfed.federation.states import StatesOnDisk
 from fullfed.federation.worker import Worker
 from fullfed.files import write_atomically
 
@@ -31,17 +33,21 @@ class NodeState:
         self._snapshot_file = self.path / "snapshot.safetensors"
         self._log_file = self.path / "updates.log"
         self._log: Log | None = None
+        self.states = StatesOnDisk(self.path / "states")
 
     def create(self, terms: bytes) -> None:
-        """Begin the state of a new run, in place of whatever is there."""
-        shutil.rmtree(self.path.parent, ignore_errors=True)
-        self.path.mkdir(parents=True, mode=0o700)
+        """Begin the state of a new run, in place of every other run's."""
+        self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
+        for other in self.path.parent.iterdir():
+            if other != self.path:
+                shutil.rmtree(other)
         write_atomically(self.terms_file, terms)
 
     def remove(self) -> None:
-        """Forget the run."""
+        """Forget the run's terms and the replica, not what its client keeps."""
         self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        for file in (self.terms_file, self._snapshot_file, self._log_file):
+            file.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._log is not None:

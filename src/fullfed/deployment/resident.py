@@ -151,7 +151,7 @@ class Resident:
                 "leave the node out of this run."
             )
         clients: dict[int, Sequence[TokenizedExample]] = {}
-        worker = Worker(replica, method, clients)
+        worker = Worker(replica, method, clients, state.states)
         every = recipe.federation.snapshot_every
         try:
             state.restore(worker)
