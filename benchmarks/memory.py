@@ -95,10 +95,12 @@ _HEAD = (
 _LARGE = 14  # a block's bytes an element: copy, float32 master and two moments, and the copy before
 
 
-def _frozen(s: Sizes, bits: float) -> float:
-    """What is quantised and what trains; or before and after, when the whole model is there."""
-    packed = bits / 8 * (s.d - s.block) + 2 * s.block
-    return max(packed + _LARGE * s.block + 6 * s.largest + 2 * s.widest, 2 * s.d + 2 * s.block)
+def _frozen(s: Sizes, bits: float, dropped: int = 0) -> float:
+    """What is packed and what trains; or afterwards the whole model again, with the trained part's
+    copy, its float32 master, the report and the residual."""
+    packed = bits / 8 * (s.d - (1 + dropped) * s.block) + 2 * s.block
+    during = packed + _LARGE * s.block + 6 * s.largest + 2 * s.widest
+    return max(during, 2 * s.d + 12 * s.block)
 
 
 ROWS = {
@@ -128,7 +130,7 @@ ROWS = {
     "+ frozen in int4": Row(_cyclic, lambda s: _frozen(s, 4.25), _IN_INT4),
     "+ surrogate of 0.5 in int8": Row(
         lambda s: _cyclic(s, surrogate=0.5),
-        lambda s: _frozen(replace(s, d=s.d - len(_half(s.layers)) * s.block), 8),
+        lambda s: _frozen(s, 8, len(_half(s.layers))),
         _IN_INT8,
         dropped=_half,
     ),
