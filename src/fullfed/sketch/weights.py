@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.sketch.checks import float32, largest
-from fullfed.sketch.strided import elements
+from fullfed.sketch.strided import boxes, joined
 
 Weight: TypeAlias = float | Tensor | tuple[Tensor, Tensor]
 
@@ -31,9 +32,13 @@ class ElementWeight:
 
     def part(self, start: int, stop: int) -> Tensor:
         """The numbers of elements start, ..., stop - 1 in row-major order, float32."""
-        product = elements(self.views[0], start, stop)
-        for view in self.views[1:]:
-            product = product * elements(view, start, stop)
+        shape = self.views[0].shape
+        product = joined(
+            [
+                functools.reduce(torch.mul, (view[box] for view in self.views))
+                for box in boxes(shape, start, stop)
+            ]
+        )
         return product if self.scale == 1.0 else product * self.scale
 
 
