@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -17,55 +17,71 @@ Move = Callable[[Tensor, int], None]  # changes a row of elements, told the firs
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module keeps a parameter, whose elements are numbered from ``start``."""
+    """Where a module keeps a parameter.
 
-    module: nn.Module
+    Attributes:
+        table: torch's own of the module's parameters. Assigning to the module would want a
+            Parameter and take longer.
+        name: in that table.
+        parameter: what is there when nobody has put anything else there.
+        nothing: NaN in the parameter's shape, in the memory of one number.
+        start: the number of the parameter's first element.
+    """
+
+    table: MutableMapping[str, Any]
     name: str
     parameter: Tensor
+    nothing: Tensor
     start: int
 
     def put(self, tensor: Tensor) -> None:
-        # Into torch's own table: assignment to the module would want a Parameter.
-        self.module._parameters[self.name] = tensor  # type: ignore[assignment]
+        self.table[self.name] = tensor
 
-    def follows(self, other: Place) -> bool:
-        """Whether both can be in one row: elements without a gap, of one dtype and device."""
-        alike = (self.parameter.dtype, self.parameter.device) == (
-            other.parameter.dtype,
-            other.parameter.device,
-        )
-        return alike and self.start in (other.start, other.start + other.parameter.numel())
+
+@dataclass(frozen=True)
+class Row:
+    """Places whose parameters' elements follow one another, of one dtype and device.
+
+    Attributes:
+        places: in the order of their elements; a parameter tied within the part has several.
+        parameters: by the numbers of their first elements, each once.
+    """
+
+    places: tuple[Place, ...]
+    parameters: Mapping[int, Tensor]
+
+    def move(self, move: Move) -> None:
+        """Put moved copies into the places."""
+        moving = torch.cat([p.reshape(-1) for p in self.parameters.values()])
+        move(moving, self.places[0].start)
+        pieces = moving.split_with_sizes([p.numel() for p in self.parameters.values()])
+        copies = dict(zip(self.parameters, pieces, strict=True))
+        for place in self.places:
+            place.put(copies[place.start].view(place.parameter.shape))
 
 
 @dataclass(frozen=True)
 class Part:
-    """A module, and the places in it in rows of elements without gaps."""
+    """A module, and the places in it."""
 
     module: nn.Module
-    rows: tuple[tuple[Place, ...], ...]
+    rows: tuple[Row, ...]
 
-    def move(self, move: Move) -> None:
-        """Put moved copies into the places."""
-        for places in self.rows:
-            first = places[0].start
-            parameters = {place.start: place.parameter for place in places}
-            row = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
-            move(row, first)
-            for place in places:
-                begin, size = place.start - first, place.parameter.numel()
-                place.put(row[begin : begin + size].view(place.parameter.shape))
+    @property
+    def places(self) -> Iterator[Place]:
+        return chain.from_iterable(row.places for row in self.rows)
 
     def hide(self) -> None:
         """Put NaN into the places."""
-        for place in chain(*self.rows):
-            nan = torch.full((), torch.nan, dtype=place.parameter.dtype)
-            place.put(nan.to(place.parameter.device).expand(place.parameter.shape))
+        for place in self.places:
+            place.put(place.nothing)
 
     def watch(self, move: Move) -> list[RemovableHandle]:
         """Hooks that move before the module computes and hide after."""
 
         def before(module: nn.Module, inputs: Any) -> None:
-            self.move(move)
+            for row in self.rows:
+                row.move(move)
 
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
             self.hide()
@@ -76,7 +92,7 @@ class Part:
         ]
 
     def restore(self) -> None:
-        for place in chain(*self.rows):
+        for place in self.places:
             place.put(place.parameter)
 
 
@@ -90,10 +106,12 @@ def parts_of(model: nn.Module, parameters: Sequence[Tensor]) -> list[Part]:
     parts = []
     for module, inner in _modules(model):
         places = [
-            Place(owner, name, parameter, starts[id(parameter)])
+            Place(
+                owner._parameters, name, p, p.new_full((), torch.nan).expand(p.shape), starts[id(p)]
+            )
             for owner in inner
-            for name, parameter in owner.named_parameters(recurse=False)
-            if id(parameter) in starts
+            for name, p in owner.named_parameters(recurse=False)
+            if id(p) in starts
         ]
         if places:
             parts.append(Part(module, _rows(sorted(places, key=lambda place: place.start))))
@@ -110,14 +128,23 @@ def _modules(module: nn.Module) -> Iterator[tuple[nn.Module, Iterable[nn.Module]
             yield from _modules(child)
 
 
-def _rows(places: Sequence[Place]) -> tuple[tuple[Place, ...], ...]:
-    rows: list[list[Place]] = []
+def _rows(places: Sequence[Place]) -> tuple[Row, ...]:
+    groups: list[list[Place]] = []
     for place in places:
-        if rows and place.follows(rows[-1][-1]):
-            rows[-1].append(place)
+        if groups and _follows(place, groups[-1][-1]):
+            groups[-1].append(place)
         else:
-            rows.append([place])
-    return tuple(tuple(row) for row in rows)
+            groups.append([place])
+    return tuple(
+        Row(tuple(group), {place.start: place.parameter.detach() for place in group})
+        for group in groups
+    )
+
+
+def _follows(place: Place, last: Place) -> bool:
+    new, old = place.parameter, last.parameter
+    alike = (new.dtype, new.device) == (old.dtype, old.device)
+    return alike and place.start in (last.start, last.start + old.numel())
 
 
 @contextmanager
