@@ -29,7 +29,7 @@ GOLDEN = Path(__file__).parent / "golden.json"
 
 def ramp(count: int) -> torch.Tensor:
     """The float32 nearest to (7 i mod 31 - 15) / 10, so that the order of sums shows."""
-    return torch.tensor([(7 * i % 31 - 15) / 10 for i in range(count)])
+    return torch.tensor([(7 * i % 31 - 15) / 10 for i in range(count)], dtype=torch.float32)
 
 
 def bits(values: torch.Tensor) -> list[str]:
@@ -69,7 +69,7 @@ def compute(backend: str | None) -> dict[str, object]:
         found[f"{distribution} directions: last weights"] = bits(weights[0][-8:])
     weights = [ramp(300).bfloat16()]
     SignBasis(seed=42, round=3, coordinates=7).reconstruct_(
-        weights, torch.full((7,), 1e-3), rounding="stochastic", backend=backend
+        weights, torch.full((7,), 1e-3, dtype=torch.float32), rounding="stochastic", backend=backend
     )
     found["stochastic rounding: last weights"] = bits(weights[0][-8:])
     for distribution in ("rademacher", "gaussian"):

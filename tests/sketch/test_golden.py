@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from sketch.make_golden import GOLDEN, compute
 
 
+@pytest.fixture(params=[torch.float32, torch.float64])
+def default_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What torch makes tensors of when it is not told; no business of ours."""
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("default_dtype")
 @pytest.mark.parametrize("backend", ["reference", None])
 def test_golden_values(backend):
     expected = json.loads(GOLDEN.read_text())

@@ -69,7 +69,7 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> N
 
 def fold(rows: Tensor) -> Tensor:
     while rows.shape[0] > 1:
-        sums = torch.empty(-(-rows.shape[0] // FOLD), rows.shape[1])
+        sums = torch.empty(-(-rows.shape[0] // FOLD), rows.shape[1], dtype=torch.float32)
         _split(sign_cpu.fold, rows.shape[1], rows.numel(), rows.numpy(), sums.numpy())
         rows = sums
     return rows[0]

@@ -62,7 +62,7 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> N
 def fold(rows: Tensor) -> Tensor:
     while rows.shape[0] > 1:
         count, width = rows.shape
-        sums = torch.zeros(-(-count // FOLD), width, device=rows.device)
+        sums = torch.zeros(-(-count // FOLD), width, dtype=torch.float32, device=rows.device)
         with _device_of(rows):
             dense_cuda.add_in_order[(sums.shape[0], -(-width // 128))](
                 sums, rows, count, width, 128, **EXACT
@@ -75,7 +75,7 @@ def add_products(
     entries: Entries, directions: Sequence[Direction], piece: Tensor, sums: Tensor
 ) -> None:
     parts, count = piece.shape[0] // 32, len(directions)
-    by_part = torch.empty(parts, count, device=piece.device)
+    by_part = torch.empty(parts, count, dtype=torch.float32, device=piece.device)
     keys, firsts = _packed(directions, piece.device)
     series, terms = _series(entries, piece.device)
     with _device_of(piece):

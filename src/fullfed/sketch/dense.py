@@ -91,7 +91,7 @@ class DenseBasis(ABC):
             new = [delta[n] for n in block]
             old = [None if before is None else before[n] for n in block]
             d, k = _elements(new), self.coordinates[number]
-            partials = torch.zeros(-(-d // STRETCH), k, device=delta[0].device)
+            partials = torch.zeros(-(-d // STRETCH), k, dtype=torch.float32, device=delta[0].device)
             for stretch, piece in enumerate(_stretches(new, old, [scales[n] for n in block])):
                 directions = self._directions(number, d, stretch * STRETCH)
                 kernels.add_products(self.entries(d), directions, piece, partials[stretch])
@@ -189,7 +189,9 @@ def _stretches(
     d = _elements(tensors)
     for start in range(0, d, STRETCH):
         stop, place = min(start + STRETCH, d), 0
-        stretch = torch.zeros(-(-(stop - start) // 4096) * 4096, device=tensors[0].device)
+        stretch = torch.zeros(
+            -(-(stop - start) // 4096) * 4096, dtype=torch.float32, device=tensors[0].device
+        )
         for new, old, weight in zip(tensors, before, weights, strict=True):
             low, high = max(start - place, 0), min(stop - place, new.numel())
             if low < high:

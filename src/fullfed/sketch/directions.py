@@ -105,4 +105,4 @@ def accumulate_(
 
 @functools.cache
 def _ones(device: torch.device) -> Tensor:
-    return torch.ones(LANES, device=device)
+    return torch.ones(LANES, dtype=torch.float32, device=device)

@@ -57,7 +57,7 @@ def _to_read(
             yield Piece(new.view(-1), offset, weight, flat), True
         else:
             for part in slices(0, new.numel(), _staged(new.device)):
-                wide = torch.empty(part.stop - part.start, device=new.device)
+                wide = torch.empty(part.stop - part.start, dtype=torch.float32, device=new.device)
                 load(wide, new, old, weight, part.start)
                 yield Piece(wide, offset + part.start), False
         offset += new.numel()
@@ -103,7 +103,7 @@ def _to_write(
             yield Piece(old.view(-1), offset + place, factor), True
         else:
             for part in slices(0, old.numel(), _staged(old.device)):
-                wide = torch.empty(part.stop - part.start, device=old.device)
+                wide = torch.empty(part.stop - part.start, dtype=torch.float32, device=old.device)
                 if isinstance(factor, float):
                     load(wide, old, None, 1.0, part.start)
                     yield Piece(wide, offset + place + part.start, factor), False
@@ -169,4 +169,4 @@ def zeros(rows: int, columns: int, device: torch.device) -> Tensor:
     """float32 zeros, on the CPU without torch's threads."""
     if device.type == "cpu":
         return torch.from_numpy(np.zeros((rows, columns), dtype=np.float32))
-    return torch.zeros(rows, columns, device=device)
+    return torch.zeros(rows, columns, dtype=torch.float32, device=device)

@@ -25,10 +25,10 @@ def _add_projection(rows: Rows, piece: Piece, partials: Tensor) -> None:
         change = change - piece.before.float()
     width = rows.width
     first, count = _touched(width, piece)
-    padded = torch.zeros(count * width, device=change.device)
+    padded = torch.zeros(count * width, dtype=torch.float32, device=change.device)
     padded[piece.offset - first * width :][: change.numel()] = change * piece.factor
     columns = _columns(rows, first, count, change.device)
-    by_column = torch.empty(count, width, device=change.device)
+    by_column = torch.empty(count, width, dtype=torch.float32, device=change.device)
     by_column.scatter_(1, columns, padded.view(count, width))
     signed = by_column * _signs(rows, first, count, change.device)
     for residue in range(FOLD):
@@ -48,7 +48,9 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> N
 
 def fold(rows: Tensor) -> Tensor:
     while rows.shape[0] > 1:
-        sums = torch.zeros(-(-rows.shape[0] // FOLD), rows.shape[1], device=rows.device)
+        sums = torch.zeros(
+            -(-rows.shape[0] // FOLD), rows.shape[1], dtype=torch.float32, device=rows.device
+        )
         for start in range(min(FOLD, rows.shape[0])):
             part = rows[start::FOLD]
             sums[: part.shape[0]] += part
@@ -62,7 +64,7 @@ def add_products(
     for k, direction in enumerate(directions):
         products = _values(entries, direction, piece) * piece
         for part in torch.split(products, 32):
-            lanes = torch.zeros(LANES, device=piece.device)
+            lanes = torch.zeros(LANES, dtype=torch.float32, device=piece.device)
             for row in part:
                 lanes = lanes + row
             while lanes.numel() > 1:
@@ -76,7 +78,7 @@ def add_combination(
 ) -> None:
     for piece in pieces:
         first, count = _touched(LANES, piece)
-        total = torch.zeros(count, LANES, device=scalars.device)
+        total = torch.zeros(count, LANES, dtype=torch.float32, device=scalars.device)
         for k, direction in enumerate(directions):
             shifted = Direction(direction.stream, direction.first + first)
             total += scalars[k] * _values(entries, shifted, total)
