@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from fullfed.data.examples import Example
 from fullfed.data.tokens import TokenizedExample
 
 
@@ -61,10 +60,10 @@ def random_clients(
     clients: int, samples: int, length: int, vocabulary: int
 ) -> list[list[TokenizedExample]]:
     """Random tokens; all but the first of a sample are learned."""
-    draw, nothing = np.random.default_rng(0), Example("", "", "", ("",))
+    draw = np.random.default_rng(0)
     return [
         [
-            TokenizedExample(draw.integers(0, vocabulary, length, dtype=np.int32), 1, nothing)
+            TokenizedExample(draw.integers(0, vocabulary, length, dtype=np.int32), 1)
             for _ in range(samples)
         ]
         for _ in range(clients)

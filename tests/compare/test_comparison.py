@@ -192,7 +192,7 @@ def test_a_trials_loss_is_that_of_a_run_on_the_rest_of_the_data(
     def shorter(*arguments: Any) -> FederatedData:
         whole = load_data(*arguments)
         clients = zip(whole.clients, kept, strict=True)
-        rest = tuple(type(c)(c.name, tuple(own)) for c, own in clients)
+        rest = tuple(type(c)(c.name, own) for c, own in clients)
         return FederatedData(rest, whole.test, 0, 0)
 
     monkeypatch.setattr("fullfed.runs.assembly.load_data", shorter)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.data.batches import Batch, collate, evaluation_batches, training_batches
-from fullfed.data.examples import Example
 from fullfed.data.tokens import TokenizedExample
 from fullfed.sketch.generator import Purpose, Stream
 
@@ -21,7 +20,7 @@ def sequence(number: int, length: int, prompt_length: int = 1) -> TokenizedExamp
     """Starts with its own number, by which a batch's rows are recognised."""
     ids = np.full(length, 9, dtype=np.int32)
     ids[0] = number
-    return TokenizedExample(ids, prompt_length, Example("", "", "", ("",)))
+    return TokenizedExample(ids, prompt_length)
 
 
 def sequences(count: int) -> list[TokenizedExample]:

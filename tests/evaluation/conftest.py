@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fullfed.data.examples import Example
 from fullfed.data.tokens import TokenizedExample
 from fullfed.sketch.generator import Stream, uniforms
 
@@ -17,5 +16,5 @@ def random_examples() -> list[TokenizedExample]:
         drawn = uniforms(Stream(number, 99), length)
         ids = np.array([256, *(drawn * 256).astype(int), 257], dtype=np.int32)
         prompt_length = 1 + length // (2 + number % 3)
-        examples.append(TokenizedExample(ids, prompt_length, Example("", "", "", ("",))))
+        examples.append(TokenizedExample(ids, prompt_length))
     return examples

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fullfed.data.examples import Example
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate, evenly_spaced
@@ -21,7 +20,7 @@ def test_metrics_come_by_name_in_the_order_asked_for(
     answers = generate(tiny_llama, byte_tokenizer, random_examples, 8, 4)
     # Every second reference is what the model says.
     examples = [
-        replace(one, example=Example("", "", answer, (answer if i % 2 == 0 else "#",)))
+        replace(one, references=(answer if i % 2 == 0 else "#",))
         for i, (one, answer) in enumerate(zip(random_examples, answers, strict=True))
     ]
     results = evaluate(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from fullfed.data.examples import Example
 from fullfed.data.tokens import TokenizedExample
 from fullfed.engines.simulation import Simulation
 from fullfed.federation.messages import Update, encode
@@ -22,7 +21,6 @@ from fullfed.methods.setting import LocalWork, Setting
 from fullfed.training.first_order import FirstOrder
 
 VOCABULARY = 11
-_NOTHING = Example("", "", "", ("",))
 
 
 def tiny_model(seed: int = 0) -> LlamaForCausalLM:
@@ -52,7 +50,6 @@ def samples(count: int, seed: int = 0) -> list[TokenizedExample]:
         TokenizedExample(
             generator.integers(0, VOCABULARY, length).astype(np.int32),
             int(generator.integers(1, length - 1)),
-            _NOTHING,
         )
         for length in lengths
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fullfed.data.packed import PackedExamples
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from fullfed.sketch.generator import Purpose, Stream, permutation
@@ -14,7 +15,7 @@ _MOST = 500  # enough to tell learning rates apart
 
 def hold_out(
     clients: Sequence[Sequence[TokenizedExample]], seed: int
-) -> tuple[list[list[TokenizedExample]], list[TokenizedExample]]:
+) -> tuple[list[PackedExamples], list[TokenizedExample]]:
     """(what each client keeps, the validation part of all).
 
     About a tenth of every client's examples, chosen at random, and at most 500 in all; a client
@@ -38,7 +39,7 @@ def hold_out(
     count = min(_MOST, -(-len(row) // _SHARE))
     chosen = {row[position * len(row) // count] for position in range(count)}
     kept = [
-        [example for i, example in enumerate(examples) if (number, i) not in chosen]
+        PackedExamples([e for i, e in enumerate(examples) if (number, i) not in chosen])
         for number, examples in enumerate(clients)
     ]
     return kept, [clients[number][i] for number, i in sorted(chosen)]

@@ -9,10 +9,11 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from fullfed.data.examples import Example
+from fullfed.data.packed import PackedExamples
 from fullfed.data.partition import Kind, Part, partition
 from fullfed.data.sources import read_examples
 from fullfed.data.templates import Template
-from fullfed.data.tokens import TokenizedExample, tokenize
+from fullfed.data.tokens import Tokenized, TokenizedExample, tokenize
 from fullfed.errors import UserError
 from fullfed.sketch.generator import Purpose, Stream, permutation
 
@@ -26,11 +27,11 @@ class ClientData:
 
     Attributes:
         name: the task, category or number of the client.
-        examples: at least one.
+        examples: at least one, without their text.
     """
 
     name: str
-    examples: tuple[TokenizedExample, ...]
+    examples: Sequence[TokenizedExample]
 
 
 @dataclass(frozen=True)
@@ -116,27 +117,29 @@ def federate(
     Raises:
         UserError: no example of a client, or of the test set, has an answer that fits.
     """
-    tokenized = [
-        tokenize([train[i] for i in part.indices], tokenizer, template, max_length)
-        for part in parts
-    ]
-    test_tokens = tokenize(_subset(test, test_samples), tokenizer, template, max_length)
-    for name, part in [
-        *((f"Client {part.name}", own) for part, own in zip(parts, tokenized, strict=True)),
-        ("The test set", test_tokens),
-    ]:
-        if not part.examples:
+
+    def fitting(owner: str, own: Sequence[Example]) -> Tokenized:
+        tokenized = tokenize(own, tokenizer, template, max_length)
+        if not tokenized.examples:
             raise UserError(
-                f"{name} has no example whose answer fits into {max_length} tokens; raise "
+                f"{owner} has no example whose answer fits into {max_length} tokens; raise "
                 "max_length (or take a model with a longer context), or leave its data out."
             )
+        return tokenized
+
+    clients: list[ClientData] = []
+    shortened = dropped = 0
+    for part in parts:
+        own = fitting(f"Client {part.name}", [train[i] for i in part.indices])
+        clients.append(ClientData(part.name, PackedExamples(own.examples)))
+        shortened += own.shortened
+        dropped += own.dropped
+    tested = fitting("The test set", _subset(test, test_samples))
     return FederatedData(
-        clients=tuple(
-            ClientData(part.name, own.examples) for part, own in zip(parts, tokenized, strict=True)
-        ),
-        test=test_tokens.examples,
-        shortened=sum(t.shortened for t in [*tokenized, test_tokens]),
-        dropped=sum(t.dropped for t in [*tokenized, test_tokens]),
+        clients=tuple(clients),
+        test=tested.examples,
+        shortened=shortened + tested.shortened,
+        dropped=dropped + tested.dropped,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,8 @@ def parse_json_lines(text: str, path: Path) -> Iterator[tuple[str, object]]:
         UserError: malformed JSON; names the line.
     """
     # Not str.splitlines: JSON may hold U+2028 and its like unescaped.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, match in enumerate(re.finditer(r"[^\n]*\n?", text), start=1):
+        line = match[0]
         if not line.strip():
             continue
         place = f"{path}, line {number}"

@@ -25,6 +25,10 @@ class Format:
     optional: Mapping[str, str] = field(default_factory=dict)
 
 
+# The samples of a task have these in common, and an instruction may be long: equal ones are kept
+# as one string.
+_OFTEN_EQUAL = {"instruction", "task", "category"}
+
 # The first format whose required fields a record has is the one it is read by.
 FORMATS = (
     Format(
@@ -59,6 +63,7 @@ def examples_from_records(records: Iterable[tuple[str, object]]) -> list[Example
     """
     examples: list[Example] = []
     expected: Format | None = None
+    shared: dict[str, str] = {}
     for place, record in records:
         if not isinstance(record, dict):
             raise UserError(
@@ -72,7 +77,7 @@ def examples_from_records(records: Iterable[tuple[str, object]]) -> list[Example
                 f"{place}: a {found.name} record in a file that began with {expected.name} "
                 "records; keep one format a file."
             )
-        examples.append(_read(place, record, expected))
+        examples.append(_read(place, record, expected, shared))
     return examples
 
 
@@ -87,7 +92,9 @@ def _recognise(place: str, record: Mapping[str, Any]) -> Format:
     )
 
 
-def _read(place: str, record: Mapping[str, Any], format_: Format) -> Example:
+def _read(
+    place: str, record: Mapping[str, Any], format_: Format, shared: dict[str, str]
+) -> Example:
     names = {**format_.required, **format_.optional}
     texts = {
         ours: _text(place, record, theirs, required=ours in format_.required)
@@ -95,6 +102,8 @@ def _read(place: str, record: Mapping[str, Any], format_: Format) -> Example:
         if ours != "references"
     }
     references = record.get(names["references"]) if "references" in names else None
+    for ours in _OFTEN_EQUAL & texts.keys():
+        texts[ours] = shared.setdefault(texts[ours], texts[ours])
     return Example(
         instruction=texts["instruction"],
         input=texts.get("input", ""),

@@ -14,19 +14,19 @@ from fullfed.data.templates import Template, choose_template, render
 from fullfed.errors import UserError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TokenizedExample:
     """A prompt and its answer as one sequence.
 
     Attributes:
         ids: int32, shape (length,): prompt, answer, end-of-sequence token.
         prompt_length: how many ids come before the answer, at least one.
-        example: what was tokenised.
+        references: every accepted answer, for evaluation; training needs none.
     """
 
     ids: NDArray[np.int32]
     prompt_length: int
-    example: Example
+    references: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -94,7 +94,7 @@ def tokenize(
         shortened += len(prompt) > room
         prompt = shorten(prompt, room, closing)
         ids = np.array([*prompt, *answer, end], dtype=np.int32)
-        kept.append(TokenizedExample(ids, len(prompt), example))
+        kept.append(TokenizedExample(ids, len(prompt), example.references))
     return Tokenized(tuple(kept), shortened, dropped)
 
 

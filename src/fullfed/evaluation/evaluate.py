@@ -53,7 +53,7 @@ def evaluate(
     if any(metric in TEXT_METRICS for metric in metrics):
         sample = evenly_spaced(examples, generation_samples)
         answers = generate(model, tokenizer, sample, max_new_tokens, batch_size)
-        references = [e.example.references for e in sample]
+        references = [e.references for e in sample]
         for metric in metrics:
             if metric in TEXT_METRICS:
                 results[metric] = TEXT_METRICS[metric](answers, references)
