@@ -162,6 +162,7 @@ def _check(contestants: Sequence[Contestant]) -> int:
     for contestant in contestants:
         options = method_options(contestant.recipe.method)
         model, _ = load_model(table.path, table.dtype, table.device)
-        build_method(contestant.recipe, options, model, len(data.clients))
+        method = build_method(contestant.recipe, options, model, len(data.clients))
+        method.plans(0, None)  # a schedule that does not fit shows at once
     _, validation = hold_out([c.examples for c in data.clients], recipe.federation.seed)
     return len(validation)

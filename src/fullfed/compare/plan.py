@@ -13,7 +13,7 @@ from fullfed.federation.recipe import Recipe, change_method, expand_variables, p
 from fullfed.methods.catalogue import METHODS
 from fullfed.runs.assembly import method_options, resolved
 
-OWN = ("local", "method")  # the tables in which the methods of a comparison may differ
+OWN = ("local", "memory", "method")  # the tables in which the methods of a comparison may differ
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -91,7 +91,7 @@ def _check_changes(changes: Any, label: str, source: str) -> None:
         if table not in OWN:
             raise UserError(
                 f"{place} changes {table!r}, which is the same for every method of a comparison; "
-                f"keep to {' and '.join(OWN)}."
+                f"keep to {', '.join(OWN)}."
             )
         if not isinstance(values, dict):
             raise UserError(f"{place}: {table} is no table; write {table}.KEY = VALUE.")
