@@ -16,8 +16,10 @@ from fullfed.errors import UserError
 from fullfed.federation.recipe import MethodTable
 from fullfed.methods.adapters import A, Adapters, B, LoraOptions, W, adapted, initial_a
 from fullfed.runs.assembly import method_options
-from methods.lora import OPTIONS, SEED, federate, three_clients
-from methods.tiny import VOCABULARY, same, tiny_model, weights
+from fullfed.training.first_order import FirstOrder
+from fullfed.training.memory import PLAIN, Memory
+from methods.lora import OPTIONS, SEED, federate, reports, three_clients
+from methods.tiny import VOCABULARY, flat, same, tiny_model, weights
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
 GPT2 = LoraOptions(rank=2, alpha=3.0, targets=("c_attn", "mlp.c_proj"))
@@ -119,6 +121,22 @@ def test_a_detached_model_computes_what_the_replica_did(
     else:
         loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
         assert torch.equal(logits(loaded), trained)
+
+
+@pytest.mark.parametrize("name", ["fedit", "ffa-lora", "flora"])
+def test_a_visit_on_a_base_of_8_bits_trains_the_factors(name: str) -> None:
+    """As the published FedIT does; the base comes back exact."""
+    sent = []
+    for memory in (PLAIN, Memory(frozen="int8")):
+        model = tiny_model()
+        optimizer = FirstOrder("sgd", 0.3, memory=memory)
+        federation = federate(name, model, three_clients()[:1], optimizer=optimizer)
+        before = weights(model)
+        sent.append(reports(federation)[0])
+        assert same(weights(model), before)
+    exact, coarse = (flat(dict(sorted(report.tensors.items()))) for report in sent)
+    assert sent[0].loss != sent[1].loss
+    assert torch.nn.functional.cosine_similarity(exact, coarse, dim=0) > 0.99
 
 
 LINEAR = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"

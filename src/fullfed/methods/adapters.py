@@ -94,9 +94,6 @@ class Adapters:
             a = initial_a(self.seed, 0, number, parameters[target + A].shape)
             _set(model, target + A, a.to(device))
             _set(model, target + B, torch.zeros(parameters[target + B].shape, device=device))
-        trained = self.trained(model)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trained)
 
     def trained(self, model: PreTrainedModel) -> dict[str, Tensor]:
         return {name: p for name, p in model.named_parameters() if name.endswith((A, B))}

@@ -11,7 +11,7 @@ adding-a-method.md goes through this file.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,15 +19,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
-from fullfed.federation.messages import Plan
 from fullfed.methods.composition import Composition
 from fullfed.methods.dense import Dense
-from fullfed.methods.local import Improvement
+from fullfed.methods.local import ByGradients, Loss
 from fullfed.methods.schedules import SampledCohort
 from fullfed.methods.scopes import Everything
 from fullfed.methods.setting import Setting
 from fullfed.methods.steps import ConstantStep
-from fullfed.training.first_order import FirstOrder
 from fullfed.training.loss import answer_loss
 
 
@@ -46,36 +44,29 @@ class FedProxOptions:
 
 
 @dataclass(frozen=True)
-class Proximal:
+class Proximal(ByGradients):
     """First-order optimisation of the loss plus mu / 2 * ||w - w_r||**2."""
 
-    optimizer: FirstOrder
-    mu: float
+    mu: float = 0.0
 
-    def improve(
-        self,
-        model: PreTrainedModel,
-        parameters: Mapping[str, Tensor],
-        batches: Iterable[Batch],
-        plan: Plan,
-    ) -> Improvement:
-        trained = list(parameters.values())
-        start = [p.detach().clone() for p in trained]
+    def loss(self, parameters: Sequence[Tensor]) -> Loss:
+        start = [p.detach().clone() for p in parameters]
 
         def loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-            squares = [(p - s).float().square().sum() for p, s in zip(trained, start, strict=True)]
+            pairs = zip(parameters, start, strict=True)
+            squares = [(p - s).float().square().sum() for p, s in pairs]
             term = self.mu / 2 * torch.stack(squares).sum()
             # The term's gradient without its value: what is reported is the loss on the data.
             return answer_loss(model, batch) + (term - term.detach())
 
-        return Improvement(self.optimizer.improve(model, trained, batches, loss))
+        return loss
 
 
 def build(setting: Setting, options: FedProxOptions) -> Composition:
     return Composition(
         setting=setting,
         scope=Everything(),
-        local=Proximal(setting.optimizer, options.mu),
+        local=Proximal(setting.optimizer, mu=options.mu),
         codec=Dense(setting.shapes, "float32"),
         step=ConstantStep(1.0),
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
 from fullfed.training.first_order import FirstOrder
+from fullfed.training.loss import answer_loss
+
+Loss = Callable[[PreTrainedModel, Batch], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class ByGradients:
         """The same, from where an earlier visit ended."""
         return replace(self, kept=kept)
 
+    def loss(self, parameters: Sequence[Tensor]) -> Loss:
+        """What a visit that begins at ``parameters`` minimises; methods may add to it."""
+        return answer_loss
+
     def improve(
         self,
         model: PreTrainedModel,
@@ -74,6 +81,6 @@ class ByGradients:
     ) -> Improvement:
         stepper = self.optimizer.stepper(parameters, self.kept)
         trained = list(parameters.values())
-        losses = self.optimizer.improve(model, trained, batches, stepper=stepper)
+        losses = self.optimizer.improve(model, trained, batches, self.loss(trained), stepper)
         kept = stepper.state() if self.keep else {}
         return Improvement(losses, exact=stepper.masters, kept=kept)
