@@ -27,7 +27,8 @@ def both(side: int, k: int, kind: str) -> int:
     delta, weights = (torch.ones(side, side, dtype=dtype) for _ in range(2))
     public = None
     if kind == "weighted":
-        delta, weights, public = delta.t(), weights.t(), [(torch.ones(side), torch.ones(side))]
+        delta, weights = (torch.ones(side, side + 1)[:, :side] for _ in range(2))
+        public = [(torch.ones(side), torch.ones(side))]
     basis = SignBasis(seed=1, round=1, coordinates=k)
     Path("/proc/self/clear_refs").write_text("5")
     start = peak()

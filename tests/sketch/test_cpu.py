@@ -53,10 +53,10 @@ def test_importing_the_package_loads_no_compiler():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     ("kind", "k", "itemsize"),
-    [("plain", 2**8, 4), ("plain", 2**18, 4), ("weighted", 2**18, 4), ("stochastic", 2**8, 2)],
+    [("plain", 2**18, 4), ("weighted", 2**8, 4), ("stochastic", 2**8, 2)],
 )
 def test_memory_beyond_inputs_and_result_is_under_two_percent(kind, k, itemsize):
-    """Weighted is strided too. Of the tensor, in its own dtype."""
+    """Of the tensor, in its own dtype. Weighted is strided too."""
     grown = run(str(Path(__file__).parent / "peak_memory.py"), kind, str(k))
     assert int(grown) < 0.02 * itemsize * 2**26
 
