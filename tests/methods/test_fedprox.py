@@ -23,8 +23,13 @@ WORK = LocalWork(batch_size=4, steps=6)
 DATA = [samples(9, seed=0), samples(4, seed=1)]
 
 
-def federate(mu: float, clients: int = 1, optimizer: FirstOrder | None = None) -> Federation:
-    model = tiny_model()
+def federate(
+    mu: float,
+    clients: int = 1,
+    optimizer: FirstOrder | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Federation:
+    model = tiny_model().to(dtype)
     made = setting(model, clients=clients, work=WORK, optimizer=optimizer or FirstOrder("sgd", 0.3))
     options = fedprox.FedProxOptions(mu)
     return Federation(model, fedprox.build(made, options), DATA[:clients])
@@ -60,9 +65,10 @@ def test_a_client_descends_the_loss_and_the_distance(ours: FirstOrder, theirs: A
         )
 
 
-def test_without_the_term_it_is_fedavg_bit_for_bit() -> None:
-    free = federate(0.0, clients=2)
-    model = tiny_model()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_the_term_it_is_fedavg_bit_for_bit(dtype: torch.dtype) -> None:
+    free = federate(0.0, clients=2, dtype=dtype)
+    model = tiny_model().to(dtype)
     fedavg = Federation(model, make_fedavg(setting(model, clients=2, work=WORK)), DATA)
     for _ in range(2):
         assert free.round().loss == fedavg.round().loss
