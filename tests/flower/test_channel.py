@@ -6,19 +6,16 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Client
 from pathlib import Path
 
 import pytest
 
+from flower.backwards import answer
 from flower.real import wait_until
 from fullfed.engines.flower.channel import ChannelError, ask, serve
-
-
-def answer(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
-    return {name[::-1]: piece * 2 for name, piece in pieces.items()}
 
 
 @pytest.fixture
