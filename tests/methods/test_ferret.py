@@ -19,9 +19,9 @@ from fullfed.federation.recipe import MethodTable
 from fullfed.methods.bases import TruncatedNormals, blocks_of
 from fullfed.methods.codecs import Change
 from fullfed.methods.composition import Composition
-from fullfed.sizes import parse_bytes
 from fullfed.methods.setting import LocalWork, Setting
 from fullfed.runs.assembly import method_options
+from fullfed.sizes import parse_bytes
 from fullfed.training.first_order import FirstOrder
 from methods.tiny import (
     Federation,
