@@ -36,7 +36,7 @@ from transformers import PreTrainedModel
 
 from fullfed.data.tokens import TokenizedExample
 from fullfed.engines.simulation import Simulation
-from fullfed.federation.messages import Plan, Report, Update, encode
+from fullfed.federation.messages import Plan, Report, Update, decode, encode
 from fullfed.federation.replica import Replica
 from fullfed.federation.rounds import run_round
 from fullfed.federation.worker import Worker
@@ -70,7 +70,7 @@ def methods(setting: Setting, coordinates: int, device: str) -> dict[str, Compos
 
 
 class Timed:
-    """A method that keeps the seconds of its merges and applies; the rest is the method's."""
+    """A method that keeps the seconds of its merges; all else is the method's."""
 
     def __init__(self, method: Composition) -> None:
         self._method = method
@@ -98,11 +98,6 @@ class Timed:
         self.seconds += now() - began - waited
         return update
 
-    def apply(self, model: PreTrainedModel, update: Update) -> None:
-        began = now()
-        self._method.apply(model, update)
-        self.seconds += now() - began
-
 
 def now() -> float:
     """Seconds, with everything a GPU was given to do done."""
@@ -111,38 +106,33 @@ def now() -> float:
     return time.perf_counter()
 
 
-class Federation:
-    """One method's replica and clients. Replicas may share a model: only time is measured."""
-
-    def __init__(
-        self, method: Composition, model: PreTrainedModel, data: Sequence[list[TokenizedExample]]
-    ) -> None:
-        self._method = Timed(method)
-        self._worker = Worker(Replica(model, self._method), self._method, dict(enumerate(data)))
-
-    def round(self) -> dict[str, float]:
-        """The figures of one more round."""
-        watch_memory()
-        self._method.seconds, worker = 0.0, self._worker
-        began = now()
-        number = worker.replica.version
-        result = run_round(self._method, Simulation(worker), number, worker.last)
-        clients, arrived = len(result.merged), now()
-        payload = encode(result.update)
-        worker.deliver(payload)
-        finished, aggregation = now(), self._method.seconds
-        visits = arrived - began - result.aggregate_seconds
-        local, encoding = result.train_seconds / clients, result.encode_seconds / clients
-        carrying = visits / clients - local - encoding + finished - arrived
-        return {
-            "local": local,
-            "encoding": encoding,
-            "aggregation": aggregation,
-            "messages": carrying + result.aggregate_seconds - aggregation,
-            "memory": peak_memory(),
-            "up": max(result.up.values()),
-            "down": len(payload) + max(result.plans.values()),
-        }
+def one_round(
+    method: Composition, model: PreTrainedModel, data: Sequence[list[TokenizedExample]]
+) -> dict[str, float]:
+    """The figures of a federation's first round. It leaves nothing but other weights behind."""
+    timed = Timed(method)
+    worker = Worker(Replica(model, timed), timed, dict(enumerate(data)))
+    watch_memory()
+    began = now()
+    result = run_round(timed, Simulation(worker), 0, None)
+    clients, arrived = len(result.merged), now()
+    payload = encode(result.update)
+    update = decode(payload, Update)
+    received = now()
+    worker.replica.apply(update)
+    aggregation = timed.seconds + now() - received
+    visits = arrived - began - result.aggregate_seconds
+    local, encoding = result.train_seconds / clients, result.encode_seconds / clients
+    carrying = visits / clients - local - encoding + received - arrived
+    return {
+        "local": local,
+        "encoding": encoding,
+        "aggregation": aggregation,
+        "messages": carrying + result.aggregate_seconds - timed.seconds,
+        "memory": peak_memory(),
+        "up": max(result.up.values()),
+        "down": len(payload) + max(result.plans.values()),
+    }
 
 
 def watch_memory() -> None:
@@ -166,7 +156,7 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     model = shape.model(device)
     data = random_clients(options.clients, 4 * options.steps, options.length, shape.vocabulary)
 
-    def federations(clients: int, steps: int) -> dict[str, Federation]:
+    def built(clients: int, steps: int) -> dict[str, Composition]:
         setting = Setting(
             seed=0,
             clients=clients,
@@ -176,16 +166,15 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             work=LocalWork(batch_size=4, steps=steps),
             shapes={key: p.shape for key, p in model.named_parameters()},
         )
-        built = methods(setting, shape.coordinates, device)
-        return {label: Federation(built[label], model, data) for label in built}
+        return methods(setting, shape.coordinates, device)
 
-    for federation in federations(clients=1, steps=1).values():
-        federation.round()  # compiles, and fills caches
+    for method in built(clients=1, steps=1).values():
+        one_round(method, model, data)  # compiles, and fills caches
     seen: dict[str, list[dict[str, float]]] = {}
-    competing = federations(options.clients, options.steps)
     for _ in range(options.rounds):
-        for label, federation in competing.items():  # in turn: noise disturbs all alike
-            seen.setdefault(label, []).append(federation.round())
+        for label, method in built(options.clients, options.steps).items():
+            # In turn: noise disturbs all alike.
+            seen.setdefault(label, []).append(one_round(method, model, data))
     rows: list[dict[str, Any]] = []
     for label, rounds in seen.items():
         best = {key: min(figures[key] for figures in rounds) for key in rounds[0]}
