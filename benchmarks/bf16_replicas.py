@@ -2,19 +2,18 @@
 
     FULLFED_SHARED=... python benchmarks/bf16_replicas.py
 
-Ferret's rounds on a real model and real tasks (stories260k, natural-instructions): each round some
-clients take SGD steps from the replica, and their mean change is applied through a sign basis with
-directions shared by all. Between rounds a replica is kept as one of
+Ferret on a real model and real tasks (stories260k, natural-instructions), at a learning rate so
+small that a round changes a weight by less than bfloat16 can tell apart. The same federation with
+replicas of four kinds:
 
 - float32:     the reference;
-- nearest:     bfloat16, each update rounded to nearest;
-- stochastic:  bfloat16, each update rounded up or down at random by the stream all replicas share;
-- master:      float32, of which clients and evaluation see the rounding to bfloat16.
+- nearest:     bfloat16, each update rounded to nearest (no recipe can ask for it);
+- stochastic:  bfloat16, ``model.rounding = "stochastic"``;
+- master:      bfloat16, ``model.rounding = "master"``.
 
-A visit is the product's: it computes in the dtype it sees, takes its steps on float32 copies, and
-projects what those have become. The table is the loss on held-out tasks by round, computed in
-float32 from the weights as seen, and where the last round's weights are from the base model, in
-lengths of the float32 replica's way: along that way, and beside it.
+The table is the loss on held-out tasks by round, computed in float32 from the weights as they are,
+and where the last round's weights are from the base model, in lengths of the float32 replica's
+way: along that way, and beside it.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,98 +32,92 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from fullfed.data.batches import training_batches
 from fullfed.data.federated import FederatedData, load_federated
+from fullfed.engines.simulation import Simulation
 from fullfed.evaluation.loss import evaluate_loss
-from fullfed.federation.cohort import sample_cohort
-from fullfed.federation.messages import Plan
-from fullfed.methods.local import ByGradients
-from fullfed.sketch import Purpose, SignBasis, Stream
-from fullfed.sketch.pieces import Rounding
+from fullfed.federation.messages import encode
+from fullfed.federation.precision import Rounding
+from fullfed.federation.replica import Replica
+from fullfed.federation.rounds import run_round
+from fullfed.federation.worker import Worker
+from fullfed.methods import ferret
+from fullfed.methods.composition import Composition
+from fullfed.methods.setting import LocalWork, Setting
 from fullfed.training.first_order import FirstOrder
 from machine import machine
 
-CLIENTS, STEPS, BATCH = 2, 5, 4  # of a round; of a visit; samples of a step
 RATIO = 10  # d / K: with this little noise the server's step can be 1
 
 
-@dataclass(frozen=True)
-class Kept:
-    """How a replica is kept between rounds.
+class Nearest(Rounding):
+    """Updates are added to the 16-bit weights themselves."""
 
-    Attributes:
-        dtype: of what updates are added to.
-        seen: of what clients train from and users evaluate.
-        rounding: of each update.
-    """
+    def masters(
+        self, model: PreTrainedModel, replicated: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return {}
 
-    dtype: torch.dtype
-    seen: torch.dtype
-    rounding: Rounding = "nearest"
+    def widened(self, *_: object) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
-REPLICAS = {
-    "float32": Kept(torch.float32, torch.float32),
-    "nearest": Kept(torch.bfloat16, torch.bfloat16),
-    "stochastic": Kept(torch.bfloat16, torch.bfloat16, "stochastic"),
-    "master": Kept(torch.float32, torch.bfloat16),
-}
+def replicas(seed: int) -> dict[str, tuple[torch.dtype, Rounding]]:
+    """What each kind of replica is kept in, and how it rounds."""
+    return {
+        "float32": (torch.float32, Rounding()),
+        "nearest": (torch.bfloat16, Nearest()),
+        "stochastic": (torch.bfloat16, Rounding("stochastic", seed)),
+        "master": (torch.bfloat16, Rounding("master", seed)),
+    }
 
 
-class Run:
-    """One replica's federation."""
+def make_method(model: PreTrainedModel, clients: int, options: argparse.Namespace) -> Composition:
+    setting = Setting(
+        seed=options.seed,
+        clients=clients,
+        cohort_size=2,
+        merge_weights="equal",
+        optimizer=FirstOrder("sgd", options.rate, clip=1.0),
+        work=LocalWork(batch_size=4, steps=5),
+        shapes={name: p.shape for name, p in model.named_parameters()},
+    )
+    coordinates = setting.elements // RATIO
+    chosen = ferret.FerretOptions(coordinates=coordinates, seeds="shared", server_step=1.0)
+    return ferret.build(setting, chosen)
 
-    def __init__(
-        self, kept: Kept, folder: Path, data: FederatedData, options: argparse.Namespace
-    ) -> None:
-        self._kept, self._data, self._options = kept, data, options
-        self._shown = load(folder, torch.float32)  # what is evaluated
-        self._client = load(folder, kept.seen)
-        self.weights = [p.detach().to(kept.dtype, copy=True) for p in self._shown.parameters()]
-        self._start = [w.clone() for w in self.weights]
 
-    def round(self, number: int) -> None:
-        seed = self._options.seed
-        k = sum(w.numel() for w in self.weights) // RATIO
-        basis = SignBasis(seed, number, coordinates=k)
-        cohort = sample_cohort(seed, number, len(self._data.clients), CLIENTS)
-        sent = torch.stack([self._visit(client, number, basis) for client in cohort])
-        basis.reconstruct_(self.weights, sent.mean(0), rounding=self._kept.rounding)
+def rounds(
+    model: PreTrainedModel, rounding: Rounding, data: FederatedData, options: argparse.Namespace
+) -> Iterator[int]:
+    """Take the model from round to round; yields how many there have been, from 0."""
+    method = make_method(model, len(data.clients), options)
+    clients = {n: client.examples for n, client in enumerate(data.clients)}
+    worker = Worker(Replica(model, method, rounding), method, clients)
+    yield 0
+    for number in range(options.rounds):
+        result = run_round(method, Simulation(worker), number, worker.last)
+        worker.deliver(encode(result.update))
+        yield number + 1
 
-    def _visit(self, client: int, number: int, basis: SignBasis) -> Tensor:
-        options, weights = self._options, dict(self._client.named_parameters())
-        self._show(self._client)
-        before = [w.detach().clone() for w in weights.values()]
-        stream = Stream(options.seed, Purpose.BATCHES, number, client)
-        examples = self._data.clients[client].examples
-        batches = training_batches(examples, BATCH, STEPS, stream)
-        local = ByGradients(FirstOrder("sgd", options.rate, clip=1.0))
-        done = local.improve(self._client, weights, batches, Plan(number, client))
-        return basis.project([w.detach() for w in done.exact.values()], before=before)
 
-    def loss(self) -> float:
-        self._show(self._shown)
-        return evaluate_loss(self._shown, self._data.test, 32)
-
-    def way(self) -> Tensor:
-        """From the base model to here, in one row."""
-        pairs = zip(self.weights, self._start, strict=True)
-        return torch.cat([(w.float() - s.float()).flatten() for w, s in pairs])
-
-    def _show(self, model: PreTrainedModel) -> None:
-        with torch.no_grad():
-            for parameter, weight in zip(model.parameters(), self.weights, strict=True):
-                parameter.copy_(weight.to(self._kept.seen))
+def flat(model: PreTrainedModel) -> Tensor:
+    """All weights in one row, float32."""
+    return torch.cat([p.detach().float().flatten() for p in model.parameters()])
 
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
+def loss_in_float32(weights: Tensor, folder: Path, data: FederatedData) -> float:
+    model = load(folder, torch.float32)
+    torch.nn.utils.vector_to_parameters(weights, model.parameters())
+    return evaluate_loss(model, data.test, 32)
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: one row a replica, losses by round."""
-    rounds = list(rows[0]["loss"])
-    heads = ["replica", *rounds, "along", "beside"]
+    heads = ["replica", *rows[0]["loss"], "along", "beside"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         losses = " | ".join(f"{value:.3f}" for value in row["loss"].values())
@@ -151,16 +144,16 @@ def main() -> None:
         *sources, AutoTokenizer.from_pretrained(folder), "alpaca", 128,
         "task", None, 0.0, 1, options.seed, 200,
     )  # fmt: skip
-    rows, ways = [], dict[str, Tensor]()
-    for name, kept in REPLICAS.items():
-        run = Run(kept, folder, data, options)
-        losses = {"0": run.loss()}
-        for number in range(options.rounds):
-            run.round(number)
-            if (number + 1) % (options.rounds // 4) == 0:
-                losses[str(number + 1)] = run.loss()
-                print(name, number + 1, losses[str(number + 1)], file=sys.stderr, flush=True)
-        way = ways[name] = run.way()
+    rows: list[dict[str, Any]] = []
+    ways: dict[str, Tensor] = {}
+    for name, (dtype, rounding) in replicas(options.seed).items():
+        model, losses = load(folder, dtype), {}
+        start = flat(model)
+        for number in rounds(model, rounding, data, options):
+            if number % (options.rounds // 4) == 0:
+                losses[str(number)] = loss_in_float32(flat(model), folder, data)
+                print(name, number, losses[str(number)], file=sys.stderr, flush=True)
+        way = ways[name] = flat(model) - start
         reference = ways["float32"]
         along = float(way @ reference / reference.square().sum())
         beside = float((way - along * reference).norm() / reference.norm())
