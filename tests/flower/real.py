@@ -23,7 +23,7 @@ from runs.small import CATEGORIES, tables, write_data, write_model
 
 FULLFED = Path(sys.executable).with_name("fullfed")
 PARTNERS = sorted(CATEGORIES[:4])
-_PATIENCE = 900.0  # seconds; a busy machine is slow to start a dozen processes
+_PATIENCE = 300.0  # seconds; a busy machine is slow to start a dozen processes
 
 
 def write_ingredients(folder: Path) -> None:
@@ -72,7 +72,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 def _processes() -> list[tuple[int, int, str]]:
     """(process id, parent's, command) of every process there is."""
     listed = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines() if "<defunct>" not in line]
     return [(int(pid), int(parent), command) for pid, parent, command in rows]

@@ -27,7 +27,7 @@ def test_the_log_is_that_of_a_run_in_one_process(
         federation.folder,
         model={"path": "builtin"},
         method=METHODS[method],
-        federation={"rounds": 3, "clients_per_round": 3},
+        federation={"rounds": 2, "clients_per_round": 3},
     )
     logs = {name: _worker_log(federation, name) for name in PARTNERS}
     out = tmp_path / "real"

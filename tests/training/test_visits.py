@@ -113,7 +113,7 @@ def test_a_visit_that_breaks_down_leaves_the_weights(
         model: PreTrainedModel,
         parameters: list[Tensor],
         batches: Iterable[Batch],
-        **_: Any,
+        *_: Any,
     ) -> list[float]:
         with torch.no_grad():
             parameters[3].add_(1.0)
