@@ -242,6 +242,32 @@ def test_a_search_goes_on_where_it_was(recipe: Path, finished: Path, tmp_path: P
     ]
 
 
+def test_a_method_whose_search_fails_is_recorded_and_the_others_go_on(
+    recipe: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (out / "search" / "few.json").unlink()
+
+    def refuse(*arguments: Any) -> Trials:
+        raise UserError("the disk is full.")
+
+    monkeypatch.setattr(inline.child, "Trials", refuse)
+    found, _ = carry_out(recipe, out, ["fedavg", "few"])
+    assert [r["failed"] for r in methods(found)["few"]["runs"]] == [
+        "in its search: the disk is full."
+    ] * 2
+    assert methods(found)["few"]["learning_rate"] == 0.2, "where it would have started"
+    assert found["search"]["methods"]["few"] == []
+    assert methods(found)["fedavg"]["columns"]["loss"]["mean"] is not None
+
+
+def test_a_damaged_record_is_named(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (out / "search" / "few.json").write_text("[{")
+    with pytest.raises(UserError, match=r"few.json: this is not what the comparison wrote"):
+        carry_out(recipe, out, ["few"], seeds=1)
+
+
 def test_where_every_run_fails_it_is_an_error(recipe: Path, finished: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "out"))
     with pytest.raises(UserError, match="every run failed; wild seed 0: round 0: no client"):

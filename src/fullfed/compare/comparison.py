@@ -48,9 +48,12 @@ class Comparison:
         trial_rounds: int | None = None,
         jobs: int = 1,
     ) -> None:
-        self._tables = load_tables(source, overrides)
+        tables = load_tables(source, overrides)
         self._title = source.stem
-        self._contestants = contestants(self._tables, labels, str(source))
+        self._contestants = contestants(tables, labels, str(source))
+        # As written, with the names of environment variables: they hold on other machines too.
+        common = {name: table for name, table in tables.items() if name != "compare"}
+        self._recipe = parse_recipe(common, str(source))
         recipe = self._contestants[0].recipe
         if "loss" not in recipe.evaluation.metrics:
             raise UserError(
@@ -90,14 +93,14 @@ class Comparison:
             UserError: there is something else in the folder, or every run fails.
         """
         watcher = watcher or Silence()
-        labels = [c.label for c in self._contestants]
         with folder.held():
             folder.accept(self._contestants, self._trials, self._trial_rounds)
-            self._search(folder, watcher)
-            runs = [Task(label, seed) for seed in self._seeds for label in labels]
-            due = [task for task in runs if not self._finished(folder, task)]
+            found = self._search(folder, watcher)
+            runs = [Task(c.label, s) for s in self._seeds for c in self._contestants]
+            failures = {task: found[task.label] for task in runs if task.label in found}
+            due = [t for t in runs if t not in failures and not self._finished(folder, t)]
             watcher.stage("runs", len(due))
-            failures = carry_out(due, folder.path, self._jobs, self._threads, watcher)
+            failures |= carry_out(due, folder.path, self._jobs, self._threads, watcher)
             if len(failures) == len(runs):
                 raise UserError(f"every run failed; {runs[0]}: {failures[runs[0]]}")
             data = self._describe(command) | collect(
@@ -107,14 +110,14 @@ class Comparison:
             write_json(folder.data_file, data)
         return data
 
-    def _search(self, folder: ComparisonFolder, watcher: Watcher) -> None:
+    def _search(self, folder: ComparisonFolder, watcher: Watcher) -> dict[str, str]:
+        """Carry out what is missing of the searches; return why some could not be."""
         due = [
             Task(c.label) for c in self._contestants if len(folder.trials(c.label)) < self._trials
         ]
         watcher.stage("searches", len(due))
         failures = carry_out(due, folder.path, self._jobs, self._threads, watcher)
-        for task, reason in failures.items():
-            raise UserError(f"{task}: {reason}")
+        return {task.label: f"in its search: {reason}" for task, reason in failures.items()}
 
     def _finished(self, folder: ComparisonFolder, task: Task) -> bool:
         assert task.seed is not None  # it is a run
@@ -126,14 +129,11 @@ class Comparison:
         return run.summary_file.exists()
 
     def _describe(self, command: str) -> dict[str, Any]:
-        # As written, with the names of environment variables: they hold on other machines too.
-        common = {name: table for name, table in self._tables.items() if name != "compare"}
-        recipe = parse_recipe(common, self._title).model_dump(mode="json", exclude_none=True)
         return {
             "title": self._title,
             "command": command,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "recipe": recipe,
+            "recipe": self._recipe.model_dump(mode="json", exclude_none=True),
             "environment": environment(self._jobs, self._threads),
         }
 

@@ -112,8 +112,12 @@ class ComparisonFolder:
 
     def run_recipe(self, label: str, seed: int) -> Recipe:
         """A method's recipe with one of the seeds, at the best learning rate of its search."""
-        learning_rate = best(self.trials(label)).learning_rate
-        return with_seed(with_learning_rate(self.recipe(label), learning_rate), seed)
+        return with_seed(with_learning_rate(self.recipe(label), self.learning_rate(label)), seed)
+
+    def learning_rate(self, label: str) -> float:
+        """The best of a method's search, or where it starts if there is no trial yet."""
+        trials = self.trials(label)
+        return best(trials).learning_rate if trials else self.recipe(label).local.learning_rate
 
     def budget(self) -> tuple[int, int]:
         """(trials of a search, rounds of a trial)."""
@@ -121,7 +125,7 @@ class ComparisonFolder:
         return search["trials"], search["rounds"]
 
     def _plan(self) -> dict[str, Any]:
-        plan: dict[str, Any] = json.loads(self.plan_file.read_text(encoding="utf-8"))
+        plan: dict[str, Any] = _read(self.plan_file)
         return plan
 
     def run(self, label: str, seed: int) -> RunFolder:
@@ -133,7 +137,7 @@ class ComparisonFolder:
         file = self._search_file(label)
         if not file.exists():
             return []
-        return [Trial(**trial) for trial in json.loads(file.read_text(encoding="utf-8"))]
+        return [Trial(**trial) for trial in _read(file)]
 
     def write_trials(self, label: str, trials: Sequence[Trial]) -> None:
         """Replace the record of a method's search."""
@@ -143,3 +147,13 @@ class ComparisonFolder:
 
     def _search_file(self, label: str) -> Path:
         return self.path / "search" / f"{label}.json"
+
+
+def _read(path: Path) -> Any:
+    """What a JSON file of the comparison holds."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: this is not what the comparison wrote; restore a copy of it."
+        ) from error

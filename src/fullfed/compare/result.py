@@ -9,7 +9,6 @@ from typing import Any
 from fullfed.compare.folder import ComparisonFolder
 from fullfed.compare.plan import Contestant
 from fullfed.compare.processes import Task
-from fullfed.compare.search import best
 from fullfed.methods.catalogue import METHODS
 
 TARGET_SHARE = 0.9  # of the way from the base model's loss to the best method's
@@ -47,7 +46,7 @@ def collect(
                 "method": c.recipe.method.name,
                 "title": METHODS[c.recipe.method.name].title,
                 "paper": METHODS[c.recipe.method.name].paper,
-                "learning_rate": best(folder.trials(c.label)).learning_rate,
+                "learning_rate": folder.learning_rate(c.label),
                 "changes": dict(c.changes),
                 "runs": runs[c.label],
                 "columns": _columns(runs[c.label], metrics, target["value"]),
