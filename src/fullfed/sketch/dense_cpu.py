@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fullfed.sketch import entries
 from fullfed.sketch.philox_cpu import fill_words
-from fullfed.sketch.scalars_cpu import at, bits_of, float_of, narrow, signed, widen
+from fullfed.sketch.scalars_cpu import at, bits_of, float_of, narrow, shifted, signed, widen
 
 _LOGARITHM = tuple(np.float32(value) for value in entries.LOGARITHM)
 _CENTRE = tuple(np.float32(value) for value in entries.CENTRE)
@@ -43,12 +43,23 @@ def _logarithm(p):
 
 
 @njit
-def _normal(word):
-    t = np.float32(np.uint32((word << np.uint32(1)) | np.uint32(1))) * np.float32(2.0**-32)
-    w = -_logarithm(t * (_TWO - t))
+def _tail(word):
+    """t = 1 - |x| of erfinv's argument."""
+    return np.float32(np.uint32((word << np.uint32(1)) | np.uint32(1))) * np.float32(2.0**-32)
+
+
+@njit
+def _depth(word):
+    """w = -log(1 - x**2)."""
+    t = _tail(word)
+    return -_logarithm(t * (_TWO - t))
+
+
+@njit
+def _normal(word, w):
     centre = _polynomial(_CENTRE, w - np.float32(2.5))
     tail = _polynomial(_TAIL, np.sqrt(w) - np.float32(3.5))
-    size = (centre if w < np.float32(5) else tail) * (_ONE - t) * _SQRT2
+    size = (centre if w < np.float32(5) else tail) * (_ONE - _tail(word)) * _SQRT2
     return signed(size, word, np.uint32(0))
 
 
@@ -109,7 +120,7 @@ def _sign_value(kind, word, shift):
 
 
 def _normal_value(kind, word, shift):
-    return _normal(word)
+    return float_of(word)
 
 
 def _truncated_value(kind, word, shift):
@@ -125,9 +136,38 @@ def _long_truncated_value(kind, word, shift):
     return total * u
 
 
+def draw(kind: Any, words: Any, first: Any, count: Any, keys: Any, which: Any) -> Any:
+    """What ``value`` takes its bits from: words 0 to 3 of counters first, first + 1, ...
+
+    ``words`` is uint32, shape (8, >= count); rows 4 to 7 are scratch.
+    """
+    raise NotImplementedError("runs compiled only")
+
+
+@overload(draw)
+def _draw(kind, words, first, count, keys, which):
+    return _draw_normals if kind.instance_class is Normals else _draw_words
+
+
+def _draw_words(kind, words, first, count, keys, which):
+    fill_words(words, first, count, keys, which)
+
+
+def _draw_normals(kind, words, first, count, keys, which):
+    """The normals themselves. In two loops: in one, each number would wait for its logarithm."""
+    fill_words(words, first, count, keys, which)
+    for n in range(4):
+        for i in range(count):
+            words[at(n + 4), at(i)] = bits_of(_depth(words[n, at(i)]))
+    for n in range(4):
+        for i in range(count):
+            number = _normal(words[n, at(i)], float_of(words[at(n + 4), at(i)]))
+            words[n, at(i)] = bits_of(number)
+
+
 @njit
 def _uniform(word, shift):
-    half = np.int32(np.uint32(word << shift) >> np.uint32(16))
+    half = np.int32(shifted(word, shift) >> np.uint32(16))
     return np.float32(np.int32(2 * half - 65535)) * np.float32(2.0**-16)
 
 
@@ -142,7 +182,7 @@ def _place(row, bits):
 @njit(nogil=True, cache=True)
 def products(start, stop, piece, kind, keys, firsts, sums):
     """sums[k] += <direction k, each 32 rows of the piece in turn>, for k from start to stop - 1."""
-    words, lanes = np.empty((4, 128), np.uint32), np.empty(128, np.float32)
+    words, lanes = np.empty((8, 128), np.uint32), np.empty(128, np.float32)
     for chunk in range(0, piece.shape[0], 32):
         for k in range(start, stop):
             held = -1
@@ -151,7 +191,7 @@ def products(start, stop, piece, kind, keys, firsts, sums):
             for r in range(chunk, chunk + 32):
                 group, word, shift = _place(firsts[k] + r, kind.bits)
                 if group != held:
-                    fill_words(words, group * 128, 128, keys, k)
+                    draw(kind, words, group * 128, 128, keys, k)
                     held = group
                 for i in range(128):
                     lanes[i] += value(kind, words[word, i], shift) * piece[at(r), i]
@@ -169,7 +209,7 @@ def add_combination(start, stop, flat, offset, first_chunk, kind, keys, firsts, 
 
     A chunk is 32 rows of 128, counted from element 0 of the directions.
     """
-    words, sums = np.empty((4, 128), np.uint32), np.empty((32, 128), np.float32)
+    words, sums = np.empty((8, 128), np.uint32), np.empty((32, 128), np.float32)
     for chunk in range(first_chunk + start, first_chunk + stop):
         low = max(chunk * 32, offset // 128)
         high = min(chunk * 32 + 32, (offset + flat.size + 127) // 128)
@@ -179,7 +219,7 @@ def add_combination(start, stop, flat, offset, first_chunk, kind, keys, firsts, 
             for r in range(low, high):
                 group, word, shift = _place(firsts[k] + r, kind.bits)
                 if group != held:
-                    fill_words(words, group * 128, 128, keys, k)
+                    draw(kind, words, group * 128, 128, keys, k)
                     held = group
                 for i in range(128):
                     sums[at(r - low), i] += scalar * value(kind, words[word, i], shift)

@@ -19,6 +19,7 @@ from numba.extending import intrinsic, overload
 _SIGN = np.uint32(0x80000000)
 _SIZE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
+_RANGE = np.uint32(31)
 
 
 @intrinsic
@@ -62,7 +63,17 @@ def at(index):
 @njit
 def signed(number, word, shift):
     """number, negated if bit 31 of word << shift is set."""
-    return float_of(bits_of(number) ^ (np.uint32(word << shift) & _SIGN))
+    return float_of(bits_of(number) ^ (shifted(word, shift) & _SIGN))
+
+
+@njit
+def shifted(word, shift):
+    """word << shift, 0 <= shift < 32, in 32 bits.
+
+    The mask tells LLVM the range. Without it, it shifts 64 bits, as numba's types have it, and
+    has to rearrange vectors before and after.
+    """
+    return np.uint32(word << (shift & _RANGE))
 
 
 def widen(stored: Any) -> Any:

@@ -123,7 +123,7 @@ def _finite(loss: float) -> float:
 def length(stream: Stream, elements: int, device: torch.device) -> float:
     """The Euclidean norm of a Gaussian direction of so many elements, in float64.
 
-    Made a stretch at a time, in 4 MiB; the sum does not depend on the number of threads.
+    Made a stretch at a time, in 3 MiB; the sum does not depend on the number of threads.
     """
     squares = []
     for start in range(0, elements, _STRETCH):
