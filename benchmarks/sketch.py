@@ -6,8 +6,8 @@
 Each time is the best of several, with that of a copy of the same tensor measured next to it:
 "copies" divides one by the other, "bandwidth" is the bytes an operation must move over its time, as
 a share of what the copy moved. Dense bases give the random numbers made and used a second, and
-their ratio to plain PyTorch's, one ``trunc_normal_`` vector at a time. Ratios, not seconds, are
-what to compare between machines.
+their ratio to plain PyTorch's, one ``trunc_normal_`` vector at a time, measured in turn with them.
+Ratios, not seconds, are what to compare between machines.
 """
 
 from __future__ import annotations
@@ -82,21 +82,22 @@ def sign_rows(delta: Tensor, weights: Tensor, k: int, backend: str) -> Iterator[
 def dense_rows(delta: Tensor, k: int, backend: str) -> Iterator[Row]:
     """Numbers made and used a second, and how often that is plain PyTorch's rate."""
     weights, d, device = torch.zeros_like(delta), delta.numel(), delta.device.type
-    plain = plain_rate(delta, device)
-    about: Row = {"dtype": _name(delta.dtype), "d": d}
-    yield {"basis": "trunc_normal_", "operation": "project", **about, "samples/s": plain}
+    plain = plainly(delta)
     for cls in (NormalBasis, RademacherBasis):
         basis = cls(seed=1, round=1, blocks=(range(1),), coordinates=(k,))
-        for operation, act in dense_acts(basis, delta, weights, backend).items():
-            rate = k * d / seconds(device, act)[0]
+        acts = dense_acts(basis, delta, weights, backend)
+        one, *times = seconds(device, plain, *acts.values(), repeats=7)
+        for operation, taken in zip(acts, times, strict=True):
             yield {
                 "backend": backend,
                 "basis": cls.__name__,
                 "operation": operation,
-                **about,
+                "dtype": _name(delta.dtype),
+                "d": d,
                 "K": k,
-                "samples/s": rate,
-                "over plain": rate / plain,
+                "samples/s": k * d / taken,
+                "plain samples/s": d / one,
+                "over plain": k * one / taken,
             }
 
 
@@ -110,16 +111,16 @@ def dense_acts(
     }
 
 
-def plain_rate(delta: Tensor, device: str) -> float:
-    """One basis vector at a time from a torch.Generator, as the published code does."""
+def plainly(delta: Tensor) -> Callable[[], Tensor]:
+    """One basis vector from a torch.Generator, and its product, as the published code does."""
     bound, vector = delta.numel() ** -0.5, torch.empty_like(delta)
-    generator = torch.Generator(device=device).manual_seed(1)
+    generator = torch.Generator(device=delta.device).manual_seed(1)
 
     def project() -> Tensor:
         torch.nn.init.trunc_normal_(vector, 0.0, 1.0, -bound, bound, generator=generator)
         return vector @ delta
 
-    return delta.numel() / seconds(device, project)[0]
+    return project
 
 
 def direction_rows(device: str, d: int, count: int, backend: str) -> Iterator[Row]:
@@ -170,7 +171,7 @@ def all_rows(device: str, quick: bool) -> Iterator[Row]:
             for k in counts:
                 yield from sign_rows(delta, weights, k, own)
         delta = torch.randn(sizes[0], device=device).to(dtype)
-        yield from dense_rows(delta, 32, own)
+        yield from dense_rows(delta, 256, own)
     if device == "cuda":
         yield from dense_rows(torch.randn(2**24, device=device), 256, own)
     yield from direction_rows(device, sizes[0], 32, own)

@@ -17,7 +17,7 @@ from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, 
 from fullfed.sketch.entries import SIGNS, Entries, truncated
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD, LANES
-from fullfed.sketch.pieces import Rounding, load, rounding_noise, writable
+from fullfed.sketch.pieces import Rounding, load, rounding_noise, writable, zeros
 from fullfed.sketch.series import second_moment
 from fullfed.sketch.weights import Factor, Weight, factors
 
@@ -91,7 +91,7 @@ class DenseBasis(ABC):
             new = [delta[n] for n in block]
             old = [None if before is None else before[n] for n in block]
             d, k = _elements(new), self.coordinates[number]
-            partials = torch.zeros(-(-d // STRETCH), k, dtype=torch.float32, device=delta[0].device)
+            partials = zeros(-(-d // STRETCH), k, delta[0].device)
             for stretch, piece in enumerate(_stretches(new, old, [scales[n] for n in block])):
                 directions = self._directions(number, d, stretch * STRETCH)
                 kernels.add_products(self.entries(d), directions, piece, partials[stretch])
@@ -189,9 +189,7 @@ def _stretches(
     d = _elements(tensors)
     for start in range(0, d, STRETCH):
         stop, place = min(start + STRETCH, d), 0
-        stretch = torch.zeros(
-            -(-(stop - start) // 4096) * 4096, dtype=torch.float32, device=tensors[0].device
-        )
+        stretch = zeros(-(-(stop - start) // 4096), 4096, tensors[0].device).view(-1)
         for new, old, weight in zip(tensors, before, weights, strict=True):
             low, high = max(start - place, 0), min(stop - place, new.numel())
             if low < high:
