@@ -1,12 +1,17 @@
-"""One real federation for the tests that need one."""
+"""One real federation for the tests that need one; workers and a stand-in Grid for the others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from flwr.supercore.task_identity import TaskIdentity
 
-from flower.real import Federation, write_ingredients
+from flower.real import PARTNERS, Federation, write_ingredients
+from flower.small import resident
+from fullfed.deployment.resident import Resident
+from fullfed.engines.flower import engine
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +22,30 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     federation = Federation(folder)
     yield federation
     federation.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What partners and server bring along."""
+    folder = tmp_path_factory.mktemp("ingredients")
+    write_ingredients(folder)
+    return folder
+
+
+@pytest.fixture
+def residents(folder: Path, tmp_path: Path) -> Iterator[list[Resident]]:
+    """Each partner's worker."""
+    nodes = [resident(folder, n, tmp_path / f"state-{n}") for n in range(len(PARTNERS))]
+    yield nodes
+    for node in nodes:
+        node.leave()
+
+
+@pytest.fixture
+def flower_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Flower sets in a ServerApp's process, and no pauses."""
+    for name in ("run_id", "node_id", "task_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+    monkeypatch.setattr(engine, "_PAUSE", 0.001)
+    monkeypatch.setattr(engine, "_NODES_PAUSE", 0.0)
+    monkeypatch.setattr(engine, "_RETRY_SECONDS", (0.0, 0.0))

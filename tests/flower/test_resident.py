@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from flower.real import write_ingredients
 from flower.small import RUN, Reference, reference, resident
 from fullfed.deployment.resident import Resident
 from fullfed.engines.flower.orders import Answer, Order
@@ -21,13 +20,6 @@ METHODS: dict[str, dict[str, object]] = {
     # Its clients keep what rounding took, between their visits to a block.
     "fedcybgd": {"name": "fedcybgd", "blocks": 2, "clients_per_block": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resident")
-    write_ingredients(folder)
-    return folder
 
 
 @pytest.fixture(scope="module", params=METHODS)

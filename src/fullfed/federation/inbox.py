@@ -18,6 +18,8 @@ class Arrival:
         payload: the encoded report, or None if the client failed.
         failure: why there is no payload.
         train_seconds, encode_seconds: as the client measured them.
+        late: it answers an earlier round's plan.
+        reached: whether the client was sent its plan at all.
     """
 
     sender: int
@@ -25,6 +27,8 @@ class Arrival:
     failure: str = ""
     train_seconds: float = 0.0
     encode_seconds: float = 0.0
+    late: bool = False
+    reached: bool = True
 
 
 class Inbox:
@@ -51,7 +55,8 @@ class Inbox:
         due = sorted(self._plans)
         early: dict[int, Report | None] = {}
         for arrival in arrivals:
-            first_word = arrival.sender in self._plans and arrival.sender not in self._seen
+            due_now = arrival.sender in self._plans and not arrival.late
+            first_word = due_now and arrival.sender not in self._seen
             report = self._accept(arrival)
             if first_word:
                 early[arrival.sender] = report
@@ -72,6 +77,8 @@ class Inbox:
         return report
 
     def _validate(self, arrival: Arrival) -> Report:
+        if arrival.late:
+            raise MessageError("the report came after its round had ended")
         plan = self._plans.get(arrival.sender)
         if plan is None:
             raise MessageError("the client is not in this round's cohort")

@@ -34,7 +34,7 @@ class RoundResult:
         loss: the merged clients' mean training loss, nats per answer token, each client
             weighted equally; None if there are none.
         up: encoded bytes received from each client, refused ones included.
-        plans: encoded bytes of each client's plan.
+        plans: encoded bytes of each client's plan; 0 where the client was not reached.
         train_seconds, encode_seconds: summed over the clients.
         aggregate_seconds: the server's own work.
     """
@@ -94,7 +94,7 @@ def run_round(
         refused=tuple(inbox.refused),
         loss=account.loss / len(inbox.accepted) if inbox.accepted else None,
         up=account.up,
-        plans={client: len(plan) for client, plan in outgoing.items()},
+        plans={c: 0 if c in account.unreached else len(plan) for c, plan in outgoing.items()},
         train_seconds=account.train_seconds,
         encode_seconds=account.encode_seconds,
         aggregate_seconds=time.perf_counter() - started - account.waiting_seconds,
@@ -118,6 +118,7 @@ class _Account:
     def __init__(self, on_arrival: Callable[[Arrival], None]) -> None:
         self._on_arrival = on_arrival
         self.up: dict[int, int] = {}
+        self.unreached: set[int] = set()
         self.loss = self.train_seconds = self.encode_seconds = self.waiting_seconds = 0.0
 
     def of_arrivals(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
@@ -128,6 +129,8 @@ class _Account:
             if arrival is None:
                 return
             self.up[arrival.sender] = self.up.get(arrival.sender, 0) + len(arrival.payload or b"")
+            if not arrival.reached:
+                self.unreached.add(arrival.sender)
             self.train_seconds += arrival.train_seconds
             self.encode_seconds += arrival.encode_seconds
             self._on_arrival(arrival)

@@ -197,8 +197,9 @@ class _Run:
                 )
             self._close_round(account)
         for record in self._folder.metrics():
-            for client in record["cohort"]:
-                self._traffic.catch_up(client, record["round"], log.sizes)
+            for client, down in record["bytes"]["down_by_client"].items():
+                if down > 0:
+                    self._traffic.catch_up(int(client), record["round"], log.sizes)
 
     def _round(self, log: Log, engine: Engine) -> None:
         """One round, committed by the log: before it nothing counts, after it nothing is lost."""
@@ -213,7 +214,7 @@ class _Run:
         )
         payload = encode(result.update)
         down = {
-            plan.client: result.plans[plan.client] + self._download(plan, log)
+            plan.client: self._download(plan, result.plans[plan.client], log)
             for plan in self._assembly.method.plans(number, self._worker.last)
         }
         self._folder.write_account(account_of(result, down, len(payload)))
@@ -224,12 +225,14 @@ class _Run:
         account["seconds"]["aggregate"] += time.perf_counter() - started
         self._close_round(account)
 
-    def _download(self, plan: Plan, log: Log) -> int:
-        """Bytes that a client fetches beside its plan."""
+    def _download(self, plan: Plan, sent: int, log: Log) -> int:
+        """Bytes that a client fetches: its plan's, and those of what it lacks; 0 if not reached."""
+        if sent == 0:
+            return 0
         handout = self._assembly.method.handout(self._assembly.model, plan)
         if handout is not None:
-            return len(encode(handout))
-        return self._traffic.catch_up(plan.client, plan.round, log.sizes)
+            return sent + len(encode(handout))
+        return sent + self._traffic.catch_up(plan.client, plan.round, log.sizes)
 
     def _close_round(self, account: dict[str, Any]) -> None:
         """Evaluate if it is due, write the round's line, take a snapshot if that is due."""

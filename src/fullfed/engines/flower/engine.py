@@ -1,22 +1,23 @@
 """The engine that carries plans and reports over Flower's Grid.
 
-Orders are pushed to the SuperLink, answers pulled one at a time as they come. A node that went
-away and came back within the round is sent its order again: the worker remembers its answer, so
-nothing is done twice. What an answer may contain is the inbox's business; here it only has to
-come from the node that was asked.
+Orders are pushed to the SuperLink, answers pulled one at a time as they come. An order that was
+lost on its way, or to a node that went away, is sent again when the node is there: the worker
+remembers its answer, so nothing is done twice. What a worker itself answers is its last word. What
+an answer may contain is the inbox's business.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fullfed.engines.flower.orders import Answer, Order
-from fullfed.engines.flower.records import content_of, pieces_of
+from fullfed.engines.flower.post import Letter, Loss, Post, Station
+from fullfed.engines.flower.records import pieces_of
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import MessageError, encode
@@ -26,7 +27,8 @@ from fullfed.federation.worker import Worker
 
 _PAUSE = 0.2  # seconds between two looks into the SuperLink
 _NODES_PAUSE = 2.0  # seconds between two looks at who is there
-_TRIES = 3  # how often a client's order is sent again after an error of Flower's
+_RETRY_SECONDS = (2.0, 60.0)  # before an order that was lost is sent again: at first, at most
+_TRIES = 3  # how often a node may lack what it was sent; orders lost once there is a quorum
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,21 @@ class _Visit:
 
     Attributes:
         plan: encoded.
-        node: the Flower node it was sent to, ...
-        since: ... and since when that node has been there.
-        messages: ids of the orders that have not been answered.
-        tries: after errors of Flower's.
+        station: where the order was last sent.
+        letters: that may still be answered.
+        again: not to be sent again before (time.monotonic()), unless the node has come back.
+        losses: of letters, since the node has been there.
+        lacked: how often the node answered that it lacks something.
+        trouble: why there is no report yet.
     """
 
     plan: bytes
-    node: int = 0
-    since: str = ""
-    messages: set[str] | None = None
-    tries: int = 0
+    station: Station | None = None
+    letters: list[Letter] = field(default_factory=list)
+    again: float = 0.0
+    losses: int = 0
+    lacked: int = 0
+    trouble: str = "the node was not there"
 
 
 class FlowerEngine:
@@ -84,68 +90,62 @@ class FlowerEngine:
         traffic: Traffic,
         table: DeploymentTable,
     ) -> None:
-        self._grid = grid
+        self._post = Post(grid, membership.clients)
         self._membership = membership
         self._server = server
         self._log = log
         self._traffic = traffic
         self._table = table
         self._told: set[int] = set()  # clients that know the terms
+        self._strays: dict[Letter, tuple[int, int]] = {}  # (client, round) no longer waited for
 
     def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
         """Send every client its plan; yield reports and failures as they come.
 
-        Ends when every client has answered, at the deadline, or when a quorum has reported and
-        those that have not are not connected.
+        Ends when every client has answered; at the deadline; when a quorum has reported and those
+        that have not are not connected; or when too many have failed for a quorum.
         """
         visits = {client: _Visit(plan) for client, plan in plans.items()}
         quorum, reports = self._table.quorum * len(plans), 0
         ends = time.monotonic() + self._table.deadline_seconds
-        looked = float("-inf")
-        while visits and time.monotonic() < ends:
+        looked, stations = float("-inf"), dict[int, Station]()
+        while visits and time.monotonic() < ends and reports + len(visits) >= quorum:
             if time.monotonic() - looked > _NODES_PAUSE:
-                present = self._present()
-                self._send_to_arrived(visits, present, ends)
-                looked = time.monotonic()
-                if reports >= quorum and not any(client in present for client in visits):
-                    break
+                stations, looked = self._post.stations(), time.monotonic()
+            if reports >= quorum and not stations.keys() & visits.keys():
+                break
+            self._send_due(visits, stations, ends)
             for client in sorted(visits):
-                arrival = self._receive(client, visits[client], ends)
+                arrival = self._receive(client, visits[client], enough=reports >= quorum)
                 if arrival is not None:
-                    del visits[client]
+                    self._give_up(client, visits.pop(client))
                     reports += arrival.payload is not None
                     yield arrival
+            yield from self._receive_strays()
             time.sleep(_PAUSE)
         for client, visit in sorted(visits.items()):
-            failure = "no report before the round ended" if visit.node else "the node was not there"
-            yield Arrival(client, None, failure=failure)
+            self._give_up(client, visit)
+            reached = visit.station is not None
+            yield Arrival(client, None, failure=visit.trouble, reached=reached)
 
-    def _present(self) -> dict[int, tuple[int, str]]:
-        """Each connected client's (Flower node, since when it has been connected)."""
-        nodes = {node.public_key: node for node in self._grid.get_nodes()}
-        return {
-            client: (nodes[key].node_id, nodes[key].last_activated_at)
-            for client, key in enumerate(self._membership.clients)
-            if key in nodes
-        }
-
-    def _send_to_arrived(
-        self, visits: Mapping[int, _Visit], present: Mapping[int, tuple[int, str]], ends: float
+    def _send_due(
+        self, visits: Mapping[int, _Visit], stations: Mapping[int, Station], ends: float
     ) -> None:
-        for client, visit in sorted(visits.items()):
-            if client in present and present[client] != (visit.node, visit.since):
-                visit.node, visit.since = present[client]
-                self._send(client, visit, ends)
-
-    def _send(self, client: int, visit: _Visit, ends: float) -> None:
-        message = Message(
-            content_of(self._order(client, visit.plan).pieces()),
-            dst_node_id=visit.node,
-            message_type="train",
-            ttl=max(ends - time.monotonic(), 1.0),
-            group_id=str(self._server.replica.version),
-        )
-        visit.messages = {*(visit.messages or ()), *self._grid.push_messages([message])}
+        """Send orders to nodes that have come, or come back, or whose order was lost."""
+        now = time.monotonic()
+        for client in sorted(visits.keys() & stations.keys()):
+            visit = visits[client]
+            if stations[client] != visit.station:
+                visit.station, visit.losses = stations[client], 0
+            elif now < visit.again or any(stations[client] == o.station for o in visit.letters):
+                continue
+            visit.trouble = "no report before the round ended"
+            pieces, version = self._order(client, visit.plan).pieces(), self._server.replica.version
+            letter = self._post.send(visit.station, pieces, max(ends - now, 1.0), str(version))
+            if letter is None:
+                self._lose(visit, "the server's SuperLink does not take the order")
+            else:
+                visit.letters.append(letter)
 
     def _order(self, client: int, plan: bytes) -> Order:
         """The plan, with what the client lacks for it as far as is known."""
@@ -161,52 +161,69 @@ class FlowerEngine:
         updates = tuple(self._log.read(number) for number in missed)
         return replace(order, updates=updates, first=missed.start)
 
-    def _receive(self, client: int, visit: _Visit, ends: float) -> Arrival | None:
+    def _receive(self, client: int, visit: _Visit, enough: bool) -> Arrival | None:
         """What a client came to, or None as long as it has not come to anything."""
-        for message in list(visit.messages or ()):
-            for reply in self._grid.pull_messages([message]):
-                assert visit.messages is not None
-                visit.messages.discard(message)
-                if reply.has_error():
-                    arrival = self._after_error(client, visit, reply, ends)
-                elif reply.metadata.src_node_id != visit.node:
-                    continue  # somebody else's: as if it had not come
-                else:
-                    arrival = self._after_answer(client, visit, reply, ends)
-                if arrival is not None:
-                    return arrival
+        for letter in list(visit.letters):
+            reply = self._post.receive(letter)
+            if reply is None:
+                continue
+            visit.letters.remove(letter)
+            if not isinstance(reply, Loss):
+                return self._after_answer(client, visit, reply)
+            self._lose(visit, reply.reason)
+            if enough and visit.losses >= _TRIES:
+                return Arrival(client, None, failure=visit.trouble)
         return None
 
-    def _after_error(
-        self, client: int, visit: _Visit, reply: Message, ends: float
-    ) -> Arrival | None:
-        visit.tries += 1
-        if visit.tries >= _TRIES:
-            return Arrival(client, None, failure=f"Flower's error {reply.error.code} on the node")
-        self._send(client, visit, ends)
-        return None
+    def _lose(self, visit: _Visit, reason: str) -> None:
+        first, most = _RETRY_SECONDS
+        visit.again = time.monotonic() + min(first * 2**visit.losses, most)
+        visit.losses += 1
+        visit.trouble = reason
 
-    def _after_answer(
-        self, client: int, visit: _Visit, reply: Message, ends: float
-    ) -> Arrival | None:
+    def _after_answer(self, client: int, visit: _Visit, reply: Message) -> Arrival | None:
         try:
             answer = Answer.of(pieces_of(reply.content))
         except MessageError as error:
             return Arrival(client, None, failure=str(error))
         if not answer.lacks:
             self._told.add(client)
-            return Arrival(
-                client,
-                answer.report or None,
-                answer.failure,
-                answer.train_seconds,
-                answer.encode_seconds,
-            )
-        visit.tries += 1
-        if visit.tries >= _TRIES:
+            return _arrival(client, answer)
+        visit.lacked += 1
+        if visit.lacked >= _TRIES:
             return Arrival(client, None, failure="the node does not keep what it is sent")
         if answer.version < 0:
             self._told.discard(client)
         self._traffic.found(client, max(answer.version, 0))
-        self._send(client, visit, ends)
+        visit.again = 0.0
         return None
+
+    def _give_up(self, client: int, visit: _Visit) -> None:
+        """Wait no longer for what else a client may answer; it is recorded if it comes."""
+        round = self._server.replica.version
+        self._strays |= dict.fromkeys(visit.letters, (client, round))
+
+    def _receive_strays(self) -> Iterator[Arrival]:
+        """Reports nobody waits for any more: from earlier rounds, and second ones."""
+        for letter, (client, round) in list(self._strays.items()):
+            reply = self._post.receive(letter)
+            if reply is None:
+                continue
+            del self._strays[letter]
+            try:
+                answer = None if isinstance(reply, Loss) else Answer.of(pieces_of(reply.content))
+            except MessageError:
+                continue
+            if answer is not None and answer.report:
+                late = round != self._server.replica.version
+                yield replace(_arrival(client, answer), late=late)
+
+
+def _arrival(client: int, answer: Answer) -> Arrival:
+    return Arrival(
+        client,
+        answer.report or None,
+        answer.failure,
+        answer.train_seconds,
+        answer.encode_seconds,
+    )

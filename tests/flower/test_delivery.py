@@ -1,0 +1,183 @@
+"""Nodes that vanish, come back, are slow or lose orders: who is waited for, and sent what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from flower.standin import Dictionary, Node, carry_out, recipe_of
+from fullfed.deployment.resident import Resident
+from fullfed.errors import UserError
+from fullfed.runs.folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("flower_process")
+
+ALL = {"quorum": 1.0, "deadline_seconds": 1e6}
+
+
+@pytest.mark.parametrize("method", ["ferret", "fedavg"])
+def test_a_node_that_was_away_is_caught_up_by_what_is_smaller(
+    folder: Path, tmp_path: Path, residents: list[Resident], method: str
+) -> None:
+    options = {"coordinates": 300} if method == "ferret" else {}
+    recipe = recipe_of(folder, 5, method={"name": method, **options})
+    grid = Dictionary.of(residents)
+    grid.nodes[2].there = lambda: len(RunFolder(tmp_path / "run").metrics()) in (0, 4)
+    grid.nodes[3].there = lambda: False
+    records = carry_out(recipe, grid, tmp_path / "run").metrics()
+    absent = [[r["client"] for r in record["refused"]] for record in records]
+    assert absent == [[3], [2, 3], [2, 3], [2, 3], [3]]
+    _, back = grid.sent_to(2)
+    if method == "fedavg":
+        assert back.snapshot
+        assert not back.updates
+    else:
+        assert len(back.updates) == 4
+        assert not back.snapshot
+    assert records[4]["merged"] == [0, 1, 2]
+    down = [record["bytes"]["down_by_client"]["2"] for record in records]
+    missed = len(back.snapshot) + sum(len(update) for update in back.updates)
+    assert down[1:4] == [0, 0, 0], "what was not sent is not counted"
+    assert down[4] == pytest.approx(len(back.plan) + missed, rel=0.05), "but for headers"
+    assert all(record["bytes"]["down_by_client"]["3"] == 0 for record in records)
+
+
+def test_a_restarted_server_sends_what_each_node_lacks_and_no_more(
+    folder: Path, tmp_path: Path, residents: list[Resident]
+) -> None:
+    recipe, stop = recipe_of(folder, 3), [False]
+
+    def stopping(pieces: Mapping[str, bytes]) -> Mapping[str, bytes] | None:
+        stop[0] = len(RunFolder(tmp_path / "run").metrics()) == 2 and not stop[0]
+        if stop[0]:
+            raise KeyboardInterrupt
+        return residents[0].handle(pieces)
+
+    grid = Dictionary.of(residents)
+    grid.nodes[0].handle = stopping
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(recipe, grid, tmp_path / "run")
+    grid.orders.clear()
+    carry_out(recipe, grid, tmp_path / "run")
+    assert sorted(client for client, _ in grid.orders) == [0, 1, 2, 3]
+    assert all(len(order.updates) == 1 for _, order in grid.orders)
+
+
+def test_a_node_that_comes_back_is_asked_again_and_answers(
+    folder: Path, tmp_path: Path, residents: list[Resident]
+) -> None:
+    grid = Dictionary.of(residents)
+
+    def lost(pieces: Mapping[str, bytes]) -> None:
+        residents[1].handle(pieces)
+        grid.nodes[1] = Node(residents[1].handle, since="later")
+
+    grid.nodes[1].handle = lost
+    recipe = recipe_of(folder, 1, deployment=ALL)
+    [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
+    assert record["merged"] == [0, 1, 2, 3]
+    assert len(grid.sent_to(1)) == 2
+
+
+def test_a_lost_order_is_sent_again_until_there_is_a_quorum(
+    folder: Path, tmp_path: Path, residents: list[Resident]
+) -> None:
+    grid = Dictionary.of(residents)
+
+    def at_last(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        if len(grid.sent_to(1)) < 10:
+            raise ConnectionError
+        return residents[1].handle(pieces)
+
+    grid.nodes[1].handle = at_last
+    recipe = recipe_of(folder, 1, deployment=ALL)
+    [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
+    assert record["merged"] == [0, 1, 2, 3]
+    assert record["refused"] == []
+
+
+def test_where_there_is_a_quorum_an_order_is_lost_only_so_often(
+    folder: Path, tmp_path: Path, residents: list[Resident]
+) -> None:
+    grid = Dictionary.of(residents)
+
+    def lose(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        raise ConnectionError
+
+    grid.nodes[2].handle = lose
+    recipe = recipe_of(folder, 1, deployment={"quorum": 0.75, "deadline_seconds": 1e6})
+    [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
+    assert record["merged"] == [0, 1, 3]
+    [refused] = record["refused"]
+    assert refused == {"client": 2, "reason": "its Flower app's process died (Flower's error 8)"}
+
+
+def test_of_two_answers_to_two_orders_one_counts(
+    folder: Path, tmp_path: Path, residents: list[Resident]
+) -> None:
+    """A node that only seemed to be away answers the order sent before and the one after."""
+    grid = Dictionary.of(residents)
+
+    def seen_again(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        grid.nodes[1].since = "later"
+        return residents[1].handle(pieces)
+
+    grid.nodes[1].handle = seen_again
+    grid.nodes[1].silent = lambda: len(grid.sent_to(1)) < 2
+    grid.nodes[3].silent = lambda: grid.pulled.count(1) < 2
+    recipe = recipe_of(folder, 1, deployment=ALL)
+    [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
+    assert record["merged"] == [0, 1, 2, 3]
+    reason = "the client has answered this plan already"
+    assert record["refused"] == [{"client": 1, "reason": reason}]
+    up = record["bytes"]["up_by_client"]
+    assert up["1"] == pytest.approx(2 * up["0"], rel=0.02)
+
+
+def test_a_late_report_is_refused_recorded_and_in_nobodys_way(
+    folder: Path, tmp_path: Path, residents: list[Resident]
+) -> None:
+    """Node 1 vanishes once it has its order; it is back, with what it made of it, a round later."""
+    grid = Dictionary.of(residents)
+
+    def rounds() -> int:
+        return len(RunFolder(tmp_path / "run").metrics())
+
+    grid.nodes[1].there = lambda: rounds() > 0 or not grid.sent_to(1)
+    grid.nodes[1].silent = lambda: rounds() == 0
+    grid.nodes[3].silent = lambda: rounds() == 1 and grid.pulled.count(1) < 2
+    recipe = recipe_of(folder, 2, deployment={"quorum": 0.75, "deadline_seconds": 1e6})
+    first, second = carry_out(recipe, grid, tmp_path / "run").metrics()
+    assert first["merged"] == [0, 2, 3]
+    assert first["refused"] == [{"client": 1, "reason": "no report before the round ended"}]
+    assert second["merged"] == [0, 1, 2, 3]
+    reason = "the report came after its round had ended"
+    assert second["refused"] == [{"client": 1, "reason": reason}]
+
+
+def test_the_deadline_closes_a_round_without_a_node_that_does_not_answer(
+    folder: Path, tmp_path: Path, residents: list[Resident]
+) -> None:
+    grid = Dictionary.of(residents)
+    grid.nodes[1].silent = lambda: True
+    recipe = recipe_of(folder, 1, deployment={"quorum": 0.75, "deadline_seconds": 1.0})
+    [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
+    assert record["merged"] == [0, 2, 3]
+    assert record["refused"] == [{"client": 1, "reason": "no report before the round ended"}]
+
+
+def test_without_a_quorum_at_the_deadline_the_run_stops_and_can_go_on(
+    folder: Path, tmp_path: Path, residents: list[Resident]
+) -> None:
+    recipe = recipe_of(folder, 1, deployment={"deadline_seconds": 1.0, "quorum": 0.75})
+    grid = Dictionary.of(residents)
+    grid.nodes[1].handle = grid.nodes[2].handle = lambda pieces: None
+    with pytest.raises(UserError, match="only 2 clients sent a usable report"):
+        carry_out(recipe, grid, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").metrics() == []
+    for n in (1, 2):
+        grid.nodes[n].handle = residents[n].handle
+    [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
+    assert record["merged"] == [0, 1, 2, 3]
