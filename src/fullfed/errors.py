@@ -1,4 +1,4 @@
-"""The one exception that is meant for a person."""
+"""What goes wrong: at a person's hands, and in what comes over a network."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class MessageError(Exception):
+    """Bytes that are not a valid message; the text says in one sentence what is wrong."""

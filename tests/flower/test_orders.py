@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -74,3 +76,9 @@ def test_a_failure_from_a_node_is_short_and_printable() -> None:
     text = Answer.of({"about": json.dumps(about).encode()}).failure
     assert len(text) == 500
     assert text.isprintable()
+
+
+def test_the_relay_does_without_torch() -> None:
+    """It is started anew for every message."""
+    code = "import sys, fullfed.engines.flower.client_app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,6 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fullfed.errors import MessageError as MessageError
+
 Value = bool | int | float | str | list["Value"] | dict[str, "Value"]
 
 PROTOCOL = 1
@@ -29,10 +31,6 @@ _DTYPES = {
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
-
-
-class MessageError(Exception):
-    """Bytes that are not a valid message; the text says in one sentence what is wrong."""
 
 
 @dataclass(frozen=True)

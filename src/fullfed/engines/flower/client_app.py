@@ -1,6 +1,6 @@
 """The ClientApp: hands an order to the node's resident worker and brings its answer back.
 
-Flower starts a process for every message, so nothing heavy is imported here.
+Flower starts a process for every message, so nothing heavy is imported here, torch least of all.
 """
 
 from __future__ import annotations

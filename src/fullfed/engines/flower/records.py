@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from fullfed.federation.messages import MessageError
+from fullfed.errors import MessageError
 
 _RECORD = "fullfed"
 _PIECES_LIMIT = 100_000
