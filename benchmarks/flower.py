@@ -23,8 +23,9 @@ from pathlib import Path
 import tomli_w
 
 from fullfed.deployment.flower import environment, submit
-from fullfed.deployment.folders import NodeFolder, ServerFolder
+from fullfed.deployment.node_folder import NodeFolder
 from fullfed.deployment.processes import Child, running
+from fullfed.deployment.server_folder import ServerFolder
 from fullfed.deployment.starting import start
 from fullfed.federation.recipe import load_recipe
 from fullfed.quickstart import tasks

@@ -18,7 +18,8 @@ from typing import Any
 import tomli_w
 
 from flower.proxy import CountingProxy
-from fullfed.deployment.folders import NodeFolder, ServerFolder
+from fullfed.deployment.node_folder import NodeFolder
+from fullfed.deployment.server_folder import ServerFolder
 from runs.small import CATEGORIES, tables, write_data, write_model
 
 FULLFED = Path(sys.executable).with_name("fullfed")

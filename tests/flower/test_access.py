@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from flower.real import Federation, free_port, running_processes, wait_until
 from fullfed.cli import app
 from fullfed.deployment.flower import check_server, registered
-from fullfed.deployment.folders import ServerFolder
 from fullfed.deployment.identities import certify_server, create_authority, create_node_key
+from fullfed.deployment.server_folder import ServerFolder
 from fullfed.errors import UserError
 
 TURNED_AWAY = "the server turns this node away"

@@ -43,7 +43,7 @@ def init(
 ) -> None:
     """Make a federation: authority, certificate, keys, and a folder for each partner."""
     _check_installed()
-    from fullfed.deployment.folders import ServerFolder
+    from fullfed.deployment.server_folder import ServerFolder
 
     folder = ServerFolder.create(directory, partner, address, port, listen, model)
     _print(f"{folder.path}: stays here; next: fullfed serve {directory}")
@@ -62,7 +62,7 @@ def add(
 ) -> None:
     """Take a partner in, from the next run on."""
     _check_installed()
-    from fullfed.deployment.folders import ServerFolder
+    from fullfed.deployment.server_folder import ServerFolder
 
     folder = ServerFolder(directory)
     _print(f"{folder.add(partner, model, key)}: for {partner}")
@@ -76,7 +76,7 @@ def remove(
 ) -> None:
     """Take a partner out, at once: its node is turned away."""
     _check_installed()
-    from fullfed.deployment.folders import ServerFolder
+    from fullfed.deployment.server_folder import ServerFolder
 
     ServerFolder(directory).remove(partner)
     _tell_server(directory)
@@ -86,7 +86,7 @@ def remove(
 def renew(directory: FederationDirectory) -> None:
     """Give the server a new certificate; partners need nothing new."""
     _check_installed()
-    from fullfed.deployment.folders import ServerFolder
+    from fullfed.deployment.server_folder import ServerFolder
 
     folder = ServerFolder(directory)
     folder.renew_certificate()
@@ -97,7 +97,7 @@ def serve(directory: FederationDirectory) -> None:
     """Run a federation's server (Flower's SuperLink)."""
     _check_installed()
     from fullfed.deployment import serving
-    from fullfed.deployment.folders import ServerFolder
+    from fullfed.deployment.server_folder import ServerFolder
 
     serving.serve(ServerFolder(directory), _print)
 
@@ -106,7 +106,7 @@ def join(directory: NodeDirectory, data: Data = None, model: Model = None) -> No
     """Take part in a federation (Flower's SuperNode and fullfed's worker)."""
     _check_installed()
     from fullfed.deployment import joining
-    from fullfed.deployment.folders import NodeFolder
+    from fullfed.deployment.node_folder import NodeFolder
 
     joining.join(NodeFolder(directory.absolute()), data, model, _print)
 
@@ -125,7 +125,7 @@ def start(
     """Carry out a recipe on a federation, or carry on where the run was stopped."""
     _check_installed()
     from fullfed.deployment import starting
-    from fullfed.deployment.folders import ServerFolder
+    from fullfed.deployment.server_folder import ServerFolder
     from fullfed.reports.tables import summary_table
 
     folder = ServerFolder(directory)
@@ -139,7 +139,7 @@ def status(directory: FederationDirectory) -> None:
     """Who is connected, and how far the runs are."""
     _check_installed()
     from fullfed.deployment import flower
-    from fullfed.deployment.folders import ServerFolder
+    from fullfed.deployment.server_folder import ServerFolder
     from fullfed.deployment.run_files import ServerStatus
     from fullfed.runs.folder import RunFolder
 
@@ -165,7 +165,7 @@ def status(directory: FederationDirectory) -> None:
 def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
     """A node's resident worker, which `fullfed join` runs."""
     _check_installed()
-    from fullfed.deployment.folders import NodeFolder
+    from fullfed.deployment.node_folder import NodeFolder
     from fullfed.deployment.joining import configured
     from fullfed.deployment.resident import Resident
     from fullfed.engines.flower.channel import serve as answer
@@ -183,7 +183,7 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
 def _tell_server(directory: Path) -> None:
     """Register and unregister at the running server; one that does not run does it at its start."""
     from fullfed.deployment import flower
-    from fullfed.deployment.folders import ServerFolder
+    from fullfed.deployment.server_folder import ServerFolder
 
     folder = ServerFolder(directory)
     if flower.check_server(f"127.0.0.1:{folder.settings().port}", folder.authority):

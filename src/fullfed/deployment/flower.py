@@ -15,8 +15,9 @@ from typing import Any
 
 import tomli_w
 
-from fullfed.deployment.folders import NodeFolder, ServerFolder
+from fullfed.deployment.node_folder import NodeFolder
 from fullfed.deployment.run_files import RUN
+from fullfed.deployment.server_folder import ServerFolder
 from fullfed.engines.flower.channel import WORKER
 from fullfed.errors import UserError
 from fullfed.files import write_atomically

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fullfed.data.hub import is_hub_name
 from fullfed.deployment.flower import Print, check_server, environment, shown, supernode
-from fullfed.deployment.folders import NodeFile, NodeFolder
+from fullfed.deployment.node_folder import NodeFolder
+from fullfed.deployment.settings import NodeFile
 from fullfed.deployment.processes import Child, pause, running
 from fullfed.errors import UserError
 

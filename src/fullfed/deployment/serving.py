@@ -14,9 +14,9 @@ from fullfed.deployment.flower import (
     superlink,
     sync_nodes,
 )
-from fullfed.deployment.folders import ServerFolder
 from fullfed.deployment.identities import check_not_expired
 from fullfed.deployment.processes import Child, pause, running
+from fullfed.deployment.server_folder import ServerFolder
 from fullfed.errors import UserError
 
 _START_SECONDS = 120.0

@@ -1,4 +1,4 @@
-"""A federation's folder, and the folder that each partner gets of it.
+"""The folder of a federation's server.
 
 DIR/server/          stays with whoever runs the server
   federation.toml    address, port and partners
@@ -8,67 +8,28 @@ DIR/server/          stays with whoever runs the server
   app/               the Flower app: fullfed's, in three small files
   flower/            Flower's own home: its configuration, database and log
   runs/              one folder a run
-DIR/partners/NAME/   goes to partner NAME, whole and by a private way
-  node.toml          server, name and model
-  ca.crt node.key
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from fullfed.deployment.app_folder import write_app
 from fullfed.deployment.identities import (
     certify_server,
     create_authority,
     create_node_key,
     public_key_pem,
 )
+from fullfed.deployment.node_folder import NodeFolder
 from fullfed.deployment.run_files import Member
+from fullfed.deployment.settings import FederationFile, NodeFile, read_settings, write_settings
 from fullfed.errors import UserError
-from fullfed.federation.recipe import describe_validation
 from fullfed.files import write_atomically
 
 _PARTNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
-Port = Annotated[int, Field(gt=0, lt=65536)]
-Settings = TypeVar("Settings", bound=BaseModel)
-
-
-class FederationFile(BaseModel):
-    """federation.toml.
-
-    address: what partners reach the server by; listen: the interface the server listens on.
-    partners: their names; a partner's place is its client number in the runs that begin.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    address: str
-    port: Port
-    listen: str
-    partners: tuple[str, ...]
-
-
-class NodeFile(BaseModel):
-    """node.toml.
-
-    server: host:port. name: the partner's. model: the node's copy of the base model, a folder,
-    a hub name or "builtin". data: what ``join --data`` says if it says nothing.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    server: str
-    name: str
-    model: str = "builtin"
-    device: str = "auto"
-    data: str | None = None
 
 
 class ServerFolder:
@@ -100,7 +61,7 @@ class ServerFolder:
                 f"{self.federation}: there is no federation here; make one with "
                 "`fullfed federation init`."
             )
-        return _read(self.settings_file, FederationFile)
+        return read_settings(self.settings_file, FederationFile)
 
     def public_key(self, partner: str) -> Path:
         return self.path / "keys" / f"{partner}.pub"
@@ -159,7 +120,7 @@ class ServerFolder:
         self._write(settings.model_copy(update={"partners": rest}))
 
     def _write(self, settings: FederationFile) -> None:
-        write_atomically(self.settings_file, tomli_w.dumps(settings.model_dump()).encode())
+        write_settings(self.settings_file, settings)
 
     @staticmethod
     def create(
@@ -182,107 +143,7 @@ class ServerFolder:
         folder._write(FederationFile(address=address, port=port, listen=listen, partners=()))
         create_authority(folder.authority, folder.authority_key)
         folder.renew_certificate()
-        _write_app(folder.app)
+        write_app(folder.app)
         for partner in partners:
             folder.add(partner, model)
         return folder
-
-
-@dataclass(frozen=True)
-class NodeFolder:
-    """A partner's folder.
-
-    Attributes:
-        path: the folder.
-    """
-
-    path: Path
-
-    @property
-    def settings_file(self) -> Path:
-        return self.path / "node.toml"
-
-    @property
-    def authority(self) -> Path:
-        return self.path / "ca.crt"
-
-    @property
-    def key(self) -> Path:
-        return self.path / "node.key"
-
-    @property
-    def worker_address(self) -> Path:
-        """Where the resident worker says how to reach it."""
-        return self.path / "worker.json"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state"
-
-    @property
-    def flower(self) -> Path:
-        return self.path / "flower"
-
-    def settings(self) -> NodeFile:
-        """
-        Raises:
-            UserError: this is no partner's folder, or node.toml is not as it should be.
-        """
-        if not self.settings_file.is_file():
-            raise UserError(
-                f"{self.path}: there is no node.toml here; name the folder that the "
-                "federation's server gave you."
-            )
-        if not self.key.is_file():
-            raise UserError(f"{self.key}: the node's private key is missing; put it there.")
-        return _read(self.settings_file, NodeFile)
-
-    def write(self, settings: NodeFile) -> None:
-        tables = settings.model_dump(exclude_none=True)
-        write_atomically(self.settings_file, tomli_w.dumps(tables).encode())
-
-
-def _read(path: Path, kind: type[Settings]) -> Settings:
-    try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return kind.model_validate(tables)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: this is not valid TOML ({error}).") from error
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe_validation(error)}.") from error
-
-
-_APP = """\
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "fullfed-app"
-version = "1.0.0"
-description = "fullfed on Flower: the app is the installed fullfed"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fullfed"
-
-[tool.flwr.app.components]
-serverapp = "fullfed_app.server:app"
-clientapp = "fullfed_app.client:app"
-
-[tool.flwr.app.config]
-run = ""
-"""
-
-
-def _write_app(folder: Path) -> None:
-    """The Flower app: it names what is installed, and brings no code of its own."""
-    package = folder / "fullfed_app"
-    package.mkdir(parents=True)
-    write_atomically(folder / "pyproject.toml", _APP.encode())
-    write_atomically(package / "__init__.py", b"")
-    for side, home in (("server", "deployment"), ("client", "engines.flower")):
-        # An assignment, because Flower looks for one without importing the module.
-        code = f"from fullfed.{home} import {side}_app\n\napp = {side}_app.app\n"
-        write_atomically(package / f"{side}.py", code.encode())
