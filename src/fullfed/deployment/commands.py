@@ -37,7 +37,7 @@ def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     partner: Annotated[list[str], typer.Option(help="A partner's name; repeatable.")],
     address: Annotated[str, typer.Option(help="What partners reach the server by.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The one port of the server.")] = 8443,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The one port of the server.")] = 8443,
     listen: Annotated[str, typer.Option(help="The server's interface.")] = "0.0.0.0",
     model: Annotated[str, typer.Option(help="The base model, as partners have it.")] = "builtin",
 ) -> None:
@@ -139,8 +139,8 @@ def status(directory: FederationDirectory) -> None:
     """Who is connected, and how far the runs are."""
     _check_installed()
     from fullfed.deployment import flower
-    from fullfed.deployment.server_folder import ServerFolder
     from fullfed.deployment.run_files import ServerStatus
+    from fullfed.deployment.server_folder import ServerFolder
     from fullfed.runs.folder import RunFolder
 
     folder = ServerFolder(directory)
@@ -165,13 +165,13 @@ def status(directory: FederationDirectory) -> None:
 def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
     """A node's resident worker, which `fullfed join` runs."""
     _check_installed()
+    from fullfed.deployment.joining import LOG_FORMAT, configured
     from fullfed.deployment.node_folder import NodeFolder
-    from fullfed.deployment.joining import configured
     from fullfed.deployment.resident import Resident
     from fullfed.engines.flower.channel import serve as answer
     from fullfed.files import locked
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     folder = NodeFolder(directory.absolute())
     settings = configured(folder, data, model)
     assert settings.data is not None  # configured sees to it

@@ -10,14 +10,16 @@ from pathlib import Path
 from fullfed.data.hub import is_hub_name
 from fullfed.deployment.flower import Print, check_server, environment, shown, supernode
 from fullfed.deployment.node_folder import NodeFolder
-from fullfed.deployment.settings import NodeFile
 from fullfed.deployment.processes import Child, pause, running
+from fullfed.deployment.settings import NodeFile
 from fullfed.errors import UserError
 
 _TURNED_AWAY = "code: 2004"  # Flower's error when a key is unknown, or in use by another node
 _RETRY_SECONDS = 5.0
 _RESTART_SECONDS = 1.0
 _USER_ERROR = 2  # exit code
+LOG_FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # of the worker
+_ERROR = " ERROR: "
 
 
 def configured(folder: NodeFolder, data: str | None, model: str | None) -> NodeFile:
@@ -67,9 +69,11 @@ def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) ->
 
 
 def _watch(folder: NodeFolder, settings: NodeFile, worker: Child, node: Child, say: Print) -> None:
-    connected = told = False
+    connected, told = 0, False  # connected as which Flower node
     while True:
         pause()
+        for error in _errors(worker.news()):
+            say(error)
         if worker.exit_code == _USER_ERROR:
             raise UserError(worker.said().strip().splitlines()[-1].removeprefix("error: "))
         if worker.exit_code is not None:
@@ -79,18 +83,30 @@ def _watch(folder: NodeFolder, settings: NodeFile, worker: Child, node: Child, s
         if node.exit_code is None:
             found = None if connected else re.search(r"SuperNode ID: (\d+)", node.said())
             if found:
-                connected, told = True, False
-                say(f"connected to {settings.server} as {settings.name} (node {found[1]})")
+                connected, told = int(found[1]), False
+                say(f"connected to {settings.server} as {settings.name} (node {connected})")
             continue
-        if _TURNED_AWAY not in node.said():
-            say("Flower's node has died and is started again")
-        elif not told:
+        if _TURNED_AWAY in node.said():
+            if not told:
+                say(
+                    f"{settings.server}: the server turns this node away: its key is not "
+                    "registered, or another node runs with it, or ran until a minute ago; "
+                    "trying again"
+                )
             told = True
-            say(
-                f"{settings.server}: the server turns this node away: its key is not registered, "
-                "or another node runs with it, or ran until a minute ago; trying again"
-            )
-        connected = False
-        time.sleep(_RETRY_SECONDS)
+            time.sleep(_RETRY_SECONDS)
+        else:
+            say("Flower's node has died and is started again")
+            time.sleep(_RESTART_SECONDS)
+            if connected:
+                from fullfed.deployment.departure import take_leave  # imports much of Flower
+
+                take_leave(folder, connected)
+        connected = 0
         check_server(settings.server, folder.authority)
         node.start()
+
+
+def _errors(lines: list[str]) -> list[str]:
+    """What the worker's operator has to know of what the worker logs."""
+    return [line.partition(_ERROR)[2] for line in lines if _ERROR in line]

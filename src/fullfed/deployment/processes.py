@@ -28,10 +28,10 @@ class Child:
     def __init__(self, command: Sequence[str], output: Path, env: Mapping[str, str]) -> None:
         self._command, self._output, self._env = list(command), output, env
         self._process: subprocess.Popen[bytes] | None = None
-        self._began = 0
+        self._began = self._heard = 0
 
     def start(self) -> None:
-        self._began = self._output.stat().st_size if self._output.exists() else 0
+        self._began = self._heard = self._output.stat().st_size if self._output.exists() else 0
         program = Path(sys.executable).with_name(self._command[0])
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
@@ -53,6 +53,14 @@ class Child:
         with self._output.open("rb") as output:
             output.seek(self._began)
             return output.read().decode(errors="replace")
+
+    def news(self) -> list[str]:
+        """The whole lines that it has written since it was last asked."""
+        with self._output.open("rb") as output:
+            output.seek(self._heard)
+            lines, newline, _ = output.read().rpartition(b"\n")
+        self._heard += len(lines) + len(newline)
+        return lines.decode(errors="replace").splitlines()
 
     def stop(self) -> None:
         """End it: politely, and then not."""

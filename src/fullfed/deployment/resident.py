@@ -32,6 +32,19 @@ _log = logging.getLogger(__name__)
 _BLAND = "the node cannot take part; its operator finds the reason in the node's worker.log"
 
 
+class _RefusalError(UserError):
+    """Why the node cannot take part.
+
+    Args:
+        reason: for the node's operator.
+        public: for the server; names no file and quotes no data.
+    """
+
+    def __init__(self, reason: str, public: str) -> None:
+        super().__init__(reason)
+        self.public = public
+
+
 @dataclass
 class _Joined:
     """A run that the worker takes part in."""
@@ -73,12 +86,14 @@ class Resident:
             return Answer(self._version, failure=f"the order was refused: {error}").pieces()
         except UserError as error:
             _log.error("%s", error)
+            failure = error.public if isinstance(error, _RefusalError) else _BLAND
         except Exception:
             # The last resort at the edge of the process: text of any exception may quote data.
-            _log.exception("the worker failed")
+            _log.exception("the worker failed; worker.log says how")
+            failure = _BLAND
         version = self._version
         self.leave()  # what is in memory may be half-way
-        return Answer(version, failure=_BLAND).pieces()
+        return Answer(version, failure=failure).pieces()
 
     def leave(self) -> None:
         """Forget the run in memory; its state stays on disk."""
@@ -139,9 +154,10 @@ class Resident:
         replica = make_replica(recipe, model, method)
         if replica.content_hash() != terms.base_hash:
             state.remove()
-            raise UserError(
+            raise _RefusalError(
                 f"{self._model}: this is not the base model the run begins with; "
-                "name the right one by `fullfed join --model`."
+                "name the right one by `fullfed join --model`.",
+                "its base model is not the one the run begins with",
             )
         length = recipe.data.max_length or context_length(model)
         examples = tokenize(self._examples, tokenizer, recipe.data.template, length).examples
