@@ -84,15 +84,15 @@ def compute(backend: str | None) -> dict[str, object]:
     basis.reconstruct_([matrix], y, scale=0.3, inverse=[pair], backend=backend)
     found["weights of rows and columns: coordinates"] = bits(y)
     found["weights of rows and columns: last weights"] = bits(matrix.view(-1)[-8:])
-    found["normals of words 0, 1, 2**30, 2**31 - 1, 2**32 - 1"] = _normals()
+    found["pairs of normals of words 0, 1, 2**16 - 1, 2**31, 2**32 - 1"] = _normals()
     return found
 
 
 def _normals() -> list[str]:
     from fullfed.sketch.entries import normals
 
-    words = np.array([0, 1, 2**30, 2**31 - 1, 2**32 - 1], dtype=np.uint32)
-    return bits(torch.from_numpy(normals(words)))
+    words = np.array([0, 1, 2**16 - 1, 2**31, 2**32 - 1], dtype=np.uint32)
+    return bits(torch.from_numpy(normals(words)).flatten())
 
 
 if __name__ == "__main__":

@@ -25,6 +25,47 @@ def field(stream: Stream, bits: int, width: int, row: int, column: int) -> int:
     return big >> (bits * (row % parts)) & ((1 << bits) - 1)
 
 
+def horner(coefficients: list[float], x: np.float32) -> np.float32:
+    """Highest power first."""
+    total = f32(coefficients[0])
+    for coefficient in coefficients[1:]:
+        total = f32(total * x) + f32(coefficient)
+    return total
+
+
+def normal(word: int, second: bool) -> np.float32:
+    """The first or the second of the two normals that a word makes."""
+    bits = int(f32(2 * (word >> 16) + 1).view(np.uint32))
+    g = f32(2) - np.uint32(bits % 2**23 + 0x3F800000).view(f32)
+    gg = f32(g * g)
+    low = f32(f32(0.249908372) * g) + f32(-0.386293390)
+    middle = f32(f32(0.0234415439) * g) + f32(0.0847277550)
+    high = f32(f32(-0.0199350569) * g) + f32(0.0326715840)
+    top = f32(f32(f32(f32(0.0154778466) * gg) + high) * f32(gg * gg))
+    log = top + f32(f32(middle * gg) + low)
+    square = f32(f32(0x48000000 - bits) * f32(2 * math.log(2) / 2**23)) + f32(g * log)
+    radius = -np.sqrt(square) if word & 1 else np.sqrt(square)
+    u = f32((2 * (word // 2 % 2**15) + 1) / 2**15 - 1)
+    if second:
+        turned = u * horner([-0.00433311, 0.07943455, -0.64589456, 1.57079516], f32(u * u))
+    else:
+        cosine = [0.000858192889, -0.0208106825, 0.253651415, -1.23370148, 1.00000260]
+        turned = horner(cosine, f32(u * u))
+    return radius * turned
+
+
+def normal_of(stream: Stream, row: int, column: int) -> np.float32:
+    return normal(field(stream, 32, 128, row // 2, column), row % 2 == 1)
+
+
+def normal_exact(word: int) -> tuple[float, float]:
+    """What a word's two stand for, in float64."""
+    radius = math.sqrt(-2 * math.log((2 * (word >> 16) + 1) / 2**17))
+    angle = ((2 * (word // 2 % 2**15) + 1) / 2**15 - 1) * math.pi / 2
+    scale = -1.0000026 * radius if word & 1 else 1.0000026 * radius
+    return scale * math.cos(angle), scale * math.sin(angle)
+
+
 def place(basis, g: int) -> tuple[int, float]:
     """Coordinate and sign of element g under a sign basis."""
     rows, k = basis.rows, basis.coordinates

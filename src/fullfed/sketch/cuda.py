@@ -170,5 +170,5 @@ def _packed(directions: Sequence[Direction], device: torch.device) -> tuple[Tens
 
 
 def _series(entries: Entries, device: torch.device) -> tuple[Tensor, int]:
-    series = entries.series or (0.0,)
-    return torch.tensor(series, dtype=torch.float32, device=device), len(series)
+    series = torch.tensor(entries.series or (0.0,), dtype=torch.float32, device=device)
+    return series, len(entries.series)

@@ -17,66 +17,67 @@ from fullfed.sketch.philox_cpu import fill_words
 from fullfed.sketch.scalars_cpu import at, bits_of, float_of, narrow, shifted, signed, widen
 
 _LOGARITHM = tuple(np.float32(value) for value in entries.LOGARITHM)
-_CENTRE = tuple(np.float32(value) for value in entries.CENTRE)
-_TAIL = tuple(np.float32(value) for value in entries.TAIL)
-_LN2, _SQRT2 = np.float32(entries.LN2), np.float32(entries.SQRT2)
-_OCTAVE = np.int32(entries.HALF_OCTAVE)
-_ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
+_COSINE = tuple(np.float32(value) for value in entries.COSINE)
+_SINE = tuple(np.float32(value) for value in entries.SINE)
+_OCTAVES, _TOP = np.float32(entries.OCTAVES), np.int32(entries.TOP)
+_ONE, _TWO, _THREE = np.float32(1), np.float32(2), np.float32(3)
+_MANTISSA = np.uint32(0x7FFFFF)
 
 
 @njit
 def _polynomial(coefficients, x):
-    total = coefficients[0]
-    for i in range(1, len(coefficients)):
+    total = coefficients[-1]
+    for i in range(len(coefficients) - 2, -1, -1):
         total = total * x + coefficients[i]
     return total
 
 
 @njit
-def _logarithm(p):
-    bits = np.int32(bits_of(p))
-    e = np.int32(np.int32(bits - _OCTAVE) >> np.int32(23))
-    f = float_of(np.int32(bits - np.int32(e << np.int32(23)))) - _ONE
-    square = f * f
-    rest = _polynomial(_LOGARITHM, f) * (f * square) - _HALF * square
-    return (f + rest) + np.float32(e) * _LN2
+def _logarithm(g):
+    low = _LOGARITHM[1] * g + _LOGARITHM[0]
+    middle = _LOGARITHM[3] * g + _LOGARITHM[2]
+    high = _LOGARITHM[5] * g + _LOGARITHM[4]
+    square = g * g
+    return (_LOGARITHM[6] * square + high) * (square * square) + (middle * square + low)
 
 
 @njit
-def _tail(word):
-    """t = 1 - |x| of erfinv's argument."""
-    return np.float32(np.uint32((word << np.uint32(1)) | np.uint32(1))) * np.float32(2.0**-32)
+def _radius(word):
+    bits = bits_of(np.float32(np.int32(np.uint32(word >> np.uint32(15)) | np.uint32(1))))
+    octaves = np.float32(np.int32(_TOP - np.int32(bits)))
+    g = _TWO - float_of((bits & _MANTISSA) | np.uint32(0x3F800000))
+    return np.sqrt(octaves * _OCTAVES + g * _logarithm(g))
 
 
 @njit
-def _depth(word):
-    """w = -log(1 - x**2)."""
-    t = _tail(word)
-    return -_logarithm(t * (_TWO - t))
-
-
-@njit
-def _normal(word, w):
-    centre = _polynomial(_CENTRE, w - np.float32(2.5))
-    tail = _polynomial(_TAIL, np.sqrt(w) - np.float32(3.5))
-    size = (centre if w < np.float32(5) else tail) * (_ONE - _tail(word)) * _SQRT2
-    return signed(size, word, np.uint32(0))
+def _angle(word):
+    """u, made from 3 + u: bit 1 of the word is worth 2**8 in the mantissa, the middle 2**7."""
+    mantissa = np.uint32(np.uint32(word << np.uint32(7)) & np.uint32(0x7FFF00))
+    return float_of(mantissa | np.uint32(0x40000080)) - _THREE
 
 
 class Signs(NamedTuple):
-    """One bit a number. The kinds are types, so that each has kernels of its own."""
+    """The kinds are types, so that each has kernels of its own.
+
+    Attributes:
+        bits: of a number, in what ``draw`` leaves.
+        parts: rows served by one counter.
+    """
 
     bits: int
+    parts: int
 
 
 class Normals(NamedTuple):
     bits: int
+    parts: int
 
 
 class Truncated(NamedTuple):
     """Truncated normals whose series has two coefficients: long blocks."""
 
     bits: int
+    parts: int
     a0: np.float32
     a1: np.float32
 
@@ -85,19 +86,21 @@ class LongTruncated(NamedTuple):
     """Truncated normals with the whole series, for short blocks; its loop does not vectorise."""
 
     bits: int
+    parts: int
     series: NDArray[np.float32]
 
 
 def kind_of(kind: entries.Entries) -> Signs | Normals | Truncated | LongTruncated:
     if kind.bits == 1:
-        return Signs(1)
-    if kind.bits == 32:
-        return Normals(32)
+        return Signs(1, kind.parts)
+    if not kind.series:
+        return Normals(32, kind.parts)
     series = np.array(kind.series, dtype=np.float32)
     if series.size > 2:
-        return LongTruncated(16, series)
+        return LongTruncated(16, kind.parts, series)
     # A leading zero coefficient changes no bit.
-    return Truncated(16, series[0], series[1] if series.size == 2 else np.float32(0))
+    a1 = series[1] if series.size == 2 else np.float32(0)
+    return Truncated(16, kind.parts, series[0], a1)
 
 
 def value(kind: Any, word: Any, shift: Any) -> Any:
@@ -136,33 +139,32 @@ def _long_truncated_value(kind, word, shift):
     return total * u
 
 
-def draw(kind: Any, words: Any, first: Any, count: Any, keys: Any, which: Any) -> Any:
-    """What ``value`` takes its bits from: words 0 to 3 of counters first, first + 1, ...
+def draw(kind: Any, drawn: Any, words: Any, first: Any, count: Any, keys: Any, which: Any) -> Any:
+    """What ``value`` takes its bits from, of counters first, first + 1, ...
 
-    ``words`` is uint32, shape (8, >= count); rows 4 to 7 are scratch.
+    ``drawn`` is uint32, shape (8, >= count); ``words`` (4, >= count) is scratch.
     """
     raise NotImplementedError("runs compiled only")
 
 
 @overload(draw)
-def _draw(kind, words, first, count, keys, which):
+def _draw(kind, drawn, words, first, count, keys, which):
     return _draw_normals if kind.instance_class is Normals else _draw_words
 
 
-def _draw_words(kind, words, first, count, keys, which):
-    fill_words(words, first, count, keys, which)
+def _draw_words(kind, drawn, words, first, count, keys, which):
+    fill_words(drawn, first, count, keys, which)
 
 
-def _draw_normals(kind, words, first, count, keys, which):
-    """The normals themselves. In two loops: in one, each number would wait for its logarithm."""
+def _draw_normals(kind, drawn, words, first, count, keys, which):
+    """The normals themselves, in rows."""
     fill_words(words, first, count, keys, which)
     for n in range(4):
         for i in range(count):
-            words[at(n + 4), at(i)] = bits_of(_depth(words[n, at(i)]))
-    for n in range(4):
-        for i in range(count):
-            number = _normal(words[n, at(i)], float_of(words[at(n + 4), at(i)]))
-            words[n, at(i)] = bits_of(number)
+            word = words[at(n), at(i)]
+            r, u = signed(_radius(word), word, np.uint32(31)), _angle(word)
+            drawn[at(2 * n), at(i)] = bits_of(r * _polynomial(_COSINE, u * u))
+            drawn[at(2 * n + 1), at(i)] = bits_of(r * (u * _polynomial(_SINE, u * u)))
 
 
 @njit
@@ -172,9 +174,8 @@ def _uniform(word, shift):
 
 
 @njit
-def _place(row, bits):
-    """Where a row's numbers are: their group of counters, output word and left shift."""
-    parts = 128 // bits
+def _place(row, parts, bits):
+    """Where a row's numbers are: their group of counters, drawn word and left shift."""
     bit = row % parts * bits
     return row // parts, at(bit >> 5), np.uint32(32 - bits - (bit & 31))
 
@@ -182,19 +183,20 @@ def _place(row, bits):
 @njit(nogil=True, cache=True)
 def products(start, stop, piece, kind, keys, firsts, sums):
     """sums[k] += <direction k, each 32 rows of the piece in turn>, for k from start to stop - 1."""
-    words, lanes = np.empty((8, 128), np.uint32), np.empty(128, np.float32)
+    drawn, words = np.empty((8, 128), np.uint32), np.empty((4, 128), np.uint32)
+    lanes = np.empty(128, np.float32)
     for chunk in range(0, piece.shape[0], 32):
         for k in range(start, stop):
             held = -1
             for i in range(128):
                 lanes[i] = np.float32(0)
             for r in range(chunk, chunk + 32):
-                group, word, shift = _place(firsts[k] + r, kind.bits)
+                group, word, shift = _place(firsts[k] + r, kind.parts, kind.bits)
                 if group != held:
-                    draw(kind, words, group * 128, 128, keys, k)
+                    draw(kind, drawn, words, group * 128, 128, keys, k)
                     held = group
                 for i in range(128):
-                    lanes[i] += value(kind, words[word, i], shift) * piece[at(r), i]
+                    lanes[i] += value(kind, drawn[word, i], shift) * piece[at(r), i]
             half = 64
             while half > 0:
                 for i in range(half):
@@ -209,7 +211,8 @@ def add_combination(start, stop, flat, offset, first_chunk, kind, keys, firsts, 
 
     A chunk is 32 rows of 128, counted from element 0 of the directions.
     """
-    words, sums = np.empty((8, 128), np.uint32), np.empty((32, 128), np.float32)
+    drawn, words = np.empty((8, 128), np.uint32), np.empty((4, 128), np.uint32)
+    sums = np.empty((32, 128), np.float32)
     for chunk in range(first_chunk + start, first_chunk + stop):
         low = max(chunk * 32, offset // 128)
         high = min(chunk * 32 + 32, (offset + flat.size + 127) // 128)
@@ -217,12 +220,12 @@ def add_combination(start, stop, flat, offset, first_chunk, kind, keys, firsts, 
         for k in range(firsts.size):
             held, scalar = -1, scalars[k]
             for r in range(low, high):
-                group, word, shift = _place(firsts[k] + r, kind.bits)
+                group, word, shift = _place(firsts[k] + r, kind.parts, kind.bits)
                 if group != held:
-                    draw(kind, words, group * 128, 128, keys, k)
+                    draw(kind, drawn, words, group * 128, 128, keys, k)
                     held = group
                 for i in range(128):
-                    sums[at(r - low), i] += scalar * value(kind, words[word, i], shift)
+                    sums[at(r - low), i] += scalar * value(kind, drawn[word, i], shift)
         for r in range(low, high):
             begin = r * 128 - offset
             for i in range(max(0, -begin), min(128, flat.size - begin)):
@@ -237,7 +240,7 @@ def round_rows(start, stop, target, wide, keys, offset):
     words = np.empty((4, 128), np.uint32)
     held, first = -1, offset // 128
     for row in range(first + start, first + stop):
-        group, word, shift = _place(row, 16)
+        group, word, shift = _place(row, 8, 16)
         if group != held:
             fill_words(words, group * 128, 128, keys, 0)
             held = group

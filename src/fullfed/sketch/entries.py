@@ -17,46 +17,21 @@ from fullfed.sketch.series import inverse_cdf
 
 Float32s = NDArray[np.float32]
 
-# log(1 + f) = f - f**2 / 2 + f**3 P(f), highest power first (Cephes, logf).
-LOGARITHM = (
-    7.0376836292e-2,
-    -1.1514610310e-1,
-    1.1676998740e-1,
-    -1.2420140846e-1,
-    1.4249322787e-1,
-    -1.6668057665e-1,
-    2.0000714765e-1,
-    -2.4999993993e-1,
-    3.3333331174e-1,
+# Polynomials of least largest error (our fits), lowest power first, g in (0, 1], u in (-1, 1).
+LOGARITHM = (  # -2 (log(1 - g / 2) + g log(2)) / g
+    -0.386293390,
+    0.249908372,
+    0.0847277550,
+    0.0234415439,
+    0.0326715840,
+    -0.0199350569,
+    0.0154778466,
 )
-# erfinv(x) / x in w - 2.5, w = -log(1 - x**2) < 5, highest power first
-# (Giles, "Approximating the erfinv function", GPU Computing Gems, 2011).
-CENTRE = (
-    2.81022636e-08,
-    3.43273939e-07,
-    -3.5233877e-06,
-    -4.39150654e-06,
-    0.00021858087,
-    -0.00125372503,
-    -0.00417768164,
-    0.246640727,
-    1.50140941,
-)
-# The same in sqrt(w) - 3.5 for w >= 5: our least squares fit to w = 22.3, beyond Giles's range.
-TAIL = (
-    -8.66345363e-06,
-    -0.000176216476,
-    0.000583900546,
-    -0.000760375755,
-    0.000987497391,
-    -0.0020238515,
-    0.00330245658,
-    1.00736392,
-    3.33548474,
-)
-LN2 = 0.693147182
-SQRT2 = 1.41421354
-HALF_OCTAVE = 0x3F3504F3  # the bits of sqrt(1/2)
+# In u**2; larger by 2.6e-6, so that the second moment is 1 though there are 2**16 radii only.
+COSINE = (1.00000260, -1.23370148, 0.253651415, -0.0208106825, 0.000858192889)  # cos(u pi / 2)
+SINE = (1.57079516, -0.645894560, 0.0794345500, -0.00433311000)  # sin(u pi / 2) / u
+OCTAVES = 2 * 0.69314718056 * 2.0**-23  # 2 log(2), over what a float's bits grow by in an octave
+TOP = 0x48000000  # the bits of 2**17
 
 
 @dataclass(frozen=True)
@@ -64,7 +39,7 @@ class Entries:
     """How the numbers of a direction are made.
 
     Attributes:
-        bits: 1 for signs, 16 for truncated normals, 32 for normals.
+        bits: 1 for signs, 16 for truncated normals and for normals.
         series: the coefficients of ``inverse_cdf`` for truncated normals, else empty.
     """
 
@@ -78,14 +53,17 @@ class Entries:
 
     def values(self, stream: Stream, first: int, rows: int) -> Float32s:
         """Rows first, first + 1, ... of the stream's numbers, float32, shape (rows, LANES)."""
-        numbers = fields(stream, self.bits, LANES, first, rows)
         if self.bits == 1:
-            return signs(numbers)
-        return truncated_normals(numbers, self.series) if self.bits == 16 else normals(numbers)
+            return signs(fields(stream, 1, LANES, first, rows))
+        if self.series:
+            return truncated_normals(fields(stream, 16, LANES, first, rows), self.series)
+        pair, last = first // 2, (first + rows + 1) // 2
+        pairs = normals(fields(stream, 32, LANES, pair, last - pair))
+        return pairs.reshape(-1, LANES)[first - 2 * pair :][:rows]
 
 
 SIGNS = Entries(bits=1)
-NORMALS = Entries(bits=32)
+NORMALS = Entries(bits=16)
 
 
 def truncated(d: int) -> Entries:
@@ -99,9 +77,9 @@ def signs(bits: NDArray[np.uint32]) -> Float32s:
 
 
 def polynomial(coefficients: tuple[float, ...], x: Float32s) -> Float32s:
-    """Horner's rule, highest power first."""
-    total: Float32s = np.full_like(x, np.float32(coefficients[0]))
-    for coefficient in coefficients[1:]:
+    """Horner's rule; coefficients lowest power first."""
+    total: Float32s = np.full_like(x, np.float32(coefficients[-1]))
+    for coefficient in coefficients[-2::-1]:
         total = total * x + np.float32(coefficient)
     return total
 
@@ -109,25 +87,33 @@ def polynomial(coefficients: tuple[float, ...], x: Float32s) -> Float32s:
 def truncated_normals(halves: NDArray[np.uint32], series: tuple[float, ...]) -> Float32s:
     """From 16-bit numbers h: u = (2 h - 65535) / 65536, then the series of ``inverse_cdf``."""
     u = (2 * halves.astype(np.int32) - 65535).astype(np.float32) * np.float32(2.0**-16)
-    return polynomial(series[::-1], u * u) * u
+    return polynomial(series, u * u) * u
 
 
 def normals(words: NDArray[np.uint32]) -> Float32s:
-    """From 32-bit words: bit 31 is the sign, the rest places |x| = 1 - t of erfinv's argument."""
-    t = (2 * (words & np.uint32(0x7FFFFFFF)) + 1).astype(np.float32) * np.float32(2.0**-32)
-    w = -logarithm(t * (np.float32(2) - t))
-    centre = polynomial(CENTRE, w - np.float32(2.5))
-    tail = polynomial(TAIL, np.sqrt(w) - np.float32(3.5))
-    size = np.where(w < np.float32(5), centre, tail) * (np.float32(1) - t) * np.float32(SQRT2)
-    signed: Float32s = np.where(words >> np.uint32(31) == 1, -size, size)
-    return signed
+    """Two from each 32-bit word, shape (n, 2, ...) from words (n, ...): Box and Muller 1958.
+
+    16 bits for the radius, one for its sign, 15 for an angle in the half circle around 0.
+    """
+    size = radius(words)
+    r: Float32s = np.where(words & np.uint32(1) == 1, -size, size)
+    angle = ((words >> np.uint32(1)) & np.uint32(0x7FFF)).astype(np.int32)
+    u = (2 * angle - 32767).astype(np.float32) * np.float32(2.0**-15)
+    return np.stack([r * polynomial(COSINE, u * u), r * (u * polynomial(SINE, u * u))], axis=1)
 
 
-def logarithm(p: Float32s) -> Float32s:
-    """log(p) of normal numbers in (0, 1]: p = 2**e (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2)."""
-    bits = p.view(np.int32)
-    e = (bits - np.int32(HALF_OCTAVE)) >> np.int32(23)
-    f = (bits - (e << np.int32(23))).view(np.float32) - np.float32(1)
-    square = f * f
-    rest = polynomial(LOGARITHM, f) * (f * square) - np.float32(0.5) * square
-    return (f + rest) + e.astype(np.float32) * np.float32(LN2)
+def radius(words: NDArray[np.uint32]) -> Float32s:
+    """sqrt(-2 log t), t = (2 h + 1) / 2**17 with h the upper 16 bits: 2**-k (1 - g / 2)."""
+    bits = (2 * (words >> np.uint32(16)) + 1).astype(np.float32).view(np.int32)
+    octaves = (np.int32(TOP) - bits).astype(np.float32)  # 2**23 (k + g)
+    mantissa = (bits & np.int32(0x7FFFFF)) + np.int32(0x3F800000)
+    g = np.float32(2) - mantissa.view(np.float32)
+    root: Float32s = np.sqrt(octaves * np.float32(OCTAVES) + g * logarithm(g))
+    return root
+
+
+def logarithm(g: Float32s) -> Float32s:
+    """The polynomial LOGARITHM. Horner's rule would keep a processor waiting."""
+    low, middle, high = (polynomial(LOGARITHM[n : n + 2], g) for n in (0, 2, 4))
+    square = g * g
+    return (np.float32(LOGARITHM[6]) * square + high) * (square * square) + (middle * square + low)

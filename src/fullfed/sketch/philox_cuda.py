@@ -11,14 +11,12 @@ import triton.language as tl
 
 from fullfed.sketch import entries
 
-SIGNS, TRUNCATED, NORMALS = 1, 16, 32  # bits a number
 _SIGN = tl.constexpr(0x80000000)
 _LOGARITHM = tl.constexpr(entries.LOGARITHM)
-_CENTRE = tl.constexpr(entries.CENTRE)
-_TAIL = tl.constexpr(entries.TAIL)
-_LN2 = tl.constexpr(entries.LN2)
-_SQRT2 = tl.constexpr(entries.SQRT2)
-_OCTAVE = tl.constexpr(entries.HALF_OCTAVE)
+_COSINE = tl.constexpr(entries.COSINE)
+_SINE = tl.constexpr(entries.SINE)
+_OCTAVES = tl.constexpr(entries.OCTAVES)
+_TOP = tl.constexpr(entries.TOP)
 
 
 @triton.jit
@@ -50,40 +48,45 @@ def value(word, shift, BITS: tl.constexpr, series, TERMS: tl.constexpr):
     """The number whose bits are the highest of word << shift."""
     if BITS == 1:
         return signed(tl.full(word.shape, 1.0, tl.float32), word, shift)
-    elif BITS == 16:
+    elif TERMS == 0:
+        return _normal(word, shift == 0)
+    else:
         half = ((word << shift) >> 16).to(tl.int32)
         u = (2 * half - 65535).to(tl.float32) * 0.0000152587890625
         total = tl.zeros_like(u) + tl.load(series + TERMS - 1)
         for n in tl.static_range(1, TERMS):
             total = total * (u * u) + tl.load(series + TERMS - 1 - n)
         return total * u
-    else:
-        return _normal(word)
 
 
 @triton.jit
-def _normal(word):
-    t = ((word << 1) | 1).to(tl.float32) * 2.3283064365386963e-10
-    w = -_logarithm(t * (2.0 - t))
-    centre = _polynomial(_CENTRE, w - 2.5)
-    tail = _polynomial(_TAIL, tl.sqrt_rn(w) - 3.5)
-    size = tl.where(w < 5.0, centre, tail) * (1.0 - t) * _SQRT2
-    return signed(size, word, tl.zeros_like(word))
+def _normal(word, second):
+    """Of a word's two, the first or the second."""
+    u = (2 * ((word >> 1) & 0x7FFF).to(tl.int32) - 32767).to(tl.float32) * 0.000030517578125
+    turned = tl.where(second, u * _polynomial(_SINE, 4, u * u), _polynomial(_COSINE, 5, u * u))
+    return signed(_radius(word), word, tl.full((), 31, tl.uint32)) * turned
 
 
 @triton.jit
-def _logarithm(p):
-    bits = p.to(tl.int32, bitcast=True)
-    e = (bits - _OCTAVE) >> 23
-    f = (bits - (e << 23)).to(tl.float32, bitcast=True) - 1.0
-    square = f * f
-    rest = _polynomial(_LOGARITHM, f) * (f * square) - 0.5 * square
-    return (f + rest) + e.to(tl.float32) * _LN2
+def _radius(word):
+    bits = ((word >> 15) | 1).to(tl.float32).to(tl.int32, bitcast=True)
+    octaves = (-(bits - _TOP)).to(tl.float32)
+    g = 2.0 - ((bits & 0x7FFFFF) + 0x3F800000).to(tl.float32, bitcast=True)
+    return tl.sqrt_rn(octaves * _OCTAVES + g * _logarithm(g))
 
 
 @triton.jit
-def _polynomial(coefficients: tl.constexpr, x):
-    total = tl.zeros_like(x) + coefficients[0]
-    for n in tl.static_range(1, 9):
-        total = total * x + coefficients[n]
+def _logarithm(g):
+    low = g * _LOGARITHM[1] + _LOGARITHM[0]
+    middle = g * _LOGARITHM[3] + _LOGARITHM[2]
+    high = g * _LOGARITHM[5] + _LOGARITHM[4]
+    square = g * g
+    return (square * _LOGARITHM[6] + high) * (square * square) + (middle * square + low)
+
+
+@triton.jit
+def _polynomial(coefficients: tl.constexpr, LENGTH: tl.constexpr, x):
+    total = tl.zeros_like(x) + coefficients[LENGTH - 1]
+    for n in tl.static_range(1, LENGTH):
+        total = total * x + coefficients[LENGTH - 1 - n]
     return total
