@@ -61,6 +61,20 @@ def test_held_out_samples_belong_to_no_client(
     assert sorted(outputs(everything, byte_tokenizer), key=int) == [str(i) for i in range(30)]
 
 
+def test_the_hash_tells_who_has_what(source: str, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    def hashed(**changes: Any) -> str:
+        return load(source, byte_tokenizer, test_samples=6, **changes).content_hash()
+
+    assert hashed() == hashed()
+    text = Path(source).read_text()
+    others = {hashed(), hashed(kind="iid", clients=3), hashed(kind="iid", clients=3, seed=1)}
+    Path(source).write_text(text.replace("Number 7.", "Number 8."))
+    others.add(hashed())
+    Path(source).write_text("\n".join(reversed(text.splitlines())))
+    others.add(hashed())
+    assert len(others) == 5
+
+
 @pytest.mark.parametrize("test", [None, "source"])
 def test_the_test_set_does_not_depend_on_the_seed(
     source: str, byte_tokenizer: PreTrainedTokenizerFast, test: str | None

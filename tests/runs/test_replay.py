@@ -153,6 +153,18 @@ def test_another_base_model_is_found(copied: Path, ingredients: Path, tmp_path: 
         run.resume(copied)
 
 
+def test_other_data_are_found(copied: Path, ingredients: Path, tmp_path: Path) -> None:
+    shorter = tmp_path / "train.jsonl"
+    lines = (ingredients / "train.jsonl").read_text().splitlines(keepends=True)
+    shorter.write_text("".join(lines[1:]))
+    text = (copied / "recipe.toml").read_text()
+    (copied / "recipe.toml").write_text(
+        text.replace(str(ingredients / "train.jsonl"), str(shorter))
+    )
+    with pytest.raises(UserError, match="not those the run began with"):
+        run.resume(copied)
+
+
 def test_a_log_of_another_method_is_found(copied: Path, ingredients: Path, tmp_path: Path) -> None:
     run.start(recipe(ingredients, method={"name": "fedavg"}), tmp_path / "fedavg")
     shutil.copy(tmp_path / "fedavg" / "updates.log", copied / "updates.log")

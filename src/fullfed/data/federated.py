@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,17 @@ class FederatedData:
     test: tuple[TokenizedExample, ...]
     shortened: int
     dropped: int
+
+    def content_hash(self) -> str:
+        """SHA-256 of who has which tokens, in which order, and of the test set; hexadecimal."""
+        digest = hashlib.sha256()
+        for name, examples in [*((c.name, c.examples) for c in self.clients), ("", self.test)]:
+            digest.update(f"{name!r} {len(examples)}\n".encode())
+            for example in examples:
+                references = example.references
+                digest.update(f"{len(example)} {example.prompt_length} {references!r}\n".encode())
+                digest.update(example.ids.astype("<i4").tobytes())
+        return digest.hexdigest()
 
 
 def load_federated(

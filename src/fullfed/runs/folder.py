@@ -92,7 +92,8 @@ class RunFolder:
         self._check_is_run()
         if not self.base_file.is_file():
             raise UserError(f"{self.path}: the run has not begun; resume it first.")
-        return _parse(self.base_file.read_text(encoding="utf-8"), self.base_file, "model_hash")
+        text = self.base_file.read_text(encoding="utf-8")
+        return _parse(text, self.base_file, "model_hash", "data_hash")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; a line that a crash cut short is passed over.

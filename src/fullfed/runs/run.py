@@ -156,17 +156,24 @@ class _Run:
 
     def _evaluate_base(self) -> dict[str, Any]:
         """What is known of the base model, measured unless it was before the run stopped."""
-        model_hash = self._replica.content_hash()
+        hashes = {
+            "model_hash": self._replica.content_hash(),
+            "data_hash": self._assembly.data.content_hash(),
+        }
         if not self._folder.base_file.exists():
             started = time.perf_counter()
             metrics = self._evaluate()
             seconds = time.perf_counter() - started
             write_json(
-                self._folder.base_file,
-                {"model_hash": model_hash, **metrics, "seconds": {"evaluate": seconds}},
+                self._folder.base_file, {**hashes, **metrics, "seconds": {"evaluate": seconds}}
             )
         base = self._folder.base()
-        if base["model_hash"] != model_hash:
+        if base["data_hash"] != hashes["data_hash"]:
+            raise UserError(
+                f"{self._recipe.data.train}: training or test data are not those the run began "
+                "with; put those back."
+            )
+        if base["model_hash"] != hashes["model_hash"]:
             raise UserError(
                 f"{self._recipe.model.path}: this is not the base model the run began with; "
                 "put that one back."
