@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from transformers import (
 from fullfed.data.batches import Batch, collate
 from fullfed.sketch import Purpose, Stream, perturb_
 from fullfed.sketch.entries import NORMALS, SIGNS
+from fullfed.training.copies import Memory
 from fullfed.training.first_order import TrainingError
 from fullfed.training.loss import answer_loss_value
 from fullfed.training.parts import moved, parts_of
@@ -112,22 +112,74 @@ def test_the_model_is_left_as_it_was_whatever_happens(batch: Batch) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_no_two_layers_have_copies_at_once(batch: Batch) -> None:
-    model = llama(tied=True).eval()
-    parts = parts_of(model, list(model.parameters()))
-    rows: list[weakref.ref[Tensor]] = []
-    longest = 0
+@pytest.mark.parametrize("tied", [False, True])
+def test_copies_are_made_in_the_memory_of_the_largest(batch: Batch, tied: bool) -> None:
+    """And of the table if it is tied, which is moved once."""
+    model = llama(tied).eval()
+    parts, memory = parts_of(model, list(model.parameters())), Memory()
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    table = model.lm_head.weight.numel()
+    starts: list[int] = []
+    places: dict[int, int] = {}
 
     def keep(row: Tensor, start: int) -> None:
-        nonlocal longest
-        assert all(earlier() is None for earlier in rows)
-        rows.append(weakref.ref(row))
-        longest = max(longest, row.numel())
+        starts.append(start)
+        storage = row.untyped_storage()
+        places[storage.data_ptr()] = storage.nbytes() // row.element_size()
 
-    with moved(parts, keep):
-        answer_loss_value(model, batch)
-    assert len(rows) == 6  # embedding, three layers, norm, head
-    assert longest == sum(p.numel() for p in model.model.layers[0].parameters())
+    for _ in range(3):
+        starts.clear()
+        with moved(parts, keep, memory):
+            answer_loss_value(model, batch)
+        assert len(set(starts)) == len(starts) == (5 if tied else 6)  # with three layers and norm
+        if not tied:
+            assert layer in places.values()
+    kept = [held.numel() // 4 for held in memory._free[model.device]]
+    assert sorted(kept) == ([table, layer] if table < layer and tied else [layer])
+
+
+def test_a_module_may_return_its_parameters(batch: Batch) -> None:
+    """Their memory is not used again then."""
+
+    class Returning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3))
+
+        def forward(self) -> dict[str, Tensor]:
+            return {"all but the first": self.w[1:]}
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.children_ = nn.ModuleList([Returning(), Returning()])
+
+        def forward(self) -> Tensor:
+            first, second = [child()["all but the first"] for child in self.children_]
+            return first.sum() - 2 * second.sum()
+
+    model = Sum()
+    plain = copy.deepcopy(model)
+    perturb_(list(plain.parameters()), Z.stream, 0.1)
+    for _ in range(2):
+        assert nearby(model).at(batch, Z, 0.1) == plain()
+
+
+def test_a_part_within_a_part_has_memory_of_its_own(batch: Batch) -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.inner = nn.Parameter(torch.randn(3)), nn.Linear(3, 1)
+
+        def forward(self) -> Tensor:
+            return self.inner(self.w.clone()) * self.w.sum()
+
+    model = Outer()
+    plain = copy.deepcopy(model)
+    perturb_(list(plain.parameters()), Z.stream, 0.1)
+    close = nearby(model)
+    for _ in range(2):
+        assert close.at(batch, Z, 0.1) == plain()
 
 
 class Meddler(nn.Module):

@@ -116,4 +116,5 @@ def logarithm(g: Float32s) -> Float32s:
     """The polynomial LOGARITHM. Horner's rule would keep a processor waiting."""
     low, middle, high = (polynomial(LOGARITHM[n : n + 2], g) for n in (0, 2, 4))
     square = g * g
-    return (np.float32(LOGARITHM[6]) * square + high) * (square * square) + (middle * square + low)
+    high += np.float32(LOGARITHM[6]) * square
+    return high * (square * square) + (middle * square + low)

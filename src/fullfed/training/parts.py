@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-Move = Callable[[Tensor, int], None]  # changes a row of elements, told the first one's number
+from fullfed.training.copies import Copies, Memory, Move
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,20 @@ class Row:
     Attributes:
         places: in the order of their elements; a parameter tied within the part has several.
         parameters: by the numbers of their first elements, each once.
+        tied: the one parameter is in other parts as well.
     """
 
     places: tuple[Place, ...]
     parameters: Mapping[int, Tensor]
+    tied: bool
 
-    def move(self, move: Move) -> None:
-        """Put moved copies into the places."""
-        moving = torch.cat([p.reshape(-1) for p in self.parameters.values()])
-        move(moving, self.places[0].start)
-        pieces = moving.split_with_sizes([p.numel() for p in self.parameters.values()])
+    @property
+    def start(self) -> int:
+        return self.places[0].start
+
+    def put(self, copy: Tensor) -> None:
+        """Put a copy of the elements, (their number,), into the places."""
+        pieces = copy.split_with_sizes([p.numel() for p in self.parameters.values()])
         copies = dict(zip(self.parameters, pieces, strict=True))
         for place in self.places:
             place.put(copies[place.start].view(place.parameter.shape))
@@ -76,15 +81,18 @@ class Part:
         for place in self.places:
             place.put(place.nothing)
 
-    def watch(self, move: Move) -> list[RemovableHandle]:
-        """Hooks that move before the module computes and hide after."""
+    def watch(self, copies: Copies) -> list[RemovableHandle]:
+        """Hooks that put in copies before the module computes and hide after."""
 
         def before(module: nn.Module, inputs: Any) -> None:
             for row in self.rows:
-                row.move(move)
+                row.put(copies.make(row.start, list(row.parameters.values())))
 
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
             self.hide()
+            for row in self.rows:
+                if not row.tied:
+                    copies.drop(row.start, output)
 
         return [
             self.module.register_forward_pre_hook(before),
@@ -103,7 +111,7 @@ def parts_of(model: nn.Module, parameters: Sequence[Tensor]) -> list[Part]:
     """
     ends = accumulate((p.numel() for p in parameters), initial=0)
     starts = {id(p): start for p, start in zip(parameters, ends, strict=False)}
-    parts = []
+    found = []
     for module, inner in _modules(model):
         places = [
             Place(
@@ -114,8 +122,10 @@ def parts_of(model: nn.Module, parameters: Sequence[Tensor]) -> list[Part]:
             if id(p) in starts
         ]
         if places:
-            parts.append(Part(module, _rows(sorted(places, key=lambda place: place.start))))
-    return parts
+            found.append((module, sorted(places, key=lambda place: place.start)))
+    counts = Counter(start for _, places in found for start in {place.start for place in places})
+    tied = {start for start, count in counts.items() if count > 1}
+    return [Part(module, _rows(places, tied)) for module, places in found]
 
 
 def _modules(module: nn.Module) -> Iterator[tuple[nn.Module, Iterable[nn.Module]]]:
@@ -128,40 +138,51 @@ def _modules(module: nn.Module) -> Iterator[tuple[nn.Module, Iterable[nn.Module]
             yield from _modules(child)
 
 
-def _rows(places: Sequence[Place]) -> tuple[Row, ...]:
+def _rows(places: Sequence[Place], tied: set[int]) -> tuple[Row, ...]:
     groups: list[list[Place]] = []
     for place in places:
-        if groups and _follows(place, groups[-1][-1]):
+        if groups and _follows(place, groups[-1][-1], tied):
             groups[-1].append(place)
         else:
             groups.append([place])
     return tuple(
-        Row(tuple(group), {place.start: place.parameter.detach() for place in group})
+        Row(
+            tuple(group),
+            {place.start: place.parameter.detach() for place in group},
+            group[0].start in tied,
+        )
         for group in groups
     )
 
 
-def _follows(place: Place, last: Place) -> bool:
+def _follows(place: Place, last: Place, tied: set[int]) -> bool:
     new, old = place.parameter, last.parameter
+    if place.start == last.start:
+        return True
     alike = (new.dtype, new.device) == (old.dtype, old.device)
-    return alike and place.start in (last.start, last.start + old.numel())
+    return (
+        alike and place.start == last.start + old.numel() and not {place.start, last.start} & tied
+    )
 
 
 @contextmanager
-def moved(parts: Sequence[Part], move: Move) -> Iterator[None]:
+def moved(parts: Sequence[Part], move: Move, memory: Memory) -> Iterator[None]:
     """Let each part compute with copies of its parameters that ``move`` has changed.
 
-    A copy lasts for one call of the part's module. Between calls its parameters are NaN: what
-    reads them elsewhere does not go unnoticed.
+    A copy lasts for one call of the part's module, that of a parameter tied to another part's to
+    the end. Between calls a part's parameters are NaN: what reads them elsewhere does not go
+    unnoticed. Copies are made in ``memory``, which is to serve many models moved in turn.
     """
 
+    copies = Copies(move, memory)
     hooks = []
     for part in parts:
-        hooks += part.watch(move)
+        hooks += part.watch(copies)
     try:
         for part in parts:
             part.hide()
         yield
+        copies.drop_all()
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,7 +2,8 @@
 
 MeZO (Malladi et al. 2023, arXiv 2305.17333, Algorithm 1) adds a perturbation to the weights and
 takes it away again, and so drifts by rounding errors. Here each part of the model computes with a
-perturbed copy of its weights: no drift, in the memory of inference and the largest part.
+perturbed copy of its weights: no drift, in the memory of inference and the largest part, or the
+largest part and the weights that are tied between parts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from fullfed.data.batches import Batch
 from fullfed.sketch import Stream, perturb_
 from fullfed.sketch.directions import Distribution
+from fullfed.training.copies import Memory
 from fullfed.training.first_order import TrainingError
 from fullfed.training.loss import answer_loss
 from fullfed.training.parts import moved, parts_of
@@ -61,7 +63,7 @@ class Neighbourhood:
         model.eval()  # type: ignore[no-untyped-call]
         self._model, self._loss = model, loss
         self.elements = sum(p.numel() for p in parameters.values())
-        self._parts = parts_of(model, list(parameters.values()))
+        self._parts, self._memory = parts_of(model, list(parameters.values())), Memory()
 
     def here(self, batch: Batch) -> float:
         """The loss at the weights.
@@ -81,7 +83,7 @@ class Neighbourhood:
         def move(row: Tensor, start: int) -> None:
             perturb_([row], direction.stream, scale, direction.distribution, start=start)
 
-        with moved(self._parts, move):
+        with moved(self._parts, move, self._memory):
             value = self._value(batch)
         if not math.isfinite(value):
             self._check_readable(batch)
@@ -105,7 +107,7 @@ class Neighbourhood:
             return float(self._loss(self._model, batch))
 
     def _check_readable(self, batch: Batch) -> None:
-        with moved(self._parts, lambda row, start: None):
+        with moved(self._parts, lambda row, start: None, self._memory):
             unmoved = self._value(batch)
         if math.isfinite(self._value(batch)) and not math.isfinite(unmoved):
             raise TrainingError(
