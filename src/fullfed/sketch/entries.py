@@ -117,4 +117,7 @@ def logarithm(g: Float32s) -> Float32s:
     low, middle, high = (polynomial(LOGARITHM[n : n + 2], g) for n in (0, 2, 4))
     square = g * g
     high += np.float32(LOGARITHM[6]) * square
-    return high * (square * square) + (middle * square + low)
+    middle *= square
+    high *= square * square
+    high += middle + low
+    return high
