@@ -80,5 +80,5 @@ def test_a_failure_from_a_node_is_short_and_printable() -> None:
 
 def test_the_relay_does_without_torch() -> None:
     """It is started anew for every message."""
-    code = "import sys, fullfed.engines.flower.client_app; sys.exit('torch' in sys.modules)"
+    code = "import sys, fullfed.deployment.client_app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

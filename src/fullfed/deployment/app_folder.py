@@ -36,7 +36,7 @@ def write_app(folder: Path) -> None:
     package.mkdir(parents=True)
     write_atomically(folder / "pyproject.toml", _APP.encode())
     write_atomically(package / "__init__.py", b"")
-    for side, home in (("server", "deployment"), ("client", "engines.flower")):
+    for side in ("server", "client"):
         # An assignment, because Flower looks for one without importing the module.
-        code = f"from fullfed.{home} import {side}_app\n\napp = {side}_app.app\n"
+        code = f"from fullfed.deployment import {side}_app\n\napp = {side}_app.app\n"
         write_atomically(package / f"{side}.py", code.encode())

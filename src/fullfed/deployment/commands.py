@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,7 +28,7 @@ federation = typer.Typer(help="Make a federation's folder and change its partner
 def register(app: typer.Typer) -> None:
     """Add the commands to the program's."""
     app.add_typer(federation, name="federation", no_args_is_help=True)
-    for command in (serve, join, start, status, worker):
+    for command in (serve, join, start, status, simulate, worker):
         app.command()(command)
 
 
@@ -126,13 +126,11 @@ def start(
     _check_installed()
     from fullfed.deployment import starting
     from fullfed.deployment.server_folder import ServerFolder
-    from fullfed.reports.tables import summary_table
 
     folder = ServerFolder(directory)
     path = out or folder.runs / recipe.stem
     summary = starting.start(folder, load_recipe(recipe, set_), path, _print)
-    Console().print(summary_table([summary]))
-    _print(f"model {summary['model_hash'][:16]}  written to {path}")
+    _show_end(summary, path)
 
 
 def status(directory: FederationDirectory) -> None:
@@ -160,6 +158,21 @@ def status(directory: FederationDirectory) -> None:
             "at work" if ServerStatus(path).alive else "ended" if done == rounds else "stopped"
         )
         _print(f"{path}: {done} of {rounds} rounds, {at_work}")
+
+
+def simulate(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="A new folder.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+    ] = None,
+) -> None:
+    """Carry out a recipe in Flower's own simulation (Ray), by the app that a federation runs."""
+    _check_installed("ray", "simulation")
+    from fullfed.deployment.simulating import simulate as carry_out
+
+    _show_end(carry_out(load_recipe(recipe, set_), out, _print), out)
 
 
 def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
@@ -190,11 +203,18 @@ def _tell_server(directory: Path) -> None:
         flower.sync_nodes(folder, _print)
 
 
-def _check_installed() -> None:
+def _check_installed(package: str = "flwr", extra: str = "flower") -> None:
     from importlib.util import find_spec
 
-    if find_spec("flwr") is None:
-        raise UserError('a federation needs Flower; install it: pip install "fullfed[flower]".')
+    if find_spec(package) is None:
+        raise UserError(f'this needs {package}; install it: pip install "fullfed[{extra}]".')
+
+
+def _show_end(summary: dict[str, Any], path: Path) -> None:
+    from fullfed.reports.tables import summary_table
+
+    Console().print(summary_table([summary]))
+    _print(f"model {summary['model_hash'][:16]}  written to {path}")
 
 
 def _print(text: str) -> None:

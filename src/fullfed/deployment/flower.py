@@ -40,6 +40,7 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
@@ -56,6 +57,15 @@ def superlink(folder: ServerFolder) -> list[str]:
     ]
 
 
+def simulating_superlink(port: int) -> list[str]:
+    """The command that runs a server of simulated nodes, for this machine alone."""
+    return [
+        "flower-superlink",
+        *("--simulation", "--insecure", "--host", "127.0.0.1", "--port", str(port)),
+        "--disable-runtime-dependency-installation",
+    ]
+
+
 def supernode(folder: NodeFolder) -> list[str]:
     """The command that runs a node."""
     return [
@@ -63,30 +73,40 @@ def supernode(folder: NodeFolder) -> list[str]:
         *("--superlink", folder.settings().server),
         *("--root-certificates", str(folder.authority)),
         *("--auth-supernode-private-key", str(folder.key)),
-        *("--port", str(_free_port())),
+        *("--port", str(free_port())),
         *("--node-config", f"{WORKER}={json.dumps(str(folder.worker_address))}"),
     ]
 
 
-def configure(folder: ServerFolder) -> None:
-    """Write the configuration by which ``flwr`` finds the server."""
-    folder.flower.mkdir(exist_ok=True, mode=0o700)
-    connection = {
-        "address": f"127.0.0.1:{folder.settings().port}",
-        "root-certificates": str(folder.authority),
-    }
+def configure(home: Path, port: int, authority: Path | None) -> None:
+    """Write the configuration by which ``flwr`` finds the server on this machine.
+
+    Args:
+        home: Flower's.
+        authority: whose certificate the server has; None for one without TLS.
+    """
+    home.mkdir(exist_ok=True, mode=0o700)
+    connection: dict[str, Any] = {"address": f"127.0.0.1:{port}"}
+    connection |= {"insecure": True} if authority is None else {"root-certificates": str(authority)}
     tables = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
-    write_atomically(folder.flower / "config.toml", tomli_w.dumps(tables).encode())
+    write_atomically(home / "config.toml", tomli_w.dumps(tables).encode())
 
 
-def submit(folder: ServerFolder, run: Path, say: Print) -> None:
+def submit(home: Path, app: Path, run: Path, say: Print, simulated: int | None = None) -> None:
     """Have the server start a ServerApp on a run's folder.
+
+    Args:
+        home: Flower's.
+        app: the app's folder.
+        simulated: how many nodes the server is to simulate, if it does that.
 
     Raises:
         UserError: Flower refuses.
     """
-    setting = f"{RUN}={json.dumps(str(run))}"
-    _flwr(folder, ["run", str(folder.app), CONNECTION, "-c", setting], say)
+    command = ["run", str(app), CONNECTION, "-c", f"{RUN}={json.dumps(str(run))}"]
+    if simulated is not None:
+        command += ["--federation-config", f"num-supernodes={simulated}"]
+    _flwr(home, command, say)
 
 
 def sync_nodes(folder: ServerFolder, say: Print) -> None:
@@ -99,13 +119,13 @@ def sync_nodes(folder: ServerFolder, say: Print) -> None:
     known = registered(folder)
     for key, node in known.items():
         if key not in wanted:
-            _flwr(folder, ["supernode", "unregister", node, CONNECTION], say)
+            _flwr(folder.flower, ["supernode", "unregister", node, CONNECTION], say)
     nodes = {key: node for key, node in known.items() if key in wanted}
     for key, name in wanted.items():
         if key not in nodes:
             public_key = str(folder.public_key(name))
             register = ["supernode", "register", public_key, CONNECTION, "--name", name]
-            nodes[key] = str(_flwr(folder, register, say)["node-id"])
+            nodes[key] = str(_flwr(folder.flower, register, say)["node-id"])
             _write_registered(folder, nodes)
     _write_registered(folder, nodes)
 
@@ -122,7 +142,7 @@ def _write_registered(folder: ServerFolder, nodes: dict[str, str]) -> None:
 
 def node_states(folder: ServerFolder) -> dict[str, str]:
     """Flower's word for the state of each node, by its id: "online", "offline", ..."""
-    listed = _flwr(folder, ["supernode", "list", CONNECTION], lambda text: None)
+    listed = _flwr(folder.flower, ["supernode", "list", CONNECTION], lambda text: None)
     return {str(node["node-id"]): str(node["status"]) for node in listed["nodes"]}
 
 
@@ -131,14 +151,13 @@ def shown(command: Sequence[str]) -> str:
     return "$ " + shlex.join(command)
 
 
-def _flwr(folder: ServerFolder, arguments: list[str], say: Print) -> dict[str, Any]:
+def _flwr(home: Path, arguments: list[str], say: Print) -> dict[str, Any]:
     command = ["flwr", *arguments, "--format", "json"]
     say(shown(command))
-    env = environment(folder.flower)
     program = str(Path(sys.executable).with_name("flwr"))
     done = subprocess.run(
         [program, *command[1:]],
-        env=env,
+        env=environment(home),
         capture_output=True,
         text=True,
         timeout=_COMMAND_TIMEOUT,
@@ -194,7 +213,7 @@ def check_port_free(host: str, port: int) -> None:
             ) from error
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

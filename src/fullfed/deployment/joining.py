@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from fullfed.data.hub import is_hub_name
@@ -72,7 +73,7 @@ def _watch(folder: NodeFolder, settings: NodeFile, worker: Child, node: Child, s
     connected, told = 0, False  # connected as which Flower node
     while True:
         pause()
-        for error in _errors(worker.news()):
+        for error in errors(worker.news()):
             say(error)
         if worker.exit_code == _USER_ERROR:
             raise UserError(worker.said().strip().splitlines()[-1].removeprefix("error: "))
@@ -107,6 +108,6 @@ def _watch(folder: NodeFolder, settings: NodeFile, worker: Child, node: Child, s
         node.start()
 
 
-def _errors(lines: list[str]) -> list[str]:
+def errors(lines: Sequence[str]) -> list[str]:
     """What the worker's operator has to know of what the worker logs."""
     return [line.partition(_ERROR)[2] for line in lines if _ERROR in line]

@@ -32,7 +32,7 @@ def serve(folder: ServerFolder, say: Print) -> None:
     renew = f"renew it with `fullfed federation renew {folder.federation}`"
     check_not_expired(folder.certificate, renew)
     check_port_free(settings.listen, settings.port)
-    configure(folder)
+    configure(folder.flower, settings.port, folder.authority)
     command = superlink(folder)
     say(shown(command))
     log = folder.flower / "superlink.log"

@@ -37,8 +37,8 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
         )
     if not status.alive:
         status.clear()
-        submit(folder, run.path, say)
-    return _follow(folder, run, status, say)
+        submit(folder.flower, folder.app, run.path, say)
+    return follow(run, folder.flower / "superlink.log", say)
 
 
 def _prepare(folder: ServerFolder, recipe: Recipe, path: Path) -> RunFolder:
@@ -60,11 +60,17 @@ def _prepare(folder: ServerFolder, recipe: Recipe, path: Path) -> RunFolder:
     return run
 
 
-def _follow(
-    folder: ServerFolder, run: RunFolder, status: ServerStatus, say: Print
-) -> dict[str, Any]:
+def follow(run: RunFolder, log: Path, say: Print) -> dict[str, Any]:
+    """Tell of a run's rounds until it ends; return the summary.
+
+    Args:
+        log: the SuperLink's.
+
+    Raises:
+        UserError: it does not begin, or stops.
+    """
+    status = ServerStatus(run.path)
     rounds, shown = run.recipe().federation.rounds, len(run.metrics())
-    log = folder.flower / "superlink.log"
     ends = time.monotonic() + _START_SECONDS
     while not status.begun:
         if time.monotonic() > ends:
