@@ -81,9 +81,9 @@ class LiveProgress:
     def visit(self, round: int, arrival: Arrival) -> None:
         assert self._assembly is not None  # begin comes first
         name = self._assembly.data.clients[arrival.sender].name
-        sent = bytes_text(len(arrival.payload or b""))
+        what = "failed" if arrival.payload is None else f"sent {bytes_text(len(arrival.payload))}"
         self._bar.update(
-            self._task, advance=1, description=f"round {round + 1}: {name[:32]} sent {sent}"
+            self._task, advance=1, description=f"round {round + 1}: {name[:32]} {what}"
         )
 
     def round(self, record: dict[str, Any]) -> None:

@@ -1,0 +1,78 @@
+"""What a person sees of a run: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fullfed.errors import UserError
+from fullfed.reports.progress import watching
+from fullfed.runs import run
+from runs.small import ROUNDS, recipe, write_data, write_model
+
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture(scope="module")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ingredients")
+    write_model(folder / "model")
+    write_data(folder / "train.jsonl")
+    return folder
+
+
+def shown(ingredients: Path, out: Path, terminal: bool, failures: float = 0.0) -> str:
+    """Everything a small run writes to its console."""
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=160)
+    with watching(console, out) as watcher:
+        run.start(recipe(ingredients, simulation={"failures": failures}), out, watcher)
+    return text.getvalue()
+
+
+def lines_of_rounds(text: str) -> list[str]:
+    return re.findall(rf"^round \d/{ROUNDS}  train loss .*$", CONTROL.sub("", text), re.M)
+
+
+def test_a_file_gets_one_line_a_round_and_no_control_sequences(
+    ingredients: Path, tmp_path: Path
+) -> None:
+    text = shown(ingredients, tmp_path / "run", terminal=False)
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert text.startswith("ferret: ")
+    rounds = lines_of_rounds(text)
+    assert len(rounds) == ROUNDS
+    assert all(line.endswith("left") for line in rounds[:-1])
+    assert len(text.splitlines()) == 1 + ROUNDS
+
+
+def test_a_terminal_gets_a_bar_that_counts_visits_and_goes_away(
+    ingredients: Path, tmp_path: Path
+) -> None:
+    text = shown(ingredients, tmp_path / "run", terminal=True)
+    plain = CONTROL.sub("", text)
+    assert len(lines_of_rounds(text.replace("\r", "\n"))) == ROUNDS
+    assert re.search(rf"round {ROUNDS}: \w+ sent [\d.]+ KiB", plain)
+    assert f"{2 * ROUNDS}/{2 * ROUNDS} visits" in plain
+    assert text.rstrip().endswith("\x1b[2K"), "the bar's last line is erased"
+    assert "\x1b[?25h" in text, "the cursor is back"
+
+
+def test_a_failed_visit_is_shown_as_such(ingredients: Path, tmp_path: Path) -> None:
+    text = CONTROL.sub("", shown(ingredients, tmp_path / "run", terminal=True, failures=0.3))
+    assert re.search(r"round \d: \w+ failed", text)
+    assert "1 refused" in text
+
+
+def test_the_bar_goes_away_after_an_error(ingredients: Path, tmp_path: Path) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=160)
+    wild = recipe(ingredients, local={"learning_rate": 1e30, "steps": 4})
+    with pytest.raises(UserError), watching(console, tmp_path / "run") as watcher:
+        run.start(wild, tmp_path / "run", watcher)
+    assert "\x1b[?25h" in text.getvalue()
