@@ -64,7 +64,7 @@ def test_a_terminal_gets_a_bar_that_counts_visits_and_goes_away(
 
 
 def test_a_failed_visit_is_shown_as_such(ingredients: Path, tmp_path: Path) -> None:
-    text = CONTROL.sub("", shown(ingredients, tmp_path / "run", terminal=True, failures=0.3))
+    text = CONTROL.sub("", shown(ingredients, tmp_path / "run", terminal=True, failures=0.2))
     assert re.search(r"round \d: \w+ failed", text)
     assert "1 refused" in text
 
