@@ -161,6 +161,7 @@ class Federation:
             node.write(node.settings().model_copy(update=through))
         self._processes: list[Process] = []
         self.server = self.process("serve", self.directory)
+        self.server.says("serving")  # a node that comes before it is registered has to try again
         self.nodes = {name: self.join(self.partner(name), name) for name in PARTNERS}
         for node in self.nodes.values():
             node.says("connected to")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,8 @@ from flower.real import Federation, free_port, running_processes, wait_until
 from fullfed.cli import app
 from fullfed.deployment.flower import check_server, registered
 from fullfed.deployment.identities import certify_server, create_authority, create_node_key
+from fullfed.deployment.joining import errors
+from fullfed.deployment.processes import Child
 from fullfed.deployment.server_folder import ServerFolder
 from fullfed.errors import UserError
 
@@ -74,6 +80,18 @@ def test_the_servers_own_tools_see_the_nodes(federation: Federation) -> None:
     assert result.output.count("online") == 4, result.output
 
 
+def test_what_the_worker_cannot_do_is_told_where_the_node_runs(tmp_path: Path) -> None:
+    output = tmp_path / "worker.log"
+    child = Child(["worker"], output, {})
+    line = "2026-01-01 00:00:00,000 {}: {}\n".format
+    output.write_text(line("INFO", "round 0") + line("ERROR", "m: this is another model.") + "2026")
+    assert errors(child.news()) == ["m: this is another model."]
+    with output.open("a") as more:
+        more.write(line("ERROR", "d: the data are gone."))
+    assert errors(child.news()) == ["d: the data are gone."]
+    assert child.news() == []
+
+
 @pytest.fixture
 def idle(tmp_path: Path) -> ServerFolder:
     """A federation that does not run."""
@@ -89,6 +107,26 @@ def test_an_expired_certificate_is_named_and_can_be_renewed(idle: ServerFolder) 
     before = idle.certificate.read_bytes()
     assert CliRunner().invoke(app, ["federation", "renew", str(idle.federation)]).exit_code == 0
     assert idle.certificate.read_bytes() != before
+
+
+def test_a_node_refuses_a_server_whose_certificate_has_expired(
+    idle: ServerFolder, tmp_path: Path
+) -> None:
+    hosts = ["127.0.0.1"]
+    certify_server(idle.authority, idle.authority_key, idle.certificate, idle.key, hosts, days=0)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(idle.certificate, idle.key)
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"instruction": "a", "output": "b"}\n')
+    with socket.create_server(("127.0.0.1", idle.settings().port)) as listener:
+
+        def accept() -> None:
+            with suppress(ssl.SSLError):
+                context.wrap_socket(listener.accept()[0], server_side=True)
+
+        threading.Thread(target=accept, daemon=True).start()
+        text = refusal("join", idle.federation / "partners" / "a", "--data", data)
+    assert "the server's certificate is refused (certificate has expired)" in text
 
 
 def test_private_keys_are_readable_by_their_owner_alone(idle: ServerFolder) -> None:

@@ -1,4 +1,7 @@
-"""kill -9 of a worker, of a node and of the ServerApp, each at a random moment of a run."""
+"""kill -9 of a worker, of a node and of the ServerApp, each at a random moment of a run.
+
+Of FedCyBGD, whose clients keep what rounding took of their reports, on their nodes' disks.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ def test_whatever_is_killed_the_run_ends_with_the_model_it_would_have_had(
     recipe = write_recipe(
         federation.folder,
         model={"path": "builtin"},
+        method={"name": "fedcybgd", "blocks": 2, "clients_per_block": 2},
         federation={"rounds": ROUNDS, "clients_per_round": 2},
     )
     undisturbed = run.start(load_recipe(recipe), tmp_path / "whole")

@@ -61,6 +61,18 @@ def test_a_killed_worker_goes_on_from_its_disk(
 
 
 @pytest.mark.parametrize("known", ["ferret", "fedavg"], indirect=True)
+def test_a_worker_killed_before_its_answer_arrived_gives_it_again(
+    known: Reference, folder: Path, tmp_path: Path
+) -> None:
+    first = resident(folder, 0, tmp_path / "state")
+    for round in range(ROUNDS):
+        answer = ask(first, known.order(round, 0, since=max(round - 1, 0)))
+    first.leave()
+    second = resident(folder, 0, tmp_path / "state")
+    again = ask(second, replace(known.order(ROUNDS - 1, 0, since=ROUNDS - 1), terms=b""))
+    assert again.report == answer.report == known.reports[ROUNDS - 1, 0]
+
+
 def test_a_snapshot_is_as_good_as_the_updates(
     known: Reference, folder: Path, tmp_path: Path
 ) -> None:

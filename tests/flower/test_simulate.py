@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from random import Random
 
 import pytest
 from typer.testing import CliRunner
 
-from flower.real import write_recipe
+from flower.real import PARTNERS, write_recipe
+from flower.standin import Dictionary, Node, carry_out
 from fullfed.cli import app
+from fullfed.deployment.simulated import SimulatedNode
 from fullfed.federation.recipe import load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
@@ -30,3 +35,24 @@ def test_the_log_is_that_of_a_run_in_one_process(folder: Path, tmp_path: Path) -
     assert flowers.summary()["model_hash"] == summary["model_hash"]
     accounts = [[record["bytes"] for record in each.metrics()] for each in (flowers, ours)]
     assert accounts[0] == accounts[1]
+
+
+@pytest.mark.parametrize(
+    "method", [{"name": "fedcybgd", "blocks": 2}, {"name": "fedkseed", "seeds": 8}]
+)
+@pytest.mark.usefixtures("flower_process")
+def test_which_process_is_asked_makes_no_difference(
+    folder: Path, tmp_path: Path, method: dict[str, object]
+) -> None:
+    """Neither where clients keep something, nor where the newest update replaces all others."""
+    path = write_recipe(folder, method=method, federation={"rounds": 5, "clients_per_round": 2})
+    recipe, turns = load_recipe(path), Random(0)
+    ours, flowers = RunFolder(tmp_path / "ours"), RunFolder(tmp_path / "flowers")
+    process = cache(lambda number: SimulatedNode(flowers))
+
+    def handle(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        return process(turns.randrange(3)).handle(pieces)
+
+    carry_out(recipe, Dictionary({n: Node(handle) for n in range(len(PARTNERS))}), flowers.path)
+    run.start(recipe, ours.path)
+    assert flowers.log_file.read_bytes() == ours.log_file.read_bytes()
