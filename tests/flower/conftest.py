@@ -1,4 +1,4 @@
-"""One real federation for the tests that need one; workers and a stand-in Grid for the others."""
+"""Workers and a stand-in Grid."""
 
 from __future__ import annotations
 
@@ -8,20 +8,10 @@ from pathlib import Path
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from flower.real import PARTNERS, Federation, write_ingredients
+from flower.real import PARTNERS, write_ingredients
 from flower.small import resident
 from fullfed.deployment.resident import Resident
 from fullfed.engines.flower import engine
-
-
-@pytest.fixture(scope="session")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """Four partners, connected."""
-    folder = tmp_path_factory.mktemp("real")
-    write_ingredients(folder)
-    federation = Federation(folder)
-    yield federation
-    federation.close()
 
 
 @pytest.fixture(scope="module")

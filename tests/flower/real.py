@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from typer.testing import CliRunner
 
 from flower.proxy import CountingProxy
+from fullfed.cli import app
 from fullfed.deployment.node_folder import NodeFolder
 from fullfed.deployment.server_folder import ServerFolder
+from fullfed.errors import UserError
 from runs.small import CATEGORIES, tables, write_data, write_model
 
 FULLFED = Path(sys.executable).with_name("fullfed")
@@ -81,6 +84,15 @@ def _processes() -> list[tuple[int, int, str]]:
 
 def running_processes() -> set[int]:
     return {pid for pid, _, _ in _processes()}
+
+
+def refusal(*command: object) -> str:
+    """The one sentence that a command ends in."""
+    result = CliRunner().invoke(app, [str(part) for part in command])
+    assert isinstance(result.exception, UserError), result.output
+    text = str(result.exception)
+    assert "\n" not in text
+    return text
 
 
 class Process:

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fullfed.errors import UserError
+from fullfed.deployment.console import check_installed, say
+from fullfed.deployment.federation_commands import FederationDirectory, federation
 from fullfed.federation.recipe import load_recipe
 
-FederationDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A federation's folder.")]
 NodeDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A partner's folder.")]
 Data = Annotated[
     str | None, typer.Option("--data", metavar="PATH", help="The partner's own training data.")
@@ -21,8 +21,6 @@ Data = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", metavar="PATH", help="The partner's copy of the model.")
 ]
-
-federation = typer.Typer(help="Make a federation's folder and change its partners.")
 
 
 def register(app: typer.Typer) -> None:
@@ -32,83 +30,22 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-@federation.command()
-def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
-    partner: Annotated[list[str], typer.Option(help="A partner's name; repeatable.")],
-    address: Annotated[str, typer.Option(help="What partners reach the server by.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The one port of the server.")] = 8443,
-    listen: Annotated[str, typer.Option(help="The server's interface.")] = "0.0.0.0",
-    model: Annotated[str, typer.Option(help="The base model, as partners have it.")] = "builtin",
-) -> None:
-    """Make a federation: authority, certificate, keys, and a folder for each partner."""
-    _check_installed()
-    from fullfed.deployment.server_folder import ServerFolder
-
-    folder = ServerFolder.create(directory, partner, address, port, listen, model)
-    _print(f"{folder.path}: stays here; next: fullfed serve {directory}")
-    for name in partner:
-        _print(f"{directory / 'partners' / name}: for {name}, who runs: fullfed join {name} --data")
-
-
-@federation.command()
-def add(
-    directory: FederationDirectory,
-    partner: Annotated[str, typer.Argument(help="The new partner's name.")],
-    model: Annotated[str, typer.Option(help="The base model, as the partner has it.")] = "builtin",
-    key: Annotated[
-        Path | None, typer.Option(help="The public key of a pair that the partner made.")
-    ] = None,
-) -> None:
-    """Take a partner in, from the next run on."""
-    _check_installed()
-    from fullfed.deployment.server_folder import ServerFolder
-
-    folder = ServerFolder(directory)
-    _print(f"{folder.add(partner, model, key)}: for {partner}")
-    _tell_server(directory)
-
-
-@federation.command()
-def remove(
-    directory: FederationDirectory,
-    partner: Annotated[str, typer.Argument(help="The partner's name.")],
-) -> None:
-    """Take a partner out, at once: its node is turned away."""
-    _check_installed()
-    from fullfed.deployment.server_folder import ServerFolder
-
-    ServerFolder(directory).remove(partner)
-    _tell_server(directory)
-
-
-@federation.command()
-def renew(directory: FederationDirectory) -> None:
-    """Give the server a new certificate; partners need nothing new."""
-    _check_installed()
-    from fullfed.deployment.server_folder import ServerFolder
-
-    folder = ServerFolder(directory)
-    folder.renew_certificate()
-    _print(f"{folder.certificate}: renewed; stop and start `fullfed serve {directory}`")
-
-
 def serve(directory: FederationDirectory) -> None:
     """Run a federation's server (Flower's SuperLink)."""
-    _check_installed()
+    check_installed()
     from fullfed.deployment import serving
     from fullfed.deployment.server_folder import ServerFolder
 
-    serving.serve(ServerFolder(directory), _print)
+    serving.serve(ServerFolder(directory), say)
 
 
 def join(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
     """Take part in a federation (Flower's SuperNode and fullfed's worker)."""
-    _check_installed()
+    check_installed()
     from fullfed.deployment import joining
     from fullfed.deployment.node_folder import NodeFolder
 
-    joining.join(NodeFolder(directory.absolute()), data, model, _print)
+    joining.join(NodeFolder(directory.absolute()), data, model, say)
 
 
 def start(
@@ -123,33 +60,34 @@ def start(
     ] = None,
 ) -> None:
     """Carry out a recipe on a federation, or carry on where the run was stopped."""
-    _check_installed()
+    check_installed()
     from fullfed.deployment import starting
     from fullfed.deployment.server_folder import ServerFolder
 
     folder = ServerFolder(directory)
     path = out or folder.runs / recipe.stem
-    summary = starting.start(folder, load_recipe(recipe, set_), path, _print)
+    summary = starting.start(folder, load_recipe(recipe, set_), path, say)
     _show_end(summary, path)
 
 
 def status(directory: FederationDirectory) -> None:
     """Who is connected, and how far the runs are."""
-    _check_installed()
+    check_installed()
     from fullfed.deployment import flower
     from fullfed.deployment.run_files import ServerStatus
     from fullfed.deployment.server_folder import ServerFolder
+    from fullfed.deployment.sockets import check_server
     from fullfed.runs.folder import RunFolder
 
     folder = ServerFolder(directory)
     settings = folder.settings()
-    up = flower.check_server(f"127.0.0.1:{settings.port}", folder.authority)
+    up = check_server(f"127.0.0.1:{settings.port}", folder.authority)
     states, nodes = flower.node_states(folder) if up else {}, flower.registered(folder)
     table = Table("client", "partner", "node", "state")
     for number, member in enumerate(folder.members()):
         node = nodes.get(member.key, "")
         table.add_row(str(number), member.name, node, states.get(node, "not registered"))
-    _print(f"server {'runs' if up else 'does not run'} at {settings.address}:{settings.port}")
+    say(f"server {'runs' if up else 'does not run'} at {settings.address}:{settings.port}")
     Console().print(table)
     for path in sorted(folder.runs.iterdir()) if folder.runs.exists() else ():
         run = RunFolder(path)
@@ -157,7 +95,7 @@ def status(directory: FederationDirectory) -> None:
         at_work = (
             "at work" if ServerStatus(path).alive else "ended" if done == rounds else "stopped"
         )
-        _print(f"{path}: {done} of {rounds} rounds, {at_work}")
+        say(f"{path}: {done} of {rounds} rounds, {at_work}")
 
 
 def simulate(
@@ -169,15 +107,15 @@ def simulate(
     ] = None,
 ) -> None:
     """Carry out a recipe in Flower's own simulation (Ray), by the app that a federation runs."""
-    _check_installed("ray", "simulation")
+    check_installed("ray", "simulation")
     from fullfed.deployment.simulating import simulate as carry_out
 
-    _show_end(carry_out(load_recipe(recipe, set_), out, _print), out)
+    _show_end(carry_out(load_recipe(recipe, set_), out, say), out)
 
 
 def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
     """A node's resident worker, which `fullfed join` runs."""
-    _check_installed()
+    check_installed()
     from fullfed.deployment.joining import LOG_FORMAT, configured
     from fullfed.deployment.node_folder import NodeFolder
     from fullfed.deployment.resident import Resident
@@ -193,32 +131,8 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
         answer(folder.worker_address, resident.handle)
 
 
-def _tell_server(directory: Path) -> None:
-    """Register and unregister at the running server; one that does not run does it at its start."""
-    from fullfed.deployment import flower
-    from fullfed.deployment.server_folder import ServerFolder
-
-    folder = ServerFolder(directory)
-    if flower.check_server(f"127.0.0.1:{folder.settings().port}", folder.authority):
-        flower.sync_nodes(folder, _print)
-
-
-def _check_installed(package: str = "flwr", extra: str = "flower") -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise UserError(f'this needs {package}; install it: pip install "fullfed[{extra}]".')
-
-
 def _show_end(summary: dict[str, Any], path: Path) -> None:
     from fullfed.reports.tables import summary_table
 
     Console().print(summary_table([summary]))
-    _print(f"model {summary['model_hash'][:16]}  written to {path}")
-
-
-def _print(text: str) -> None:
-    # Flushed, so that a service's log shows it at once.
-    console = Console()
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
-    console.file.flush()
+    say(f"model {summary['model_hash'][:16]}  written to {path}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,13 +16,13 @@ import tomli_w
 from fullfed.deployment.node_folder import NodeFolder
 from fullfed.deployment.run_files import RUN
 from fullfed.deployment.server_folder import ServerFolder
+from fullfed.deployment.sockets import free_port
 from fullfed.engines.flower.channel import WORKER
 from fullfed.errors import UserError
 from fullfed.files import write_atomically
 
 CONNECTION = "federation"  # what Flower's configuration calls the server
-_TIMEOUT = 10.0  # seconds
-_COMMAND_TIMEOUT = 180.0
+_COMMAND_TIMEOUT = 180.0  # seconds
 
 Print = Callable[[str], None]
 
@@ -172,48 +170,3 @@ def _flwr(home: Path, arguments: list[str], say: Print) -> dict[str, Any]:
         said = " ".join((str(answer.get("error-message", "")) or done.stderr).split())[:300]
         raise UserError(f"{shlex.join(command)}: Flower refuses ({said or 'it does not say why'}).")
     return answer
-
-
-def check_server(address: str, authority: Path) -> bool:
-    """Whether the server at host:port is there and is the federation's.
-
-    Raises:
-        UserError: it is there and is not, or its certificate has expired.
-    """
-    host, _, port = address.rpartition(":")
-    context = ssl.create_default_context(cafile=str(authority))
-    try:
-        with (
-            socket.create_connection((host, int(port)), timeout=_TIMEOUT) as plain,
-            context.wrap_socket(plain, server_hostname=host),
-        ):
-            return True
-    except ssl.SSLCertVerificationError as error:
-        raise UserError(
-            f"{address}: the server's certificate is refused ({error.verify_message}); "
-            "ask whoever runs the server."
-        ) from error
-    except (OSError, ValueError):
-        return False
-
-
-def check_port_free(host: str, port: int) -> None:
-    """
-    Raises:
-        UserError: something listens there.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"{host}:{port}: the port cannot be used ({error.strerror}); stop what uses it, "
-                "or change `port` in federation.toml and in every node.toml."
-            ) from error
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fullfed.data.hub import is_hub_name
-from fullfed.deployment.flower import Print, check_server, environment, shown, supernode
+from fullfed.deployment.flower import Print, environment, shown, supernode
 from fullfed.deployment.node_folder import NodeFolder
 from fullfed.deployment.processes import Child, pause, running
 from fullfed.deployment.settings import NodeFile
+from fullfed.deployment.sockets import check_server
 from fullfed.errors import UserError
 
 _TURNED_AWAY = "code: 2004"  # Flower's error when a key is unknown, or in use by another node

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from fullfed.deployment.flower import (
     Print,
-    check_port_free,
-    check_server,
     configure,
     environment,
     shown,
@@ -17,6 +17,7 @@ from fullfed.deployment.flower import (
 from fullfed.deployment.identities import check_not_expired
 from fullfed.deployment.processes import Child, pause, running
 from fullfed.deployment.server_folder import ServerFolder
+from fullfed.deployment.sockets import check_port_free, check_server
 from fullfed.errors import UserError
 
 _START_SECONDS = 120.0
@@ -38,13 +39,22 @@ def serve(folder: ServerFolder, say: Print) -> None:
     log = folder.flower / "superlink.log"
     server = Child(command, log, environment(folder.flower))
     with running(server):
-        ends = time.monotonic() + _START_SECONDS
-        while not check_server(f"127.0.0.1:{settings.port}", folder.authority):
-            if server.exit_code is not None or time.monotonic() > ends:
-                raise UserError(f"{log}: Flower's server does not start; the log says why.")
-            pause()
+        address = f"127.0.0.1:{settings.port}"
+        wait_for_start(server, log, lambda: check_server(address, folder.authority))
         sync_nodes(folder, say)
         say(f"serving {len(settings.partners)} partners at {settings.address}:{settings.port}")
         while server.exit_code is None:
             pause()
     raise UserError(f"{log}: Flower's server has ended; the log says why.")
+
+
+def wait_for_start(server: Child, log: Path, there: Callable[[], bool]) -> None:
+    """
+    Raises:
+        UserError: the server ends before it is there, or takes too long.
+    """
+    ends = time.monotonic() + _START_SECONDS
+    while not there():
+        if server.exit_code is not None or time.monotonic() > ends:
+            raise UserError(f"{log}: Flower's server does not start; the log says why.")
+        pause()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +10,17 @@ from fullfed.deployment.flower import (
     Print,
     configure,
     environment,
-    free_port,
     shown,
     simulating_superlink,
     submit,
 )
-from fullfed.deployment.processes import Child, pause, running
+from fullfed.deployment.processes import Child, running
+from fullfed.deployment.serving import wait_for_start
+from fullfed.deployment.sockets import free_port, listens
 from fullfed.deployment.starting import follow
-from fullfed.errors import UserError
 from fullfed.federation.recipe import Recipe
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
-
-_START_SECONDS = 120.0
 
 
 def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
@@ -43,15 +38,6 @@ def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
     say(shown(command))
     server = Child(command, log, environment(home))
     with running(server):
-        ends = time.monotonic() + _START_SECONDS
-        while not _listens(port):
-            if server.exit_code is not None or time.monotonic() > ends:
-                raise UserError(f"{log}: Flower's server does not start; the log says why.")
-            pause()
+        wait_for_start(server, log, lambda: listens(port))
         submit(home, app, run.path, say, simulated=len(assembly.data.clients))
         return follow(run, log, say)
-
-
-def _listens(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

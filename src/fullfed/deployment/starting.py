@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fullfed.deployment.flower import Print, check_server, submit
+from fullfed.deployment.flower import Print, submit
 from fullfed.deployment.processes import pause
 from fullfed.deployment.run_files import MembersFile, ServerStatus
 from fullfed.deployment.server_folder import ServerFolder
+from fullfed.deployment.sockets import check_server
 from fullfed.errors import UserError
 from fullfed.federation.recipe import Recipe
 from fullfed.reports.progress import describe_round

@@ -1,4 +1,4 @@
-"""Who is let in, and what a person is told who is not."""
+"""What a person is told by the commands of a federation that does not run, and what they make."""
 
 from __future__ import annotations
 
@@ -11,73 +11,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flower.real import Federation, free_port, running_processes, wait_until
+from flower.real import free_port, refusal
 from fullfed.cli import app
-from fullfed.deployment.flower import check_server, registered
-from fullfed.deployment.identities import certify_server, create_authority, create_node_key
+from fullfed.deployment.identities import certify_server
 from fullfed.deployment.joining import errors
 from fullfed.deployment.processes import Child
 from fullfed.deployment.server_folder import ServerFolder
-from fullfed.errors import UserError
-
-TURNED_AWAY = "the server turns this node away"
-
-
-def refusal(*command: object) -> str:
-    """The one sentence that a command ends in."""
-    result = CliRunner().invoke(app, [str(part) for part in command])
-    assert isinstance(result.exception, UserError), result.output
-    text = str(result.exception)
-    assert "\n" not in text
-    return text
-
-
-def test_a_node_whose_key_is_not_registered_is_turned_away(federation: Federation) -> None:
-    stranger = federation.copy_of("red", "stranger")
-    create_node_key(stranger / "node.key", stranger / "node.pub")
-    node = federation.join(stranger, "red")
-    node.says(TURNED_AWAY)
-    assert "connected" not in node.said()
-    node.stop()
-
-
-def test_a_second_node_with_the_same_key_is_turned_away(federation: Federation) -> None:
-    node = federation.join(federation.copy_of("red", "second"), "red")
-    node.says(TURNED_AWAY)
-    node.stop()
-
-
-def test_a_server_of_another_authority_is_refused(federation: Federation) -> None:
-    deceived = federation.copy_of("red", "deceived")
-    create_authority(deceived / "ca.crt", deceived / "ca.key")
-    text = refusal("join", deceived, "--data", federation.folder / "red.jsonl")
-    assert "the server's certificate is refused" in text
-
-
-def test_a_port_in_use_is_named(federation: Federation, tmp_path: Path) -> None:
-    other = ServerFolder.create(
-        tmp_path / "other", ["a"], "127.0.0.1", federation.port, "127.0.0.1", "builtin"
-    )
-    text = refusal("serve", other.federation)
-    assert f"127.0.0.1:{federation.port}: the port cannot be used" in text
-
-
-def test_a_join_that_is_killed_takes_its_processes_along_and_can_be_repeated(
-    federation: Federation,
-) -> None:
-    first = federation.nodes["red"]
-    members = set(first.members())
-    first.kill_member("itself")
-    assert first.code() == -9
-    wait_until(lambda: not members & running_processes(), "the worker and the node to end")
-    federation.nodes["red"] = federation.join(federation.partner("red"), "red")
-    federation.nodes["red"].says("connected to")
-
-
-def test_the_servers_own_tools_see_the_nodes(federation: Federation) -> None:
-    assert len(registered(federation.server_folder)) == 4
-    result = CliRunner().invoke(app, ["status", str(federation.directory)], env={"COLUMNS": "200"})
-    assert result.output.count("online") == 4, result.output
+from fullfed.deployment.sockets import check_server
 
 
 def test_what_the_worker_cannot_do_is_told_where_the_node_runs(tmp_path: Path) -> None:

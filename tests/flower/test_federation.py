@@ -1,0 +1,204 @@
+"""A real federation: processes, TLS, keys. One for all these tests, which are in one file for that.
+
+Its logs are those of runs in one process, also when its processes are killed; its traffic is what
+the accounts say; and it lets in whom it should.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flower.real import (
+    PARTNERS,
+    Federation,
+    refusal,
+    running_processes,
+    wait_until,
+    write_ingredients,
+    write_recipe,
+)
+from fullfed.cli import app
+from fullfed.deployment.flower import registered
+from fullfed.deployment.identities import create_authority, create_node_key
+from fullfed.deployment.server_folder import ServerFolder
+from fullfed.deployment.starting import start
+from fullfed.federation.recipe import load_recipe
+from fullfed.runs import run
+from fullfed.runs.folder import RunFolder
+
+METHODS = {
+    "ferret": {"name": "ferret", "coordinates": 300},
+    "fedavg": {"name": "fedavg"},
+}  # FedCyBGD is what is killed
+MESSAGE = 24 << 10  # bytes that a visit may cost beyond its pieces, each way
+NODE_SECOND = 2 << 10  # bytes a second that a node may cost by asking for messages, each way
+ROUNDS = 8
+A_ROUND = 3.0  # seconds; about what one takes on a quiet machine
+TURNED_AWAY = "the server turns this node away"
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Four partners, connected."""
+    folder = tmp_path_factory.mktemp("real")
+    write_ingredients(folder)
+    federation = Federation(folder)
+    yield federation
+    federation.close()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_log_and_traffic_are_those_of_a_run_in_one_process(
+    federation: Federation, tmp_path: Path, method: str
+) -> None:
+    recipe = write_recipe(
+        federation.folder,
+        model={"path": "builtin"},
+        method=METHODS[method],
+        federation={"rounds": 2, "clients_per_round": 3},
+    )
+    logs = {name: _worker_log(federation, name) for name in PARTNERS}
+    passed, began = _passed(federation), time.monotonic()
+    out = tmp_path / "real"
+    start(federation.server_folder, load_recipe(recipe), out, print)
+    passed = {way: total - passed[way] for way, total in _passed(federation).items()}
+    _check_traffic(_lines(out), passed, time.monotonic() - began)
+    summary = run.start(load_recipe(recipe), tmp_path / "simulated")
+    simulated = tmp_path / "simulated"
+    assert (out / "updates.log").read_bytes() == (simulated / "updates.log").read_bytes()
+    assert json.loads((out / "summary.json").read_text())["model_hash"] == summary["model_hash"]
+    assert [_account(r) for r in _lines(out)] == [_account(r) for r in _lines(simulated)]
+    for name in PARTNERS:
+        news = _worker_log(federation, name)[len(logs[name]) :]
+        visits = sum(PARTNERS.index(name) in r["cohort"] for r in _lines(out))
+        assert news.count(" as client ") == visits
+        assert news.count(" loaded") == min(visits, 1), "the model stays in memory between rounds"
+
+
+def test_nothing_on_the_server_names_a_nodes_data(federation: Federation) -> None:
+    for name in PARTNERS:
+        path = str(federation.folder / f"{name}.jsonl").encode()
+        assert path in (federation.partner(name) / "node.toml").read_bytes()
+        for file in federation.server_folder.path.rglob("*"):
+            assert not file.is_file() or path not in file.read_bytes(), file
+
+
+def test_whatever_is_killed_the_run_ends_with_the_model_it_would_have_had(
+    federation: Federation, tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        federation.folder,
+        model={"path": "builtin"},
+        method={"name": "fedcybgd", "blocks": 2, "clients_per_block": 2},
+        federation={"rounds": ROUNDS, "clients_per_round": 2},
+    )
+    undisturbed = run.start(load_recipe(recipe), tmp_path / "whole")
+    whole, killed = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "killed")
+    cohorts = [record["cohort"] for record in whole.metrics()]
+    random_moments = random.Random(0)
+
+    def some_moment_of(round: int) -> str:
+        """Wait for it; return a partner that takes part in the round."""
+        wait_until(lambda: len(killed.metrics()) >= round, f"round {round}")
+        time.sleep(random_moments.uniform(0, A_ROUND))
+        return PARTNERS[random_moments.choice(cohorts[round])]
+
+    started = federation.start(recipe, killed.path)
+    workless = federation.nodes[some_moment_of(1)]
+    workless.kill_member("fullfed worker")
+    nodeless = federation.nodes[some_moment_of(3)]
+    nodeless.kill_member("flower-supernode")
+    some_moment_of(5)
+    federation.server.kill_member("flwr-serverapp")
+    assert started.code() == 2
+    assert "the run's process has died after round" in started.said()
+    again = federation.start(recipe, killed.path)
+    assert again.code() == 0, again.said()
+    assert "the worker has died and is started again" in workless.said()
+    assert "Flower's node has died and is started again" in nodeless.said()
+    assert killed.log_file.read_bytes() == whole.log_file.read_bytes()
+    assert killed.summary()["model_hash"] == undisturbed["model_hash"]
+    assert [record["merged"] for record in killed.metrics()] == cohorts
+
+
+def test_a_node_whose_key_is_not_registered_is_turned_away(federation: Federation) -> None:
+    stranger = federation.copy_of("red", "stranger")
+    create_node_key(stranger / "node.key", stranger / "node.pub")
+    node = federation.join(stranger, "red")
+    node.says(TURNED_AWAY)
+    assert "connected" not in node.said()
+    node.stop()
+
+
+def test_a_second_node_with_the_same_key_is_turned_away(federation: Federation) -> None:
+    node = federation.join(federation.copy_of("red", "second"), "red")
+    node.says(TURNED_AWAY)
+    node.stop()
+
+
+def test_a_server_of_another_authority_is_refused(federation: Federation) -> None:
+    deceived = federation.copy_of("red", "deceived")
+    create_authority(deceived / "ca.crt", deceived / "ca.key")
+    text = refusal("join", deceived, "--data", federation.folder / "red.jsonl")
+    assert "the server's certificate is refused" in text
+
+
+def test_a_port_in_use_is_named(federation: Federation, tmp_path: Path) -> None:
+    other = ServerFolder.create(
+        tmp_path / "other", ["a"], "127.0.0.1", federation.port, "127.0.0.1", "builtin"
+    )
+    text = refusal("serve", other.federation)
+    assert f"127.0.0.1:{federation.port}: the port cannot be used" in text
+
+
+def test_a_join_that_is_killed_takes_its_processes_along_and_can_be_repeated(
+    federation: Federation,
+) -> None:
+    first = federation.nodes["red"]
+    members = set(first.members())
+    first.kill_member("itself")
+    assert first.code() == -9
+    wait_until(lambda: not members & running_processes(), "the worker and the node to end")
+    federation.nodes["red"] = federation.join(federation.partner("red"), "red")
+    federation.nodes["red"].says("connected to")
+
+
+def test_the_servers_own_tools_see_the_nodes(federation: Federation) -> None:
+    assert len(registered(federation.server_folder)) == 4
+    result = CliRunner().invoke(app, ["status", str(federation.directory)], env={"COLUMNS": "200"})
+    assert result.output.count("online") == 4, result.output
+
+
+def _passed(federation: Federation) -> dict[str, int]:
+    """Bytes at the server's socket, TLS and all."""
+    return {"up": federation.proxy.up, "down": federation.proxy.down}
+
+
+def _check_traffic(records: list[dict[str, Any]], passed: dict[str, int], seconds: float) -> None:
+    """What passes the server's socket is what the accounts say, and a little more."""
+    visits = sum(len(record["cohort"]) for record in records)
+    constant = visits * MESSAGE + len(PARTNERS) * seconds * NODE_SECOND
+    for way, total in passed.items():
+        accounted = sum(record["bytes"][way] for record in records)
+        print(f"{way}: {accounted} accounted, {total} passed, {visits} visits, {seconds:.0f} s")
+        assert accounted <= total <= 1.05 * accounted + constant
+
+
+def _account(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: record[key] for key in ("round", "cohort", "merged", "refused", "loss", "bytes")}
+
+
+def _worker_log(federation: Federation, name: str) -> str:
+    return (federation.partner(name) / "worker.log").read_text()
+
+
+def _lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
