@@ -64,7 +64,7 @@ def test_a_step_is_the_papers_estimate(directions: int) -> None:
     moved = flat(weights(model)) - base
     # Losses of about 3 are in float32; d / mu is 800.
     torch.testing.assert_close(moved, -RATE * estimate, rtol=1e-3, atol=1e-5)
-    assert moved.norm() > 0.05
+    assert moved.norm() > 0.01
 
 
 class Bowl(nn.Module):
