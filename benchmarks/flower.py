@@ -1,11 +1,12 @@
 """What a round costs on a real federation beyond local training.
 
-    python benchmarks/flower.py [--rounds 6] [--json]
+    python benchmarks/flower.py [--rounds 5] [--repeats 2] [--json]
 
-A federation of four nodes on this machine: processes, TLS, keys. On it, in turn: Ferret and FedAvg
-with one step of one sample a visit, so that training counts for next to nothing, on the embedded
-model; and an app of bare Flower whose messages are empty. Prints the median seconds from one round
-to the next after the first; what is beyond the bare app's is fullfed's.
+A federation of four nodes on this machine: processes, TLS, keys. On it, in turn and that repeated:
+an app of bare Flower whose messages are empty, Ferret, and FedAvg; all on the embedded model, with
+one step of one sample a visit and nothing to evaluate. Prints the median seconds from one round's
+end to the next's; what of that a client trains and encodes (mean), and the server merges; and how
+many visits there were and how many models workers loaded for them.
 """
 
 from __future__ import annotations
@@ -13,29 +14,34 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import socket
+import re
 import statistics
 import tempfile
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import tomli_w
 
+from fullfed.deployment.app_folder import write_app
 from fullfed.deployment.flower import environment, submit
 from fullfed.deployment.node_folder import NodeFolder
 from fullfed.deployment.processes import Child, running
 from fullfed.deployment.server_folder import ServerFolder
+from fullfed.deployment.sockets import free_port
 from fullfed.deployment.starting import start
 from fullfed.federation.recipe import load_recipe
 from fullfed.quickstart import tasks
+from fullfed.runs.folder import RunFolder
 
 NODES = ("a", "b", "c", "d")
 METHODS = {"ferret": {"name": "ferret", "coordinates": 8192}, "fedavg": {"name": "fedavg"}}
-_PATIENCE = 600.0
+_PATIENCE = 600.0  # seconds
 
 _BARE_SERVER = """\
-import json, time
+import time
 from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
@@ -44,7 +50,6 @@ app = ServerApp()
 
 @app.main()
 def main(grid, context):
-    file, ends = Path(context.run_config["run"]), []
     for _ in range(ROUNDS):
         content = RecordDict({"empty": ConfigRecord({"nothing": 0})})
         pending = set(grid.push_messages([
@@ -55,8 +60,8 @@ def main(grid, context):
                 for reply in grid.pull_messages([name]):
                     pending.discard(name)
             time.sleep(0.2)
-        ends.append(time.time())
-    file.write_text(json.dumps(ends))
+        with Path(context.run_config["run"]).open("a") as file:
+            print("round", file=file)
 """
 _BARE_CLIENT = """\
 from flwr.app import Message, RecordDict
@@ -73,12 +78,11 @@ def train(message, context):
 def write_data(folder: Path) -> None:
     """A generated task for each node."""
     for name, kind in zip(NODES, tasks.FEDERATED_KINDS, strict=False):
-        examples = tasks.examples(kind, 48, 0, "train")
-        records = [
-            {"instruction": e.instruction, "input": e.input, "output": e.output} for e in examples
+        lines = [
+            json.dumps({"instruction": e.instruction, "input": e.input, "output": e.output}) + "\n"
+            for e in tasks.examples(kind, 48, 0, "train")
         ]
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        (folder / f"{name}.jsonl").write_text(lines)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
 
 
 def write_recipe(folder: Path, method: str, rounds: int) -> Path:
@@ -87,6 +91,7 @@ def write_recipe(folder: Path, method: str, rounds: int) -> Path:
         "data": {"train": "of each node", "template": "alpaca"},
         "federation": {"rounds": rounds, "clients_per_round": len(NODES)},
         "local": {"steps": 1, "batch_size": 1},
+        "deployment": {"quorum": 1.0},
         "method": METHODS[method],
     }
     path = folder / f"{method}.toml"
@@ -94,57 +99,92 @@ def write_recipe(folder: Path, method: str, rounds: int) -> Path:
     return path
 
 
-def gaps(ends: list[float]) -> float:
-    """The median seconds between rounds' ends."""
-    return statistics.median(b - a for a, b in itertools.pairwise(ends))
-
-
-def measure_method(
-    server: ServerFolder, folder: Path, method: str, rounds: int
-) -> dict[str, float]:
-    out, ends = folder / f"run-{method}", list[float]()
-    recipe = load_recipe(write_recipe(folder, method, rounds))
-    over = threading.Event()
+def gaps(lines: Path, rounds: int, carry_out: Callable[[], object]) -> list[float]:
+    """Seconds between the lines that appear in a file, one a round."""
+    ends: list[float] = []
 
     def watch() -> None:
-        while not over.wait(0.02):
-            lines = (out / "metrics.jsonl").read_text().count("\n") if _begun(out) else 0
-            ends.extend([time.time()] * (lines - len(ends)))
+        while len(ends) < rounds:
+            written = lines.read_text().count("\n") if lines.exists() else 0
+            ends.extend([time.monotonic()] * (written - len(ends)))
+            time.sleep(0.02)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    start(server, recipe, out, lambda text: None)
-    over.set()
-    watcher.join()
-    records = [json.loads(line) for line in (out / "metrics.jsonl").open()][1:]
-    slowest = statistics.median(r["seconds"]["train"] + r["seconds"]["encode"] for r in records)
-    return {
-        f"{method}_round_seconds": gaps(ends),
-        f"{method}_work_seconds_of_four_nodes": slowest,
+    carry_out()
+    watcher.join(_PATIENCE)
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
+def bare(server: ServerFolder, folder: Path, rounds: int, number: int) -> dict[str, list[float]]:
+    app = folder / f"bare-app-{number}"
+    write_app(app)
+    (app / "fullfed_app" / "server.py").write_text(_BARE_SERVER.replace("ROUNDS", str(rounds)))
+    (app / "fullfed_app" / "client.py").write_text(_BARE_CLIENT)
+    lines = folder / f"bare-{number}"
+
+    def carry_out() -> None:
+        submit(server.flower, app, lines, lambda text: None)
+
+    return {"bare_flower_round": gaps(lines, rounds, carry_out)}
+
+
+def method(
+    server: ServerFolder, folder: Path, name: str, rounds: int, number: int
+) -> dict[str, list[float]]:
+    run = RunFolder(folder / f"{name}-{number}")
+    recipe = load_recipe(write_recipe(folder, name, rounds))
+
+    def carry_out() -> None:
+        start(server, recipe, run.path, lambda text: None)
+
+    seconds = {f"{name}_round": gaps(run.metrics_file, rounds, carry_out)}
+    later = [record["seconds"] for record in run.metrics()[1:]]
+    work = [(of["train"] + of["encode"]) / len(NODES) for of in later]
+    return seconds | {
+        f"{name}_client_work": work,
+        f"{name}_server_work": [of["aggregate"] + of["evaluate"] for of in later],
     }
 
 
-def _begun(out: Path) -> bool:
-    return (out / "metrics.jsonl").exists()
+def times_logged(nodes: list[NodeFolder], pattern: str) -> int:
+    """How often workers wrote a line that ends so."""
+    logs = [(node.path / "worker.log").read_text() for node in nodes]
+    return sum(len(re.findall(f"{pattern}$", log, re.MULTILINE)) for log in logs)
 
 
-def measure_bare(server: ServerFolder, folder: Path, rounds: int) -> dict[str, float]:
-    package = server.app / "fullfed_app"
-    kept = {side: (package / f"{side}.py").read_text() for side in ("server", "client")}
-    (package / "server.py").write_text(_BARE_SERVER.replace("ROUNDS", str(rounds)))
-    (package / "client.py").write_text(_BARE_CLIENT)
-    result = folder / "bare.json"
-    submit(server, result, lambda text: None)
-    wait_for(result.exists)
-    time.sleep(1)
-    for side, text in kept.items():
-        (package / f"{side}.py").write_text(text)
-    return {"bare_flower_round_seconds": gaps(json.loads(result.read_text()))}
+def measure(folder: Path, rounds: int, repeats: int) -> dict[str, float]:
+    write_data(folder)
+    port, here = free_port(), "127.0.0.1"
+    server = ServerFolder.create(folder / "fed", NODES, here, port, here, "builtin")
+    nodes = [NodeFolder(server.federation / "partners" / name) for name in NODES]
+    children = [
+        Child(
+            ["fullfed", "join", str(node.path), "--data", str(folder / f"{node.path.name}.jsonl")],
+            folder / f"{node.path.name}.out",
+            environment(node.flower),
+        )
+        for node in nodes
+    ]
+    command = ["fullfed", "serve", str(server.federation)]
+    serving = Child(command, folder / "serve.out", environment(server.flower))
+    seconds: dict[str, list[float]] = defaultdict(list)
+    with running(serving, *children):
+        wait_for(lambda: all("connected to" in child.said() for child in children))
+        for number in range(repeats):
+            for name, values in bare(server, folder, rounds, number).items():
+                seconds[name] += values
+            for each in METHODS:
+                for name, values in method(server, folder, each, rounds, number).items():
+                    seconds[name] += values
+    figures = {f"{name}_seconds": statistics.median(of) for name, of in seconds.items()}
+    loads = times_logged(nodes, " loaded")
+    return figures | {"visits": times_logged(nodes, r" as client \d+"), "models_loaded": loads}
 
 
-def wait_for(condition: object) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
     ends = time.monotonic() + _PATIENCE
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if time.monotonic() > ends:
             raise TimeoutError("the federation does not get going")
         time.sleep(0.5)
@@ -152,37 +192,17 @@ def wait_for(condition: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, socket.socket() as probe:
-        folder = Path(temporary)
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        write_data(folder)
-        listen = "127.0.0.1"
-        server = ServerFolder.create(folder / "fed", NODES, listen, port, listen, "builtin")
-        env = environment(server.flower)
-        serving = Child(["fullfed", "serve", str(folder / "fed")], folder / "serve.out", env)
-        joining = [
-            Child(
-                ["fullfed", "join", str(node), "--data", str(folder / f"{node.name}.jsonl")],
-                folder / f"{node.name}.out",
-                environment(NodeFolder(node).flower),
-            )
-            for node in (folder / "fed" / "partners" / name for name in NODES)
-        ]
-        with running(serving, *joining):
-            wait_for(lambda: all("connected to" in child.said() for child in joining))
-            figures = measure_bare(server, folder, arguments.rounds)
-            for method in METHODS:
-                figures |= measure_method(server, folder, method, arguments.rounds)
+    with tempfile.TemporaryDirectory() as temporary:
+        figures = measure(Path(temporary), arguments.rounds, arguments.repeats)
     if arguments.json:
         print(json.dumps(figures))
     else:
         for name, value in figures.items():
-            print(f"{name:>36}  {value:.2f}")
+            print(f"{name:>24}  {value:.2f}")
 
 
 if __name__ == "__main__":
