@@ -60,7 +60,6 @@ def test_a_killed_worker_goes_on_from_its_disk(
     assert answer.report == known.reports[killed_after, 0]
 
 
-@pytest.mark.parametrize("known", ["ferret", "fedavg"], indirect=True)
 def test_a_worker_killed_before_its_answer_arrived_gives_it_again(
     known: Reference, folder: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +72,7 @@ def test_a_worker_killed_before_its_answer_arrived_gives_it_again(
     assert again.report == answer.report == known.reports[ROUNDS - 1, 0]
 
 
+@pytest.mark.parametrize("known", ["ferret", "fedavg"], indirect=True)
 def test_a_snapshot_is_as_good_as_the_updates(
     known: Reference, folder: Path, tmp_path: Path
 ) -> None:
