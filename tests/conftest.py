@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -12,6 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 # Tests compute little at a time: a second thread only waits, the more so on a busy machine.
 torch.set_num_threads(1)
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("fullfed", deadline=None)
+hypothesis.settings.load_profile("fullfed")
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,8 @@ def test_two_methods_with_two_seeds_interrupted_and_carried_on(tmp_path: Path) -
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A test run in the background ignores interrupts, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 600
     while not list(out.glob("runs/*/*/metrics.jsonl")):

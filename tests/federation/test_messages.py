@@ -56,6 +56,12 @@ MESSAGES = st.one_of(
 )
 
 
+def test_tensors_arrive_in_the_order_of_their_names() -> None:
+    names = [f"layer.{n}" for n in range(9)]
+    sent = Update(0, {}, {name: torch.zeros(1) for name in reversed(names)})
+    assert list(decode(encode(sent), Update).tensors) == names
+
+
 def fields(message: Plan | Report | Update) -> dict[str, Any]:
     return {name: value for name, value in vars(message).items() if name != "tensors"}
 

@@ -112,9 +112,10 @@ def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Me
     if header.pop("kind", None) != expected.kind:
         raise MessageError(f"the message is not a {expected.kind}")
     try:
-        tensors = safetensors.torch.load(data)
+        loaded = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise MessageError("the message's tensors are malformed") from error
+    tensors = dict(sorted(loaded.items()))  # they come in a random order, and sums are to have one
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise MessageError(f"the message's tensor {name!r} is of {tensor.dtype}")
