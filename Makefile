@@ -8,7 +8,7 @@ quickstart: .venv/run.stamp ## FedAvg beside Ferret on the embedded model and ta
 	$(BIN)/fullfed quickstart
 
 test: .venv/dev.stamp ## the whole test suite; FULLFED_SHARED names the folder of real data
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check src tests benchmarks scripts
