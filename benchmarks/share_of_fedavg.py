@@ -26,8 +26,8 @@ from typing import Any
 from fullfed.federation.recipe import load_recipe
 from fullfed.reports.plots import can_plot, plot_runs
 from fullfed.reports.text import bytes_text, seconds_text
-from fullfed.runs.assembly import load_model
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.loading import load_model
 
 
 @dataclass(frozen=True)

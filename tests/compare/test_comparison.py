@@ -24,8 +24,9 @@ from fullfed.errors import UserError
 from fullfed.evaluation.loss import evaluate_loss
 from fullfed.federation.recipe import load_recipe
 from fullfed.runs import run
-from fullfed.runs.assembly import assemble, load_data
+from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.loading import load_data
 from fullfed.runs.replay import replay
 from runs.small import tables, write_data, write_model
 

@@ -19,7 +19,8 @@ from fullfed.compare.validation import hold_out
 from fullfed.errors import UserError
 from fullfed.federation.recipe import load_tables, parse_recipe
 from fullfed.files import write_json
-from fullfed.runs.assembly import build_method, load_data, load_model, method_options
+from fullfed.runs.assembly import build_method, method_options
+from fullfed.runs.loading import load_data, load_model
 
 
 class Comparison:

@@ -18,13 +18,8 @@ from fullfed.federation.messages import encode
 from fullfed.federation.recipe import Recipe
 from fullfed.federation.rounds import run_round
 from fullfed.federation.worker import Worker
-from fullfed.runs.assembly import (
-    build_method,
-    load_data,
-    load_model,
-    make_replica,
-    method_options,
-)
+from fullfed.runs.assembly import build_method, make_replica, method_options
+from fullfed.runs.loading import load_data, load_model
 
 
 class Trials:

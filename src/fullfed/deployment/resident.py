@@ -20,13 +20,8 @@ from fullfed.engines.flower.orders import Answer, Order, Pieces
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Plan, decode
 from fullfed.federation.worker import Worker
-from fullfed.runs.assembly import (
-    build_method,
-    context_length,
-    load_model,
-    make_replica,
-    method_options,
-)
+from fullfed.runs.assembly import build_method, make_replica, method_options
+from fullfed.runs.loading import context_length, load_model
 
 _log = logging.getLogger(__name__)
 _BLAND = "the node cannot take part; its operator finds the reason in the node's worker.log"

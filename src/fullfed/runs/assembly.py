@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fullfed.data.federated import FederatedData, federate, load_federated
+from fullfed.data.federated import FederatedData, federate
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 from fullfed.federation.precision import Rounding
@@ -28,16 +18,11 @@ from fullfed.federation.replica import Replica
 from fullfed.methods.catalogue import METHODS
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
-from fullfed.quickstart import tasks
+from fullfed.runs.loading import BUILTIN, check_cohort, context_length, load_data, load_model
 from fullfed.sizes import parse_bytes
 from fullfed.training.first_order import FirstOrder
 from fullfed.training.layers import layer_names
 from fullfed.training.memory import Memory
-
-BUILTIN = "builtin"
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_QUICKSTART_SAMPLES = 48  # of each task's client
-_QUICKSTART_TEST_SAMPLES = 10  # of each task in the test set
 
 
 @dataclass(frozen=True)
@@ -92,7 +77,7 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
     """
     options = method_options(recipe.method)
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
-    _check_cohort(recipe, clients, "federation has")
+    check_cohort(recipe, clients, "federation has")
     table, data = recipe.data, FederatedData((), (), 0, 0)
     if table.test is None:
         unmeasured = recipe.evaluation.model_copy(update={"metrics": ()})
@@ -143,100 +128,6 @@ def _absolute(source: str) -> str:
     return str(path.resolve()) if source != BUILTIN and path.exists() else source
 
 
-def load_model(
-    path: str, dtype: str = "auto", device: str = "auto"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, in evaluation mode.
-
-    Args:
-        path: a folder, a hub name, or "builtin".
-        dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
-        device: a torch device, or "auto" for a GPU if there is one.
-
-    Raises:
-        UserError: there is no such model, or no such device.
-    """
-    source = str(resources.files("fullfed.quickstart") / "model") if path == BUILTIN else path
-    if not Path(source).is_dir() and not _HUB_NAME.fullmatch(source):
-        raise UserError(f"{path}: there is no model folder here; correct model.path.")
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
-        ).to(_device(device))  # type: ignore[arg-type]
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if Path(source).is_dir():
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise UserError(f"{path}: the model cannot be loaded ({reason}).") from error
-        raise UserError(
-            f"{path}: there is no model folder here and no such model could be fetched from the "
-            "hub; correct model.path."
-        ) from error
-    model.eval()
-    return model, tokenizer
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"model.device: there is no {name} here; take 'auto' or 'cpu'.")
-    return torch.device(name)
-
-
-def load_data(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> FederatedData:
-    """Every client's data and the test set, tokenised for the model.
-
-    Raises:
-        UserError: bad data, or more clients a round than there are.
-    """
-    table = recipe.data
-    length = table.max_length or context_length(model)
-    if table.train == BUILTIN:
-        data = _quickstart_data(recipe, tokenizer, length)
-    else:
-        data = load_federated(
-            table.train,
-            table.test,
-            tokenizer,
-            table.template,
-            length,
-            table.partition,
-            table.clients,
-            table.alpha,
-            table.min_samples,
-            recipe.federation.seed,
-            table.test_samples,
-            table.hold_out,
-        )
-    _check_cohort(recipe, len(data.clients), "data make")
-    return data
-
-
-def _check_cohort(recipe: Recipe, clients: int, source: str) -> None:
-    if recipe.federation.clients_per_round > clients:
-        raise UserError(
-            f"federation.clients_per_round: {recipe.federation.clients_per_round} clients a round, "
-            f"but the {source} only {clients} clients; lower it."
-        )
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """The most tokens the model reads at once.
-
-    Raises:
-        UserError: its configuration does not say.
-    """
-    length = getattr(model.config, "max_position_embeddings", None)
-    if length is None:
-        raise UserError("the model's configuration gives no context length; set data.max_length.")
-    return int(length)
-
-
 def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: int) -> Composition:
     """The recipe's method for this model and number of clients.
 
@@ -283,28 +174,3 @@ def _memory(table: MemoryTable) -> Memory:
 def make_replica(recipe: Recipe, model: PreTrainedModel, method: Composition) -> Replica:
     """The model as the recipe's federation holds it, at version 0."""
     return Replica(model, method, Rounding(recipe.model.rounding, recipe.federation.seed))
-
-
-def _quickstart_data(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, length: int
-) -> FederatedData:
-    """One client a generated task. Training data follow the recipe's seed, test data do not."""
-    from fullfed.data.partition import partition
-
-    kinds = tasks.FEDERATED_KINDS
-    train = [
-        example
-        for kind in kinds
-        for example in tasks.examples(kind, _QUICKSTART_SAMPLES, recipe.federation.seed, "train")
-    ]
-    test = [e for kind in kinds for e in tasks.examples(kind, _QUICKSTART_TEST_SAMPLES, 0, "test")]
-    table = recipe.data
-    parts = partition(
-        train,
-        table.partition,
-        table.clients,
-        table.alpha,
-        table.min_samples,
-        recipe.federation.seed,
-    )
-    return federate(train, test, parts, tokenizer, table.template, length, recipe.data.test_samples)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fullfed.evaluation.evaluate import evaluate
 from fullfed.federation.recipe import Recipe
-from fullfed.runs.assembly import load_data, load_model
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.loading import load_data, load_model
 from fullfed.runs.replay import replay
 
 

@@ -11,8 +11,9 @@ from fullfed.errors import UserError
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
-from fullfed.runs.assembly import build_method, load_model, make_replica, method_options
+from fullfed.runs.assembly import build_method, make_replica, method_options
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.loading import load_model
 
 
 def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTokenizerBase]:
