@@ -9,11 +9,12 @@ Every function is branch-free once compiled, so that loops over it vectorise.
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from llvmlite import binding, ir  # type: ignore[import-untyped]
+from numba import config, njit, types
 from numba.extending import intrinsic, overload
 
 _SIGN = np.uint32(0x80000000)
@@ -36,6 +37,36 @@ def _as_bits(context: Any, number: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(32))
 
     return types.uint32(types.float32), generate
+
+
+@intrinsic
+def _from_half(context: Any, bits: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.int16), generate
+
+
+@intrinsic
+def _to_half(context: Any, number: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.int16(types.float32), generate
+
+
+def _has_halves() -> bool:
+    """Whether the processor that numba compiles for converts float16 by itself.
+
+    Where it does not, LLVM would call functions that are not there.
+    """
+    if config.CPU_NAME or config.CPU_FEATURES:  # another than this one
+        return False
+    arm = platform.machine() in ("aarch64", "arm64")
+    return arm or bool(binding.get_host_cpu_features().get("f16c", False))
+
+
+_HALVES = _has_halves()
 
 
 @njit
@@ -83,7 +114,8 @@ def widen(stored: Any) -> Any:
 
 @overload(widen)
 def _widen(stored):
-    return {types.float32: _same, types.uint16: _from_bfloat16, types.int16: _from_float16}[stored]
+    halves = _from_float16 if _HALVES else _from_float16_by_integers
+    return {types.float32: _same, types.uint16: _from_bfloat16, types.int16: halves}[stored]
 
 
 def _same(stored):
@@ -95,11 +127,18 @@ def _from_bfloat16(stored):
 
 
 def _from_float16(stored):
+    return _from_half(stored)
+
+
+def _from_float16_by_integers(stored):
     bits = np.uint32(np.uint16(stored))
     size = np.uint32((bits & np.uint32(0x7FFF)) << np.uint32(13))
-    # Exponents differ by 112; the product is exact and also right for subnormals.
-    scaled = bits_of(float_of(size) * np.float32(2.0**112))
-    wide = size | _INFINITY if size >= np.uint32(0x0F800000) else scaled
+    normal = np.uint32(size + np.uint32(112 << 23))  # exponents differ by 112
+    # A subnormal becomes the fraction of a number from 2**-14 on: no step has a float32 subnormal,
+    # which processors are slow at.
+    small = bits_of(float_of(size + np.uint32(113 << 23)) - np.float32(2.0**-14))
+    finite = normal if size >= np.uint32(1 << 23) else small
+    wide = size | _INFINITY if size >= np.uint32(0x0F800000) else finite
     return float_of(wide | np.uint32((bits & np.uint32(0x8000)) << np.uint32(16)))
 
 
@@ -110,7 +149,8 @@ def narrow(number: Any, stored: Any) -> Any:
 
 @overload(narrow)
 def _narrow(number, stored):
-    return {types.float32: _unrounded, types.uint16: _to_bfloat16, types.int16: _to_float16}[stored]
+    halves = _to_float16 if _HALVES else _to_float16_by_integers
+    return {types.float32: _unrounded, types.uint16: _to_bfloat16, types.int16: halves}[stored]
 
 
 def _unrounded(number, stored):
@@ -125,6 +165,12 @@ def _to_bfloat16(number, stored):
 
 
 def _to_float16(number, stored):
+    bits = bits_of(number)
+    sign = np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000)
+    return np.int16(np.uint32(0x7E00) | sign) if (bits & _SIZE) > _INFINITY else _to_half(number)
+
+
+def _to_float16_by_integers(number, stored):
     bits = bits_of(number)
     size = np.uint32(bits & _SIZE)
     # A sum with 0.5 has the unit of float16's subnormals as its last bit.
