@@ -60,7 +60,7 @@ def _has_halves() -> bool:
 
     Where it does not, LLVM would call functions that are not there.
     """
-    if config.CPU_NAME or config.CPU_FEATURES:  # another than this one
+    if config.CPU_NAME or config.CPU_FEATURES:  # type: ignore[attr-defined]  # another one
         return False
     arm = platform.machine() in ("aarch64", "arm64")
     return arm or bool(binding.get_host_cpu_features().get("f16c", False))
