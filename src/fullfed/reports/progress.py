@@ -82,9 +82,8 @@ class LiveProgress:
         assert self._assembly is not None  # begin comes first
         name = self._assembly.data.clients[arrival.sender].name
         what = "failed" if arrival.payload is None else f"sent {bytes_text(len(arrival.payload))}"
-        self._bar.update(
-            self._task, advance=1, description=f"round {round + 1}: {name[:32]} {what}"
-        )
+        text = f"round {round + 1}: {name[:32]} {what}"
+        self._bar.update(self._task, advance=1, description=text, refresh=True)
 
     def round(self, record: dict[str, Any]) -> None:
         self._bar.print(describe_round(record, self._rounds), highlight=False)
