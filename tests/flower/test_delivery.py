@@ -136,11 +136,20 @@ def test_of_two_answers_to_two_orders_one_counts(
     assert up["1"] == pytest.approx(2 * up["0"], rel=0.02)
 
 
+@pytest.mark.parametrize("malformed", [False, True])
 def test_a_late_report_is_refused_recorded_and_in_nobodys_way(
-    folder: Path, tmp_path: Path, residents: list[Resident]
+    folder: Path, tmp_path: Path, residents: list[Resident], malformed: bool
 ) -> None:
     """Node 1 vanishes once it has its order; it is back, with what it made of it, a round later."""
     grid = Dictionary.of(residents)
+    if malformed:
+        answer = residents[1].handle
+
+        def spoilt(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            pieces = answer(pieces)
+            return {"nonsense": b""} if len(grid.sent_to(1)) == 1 else pieces
+
+        grid.nodes[1].handle = spoilt
 
     def rounds() -> int:
         return len(RunFolder(tmp_path / "run").metrics())

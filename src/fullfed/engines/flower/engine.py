@@ -210,12 +210,15 @@ class FlowerEngine:
             if reply is None:
                 continue
             del self._strays[letter]
-            try:
-                answer = None if isinstance(reply, Loss) else Answer.of(pieces_of(reply.content))
-            except MessageError:
+            if isinstance(reply, Loss):
                 continue
-            if answer is not None and answer.report:
-                late = round != self._server.replica.version
+            late = round != self._server.replica.version
+            try:
+                answer = Answer.of(pieces_of(reply.content))
+            except MessageError as error:
+                yield Arrival(client, None, failure=str(error), late=late)
+                continue
+            if answer.report:
                 yield replace(_arrival(client, answer), late=late)
 
 
