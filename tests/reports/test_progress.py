@@ -12,17 +12,14 @@ from rich.console import Console
 from fullfed.errors import UserError
 from fullfed.reports.progress import watching
 from fullfed.runs import run
-from runs.small import ROUNDS, recipe, write_data, write_model
+from runs.small import ROUNDS, recipe, write_ingredients
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @pytest.fixture(scope="module")
 def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ingredients")
-    write_model(folder / "model")
-    write_data(folder / "train.jsonl")
-    return folder
+    return write_ingredients(tmp_path_factory.mktemp("ingredients"))
 
 
 def shown(ingredients: Path, out: Path, terminal: bool, failures: float = 0.0) -> str:

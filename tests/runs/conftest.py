@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 
 from fullfed.runs import run
-from runs.small import recipe, write_data, write_model
+from runs.small import recipe, write_ingredients
 
 
 @pytest.fixture(scope="session")
 def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model/ and train.jsonl."""
-    folder = tmp_path_factory.mktemp("ingredients")
-    write_model(folder / "model")
-    write_data(folder / "train.jsonl")
-    return folder
+    return write_ingredients(tmp_path_factory.mktemp("ingredients"))
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,13 @@ def write_data(path: Path) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def write_ingredients(folder: Path) -> Path:
+    """model/ and train.jsonl in a folder, which is returned."""
+    write_model(folder / "model")
+    write_data(folder / "train.jsonl")
+    return folder
+
+
 def tables(folder: Path) -> dict[str, Any]:
     """The recipe of a run of four rounds with two of four clients, as it stands in TOML."""
     return {
