@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,45 +117,72 @@ def test_a_share_outside_of_0_to_1_is_an_error(share: float) -> None:
         method_options(MethodTable(name="fedcybgd", surrogate=share))
 
 
-def large() -> LlamaForCausalLM:
-    """32 layers, of a width at which a row's scale is little beside the row."""
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=32,
-        num_attention_heads=4,
-        tie_word_embeddings=True,
-    )
+def llama(shape: str) -> LlamaForCausalLM:
+    """A model in 16 bits that says its tensors' shapes and takes no memory."""
+    widths: dict[str, dict[str, Any]] = {
+        "small": {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 172},
+        "llama-2-7b": {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008},
+    }
+    config = LlamaConfig(**widths[shape], num_hidden_layers=32, num_attention_heads=4)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).bfloat16()
-    return model.to_empty(device="cpu").eval()  # type: ignore[no-any-return]
+        return LlamaForCausalLM(config).bfloat16().eval()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    ("options", "times"),
-    [
-        (FedCyBGDOptions(precision="bfloat16"), 2.0),
-        (FedCyBGDOptions(precision="int8"), 3.9),
-        (FedCyBGDOptions(precision="int8", surrogate=0.5), 7.0),
-    ],
-    ids=["bfloat16", "int8", "int8 and half"],
-)
-def test_traffic_of_a_visit_against_fedavgs(options: FedCyBGDOptions, times: float) -> None:
-    """Both ways, in encoded bytes. As many clients as blocks: each misses one update of each."""
-    model = large()
-    for p in model.parameters():
-        p.data.fill_(0.5)
+def encoded_bytes(message: Report | Update) -> int:
+    """What ``encode`` comes to, from the tensors' shapes and types alone."""
+    empty = encode(replace(message, tensors={}))
+    header = json.loads(empty[8:])
+    at = 0
+    wide_first = sorted(message.tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    for name, tensor in wide_first:
+        kind = {torch.int8: "I8", torch.bfloat16: "BF16", torch.float32: "F32"}[tensor.dtype]
+        offsets = [at, at := at + tensor.nbytes]
+        header[name] = {"dtype": kind, "shape": [*tensor.shape], "data_offsets": offsets}
+    text = len(json.dumps(header, separators=(",", ":")))
+    return 8 + text + -text % 8 + at
+
+
+def visits_messages(
+    model: LlamaForCausalLM, options: FedCyBGDOptions
+) -> tuple[Report, list[Update]]:
+    """A visit's upload and downloads. As many clients as blocks: each misses one update of each."""
     parameters = dict(model.named_parameters())
     method = method_for(model, options, clients=32)
-    messages = []
-    for plan in [method.plans(round, None)[0] for round in range(32)]:
+    plans = [method.plans(round, None)[0] for round in range(32)]
+    reports = []
+    for plan in plans:
         block = {n: parameters[n] for n in method.parts[plan.client]}
         payload = method.codec.encode(Change(block, {n: p + 1 for n, p in block.items()}), plan)
-        messages.append(Report(plan.round, plan.client, 1, 1.0, payload.values, payload.tensors))
-    up = len(encode(messages[7]))
-    down = sum(len(encode(Update(m.round, m.values, m.tensors))) for m in messages)
-    if (handout := method.handout(model, method.plans(7, None)[0])) is not None:
-        down = len(encode(handout))
-    fedavg = 2 * len(encode(Update(0, {}, parameters)))
-    assert fedavg / (up + down) > times
+        reports.append(Report(plan.round, plan.client, 1, 1.0, payload.values, payload.tensors))
+    handout = method.handout(model, plans[7])
+    missed = [Update(r.round, r.values, r.tensors) for r in reports]
+    return reports[7], missed if handout is None else [handout]
+
+
+TRAFFIC = [
+    (FedCyBGDOptions(precision="bfloat16"), 2.0),
+    (FedCyBGDOptions(precision="int8"), 4.0),
+    (FedCyBGDOptions(precision="int8", surrogate=0.5), 7.0),
+]
+
+
+@pytest.mark.parametrize(("options", "times"), TRAFFIC, ids=["bfloat16", "int8", "int8 and half"])
+def test_traffic_of_a_visit_to_llama_2_7b_against_fedavgs(
+    options: FedCyBGDOptions, times: float
+) -> None:
+    """Both ways, in encoded bytes, headers and scales included; FedAvg's weights in 16 bits."""
+    model = llama("llama-2-7b")
+    report, downloads = visits_messages(model, options)
+    ours = encoded_bytes(report) + sum(map(encoded_bytes, downloads))
+    fedavgs = 2 * encoded_bytes(Update(0, {}, dict(model.named_parameters())))
+    assert fedavgs / ours >= times
+
+
+@pytest.mark.parametrize("options", [options for options, _ in TRAFFIC])
+def test_bytes_from_shapes_are_those_of_encoded_messages(options: FedCyBGDOptions) -> None:
+    model = llama("small").to_empty(device="cpu")
+    for p in model.parameters():
+        p.data.fill_(0.5)
+    report, downloads = visits_messages(model, options)
+    for message in [report, *downloads, Update(0, {}, dict(model.named_parameters()))]:
+        assert encoded_bytes(message) == len(encode(message))

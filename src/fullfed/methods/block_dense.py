@@ -16,6 +16,7 @@ from fullfed.methods.codecs import Change, Payload
 Precision = Literal["float32", "bfloat16", "int8"]
 _SCALE = "/scale"  # after a parameter's name: the name of its scales
 _LEVELS = 127
+_SCALE_TYPE = torch.bfloat16  # float32's range; codes are of the rounded scale, so nothing is lost
 _LARGEST = torch.finfo(torch.float32).max / 256  # of a scale: no code times it is infinite
 
 
@@ -25,7 +26,8 @@ class BlockDense:
 
     In "float32" a block is its trained weights themselves, so that a cycle of one client is
     plain training to the last bit. Otherwise it is their change since the round began: rounded to
-    "bfloat16", or to whole multiples of a scale for each row, its largest entry / 127, in "int8".
+    "bfloat16", or to whole multiples of a scale for each row, its largest entry / 127 in bfloat16,
+    in "int8".
     A block that several clients trained is the mean of theirs, rounded once more.
 
     With error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847) a client
@@ -81,7 +83,7 @@ class BlockDense:
                     f"the report's {name!r} is {tuple(tensor.shape)} of {tensor.dtype}, "
                     f"not {tuple(shape)} of {dtype}"
                 )
-            if name.endswith(_SCALE) and not bool((tensor.abs() <= _LARGEST).all()):
+            if name.endswith(_SCALE) and not bool((tensor.float().abs() <= _LARGEST).all()):
                 raise MessageError(f"the report's {name!r} holds a scale that is too large")
 
     def merge(
@@ -140,7 +142,7 @@ class BlockDense:
         value = tensors[name].float()
         if self.precision != "int8":
             return value
-        scale = tensors[name + _SCALE]
+        scale = tensors[name + _SCALE].float()
         return value.reshape(len(scale), -1).mul_(scale.unsqueeze(1)).view(value.shape)
 
     def _kinds(self, block: Shapes) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -151,16 +153,16 @@ class BlockDense:
         kinds = {}
         for name, shape in block.items():
             kinds[name] = shape, torch.int8
-            kinds[name + _SCALE] = torch.Size([_rows(shape)]), torch.float32
+            kinds[name + _SCALE] = torch.Size([_rows(shape)]), _SCALE_TYPE
         return kinds
 
 
 def packed(name: str, value: Tensor) -> dict[str, Tensor]:
     """A float32 tensor in 8 bits: codes under its name, and a scale for each row."""
     rows = value.reshape(_rows(value.shape), -1)
-    scale = rows.abs().amax(dim=1) / _LEVELS
+    scale = (rows.abs().amax(dim=1) / _LEVELS).to(_SCALE_TYPE)
     scale = torch.where(scale > 0, scale, 1)
-    codes = (rows / scale.unsqueeze(1)).round_().clamp_(-_LEVELS, _LEVELS)
+    codes = (rows / scale.float().unsqueeze(1)).round_().clamp_(-_LEVELS, _LEVELS)
     return {name: codes.to(torch.int8).view(value.shape), name + _SCALE: scale}
 
 
