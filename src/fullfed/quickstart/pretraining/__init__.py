@@ -1,0 +1,16 @@
+"""The kinds of task that the quickstart's model is pretrained on.
+
+They teach it to read an instruction, to find, copy, order and change words, to count a little,
+and the facts of its small world. Many kinds in varied wordings, because a model that was made to
+tell many instructions apart is quick to learn one more.
+"""
+
+from __future__ import annotations
+
+from fullfed.quickstart.kinds import Kind
+from fullfed.quickstart.pretraining.lists import LISTS
+from fullfed.quickstart.pretraining.numbers import NUMBERS
+from fullfed.quickstart.pretraining.sentences import SENTENCES
+from fullfed.quickstart.pretraining.single_words import SINGLE_WORDS
+
+PRETRAINING: dict[str, Kind] = LISTS | SINGLE_WORDS | NUMBERS | SENTENCES
