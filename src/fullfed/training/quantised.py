@@ -25,37 +25,29 @@ class Quantised:
     """A matrix in 8 or 4 bits: round(x / s), s the largest absolute value over 127 or 7.
 
     One scale a row in 8 bits, one for every 64 elements of a row in 4 (rows of other lengths:
-    the whole row). Scales are float32 in 8 bits and of the matrix's own type in 4.
+    the whole row).
 
     Args:
-        weight: shape (rows, columns); of 4 bits two columns share a byte.
-        bits: 8 or 4.
+        codes: int8, shape (rows, groups, columns of a group); of 4 bits two columns share a byte.
+        scale: of the matrix's own type, shape (rows, groups, 1).
+        shape: of the matrix, (rows, columns).
     """
 
-    def __init__(self, weight: Tensor, bits: Bits) -> None:
-        self._shape, self._dtype, self._bits = weight.shape, weight.dtype, bits
+    def __init__(self, codes: Tensor, scale: Tensor, shape: torch.Size) -> None:
+        self.codes, self.scale, self._shape = codes, scale, shape
+        self._halves = codes.numel() < shape.numel()
+
+    @classmethod
+    def of(cls, weight: Tensor, bits: Bits) -> Quantised:
+        """A matrix, of shape (rows, columns), in few bits; 8 where 4 leave half a byte over."""
         rows, columns = weight.shape
-        if bits == 4 and columns % 2:
-            self._bits = 8
-        group = _GROUP if self._bits == 4 and columns % _GROUP == 0 else columns
+        if columns % 2:
+            bits = 8
+        group = _GROUP if bits == 4 and columns % _GROUP == 0 else columns
         grouped = weight.detach().view(rows, columns // group, group)
-        parts = [self._rounded(part) for part in torch.split(grouped, _ROWS)]
-        self.codes = torch.cat([codes for codes, _ in parts])
-        self.scale = torch.cat([scale for _, scale in parts])
-
-    def _rounded(self, part: Tensor) -> tuple[Tensor, Tensor]:
-        largest = 127 if self._bits == 8 else 7
-        scale = part.abs().amax(dim=2, keepdim=True).float() / largest
-        scale = scale if self._bits == 8 else scale.to(part.dtype)
-        scale = torch.where(scale > 0, scale, 1)
-        codes = (part / scale.float()).round_().clamp_(-largest, largest)
-        return self._pack(codes.to(torch.int8)), scale
-
-    def _pack(self, codes: Tensor) -> Tensor:
-        if self._bits == 8:
-            return codes
-        low, high = codes[..., 0::2] & 15, codes[..., 1::2] << 4
-        return low | high
+        parts = [_rounded(part, bits) for part in torch.split(grouped, _ROWS)]
+        codes, scale = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        return cls(codes, scale, weight.shape)
 
     def dequantised(self) -> Tensor:
         """The matrix, in its own shape and type."""
@@ -66,14 +58,25 @@ class Quantised:
         return self._unpack(self.codes[index], self.scale[index]).flatten(-2)
 
     def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
-        if self._bits == 4:
+        if self._halves:
             low, high = (codes << 4) >> 4, codes >> 4  # shifting back repeats the sign
             codes = torch.stack([low, high], dim=-1).flatten(-2)
-        return codes.to(self._dtype).mul_(scale.to(self._dtype))
+        return codes.to(scale.dtype).mul_(scale)
 
     @property
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scale.nbytes
+
+
+def _rounded(part: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
+    largest = 127 if bits == 8 else 7
+    scale = part.abs().amax(dim=2, keepdim=True).float() / largest
+    scale = scale if bits == 8 else scale.to(part.dtype)
+    scale = torch.where(scale > 0, scale, 1)
+    codes = (part / scale.float()).round_().clamp_(-largest, largest).to(torch.int8)
+    if bits == 4:
+        codes = (codes[..., 0::2] & 15) | (codes[..., 1::2] << 4)
+    return codes, scale.to(part.dtype)
 
 
 class _Product(torch.autograd.Function):
@@ -105,17 +108,19 @@ def quantised(model: nn.Module, parameters: Sequence[Tensor], bits: Bits) -> Ite
         parameters: what is trained.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        for number, (weight, modules) in enumerate(_frozen(model, parameters).items()):
+        for number, (weight, modules) in enumerate(quantisable(model, parameters).items()):
             stack.callback(parked(weight, Path(folder) / str(number)))
-            packed = Quantised(weight, bits)
+            packed = Quantised.of(weight, bits)
             weight.data = weight.data.new_empty(0)  # the exact one goes
             for module in modules:
-                stack.enter_context(forward_replaced(module, _forward(module, packed)))
+                stack.enter_context(forward_replaced(module, forward_with(packed, module)))
         yield
 
 
-def _frozen(model: nn.Module, parameters: Sequence[Tensor]) -> dict[nn.Parameter, list[nn.Module]]:
-    """The matrices to quantise, and the modules that use each.
+def quantisable(
+    model: nn.Module, parameters: Sequence[Tensor]
+) -> dict[nn.Parameter, list[nn.Module]]:
+    """The matrices to quantise while ``parameters`` are trained, and the modules that use each.
 
     Modules of classes of their own (embeddings that are scaled) may do with theirs what they
     like, so those stay.
@@ -135,7 +140,8 @@ def _can(module: nn.Module, trained: set[int]) -> bool:
     return known and not any(id(p) in trained for p in module.parameters(recurse=False))
 
 
-def _forward(module: nn.Module, packed: Quantised) -> Callable[[Tensor], Tensor]:
+def forward_with(packed: Quantised, module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a module computes, its matrix quantised."""
     if isinstance(module, nn.Embedding):
         return packed.rows
     bias, transposed = module.bias, isinstance(module, Conv1D)
