@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -74,6 +75,7 @@ class Method(Protocol):
         """One client's visit. The model is at version ``plan.round`` before and after.
 
         Args:
+            model: a replica; or what ``assembled`` made, and ``last`` is None.
             kept: the client's state that ``keeps`` names; empty at first.
 
         Raises:
@@ -82,7 +84,31 @@ class Method(Protocol):
 
     def handout(self, model: PreTrainedModel, plan: Plan) -> Update | None:
         """What a client that holds no replica is sent with its plan, in the place of the updates
-        it missed; None where clients hold replicas. ``model`` is at version ``plan.round``."""
+        it missed; None where clients hold replicas. ``model`` is at version ``plan.round``.
+
+        Raises:
+            MessageError: there can be no such plan.
+        """
+
+    def equipment(self, model: PreTrainedModel) -> Update:
+        """What a client that holds no replica is given once: it is of every version."""
+
+    def assembled(
+        self,
+        like: PreTrainedModel,
+        equipment: Update,
+        handout: Update,
+        plan: Plan,
+        device: torch.device,
+    ) -> PreTrainedModel:
+        """The model on which such a client carries out its plan, made of what it was sent alone.
+
+        Args:
+            like: any model of the same class and configuration, one without weights too.
+
+        Raises:
+            MessageError: what was sent is not of this model or this plan.
+        """
 
     def report_limit(self, plan: Plan) -> int:
         """The most bytes an honest report on ``plan`` can have."""

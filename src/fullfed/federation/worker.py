@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedModel
 
 from fullfed.data.tokens import TokenizedExample
 from fullfed.federation.inbox import Arrival
-from fullfed.federation.messages import Plan, Update, decode, encode
+from fullfed.federation.messages import MessageError, Plan, Update, decode, encode
 from fullfed.federation.method import NOTHING, Method, VisitError
 from fullfed.federation.replica import Replica
 from fullfed.federation.states import States, StatesInMemory
+
+_CPU = torch.device("cpu")
 
 
 class Worker:
@@ -47,19 +53,91 @@ class Worker:
             self._states.settle(decoded.round, [c for c in merged if isinstance(c, int)])
 
     def visit(self, plan: bytes) -> Arrival:
-        """Carry out one encoded plan; a failure comes back as an arrival without payload."""
+        """Carry out one encoded plan; a failure comes back as an arrival without payload.
+
+        Where the method's clients hold no replica, this one makes what they are sent, and is such
+        a client in its turn.
+        """
         order = decode(plan, Plan)
-        examples, name = self._examples[order.client], self._method.keeps(order)
-        kept = self._states.load(order.client, name, order.round) if name else NOTHING
         try:
-            visit = self._method.train(self.replica.model, order, examples, self.last, kept)
-        except VisitError as error:
+            handout = self._method.handout(self.replica.model, order)
+        except MessageError as error:
             return Arrival(order.client, None, failure=str(error))
-        if name:
-            self._states.save(order.client, name, order.round, visit.kept)
-        return Arrival(
-            order.client,
-            encode(visit.report),
-            train_seconds=visit.train_seconds,
-            encode_seconds=visit.encode_seconds,
+        if handout is not None:
+            return self._guest.visit(plan, encode(handout))
+        return _carry_out(
+            order, self._method, self.replica.model, self._examples, self.last, self._states
         )
+
+    @cached_property
+    def _guest(self) -> Guest:
+        model = self.replica.model
+        equipment = encode(self._method.equipment(model))
+        return Guest(model, self._method, equipment, self._examples, self._states, model.device)
+
+
+class Guest:
+    """A client's side without a replica: it trains on what it is sent with each plan.
+
+    Args:
+        like: a model of the federation's class and configuration; its weights are not used, and
+            it may have none (training.assembled.blank).
+        method: how to train and report.
+        equipment: encoded; see ``Method.equipment``.
+        examples: each client's own tokenised samples.
+        states: where clients keep what they keep between visits.
+        device: to train on.
+    """
+
+    def __init__(
+        self,
+        like: PreTrainedModel,
+        method: Method,
+        equipment: bytes,
+        examples: Mapping[int, Sequence[TokenizedExample]],
+        states: States | None = None,
+        device: torch.device = _CPU,
+    ) -> None:
+        self._like = like
+        self._method = method
+        self._equipment = decode(equipment, Update)
+        self._examples = examples
+        self._states = states or StatesInMemory()
+        self._device = device
+
+    def visit(self, plan: bytes, handout: bytes) -> Arrival:
+        """Carry out one encoded plan on the encoded handout that came with it."""
+        order, received = decode(plan, Plan), decode(handout, Update)
+        del handout  # as large as what is held from here on, and perhaps nobody else's
+        try:
+            model = self._method.assembled(
+                self._like, self._equipment, received, order, self._device
+            )
+        except MessageError as error:
+            return Arrival(order.client, None, failure=str(error))
+        del received
+        return _carry_out(order, self._method, model, self._examples, None, self._states)
+
+
+def _carry_out(
+    plan: Plan,
+    method: Method,
+    model: PreTrainedModel,
+    examples: Mapping[int, Sequence[TokenizedExample]],
+    last: Update | None,
+    states: States,
+) -> Arrival:
+    name = method.keeps(plan)
+    kept = states.load(plan.client, name, plan.round) if name else NOTHING
+    try:
+        visit = method.train(model, plan, examples[plan.client], last, kept)
+    except VisitError as error:
+        return Arrival(plan.client, None, failure=str(error))
+    if name:
+        states.save(plan.client, name, plan.round, visit.kept)
+    return Arrival(
+        plan.client,
+        encode(visit.report),
+        train_seconds=visit.train_seconds,
+        encode_seconds=visit.encode_seconds,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -18,9 +18,9 @@ from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
 from fullfed.federation.method import NOTHING, Visit, VisitError
-from fullfed.methods.block_dense import packed
-from fullfed.methods.blocks import Shapes, block_of, dropped_blocks, named_block
+from fullfed.methods.blocks import Shapes, block_of, named_block
 from fullfed.methods.codecs import Change, Codec, Payload
+from fullfed.methods.handout import Handouts
 from fullfed.methods.local import ByGradients, LocalOptimizer
 from fullfed.methods.schedules import Schedule
 from fullfed.methods.scopes import Scope
@@ -29,7 +29,6 @@ from fullfed.methods.steps import StepRule, Trained
 from fullfed.sketch import Purpose, Stream
 from fullfed.training.first_order import TrainingError
 from fullfed.training.memory import held
-from fullfed.training.parking import without_layers
 
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
@@ -148,34 +147,34 @@ class Composition:
             kept={**_placed(_LOCAL, done.kept), **_placed(_CODEC, payload.kept)},
         )
 
-    @contextmanager
-    def _held(self, model: PreTrainedModel, plan: Plan, trained: list[Tensor]) -> Iterator[None]:
-        """Hold the model as the client does, or what it has in its place."""
+    def _held(
+        self, model: PreTrainedModel, plan: Plan, trained: list[Tensor]
+    ) -> AbstractContextManager[None]:
+        """Hold the model as the client does; a surrogate is packed already."""
         memory = self.setting.optimizer.memory
-        dropped = dropped_blocks(plan, len(self.parts))
-        if dropped is None:
-            with held(model, trained, memory):
-                yield
-            return
-        if memory.frozen == "exact":
-            memory = replace(memory, frozen="int8")  # what is sent of a surrogate is no more
-        names = [name for block in dropped for name in self.parts[block]]
-        with without_layers(model, names), held(model, trained, memory):
-            yield
+        if "dropped" in plan.values:
+            memory = replace(memory, frozen="exact")
+        return held(model, trained, memory)
+
+    def equipment(self, model: PreTrainedModel) -> Update:
+        return self._handouts.equipment(model)
 
     def handout(self, model: PreTrainedModel, plan: Plan) -> Update | None:
-        dropped = dropped_blocks(plan, len(self.parts))
-        if dropped is None:
-            return None
-        parameters = self.scope.replicated(model)
-        tensors: dict[str, Tensor] = {}
-        for part, block in enumerate(self.parts):
-            for name in block:
-                if part == block_of(plan):
-                    tensors[name] = parameters[name]
-                elif part not in dropped:
-                    tensors |= packed(name, parameters[name].detach().float())
-        return Update(plan.round, {}, tensors)
+        return self._handouts.handout(model, plan)
+
+    def assembled(
+        self,
+        like: PreTrainedModel,
+        equipment: Update,
+        handout: Update,
+        plan: Plan,
+        device: torch.device,
+    ) -> PreTrainedModel:
+        return self._handouts.assembled(like, equipment, handout, plan, device)
+
+    @property
+    def _handouts(self) -> Handouts:
+        return Handouts(self.parts, 4 if self.setting.optimizer.memory.frozen == "int4" else 8)
 
     def report_limit(self, plan: Plan) -> int:
         header = _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * len(self.setting.shapes)

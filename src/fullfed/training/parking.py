@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from fullfed.training.frozen import forward_replaced
-from fullfed.training.layers import find_layers
+from torch import nn
 
 
 def parked(weight: nn.Parameter, path: Path) -> Callable[[], None]:
@@ -38,28 +32,3 @@ def parked(weight: nn.Parameter, path: Path) -> Callable[[], None]:
             path.unlink()
 
     return back
-
-
-@contextmanager
-def without_layers(model: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """Inside, what comes into a layer with any of these parameters comes out of it unchanged.
-
-    Transformer layers add to what comes in, so the others still make sense of it. The layers'
-    weights wait elsewhere, as in ``quantised``.
-    """
-    found = find_layers(model)
-    prefix, layers = found if found else ("", nn.ModuleList())
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        for number, layer in enumerate(layers):
-            own = dict(layer.named_parameters(f"{prefix}.{number}"))
-            if not own.keys() & set(names):
-                continue
-            stack.enter_context(forward_replaced(layer, _pass))
-            for place, weight in enumerate(own.values()):
-                stack.callback(parked(weight, Path(folder) / f"{number}.{place}"))
-                weight.data = weight.data.new_empty(0)
-        yield
-
-
-def _pass(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden
