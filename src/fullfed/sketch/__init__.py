@@ -5,6 +5,7 @@ Useful on its own, for gradient compression or zeroth-order optimisation; see do
 
 from fullfed.sketch.allocation import allocate
 from fullfed.sketch.checks import check_specification
+from fullfed.sketch.codes import BITS, Code, affordable
 from fullfed.sketch.dense import NormalBasis, RademacherBasis
 from fullfed.sketch.directions import Distribution, accumulate_, perturb_
 from fullfed.sketch.generator import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
@@ -14,8 +15,10 @@ from fullfed.sketch.sign import SignBasis
 from fullfed.sketch.weights import Weight
 
 __all__ = [
+    "BITS",
     "SHARED",
     "SPECIFICATION",
+    "Code",
     "Distribution",
     "NormalBasis",
     "Purpose",
@@ -25,6 +28,7 @@ __all__ = [
     "Stream",
     "Weight",
     "accumulate_",
+    "affordable",
     "allocate",
     "check_specification",
     "permutation",

@@ -43,6 +43,7 @@ class Purpose(IntEnum):
     VALIDATION = 14
     FAILURES = 15
     BLOCKS = 16
+    CODES = 17
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
