@@ -41,7 +41,7 @@ def honest(method: Composition, client: int, **changes: Any) -> Report:
         "energy": 4.0 + client / 9,
         "gain": 0.5 + client / 7,
         "trace": 11.0 - client / 3,
-        "common": [0.1 * client - 0.2] * 16,
+        "signs": f"{client:x}" * 16,
     }
     report = Report(0, client, 3 + client, 2.0 + client / 10, values, tensors)
     return replace(report, **changes)
@@ -214,32 +214,25 @@ def test_what_the_automatic_step_needs_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("common", "reason"),
-    [
-        (None, "the report lacks 16 common coordinates"),
-        ([0.5] * 15, "the report lacks 16 common coordinates"),
-        ([0.5] * 15 + ["0.5"], "the report's common coordinates are not numbers, or too large"),
-        ([0.5] * 15 + [1e101], "the report's common coordinates are not numbers, or too large"),
-    ],
+    "signs", [None, 7, "", "0123456789abcde", "0123456789abcdeg", "0123456789ABCDEF"]
 )
-def test_coordinates_on_common_directions_are_asked_for(
-    ferret: Composition, common: Any, reason: str
-) -> None:
-    values = {**honest(ferret, 2).values, "common": common}
-    assert refusal(ferret, [arrival(ferret, 2, values=values)]) == reason
+def test_signs_on_common_directions_are_asked_for(ferret: Composition, signs: Any) -> None:
+    values = {**honest(ferret, 2).values, "signs": signs}
+    reason = refusal(ferret, [arrival(ferret, 2, values=values)])
+    assert reason == "the report lacks the 64 signs of its change"
 
 
 HUGE = st.sampled_from([-1.7e308, -1e200, -1.0, -5e-324, 0.0, 5e-324, 1e-30, 1.0, 1e200, 1.7e308])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(measured=st.lists(st.tuples(HUGE, HUGE, HUGE, HUGE), min_size=1, max_size=2))
+@given(measured=st.lists(st.tuples(HUGE, HUGE, HUGE), min_size=1, max_size=2))
 def test_no_measurements_whatever_make_a_step_that_is_no_step(
-    ferret: Composition, measured: list[tuple[float, float, float, float]]
+    ferret: Composition, measured: list[tuple[float, float, float]]
 ) -> None:
     arrivals = [arrival(ferret, 4)]
-    for client, (energy, gain, trace, common) in enumerate(measured):
-        values = {"energy": energy, "gain": gain, "trace": trace, "common": [common] * 16}
+    for client, (energy, gain, trace) in enumerate(measured):
+        values = {"energy": energy, "gain": gain, "trace": trace, "signs": "0" * 16}
         arrivals.append(arrival(ferret, client, values=values))
     update = merged(ferret, arrivals).update
     assert 0 < update.values["server_step"] <= 1  # type: ignore[operator]

@@ -22,6 +22,7 @@ from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
 from fullfed.runs.assembly import method_options
 from fullfed.sizes import parse_bytes
+from fullfed.sketch import Code
 from fullfed.training.first_order import FirstOrder
 from methods.tiny import (
     Federation,
@@ -58,7 +59,7 @@ def fedavg_of_three(**options: Any) -> Federation:
 
 
 @pytest.mark.parametrize("seeds", ["shared", "client"])
-@pytest.mark.parametrize("amount", [{"coordinates": D}, {"upload": f"{640 + 4 * D} B"}])
+@pytest.mark.parametrize("amount", [{"coordinates": D}, {"upload": f"{448 + 4 * D} B"}])
 def test_with_as_many_coordinates_as_parameters_it_is_fedavg(
     seeds: str, amount: dict[str, Any]
 ) -> None:
@@ -203,8 +204,10 @@ def test_replicas_that_apply_the_same_bytes_are_equal_bit_for_bit(basis: str, se
         assert same(weights(ours.model), weights(other.model))
 
 
-@pytest.mark.parametrize("basis", ["sign", "normal"])
-@pytest.mark.parametrize("upload", ["690B", "700 B", "1KiB", "1.4KB"])
+@pytest.mark.parametrize(
+    ("basis", "upload"),
+    [("sign", "480B"), ("sign", "0.5KiB"), ("normal", "700 B"), ("normal", "1KiB")],
+)
 @pytest.mark.parametrize("step", ["auto", 0.5])
 def test_a_report_keeps_to_its_budget_and_uses_it(basis: str, upload: str, step: Any) -> None:
     """Also where every number in its header is as long as a number can be."""
@@ -214,7 +217,7 @@ def test_a_report_keeps_to_its_budget_and_uses_it(basis: str, upload: str, step:
     longest = -2.2250738585072014e-308
     visit = federation.method.train(federation.model, plan, clients()[0], None)
     values: dict[str, Any] = {
-        name: [-2.225e-308] * len(value) if isinstance(value, list) else longest
+        name: value if isinstance(value, str) else -1.23457e-308
         for name, value in visit.report.values.items()
     }
     assert bool(values) == (step == "auto")
@@ -222,7 +225,35 @@ def test_a_report_keeps_to_its_budget_and_uses_it(basis: str, upload: str, step:
         visit.report, round=last, client=last, samples=last, loss=longest, values=values
     )
     budget = parse_bytes(upload)
-    assert budget - 640 - 4 < len(encode(report)) <= budget
+    assert len(encode(report)) <= budget
+    assert federation.method.codec.report_bytes(plan) > budget - 448 - 4
+
+
+def test_a_budget_beyond_the_whole_change_sends_just_that() -> None:
+    made = make_ferret(setting(tiny_model()), upload="1MB")
+    assert made.codec.report_bytes(Plan(0, 0)) == 4 * D
+
+
+@pytest.mark.parametrize("seeds", ["shared", "client"])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_few_bits_are_right_on_average_and_as_noisy_as_they_say(seeds: str, bits: int) -> None:
+    """One client, K = d / 4: noise of the sketch, (d / K - 1) of the energy, and of the code."""
+    sent, count, coordinates = changes(1), 300, ELEMENTS // 4
+    truth = mean_change(sent)
+    rounds = torch.stack(
+        [
+            one_round(seed, sent, seeds=seeds, coordinates=coordinates, bits=bits)
+            for seed in range(count)
+        ]
+    )
+    along = (rounds @ truth) / truth.square().sum()
+    error = float(along.std()) / math.sqrt(count)
+    assert float(along.mean()) == pytest.approx(1.0, abs=4 * error)
+    noise = float((rounds - truth).square().sum(1).mean() / truth.square().sum())
+    said = ELEMENTS / (coordinates * Code(bits).fidelity) - 1
+    if seeds == "shared":  # the mean is coded again, in 4 bits
+        said = (said + 1) / Code(4).fidelity - 1
+    assert noise == pytest.approx(said, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +279,9 @@ def test_a_budget_without_a_unit_is_refused(text: str) -> None:
         ({"coordinates": 5, "server_step": 0}, "server_step is a positive number or 'auto'"),
         ({"coordinates": 5, "server_step": math.inf}, "server_step is a positive number"),
         ({"coordinates": 5, "server_step": math.nan}, "server_step is a positive number"),
+        ({"upload": "1KiB", "bits": 1}, "bits goes with coordinates"),
+        ({"coordinates": 5, "bits": 5}, "bits is 1 to 4, or 32"),
+        ({"coordinates": 5, "bits": 2, "basis": "normal"}, "the normal basis sends float32"),
         ({"coordinates": 5, "basis": "cosine"}, "method.basis"),
         ({"coordinates": 5, "seeds": "none"}, "method.seeds"),
         ({"coordinates": 2.5}, "method.coordinates"),
@@ -266,8 +300,7 @@ def test_options_out_of_range_are_refused_in_one_sentence(
     ("options", "reason"),
     [
         ({"coordinates": D + 1}, f"method.coordinates: {D + 1} coordinates for a model of {D} par"),
-        ({"upload": f"{640 + 4 * D + 4}B"}, f"{D + 1} coordinates for a model of {D} parameters"),
-        ({"upload": "515B"}, "method.upload: 515B leaves no room for a coordinate"),
+        ({"upload": "448B"}, "method.upload: 448B leaves no room for a coordinate"),
         ({"coordinates": 2, "basis": "normal"}, "the normal basis needs at least one a block"),
     ],
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,9 @@ from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
 
 _MEMORY = 0.5  # weight of earlier rounds in the agreement
-_COMMON_COORDINATES = 16  # enough for ||mean delta||**2 within a third, less over the rounds
+_COMMON_SIGNS = 64  # enough for the mean cosine of ten clients within 0.04
+_DIGITS = 6  # of a measurement: plenty
+_HEX = f"[0-9a-f]{{{_COMMON_SIGNS // 4}}}"
 _LARGEST = 1e100  # of a measurement: products and sums of such are finite
 
 
@@ -36,14 +40,16 @@ class CurvatureStep:
 
     Attributes:
         seed: the recipe's.
-        coordinates: K of one client.
+        coordinates: K of one client, as many exact ones as they are worth.
         cohort_size: n.
         shared: whether clients share directions. Their coordinates tell c then; otherwise
-            clients add a few coordinates on shared directions, by which c is measured.
+            clients add the signs of a few coordinates on shared directions: two changes at an
+            angle theta have different ones with probability theta / pi (Goemans and Williamson
+            1995; Charikar 2002), and weigh alike however large they are.
     """
 
     seed: int
-    coordinates: int
+    coordinates: float
     cohort_size: int
     shared: bool
 
@@ -54,11 +60,11 @@ class CurvatureStep:
             for a, b in zip(after, before, strict=True)
         )
         values: dict[str, Value] = {
-            "energy": energy,
-            "gain": trained.first_loss - answer_loss_value(trained.model, trained.batch),
+            "energy": _short(energy),
+            "gain": _short(trained.first_loss - answer_loss_value(trained.model, trained.batch)),
         }
         if not self.shared:
-            values["common"] = self._common_coordinates(after, before, plan)
+            values["signs"] = self._common_signs(after, before, plan)
         state = _State.of(last)
         noise = energy * self._noise_share(state.agreement) / self.coordinates
         sigma = self._step(state) * math.sqrt(noise)
@@ -69,7 +75,7 @@ class CurvatureStep:
             perturb_(after, stream, signed)
             cost += answer_loss_value(trained.model, trained.batch) - trained.first_loss
         _copy(before, after)
-        values["trace"] = cost / sigma**2 if sigma > 0 else 0.0
+        values["trace"] = _short(cost / sigma**2) if sigma > 0 else 0.0
         return values
 
     def check(self, report: Report) -> None:
@@ -77,19 +83,18 @@ class CurvatureStep:
             if abs(number(report, name)) > _LARGEST:
                 raise MessageError(f"the report's value {name!r} is larger than {_LARGEST:g}")
         if not self.shared:
-            common = report.values.get("common")
-            if not isinstance(common, list) or len(common) != _COMMON_COORDINATES:
-                raise MessageError(f"the report lacks {_COMMON_COORDINATES} common coordinates")
-            if not all(isinstance(c, float) and abs(c) <= _LARGEST for c in common):
-                raise MessageError("the report's common coordinates are not numbers, or too large")
+            signs = report.values.get("signs")
+            if not isinstance(signs, str) or not re.fullmatch(_HEX, signs):
+                raise MessageError(f"the report lacks the {_COMMON_SIGNS} signs of its change")
 
     def decide(
         self, reports: Sequence[Report], energy: float | None, last: Update | None
     ) -> dict[str, Value]:
         own = _mean(reports, "energy")
-        mean = self._common_energy(reports) if energy is None else energy
         known = _State.of(last)
-        agreement = known.agreeing(_agreement(mean, own, len(reports)))
+        cosine = _cosine_by_signs(reports) if energy is None else _cosine(energy, own, len(reports))
+        # Not below 1 / n, since the mean helps at least those it was made by.
+        agreement = known.agreeing(min(max(cosine, 1 / len(reports)), 1.0))
         state = known.adding(
             cost=_mean(reports, "trace") * own * self._noise_share(agreement),
             gain=agreement * _mean(reports, "gain"),
@@ -105,18 +110,11 @@ class CurvatureStep:
         alone = 1 / self.cohort_size
         return agreement + (1 - agreement) * alone if self.shared else alone
 
-    def _common_coordinates(
-        self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan
-    ) -> list[Value]:
-        basis = SignBasis(self.seed, plan.round, owner=SHARED, coordinates=_COMMON_COORDINATES)
+    def _common_signs(self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan) -> str:
+        """A hexadecimal digit for four signs."""
+        basis = SignBasis(self.seed, plan.round, owner=SHARED, coordinates=_COMMON_SIGNS)
         y = basis.project([p.detach() for p in after], before=before)
-        return [float(f"{value:.4g}") for value in y.tolist()]  # four digits are plenty
-
-    def _common_energy(self, reports: Sequence[Report]) -> float:
-        """||mean delta||**2, unbiased, from the coordinates on shared directions."""
-        rows = [report.values["common"] for report in reports]
-        y = torch.tensor(rows, dtype=torch.float64).mean(dim=0)
-        return float(y.square().sum())
+        return np.packbits((y >= 0).cpu().numpy()).tobytes().hex()
 
 
 @dataclass(frozen=True)
@@ -161,14 +159,27 @@ class _State:
 _FIRST = _State(cost=1000.0, gain=1.0, agreement=0.3, rounds=0.0)  # before any measurement
 
 
-def _agreement(mean: float, own: float, clients: int) -> float:
-    """c, from the energies of the mean and of single changes.
-
-    Not below 1 / n, since the mean helps at least those it was made by.
-    """
+def _cosine(mean: float, own: float, clients: int) -> float:
+    """Of two changes, from the energies of their mean and of each."""
     if clients == 1 or own == 0:
         return 1.0
-    return min(max((clients * mean / own - 1) / (clients - 1), 1 / clients), 1.0)
+    return (clients * mean / own - 1) / (clients - 1)
+
+
+def _cosine_by_signs(reports: Sequence[Report]) -> float:
+    """Of two changes, from the share of pairs of clients' signs that are equal."""
+    clients = len(reports)
+    if clients == 1:
+        return 1.0
+    rows = [np.frombuffer(bytes.fromhex(str(r.values["signs"])), dtype=np.uint8) for r in reports]
+    positive = np.unpackbits(np.stack(rows), axis=1).sum(axis=0, dtype=np.int64)
+    negative = clients - positive
+    equal = (positive * (positive - 1) + negative * (negative - 1)).mean()
+    return -math.cos(math.pi * float(equal) / (clients * (clients - 1)))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
 
 
 def _mean(reports: Sequence[Report], name: str) -> float:

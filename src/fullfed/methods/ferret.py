@@ -17,6 +17,7 @@ from typing import Literal
 
 from fullfed.errors import UserError
 from fullfed.methods.bases import Signs, TruncatedNormals, blocks_of
+from fullfed.methods.coding import coding
 from fullfed.methods.composition import Composition
 from fullfed.methods.curvature import CurvatureStep
 from fullfed.methods.local import ByGradients
@@ -26,8 +27,9 @@ from fullfed.methods.setting import Setting
 from fullfed.methods.sketched import BasisFamily, Sketched
 from fullfed.methods.steps import ConstantStep
 from fullfed.sizes import parse_bytes
+from fullfed.sketch import BITS, affordable
 
-_REPORT_HEADER = 640  # most bytes of a report that are not coordinates, whatever its numbers
+_REPORT_HEADER = 448  # most bytes of a report that are not coordinates, whatever its numbers
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class FerretOptions:
     """
     Attributes:
         coordinates: K, the numbers a client sends; or instead of it
-        upload: the bytes of a client's report, such as "32KiB".
+        upload: the bytes of a client's report, such as "32KiB", from which K and the bits of a
+            coordinate follow.
+        bits: of each of so many coordinates, 1 to 4 or 32, which is float32.
         basis: "sign" or "normal".
         seeds: each "client"'s own directions, as in the paper (noise averages out; everybody
             downloads K numbers for each client of the cohort), or "shared" ones (K numbers).
@@ -44,6 +48,7 @@ class FerretOptions:
 
     coordinates: int | None = None
     upload: str | None = None
+    bits: int | None = None
     basis: Literal["sign", "normal"] = "sign"
     seeds: Literal["client", "shared"] = "client"
     server_step: float | Literal["auto"] = "auto"
@@ -57,6 +62,12 @@ class FerretOptions:
             raise ValueError("server_step is a positive number or 'auto'")
         if self.upload is not None:
             parse_bytes(self.upload)
+        if self.bits not in (None, *BITS, 32):
+            raise ValueError(f"bits is 1 to {BITS[-1]}, or 32")
+        if self.upload is not None and self.bits is not None:
+            raise ValueError("bits goes with coordinates; from upload it follows")
+        if self.basis == "normal" and self.bits not in (None, 32):
+            raise ValueError("the normal basis sends float32, as published; leave bits out")
 
 
 def build(setting: Setting, options: FerretOptions) -> Composition:
@@ -65,14 +76,20 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
     Raises:
         UserError: more coordinates than parameters, or a budget too small for one.
     """
-    count = options.coordinates or _affordable(str(options.upload))
+    count, bits = _amount(setting, options)
     if count > setting.elements:
         raise UserError(
             f"method.coordinates: {count} coordinates for a model of {setting.elements} "
             "parameters; ask for at most one per parameter."
         )
+    code = coding(setting.seed, bits)
     step = (
-        CurvatureStep(setting.seed, count, setting.cohort_size, shared=options.seeds == "shared")
+        CurvatureStep(
+            setting.seed,
+            count * code.fidelity,
+            setting.cohort_size,
+            shared=options.seeds == "shared",
+        )
         if options.server_step == "auto"
         else ConstantStep(float(options.server_step))
     )
@@ -80,21 +97,26 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
         setting=setting,
         scope=Everything(),
         local=ByGradients(setting.optimizer),
-        codec=Sketched(_family(setting, options, count), options.seeds),
+        codec=Sketched(_family(setting, options, count), options.seeds, code),
         step=step,
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
     )
 
 
-def _affordable(upload: str) -> int:
-    """How many coordinates fit into a report of so many bytes."""
-    count = (parse_bytes(upload) - _REPORT_HEADER) // 4
+def _amount(setting: Setting, options: FerretOptions) -> tuple[int, int]:
+    """K and the bits of each coordinate."""
+    if options.coordinates is not None:
+        return options.coordinates, options.bits or 32
+    room = parse_bytes(str(options.upload)) - _REPORT_HEADER
+    count, bits = room // 4, 32
+    if options.basis == "sign" and room > 0:
+        count, bits = affordable(room, setting.elements)
     if count < 1:
         raise UserError(
-            f"method.upload: {upload} leaves no room for a coordinate beside the {_REPORT_HEADER} "
-            "bytes of a report's header; raise it."
+            f"method.upload: {options.upload} leaves no room for a coordinate beside the "
+            f"{_REPORT_HEADER} bytes of a report's header; raise it."
         )
-    return count
+    return count, bits
 
 
 def _family(setting: Setting, options: FerretOptions, count: int) -> BasisFamily:

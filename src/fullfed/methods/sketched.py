@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
+from fullfed.federation.messages import Plan, Report, Update, Value, number
 from fullfed.methods.codecs import Change, Payload
+from fullfed.methods.coding import Coding, Exact
 from fullfed.sketch import SHARED
 
 
@@ -50,7 +52,7 @@ class BasisFamily(Protocol):
 
 @dataclass(frozen=True)
 class Sketched:
-    """Sends K float32 coordinates of the change; everyone reconstructs.
+    """Sends K coordinates of the change; everyone reconstructs.
 
     With shared directions coordinates add up, so the update is their mean: K numbers, however
     many clients. With directions of each client's own the noise averages out over the cohort,
@@ -59,10 +61,12 @@ class Sketched:
     Attributes:
         family: which directions.
         seeds: "shared" or "client".
+        coding: how coordinates travel.
     """
 
     family: BasisFamily
     seeds: Literal["shared", "client"]
+    coding: Coding = field(default_factory=Exact)
 
     def plan(self, round: int, last: Update | None) -> Payload:
         return Payload(values=self.family.plan(round, last))
@@ -78,56 +82,58 @@ class Sketched:
             [p.detach() for p in change.after.values()],
             before=[change.before[name] for name in change.after],
         )
-        return Payload(tensors={"coordinates": coordinates})
+        return Payload(tensors=self.coding.encode(coordinates, plan.round, plan.client))
 
     def report_bytes(self, plan: Plan) -> int:
-        return 4 * self.family.coordinates
+        return self.coding.nbytes(self.family.coordinates)
 
     def check(self, report: Report, plan: Plan) -> None:
-        sent = report.tensors.get("coordinates")
-        shape = (self.family.coordinates,)
-        if len(report.tensors) != 1 or sent is None:
-            raise MessageError("the report does not hold coordinates and nothing else")
-        if sent.shape != shape or sent.dtype != torch.float32:
-            raise MessageError(
-                f"the report's coordinates are {tuple(sent.shape)} of {sent.dtype}, "
-                f"not {shape} of torch.float32"
-            )
+        self.coding.check(report.tensors, self.family.coordinates)
 
     def merge(
         self, reports: Iterable[tuple[float, Report]], plan: Payload, last: Update | None
     ) -> Payload:
         received = list(reports)  # K numbers a client
-        weights = torch.tensor([weight for weight, _ in received], dtype=torch.float64)
-        weights /= weights.sum()
-        stacked = torch.stack([report.tensors["coordinates"] for _, report in received])
-        mean = torch.zeros(self.family.coordinates, dtype=torch.float64)
-        for weight, row in zip(weights.tolist(), stacked, strict=True):
-            mean += weight * row
+        count, total = self.family.coordinates, math.fsum(weight for weight, _ in received)
+        mean = torch.zeros(count, dtype=torch.float64)
+        noise = 0.0  # that coding added to the mean's energy
+        for weight, report in received:
+            own = self.coding.decode(report.tensors, count, report.round, report.client).double()
+            mean += weight / total * own
+            noise += (weight / total) ** 2 * (1 - self.coding.fidelity) * float(own @ own)
         values = {**plan.values, **self.family.remember(plan.values, mean, last)}
         if self.seeds == "shared":
-            return Payload(values, {"coordinates": mean.float()})
+            values["energy"] = max(self.family.energy(mean, values) - noise, 0.0)
+            pooled = self.coding.pooled.encode(mean.float(), received[0][1].round, SHARED)
+            return Payload(values, pooled)
+        stacked = {
+            name: torch.stack([report.tensors[name] for _, report in received])
+            for name in received[0][1].tensors
+        }
         clients = torch.tensor([report.client for _, report in received])
-        return Payload(
-            values, {"coordinates": stacked, "clients": clients, "weights": weights.float()}
-        )
+        shares = torch.tensor([weight / total for weight, _ in received])
+        return Payload(values, {**stacked, "clients": clients, "weights": shares})
 
     def energy(self, merged: Payload) -> float | None:
         """With shared directions the noise is that of the mean, whose energy y tells."""
         if self.seeds == "client":
             return None
-        return self.family.energy(merged.tensors["coordinates"], merged.values)
+        return float(merged.values["energy"])  # type: ignore[arg-type]
 
     def apply(self, parameters: Mapping[str, Tensor], update: Update) -> None:
         weights = [p.detach() for p in parameters.values()]
-        coordinates = update.tensors["coordinates"].to(weights[0].device)
         step = number(update, "server_step")
-        if self.seeds == "shared":
-            basis = self.family.basis(update.round, SHARED, update.values)
-            basis.reconstruct_(weights, coordinates, scale=step)
-            return
-        owners = update.tensors["clients"].tolist()
-        shares = update.tensors["weights"].tolist()
-        for owner, share, own in zip(owners, shares, coordinates, strict=True):
+        for owner, share, coordinates in self._sent(update):
             basis = self.family.basis(update.round, owner, update.values)
-            basis.reconstruct_(weights, own, scale=step * share)
+            basis.reconstruct_(weights, coordinates.to(weights[0].device), scale=step * share)
+
+    def _sent(self, update: Update) -> Iterator[tuple[int, float, Tensor]]:
+        """Whose directions, with what share, and the coordinates on them."""
+        count, tensors = self.family.coordinates, dict(update.tensors)
+        if self.seeds == "shared":
+            yield SHARED, 1.0, self.coding.pooled.decode(tensors, count, update.round, SHARED)
+            return
+        clients, shares = tensors.pop("clients").tolist(), tensors.pop("weights").tolist()
+        for row, (client, share) in enumerate(zip(clients, shares, strict=True)):
+            own = {name: stacked[row] for name, stacked in tensors.items()}
+            yield client, share, self.coding.decode(own, count, update.round, client)

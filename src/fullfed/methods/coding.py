@@ -1,0 +1,128 @@
+"""How coordinates travel: as they are, or in a few bits each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fullfed.federation.messages import MessageError
+from fullfed.sketch import BITS, Code, Purpose, Stream
+
+_LARGEST = 1e30  # of a scale: what is decoded with it is finite
+
+
+class Coding(Protocol):
+    """K float32 numbers as named tensors. ``round`` and ``owner`` say whose numbers they are."""
+
+    @property
+    def fidelity(self) -> float:
+        """How many exact numbers a coded one is worth, at most 1."""
+
+    @property
+    def pooled(self) -> Coding:
+        """How the mean of many clients' numbers travels."""
+
+    def nbytes(self, count: int) -> int:
+        """Bytes of the tensors of ``count`` numbers."""
+
+    def encode(self, numbers: Tensor, round: int, owner: int) -> dict[str, Tensor]:
+        """The tensors; their mean over the code's own randomness is decoded as the numbers."""
+
+    def check(self, tensors: Mapping[str, Tensor], count: int) -> None:
+        """Raise MessageError unless these can be the tensors of ``count`` numbers."""
+
+    def decode(self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int) -> Tensor:
+        """The numbers, float32, shape (count,), on the CPU."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """float32."""
+
+    @property
+    def fidelity(self) -> float:
+        return 1.0
+
+    @property
+    def pooled(self) -> Coding:
+        return self
+
+    def nbytes(self, count: int) -> int:
+        return 4 * count
+
+    def encode(self, numbers: Tensor, round: int, owner: int) -> dict[str, Tensor]:
+        return {"coordinates": numbers}
+
+    def check(self, tensors: Mapping[str, Tensor], count: int) -> None:
+        _check_shapes(tensors, {"coordinates": ((count,), torch.float32)})
+
+    def decode(self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int) -> Tensor:
+        return tensors["coordinates"].cpu()
+
+
+@dataclass(frozen=True)
+class InBits:
+    """1 to 4 bits a number, and one scale (sketch.Code).
+
+    Attributes:
+        seed: the recipe's.
+        bits: of a number.
+    """
+
+    seed: int
+    bits: int
+
+    @property
+    def fidelity(self) -> float:
+        return self._code.fidelity
+
+    @property
+    def pooled(self) -> Coding:
+        return InBits(self.seed, BITS[-1])  # a mean is said once, for all
+
+    def nbytes(self, count: int) -> int:
+        return self._code.nbytes(count) + 4
+
+    def encode(self, numbers: Tensor, round: int, owner: int) -> dict[str, Tensor]:
+        codes, scale = self._code.encode(numbers.cpu(), self._stream(round, owner))
+        return {"codes": codes, "scale": scale}
+
+    def check(self, tensors: Mapping[str, Tensor], count: int) -> None:
+        codes = (self._code.nbytes(count),)
+        _check_shapes(tensors, {"codes": (codes, torch.uint8), "scale": ((1,), torch.float32)})
+        if not 0 <= float(tensors["scale"]) <= _LARGEST:
+            raise MessageError(f"the report's scale is not between 0 and {_LARGEST:g}")
+
+    def decode(self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int) -> Tensor:
+        codes, scale = tensors["codes"].cpu(), tensors["scale"].cpu()
+        return self._code.decode(codes, scale, count, self._stream(round, owner))
+
+    @property
+    def _code(self) -> Code:
+        return Code(self.bits)
+
+    def _stream(self, round: int, owner: int) -> Stream:
+        return Stream(self.seed, Purpose.CODES, round, owner)
+
+
+def coding(seed: int, bits: int) -> Coding:
+    """The coding with so many bits a number, 32 being float32."""
+    return Exact() if bits == 32 else InBits(seed, bits)
+
+
+def _check_shapes(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+) -> None:
+    if tensors.keys() != expected.keys():
+        raise MessageError("the report does not hold coordinates and nothing else")
+    for name, (shape, dtype) in expected.items():
+        sent = tensors[name]
+        if sent.shape != shape or sent.dtype != dtype:
+            raise MessageError(
+                f"the report's {name} are {tuple(sent.shape)} of {sent.dtype}, "
+                f"not {shape} of {dtype}"
+            )
