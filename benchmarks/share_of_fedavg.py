@@ -1,13 +1,14 @@
-"""How much of FedAvg's loss drop Ferret keeps, at how many fewer coordinates.
+"""How much of FedAvg's loss drop Ferret keeps, at how many times fewer bytes.
 
     python benchmarks/share_of_fedavg.py recipes/natural-instructions.toml --out runs/share \
-        --ratios 10 100 1000 10000 --normal 1000 --seeds 0 1 2 --markdown table.md
+        --ratios 10 100 1000 10000 --bits 1 32 --normal 1000 --seeds 0 1 2 --markdown table.md
 
-Runs FedAvg, Ferret with d / ratio coordinates (sign basis, both kinds of seeds) and the normal
-basis at the ratios given, each from the same recipe with each seed, and prints a table: final
-loss, share of FedAvg's drop from the base model (seed by seed, then mean and standard deviation),
-bytes and seconds. A run that is there already is not repeated, one that was stopped is resumed;
---jobs runs several at once, with the cores divided among them.
+Runs FedAvg, Ferret with as many coordinates as are 1 / ratio of the model's 32 bits a parameter
+(sign basis, each kind of seeds, each number of bits) and the normal basis at the ratios given,
+each from the same recipe with each seed, and prints a table: final loss, share of FedAvg's drop
+from the base model (seed by seed, then mean and standard deviation), bytes and seconds. A run that
+is there already is not repeated, one that was stopped is resumed; --jobs runs several at once,
+with the cores divided among them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from fullfed.reports.plots import can_plot, plot_runs
 from fullfed.reports.text import bytes_text, seconds_text
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model
+from fullfed.sketch import BITS
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,23 @@ def setups(parameters: int, arguments: argparse.Namespace) -> list[Setup]:
     """FedAvg first, then Ferret."""
     rows = [Setup("fedavg", ("method.name=fedavg",))]
     for seeds in arguments.kinds:
-        rows += [_ferret(parameters, ratio, "sign", seeds) for ratio in arguments.ratios]
-        rows += [_ferret(parameters, ratio, "normal", seeds) for ratio in arguments.normal]
+        rows += [
+            _ferret(parameters, ratio, "sign", seeds, bits)
+            for ratio in arguments.ratios
+            for bits in arguments.bits
+        ]
+        rows += [_ferret(parameters, ratio, "normal", seeds, 32) for ratio in arguments.normal]
     return rows
 
 
-def _ferret(parameters: int, ratio: int, basis: str, seeds: str) -> Setup:
+def _ferret(parameters: int, ratio: int, basis: str, seeds: str, bits: int) -> Setup:
+    coordinates = min(parameters, 32 * parameters // (ratio * bits))
     return Setup(
-        f"ferret-{ratio}x-{basis}-{seeds}",
+        f"ferret-{ratio}x-{basis}-{seeds}" + (f"-{bits}bit" if bits < 32 else ""),
         (
             "method.name=ferret",
-            f"method.coordinates={parameters // ratio}",
+            f"method.coordinates={coordinates}",
+            f"method.bits={bits}",
             f"method.basis={basis}",
             f"method.seeds={seeds}",
         ),
@@ -130,6 +138,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ratios", type=int, nargs="*", default=[10, 100, 1000, 10000])
+    parser.add_argument("--bits", type=int, nargs="+", default=[32], choices=[*BITS, 32])
     parser.add_argument("--normal", type=int, nargs="*", default=[1000])
     parser.add_argument("--kinds", nargs="+", default=["client", "shared"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
