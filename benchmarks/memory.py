@@ -4,7 +4,8 @@
     python benchmarks/memory.py --shapes llama-7b        on a GPU
 
 Each row is a process of its own: random weights in bfloat16, one visit of a few steps of AdamW
-(SGD for Ferret) on random tokens; of a cyclic method the visit to the middle block.
+(SGD for Ferret) on random tokens; of a cyclic method the visit to the middle block. A client
+without a replica reads its messages, which another process wrote, from files.
 
 - peak: on a GPU what torch had allocated at most; on a CPU the largest resident set during the
   visit, less that of the process before it had a model. (glibc is told to return whatever is
@@ -22,8 +23,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.data.batches import collate
-from fullfed.federation.messages import Plan
-from fullfed.methods import fedavg, fedcybgd, fedkseed, ferret
+from fullfed.federation.messages import Plan, Update, decode, encode
+from fullfed.federation.worker import Guest
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
 from fullfed.training.first_order import FirstOrder
 from fullfed.training.frozen import training_only
 from fullfed.training.layers import layer_names
 from fullfed.training.loss import answer_loss
-from fullfed.training.memory import PLAIN, Memory
+from memory_rows import ROWS, Row, Sizes
 from shapes import SHAPES as KNOWN
 from shapes import Shape, random_clients
 
@@ -52,96 +53,10 @@ _GLIBC = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "MALLOC_ARENA_MAX": "1",
 }
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Elements: d of the model, d_b of the middle block, the largest tensor of each; layers B."""
-
-    d: int
-    block: int
-    widest: int
-    largest: int
-    layers: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method with its memory options, and the bytes that its formula says, activations apart."""
-
-    build: Callable[[Setting], Composition]
-    formula: Callable[[Sizes], float]
-    memory: Memory = PLAIN
-    optimizer: str = "adamw"
-    dropped: Callable[[int], list[int]] | None = None
-
-
-def _cyclic(setting: Setting, **options: Any) -> Composition:
-    return fedcybgd.build(setting, fedcybgd.FedCyBGDOptions(**options))
-
-
-def _half(layers: int) -> list[int]:
-    """Half of the other layers, neither the first nor the last."""
-    free = [b for b in range(1, layers - 1) if b != layers // 2]
-    return free[: (layers - 1) // 2]
-
-
-_LEAN = Memory(optimizer_in_backward=True)
-_IN_INT8, _IN_INT4 = replace(_LEAN, frozen="int8"), replace(_LEAN, frozen="int4")
 _HEAD = (
     "| method | peak | activations | formula | peak / formula | FedAvg's / peak | a token |\n"
     "|---|---|---|---|---|---|---|"
 )
-_LARGE = 14  # a block's bytes an element: copy, float32 master and two moments, and the copy before
-
-
-def _frozen(s: Sizes, bits: float, dropped: int = 0) -> float:
-    """What is packed and what trains; or afterwards the whole model again, with the trained part's
-    copy, its float32 master, the report and the residual."""
-    packed = bits / 8 * (s.d - (1 + dropped) * s.block) + 2 * s.block
-    during = packed + _LARGE * s.block + 6 * s.largest + 2 * s.widest
-    return max(during, 2 * s.d + 12 * s.block)
-
-
-ROWS = {
-    "fedavg": Row(
-        lambda s: fedavg.build(s, fedavg.FedAvgOptions(precision="bfloat16")),
-        lambda s: 20 * s.d + 8 * s.widest,
-    ),
-    "ferret (sgd)": Row(
-        lambda s: ferret.build(s, ferret.FerretOptions(coordinates=4096, server_step=1.0)),
-        lambda s: 12 * s.d,
-        optimizer="sgd",
-    ),
-    "fedkseed": Row(
-        lambda s: fedkseed.build(s, fedkseed.FedKSeedOptions()),
-        lambda s: 2 * s.d + 2 * s.widest,
-    ),
-    "fedcybgd": Row(_cyclic, lambda s: 2 * s.d + (_LARGE + 4) * s.block),
-    "+ optimizer in backward": Row(
-        _cyclic, lambda s: 2 * s.d + _LARGE * s.block + 6 * s.largest, _LEAN
-    ),
-    "+ checkpointed layers": Row(
-        _cyclic,
-        lambda s: 2 * s.d + _LARGE * s.block + 6 * s.largest,
-        replace(_LEAN, checkpoint_activations=True),
-    ),
-    "+ frozen in int8": Row(_cyclic, lambda s: _frozen(s, 8), _IN_INT8),
-    "+ frozen in int4": Row(_cyclic, lambda s: _frozen(s, 4.25), _IN_INT4),
-    "+ surrogate of 0.5 in int8": Row(
-        lambda s: _cyclic(s, surrogate=0.5),
-        lambda s: _frozen(s, 8, len(_half(s.layers))),
-        _IN_INT8,
-        dropped=_half,
-    ),
-    "block x sketch": Row(
-        lambda s: fedcybgd.build_cyclic_ferret(
-            s, fedcybgd.CyclicFerretOptions(coordinates=4096, server_step=1.0)
-        ),
-        lambda s: 2 * s.d + _LARGE * s.block + 6 * s.largest,
-        _LEAN,
-    ),
-}  # fmt: skip
 
 
 def main() -> None:
@@ -154,7 +69,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--send", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.send:
+        shape, row, folder = arguments.send
+        send(shape, row, arguments, Path(folder))
+        return
     if arguments.one:
         print(json.dumps(measure(*arguments.one, arguments)))
         return
@@ -168,13 +88,7 @@ def main() -> None:
 
 
 def in_own_process(shape: str, row: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    options = ["--length", "--batch", "--steps"]
-    values = [arguments.length, arguments.batch, arguments.steps]
-    extra = [str(item) for pair in zip(options, values, strict=True) for item in pair]
-    command = [sys.executable, __file__, "--one", shape, row, *extra]
-    done = subprocess.run(
-        command, env={**os.environ, **_GLIBC}, capture_output=True, text=True, check=False
-    )
+    done = _run(["--one", shape, row], arguments)
     if done.returncode:
         return {
             "failure": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "killed"
@@ -183,32 +97,56 @@ def in_own_process(shape: str, row: str, arguments: argparse.Namespace) -> dict[
     return found
 
 
+def _run(task: list[str], arguments: argparse.Namespace) -> subprocess.CompletedProcess[str]:
+    options = ["--length", "--batch", "--steps"]
+    values = [arguments.length, arguments.batch, arguments.steps]
+    extra = [str(item) for pair in zip(options, values, strict=True) for item in pair]
+    command = [sys.executable, __file__, *task, *extra]
+    return subprocess.run(
+        command, env={**os.environ, **_GLIBC}, capture_output=True, text=True, check=False
+    )
+
+
 def measure(shape_name: str, row_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One visit in this process."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    _visit("tiny", row_name, replace_steps(arguments, 1), device)  # code and threads are there now
-    empty = _now(device)
-    return _visit(shape_name, row_name, arguments, device, empty)
+    _visit("tiny", row_name, replace_steps(arguments, 1))  # code and threads are there now
+    return _visit(shape_name, row_name, arguments, _now(_device()))
 
 
 def replace_steps(arguments: argparse.Namespace, steps: int) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(arguments), "steps": steps})
 
 
-def _visit(
-    shape_name: str, row_name: str, arguments: argparse.Namespace, device: str, empty: int = 0
-) -> dict[str, Any]:
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The visit to the middle block; all parameters where the method has no blocks.
+
+    Attributes:
+        model: has no weights where its client has no replica.
+    """
+
+    row: Row
+    model: PreTrainedModel
+    setting: Setting
+    method: Composition
+    plan: Plan
+    names: tuple[str, ...]
+
+
+def _task(shape_name: str, row_name: str, arguments: argparse.Namespace, device: str) -> Task:
     shape, row = SHAPES[shape_name], ROWS[row_name]
     model = shape.model(device).to(torch.bfloat16).eval()
-    work = LocalWork(arguments.batch, steps=arguments.steps)
-    parameters = dict(model.named_parameters())
     setting = Setting(
         seed=0, clients=10**6, cohort_size=1, merge_weights="samples",
         optimizer=FirstOrder(
             row.optimizer, 1e-4, clip=None, memory=row.memory  # type: ignore[arg-type]
         ),
-        work=work,
-        shapes={name: p.shape for name, p in parameters.items()},
+        work=LocalWork(arguments.batch, steps=arguments.steps),
+        shapes={name: p.shape for name, p in model.named_parameters()},
         layers=layer_names(model),
     )  # fmt: skip
     method = row.build(setting)
@@ -218,37 +156,73 @@ def _visit(
         plan = Plan(0, 0, {"block": middle})
     if row.dropped:
         plan = Plan(0, 0, {"block": middle, "dropped": row.dropped(shape.layers)})
+    names = setting.layers[middle] if method.parts else tuple(setting.shapes)
+    return Task(row, model, setting, method, plan, names)
+
+
+def _visit(
+    shape_name: str, row_name: str, arguments: argparse.Namespace, empty: int = 0
+) -> dict[str, Any]:
+    shape, device = SHAPES[shape_name], _device()
+    alone = ROWS[row_name].dropped is not None
+    task = _task(shape_name, row_name, arguments, "meta" if alone else device)
     examples = random_clients(
         1, arguments.batch * arguments.steps, arguments.length, shape.vocabulary
     )[0]
-    trained = (
-        [parameters[n] for n in setting.layers[middle]]
-        if method.parts
-        else list(parameters.values())
-    )
-    sizes = Sizes(
-        sum(p.numel() for p in parameters.values()),
-        sum(parameters[n].numel() for n in setting.layers[middle]),
-        max(p.numel() for p in parameters.values()),
-        max(parameters[n].numel() for n in setting.layers[middle]),
-        shape.layers,
-    )
-    _forget_peak(device)
-    visit = method.train(model, plan, examples, None)
-    peak = _peak(device) - empty
+    with tempfile.TemporaryDirectory() as folder:
+        if alone:
+            _run(["--send", shape_name, row_name, folder], arguments).check_returncode()
+        _forget_peak(device)
+        if alone:
+            seconds = _without_replica_visit(task, examples, Path(folder), device)
+        else:
+            seconds = task.method.train(task.model, task.plan, examples, None).train_seconds
+        peak = _peak(device) - empty
+        model = _assembled(task, Path(folder), device) if alone else task.model
     activations = 0
     if row_name != "fedkseed":
-        with method._held(model, plan, trained):
+        trained = [p for name, p in model.named_parameters() if name in task.names]
+        with task.method._held(model, task.plan, trained):
             activations = _activations(
-                model, trained, setting.optimizer, examples[: arguments.batch]
+                model, trained, task.setting.optimizer, examples[: arguments.batch]
             )
-    tokens = arguments.batch * arguments.steps * arguments.length
     return {
         "peak": peak,
         "activations": activations,
-        "formula": row.formula(sizes) + activations,
-        "seconds_a_token": visit.train_seconds / tokens,
+        "formula": task.row.formula(_sizes(task, shape.layers)) + activations,
+        "seconds_a_token": seconds / (arguments.batch * arguments.steps * arguments.length),
     }
+
+
+def _sizes(task: Task, layers: int) -> Sizes:
+    every = {name: shape.numel() for name, shape in task.setting.shapes.items()}
+    block = [every[name] for name in task.setting.layers[layers // 2]]
+    return Sizes(sum(every.values()), sum(block), max(every.values()), max(block), layers)
+
+
+def send(shape: str, row: str, arguments: argparse.Namespace, folder: Path) -> None:
+    """Write what a client without a replica is sent."""
+    task = _task(shape, row, arguments, _device())
+    (folder / "equipment").write_bytes(encode(task.method.equipment(task.model)))
+    handout = task.method.handout(task.model, task.plan)
+    assert handout is not None
+    (folder / "handout").write_bytes(encode(handout))
+
+
+def _without_replica_visit(task: Task, examples: list[Any], folder: Path, device: str) -> float:
+    equipment = (folder / "equipment").read_bytes()
+    guest = Guest(task.model, task.method, equipment, {0: examples}, device=torch.device(device))
+    del equipment
+    arrival = guest.visit(encode(task.plan), (folder / "handout").read_bytes())
+    assert arrival.payload is not None, arrival.failure
+    return arrival.train_seconds
+
+
+def _assembled(task: Task, folder: Path, device: str) -> PreTrainedModel:
+    equipment, handout = (
+        decode((folder / name).read_bytes(), Update) for name in ("equipment", "handout")
+    )
+    return task.method.assembled(task.model, equipment, handout, task.plan, torch.device(device))
 
 
 def _activations(

@@ -1,0 +1,106 @@
+"""What benchmarks/memory.py measures, and the formulas of docs/memory.md for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fullfed.methods import fedavg, fedcybgd, fedkseed, ferret
+from fullfed.methods.composition import Composition
+from fullfed.methods.setting import Setting
+from fullfed.training.memory import PLAIN, Memory
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Elements: d of the model, d_b of the middle block, the largest tensor of each; layers B."""
+
+    d: int
+    block: int
+    widest: int
+    largest: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its memory options, and the bytes that its formula says, activations apart.
+
+    ``dropped``: the layers that a client without a replica goes without, of how many there are.
+    """
+
+    build: Callable[[Setting], Composition]
+    formula: Callable[[Sizes], float]
+    memory: Memory = PLAIN
+    optimizer: str = "adamw"
+    dropped: Callable[[int], list[int]] | None = None
+
+
+def _cyclic(setting: Setting, **options: Any) -> Composition:
+    return fedcybgd.build(setting, fedcybgd.FedCyBGDOptions(**options))
+
+
+def _half(layers: int) -> list[int]:
+    """Half of the other layers, neither the first nor the last."""
+    free = [b for b in range(1, layers - 1) if b != layers // 2]
+    return free[: (layers - 1) // 2]
+
+
+_LEAN = Memory(optimizer_in_backward=True)
+_IN_INT8, _IN_INT4 = replace(_LEAN, frozen="int8"), replace(_LEAN, frozen="int4")
+_LARGE = 14  # a block's bytes an element: copy, float32 master and two moments, and the copy before
+
+
+def _frozen(s: Sizes, bits: float) -> float:
+    """What is packed and what trains; or afterwards the whole model again, with the trained part's
+    copy, its float32 master, the report and the residual."""
+    during = bits / 8 * (s.d - s.block) + (2 + _LARGE) * s.block + 6 * s.largest + 2 * s.widest
+    return max(during, 2 * s.d + 12 * s.block)
+
+
+def _without_replica(s: Sizes) -> float:
+    """What is packed, of which one matrix is unpacked at a time, and what trains; or before that
+    the handout as it came beside its tensors."""
+    kept = s.layers - 1 - len(_half(s.layers))
+    packed = s.d - s.layers * s.block + kept * s.block
+    during = packed + (2 + _LARGE) * s.block + max(6 * s.largest, 2 * s.widest)
+    return max(during, packed + kept * s.block + 4 * s.block)
+
+
+ROWS = {
+    "fedavg": Row(
+        lambda s: fedavg.build(s, fedavg.FedAvgOptions(precision="bfloat16")),
+        lambda s: 20 * s.d + 8 * s.widest,
+    ),
+    "ferret (sgd)": Row(
+        lambda s: ferret.build(s, ferret.FerretOptions(coordinates=4096, server_step=1.0)),
+        lambda s: 12 * s.d,
+        optimizer="sgd",
+    ),
+    "fedkseed": Row(
+        lambda s: fedkseed.build(s, fedkseed.FedKSeedOptions()),
+        lambda s: 2 * s.d + 2 * s.widest,
+    ),
+    "fedcybgd": Row(_cyclic, lambda s: 2 * s.d + (_LARGE + 4) * s.block),
+    "+ optimizer in backward": Row(
+        _cyclic, lambda s: 2 * s.d + _LARGE * s.block + 6 * s.largest, _LEAN
+    ),
+    "+ checkpointed layers": Row(
+        _cyclic,
+        lambda s: 2 * s.d + _LARGE * s.block + 6 * s.largest,
+        replace(_LEAN, checkpoint_activations=True),
+    ),
+    "+ frozen in int8": Row(_cyclic, lambda s: _frozen(s, 8), _IN_INT8),
+    "+ frozen in int4": Row(_cyclic, lambda s: _frozen(s, 4.25), _IN_INT4),
+    "surrogate client, no replica": Row(
+        lambda s: _cyclic(s, surrogate=0.5), _without_replica, _LEAN, dropped=_half
+    ),
+    "block x sketch": Row(
+        lambda s: fedcybgd.build_cyclic_ferret(
+            s, fedcybgd.CyclicFerretOptions(coordinates=4096, server_step=1.0)
+        ),
+        lambda s: 2 * s.d + _LARGE * s.block + 6 * s.largest,
+        _LEAN,
+    ),
+}  # fmt: skip
