@@ -17,8 +17,10 @@ Shapes = Mapping[str, torch.Size]
 def divide(setting: Setting, count: int | None, outer: bool) -> tuple[Shapes, ...]:
     """The blocks of a model: runs of consecutive layers, as equal as can be, in its order.
 
+    Every block also holds the head, where the model has one that begins at random.
+
     Args:
-        setting: says what the model's layers are.
+        setting: says what the model's layers and its head are.
         count: how many runs; None for every layer alone.
         outer: whether everything else (embeddings, final norm, head) is one more block, the last.
 
@@ -45,9 +47,9 @@ def divide(setting: Setting, count: int | None, outer: bool) -> tuple[Shapes, ..
         [name for layer in layers[start:end] for name in layer] for start, end in pairwise(ends)
     ]
     if outer:
-        inner = {name for layer in layers for name in layer}
+        inner = {name for layer in layers for name in layer}.union(setting.head)
         runs.append([name for name in setting.shapes if name not in inner])
-    return tuple({name: setting.shapes[name] for name in run} for run in runs)
+    return tuple({name: setting.shapes[name] for name in (*run, *setting.head)} for run in runs)
 
 
 def block_of(message: Plan | Report | Update) -> int:

@@ -103,9 +103,16 @@ def build(setting: Setting, options: FedCyBGDOptions) -> Composition:
     """FedCyBGD for a federation.
 
     Raises:
-        UserError: the model has no layers to be found, or fewer than there shall be blocks.
+        UserError: the model has no layers to be found, or fewer than there shall be blocks; or
+            several blocks at once would each hold the head.
     """
     blocks = divide(setting, options.blocks, options.outer)
+    if setting.head and setting.cohort_size > options.clients_per_block:
+        raise UserError(
+            f"federation.clients_per_round: {setting.cohort_size} clients a round would train "
+            "several blocks, and the model's head in each of them; set it to "
+            f"{options.clients_per_block}, which is method.clients_per_block."
+        )
     layers = len(blocks) - options.outer
     surrogate = (
         Surrogate(setting.seed, layers, options.surrogate) if options.surrogate < 1 else None

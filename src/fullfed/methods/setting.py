@@ -38,6 +38,8 @@ class Setting:
         optimizer, work: local training. Methods without gradients take the learning rate only.
         shapes: of the trained parameters, by name, in the model's order.
         layers: the names of those in each of the model's layers; empty if it has none.
+        head: the names of those that every block trains with its own, because they begin at
+            random: an encoder's new classification head. None of a language model's do.
     """
 
     seed: int
@@ -48,6 +50,7 @@ class Setting:
     work: LocalWork
     shapes: Mapping[str, torch.Size]
     layers: tuple[tuple[str, ...], ...] = ()
+    head: tuple[str, ...] = ()
 
     @property
     def elements(self) -> int:
