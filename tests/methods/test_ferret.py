@@ -251,8 +251,8 @@ def test_few_bits_are_right_on_average_and_as_noisy_as_they_say(seeds: str, bits
     assert float(along.mean()) == pytest.approx(1.0, abs=4 * error)
     noise = float((rounds - truth).square().sum(1).mean() / truth.square().sum())
     said = ELEMENTS / (coordinates * Code(bits).fidelity) - 1
-    if seeds == "shared":  # the mean is coded again, in 4 bits
-        said = (said + 1) / Code(4).fidelity - 1
+    if seeds == "shared":  # the mean is coded again
+        said = (said + 1) / Code(bits).fidelity - 1
     assert noise == pytest.approx(said, rel=0.05)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fullfed.federation.messages import MessageError
-from fullfed.sketch import BITS, Code, Purpose, Stream
+from fullfed.sketch import Code, Purpose, Stream
 
 _LARGEST = 1e30  # of a scale: what is decoded with it is finite
 
@@ -21,10 +21,6 @@ class Coding(Protocol):
     @property
     def fidelity(self) -> float:
         """How many exact numbers a coded one is worth, at most 1."""
-
-    @property
-    def pooled(self) -> Coding:
-        """How the mean of many clients' numbers travels."""
 
     def nbytes(self, count: int) -> int:
         """Bytes of the tensors of ``count`` numbers."""
@@ -46,10 +42,6 @@ class Exact:
     @property
     def fidelity(self) -> float:
         return 1.0
-
-    @property
-    def pooled(self) -> Coding:
-        return self
 
     def nbytes(self, count: int) -> int:
         return 4 * count
@@ -79,10 +71,6 @@ class InBits:
     @property
     def fidelity(self) -> float:
         return self._code.fidelity
-
-    @property
-    def pooled(self) -> Coding:
-        return InBits(self.seed, BITS[-1])  # a mean is said once, for all
 
     def nbytes(self, count: int) -> int:
         return self._code.nbytes(count) + 4

@@ -82,14 +82,10 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
             f"method.coordinates: {count} coordinates for a model of {setting.elements} "
             "parameters; ask for at most one per parameter."
         )
-    code = coding(setting.seed, bits)
+    code, shared = coding(setting.seed, bits), options.seeds == "shared"
+    worth = code.fidelity ** (2 if shared else 1)  # the mean of shared ones is coded once more
     step = (
-        CurvatureStep(
-            setting.seed,
-            count * code.fidelity,
-            setting.cohort_size,
-            shared=options.seeds == "shared",
-        )
+        CurvatureStep(setting.seed, count * worth, setting.cohort_size, shared)
         if options.server_step == "auto"
         else ConstantStep(float(options.server_step))
     )

@@ -54,8 +54,8 @@ class BasisFamily(Protocol):
 class Sketched:
     """Sends K coordinates of the change; everyone reconstructs.
 
-    With shared directions coordinates add up, so the update is their mean: K numbers, however
-    many clients. With directions of each client's own the noise averages out over the cohort,
+    With shared directions coordinates add up, so the update is their mean: K numbers, coded as
+    those of a client, however many clients. With directions of each client's own the noise averages out over the cohort,
     and the update holds every client's K numbers.
 
     Attributes:
@@ -104,8 +104,7 @@ class Sketched:
         values = {**plan.values, **self.family.remember(plan.values, mean, last)}
         if self.seeds == "shared":
             values["energy"] = max(self.family.energy(mean, values) - noise, 0.0)
-            pooled = self.coding.pooled.encode(mean.float(), received[0][1].round, SHARED)
-            return Payload(values, pooled)
+            return Payload(values, self.coding.encode(mean.float(), received[0][1].round, SHARED))
         stacked = {
             name: torch.stack([report.tensors[name] for _, report in received])
             for name in received[0][1].tensors
@@ -131,7 +130,7 @@ class Sketched:
         """Whose directions, with what share, and the coordinates on them."""
         count, tensors = self.family.coordinates, dict(update.tensors)
         if self.seeds == "shared":
-            yield SHARED, 1.0, self.coding.pooled.decode(tensors, count, update.round, SHARED)
+            yield SHARED, 1.0, self.coding.decode(tensors, count, update.round, SHARED)
             return
         clients, shares = tensors.pop("clients").tolist(), tensors.pop("weights").tolist()
         for row, (client, share) in enumerate(zip(clients, shares, strict=True)):
