@@ -55,8 +55,8 @@ class Sketched:
     """Sends K coordinates of the change; everyone reconstructs.
 
     With shared directions coordinates add up, so the update is their mean: K numbers, coded as
-    those of a client, however many clients. With directions of each client's own the noise averages out over the cohort,
-    and the update holds every client's K numbers.
+    those of a client, however many clients. With directions of each client's own the noise
+    averages out over the cohort, and the update holds every client's K numbers.
 
     Attributes:
         family: which directions.

@@ -29,10 +29,11 @@ BITS = tuple(_LEVELS)
 class Code:
     """K float32 numbers in ``bits`` bits each and one scale.
 
-    The numbers, and zeros up to a multiple of ``block_size(K)``, are rotated at random (hadamard.py), so that whatever they were they look like
-    draws of one normal law, each is replaced by the nearest level of the best quantiser for it,
-    and the scale is chosen such that what is decoded is the truth on average over rotations
-    (Vargaftik et al., EDEN, arXiv 2108.08842, section 3): ||y||**2 / <rotated y, levels>.
+    The numbers, and zeros up to a multiple of ``block_size(K)``, are rotated at random
+    (hadamard.py), so that whatever they were they look like draws of one normal law, each is
+    replaced by the nearest level of the best quantiser for it, and the scale is chosen such that
+    what is decoded is the truth on average over rotations (Vargaftik et al., EDEN, arXiv
+    2108.08842, section 3): ||y||**2 / <rotated y, levels>.
 
     Attributes:
         bits: 1 to 4.
