@@ -13,7 +13,7 @@ from typing import Any
 from fullfed.errors import UserError
 from fullfed.federation.recipe import Recipe, parse_recipe
 
-_TABLES = ("federation", "local", "method")
+_TABLES = ("federation", "local", "memory", "method")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def encode_terms(recipe: Recipe, clients: int, base_hash: str) -> bytes:
         "clients": clients,
         "base_hash": base_hash,
         "dtype": recipe.model.dtype,
+        "rounding": recipe.model.rounding,
         "template": recipe.data.template,
         "max_length": recipe.data.max_length,
         "tables": {name: tables[name] for name in _TABLES},
@@ -57,7 +58,8 @@ def decode_terms(data: bytes, model: str, device: str, train: str) -> Terms:
     try:
         sent = json.loads(data)
         tables: dict[str, Any] = {name: sent["tables"][name] for name in _TABLES}
-        tables["model"] = {"path": model, "device": device, "dtype": sent["dtype"]}
+        tables["model"] = {"path": model, "device": device}
+        tables["model"] |= {name: sent[name] for name in ("dtype", "rounding")}
         tables["data"] = {"train": train, "template": sent["template"]}
         if sent["max_length"] is not None:
             tables["data"]["max_length"] = sent["max_length"]
