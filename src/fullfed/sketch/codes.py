@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,25 +64,28 @@ class Code:
             coordinates: float32, shape (K,), on the CPU.
             stream: of the rotation; the same decodes.
         """
+        from fullfed.sketch import codes_cpu  # imports numba
+
         count = len(coordinates)
         rotated = rotate(F.pad(coordinates, (0, _padded(count) - count)), stream)
         energy = float(coordinates.double().square().sum())
         spread = (energy / len(rotated)) ** 0.5
         levels = self._levels()
         bounds = (levels[1:] + levels[:-1]) / 2 * spread
-        numbers = torch.bucketize(rotated, bounds)
-        along = float(levels[numbers].double() @ rotated.double())
+        codes = torch.zeros(self.nbytes(count), dtype=torch.uint8)
+        along = codes_cpu.pack(
+            rotated.numpy(), bounds.numpy(), levels.numpy(), self.bits, codes.numpy()
+        )
         scale = energy / along if along > 0 else 0.0
-        bits = (numbers.to(torch.uint8).numpy()[:, None] >> np.arange(self.bits)) & 1
-        return torch.from_numpy(np.packbits(bits)), torch.tensor([scale], dtype=torch.float32)
+        return codes, torch.tensor([scale], dtype=torch.float32)
 
     def decode(self, codes: Tensor, scale: Tensor, count: int, stream: Stream) -> Tensor:
         """The numbers, float32, shape (count,), of the same bits everywhere."""
-        padded = _padded(count)
-        bits = np.unpackbits(codes.numpy(), count=padded * self.bits).reshape(padded, self.bits)
-        numbers = (bits << np.arange(self.bits, dtype=np.uint8)).sum(axis=1)
+        from fullfed.sketch import codes_cpu  # imports numba
+
+        rotated = torch.empty(_padded(count))
         levels = self._levels() * scale
-        rotated = levels[torch.from_numpy(numbers.astype(np.int64))]
+        codes_cpu.unpack(codes.numpy(), self.bits, levels.numpy(), rotated.numpy())
         return rotate_back(rotated, stream)[:count]
 
     def _levels(self) -> Tensor:

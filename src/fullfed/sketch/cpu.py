@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fullfed.sketch import dense_cpu, sign_cpu
+from fullfed.sketch import codes_cpu, dense_cpu, sign_cpu
 from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
@@ -140,6 +140,18 @@ def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     rows = -(-(offset + wide.numel()) // LANES) - offset // LANES
     keys = _key(noise)[None]
     _split(dense_cpu.round_rows, rows, wide.numel(), _array(target), wide.numpy(), keys, offset)
+
+
+def transform(blocks: Tensor, across: bool) -> None:
+    """The orthonormal Walsh-Hadamard transform of a float32 matrix's rows or columns, in place.
+
+    v_i and v_(i + h) become fl(v_i + v_(i + h)) and fl(v_i - v_(i + h)) for h = 1, 2, 4, ...; in
+    the end each is multiplied by the float32 of C**-0.5.
+    """
+    size = blocks.shape[0] if across else blocks.shape[1]
+    kernel = codes_cpu.transform_distant if across else codes_cpu.transform_neighbours
+    items = -(-blocks.shape[1] // codes_cpu.COLUMNS) if across else blocks.shape[0]
+    _split(kernel, items, blocks.numel(), blocks.numpy(), np.float32(size**-0.5))
 
 
 def _packed(entries: Entries, directions: Sequence[Direction]) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from fullfed.sketch.directions import perturb_
 from fullfed.sketch.generator import Stream
 
 _LARGEST = 1024  # of C: what is spread over a million entries is spread enough
-_SLAB = 1 << 15  # elements that are transformed together, to stay in a core's cache
+_ACROSS = (False, True, False)  # neighbours, distant entries, neighbours; the same backwards
 
 
 def block_size(count: int) -> int:
@@ -32,42 +32,34 @@ def rotate(vector: Tensor, stream: Stream) -> Tensor:
         vector: float32, shape (n,), on the CPU; n a multiple of C.
         stream: of the signs.
     """
+    from fullfed.sketch import cpu  # imports numba
+
     rotated = vector.clone()
-    for signs, blocks in _passes(rotated, stream):
+    for signs, across in zip(_signs(rotated, stream), _ACROSS, strict=True):
         rotated *= signs
-        _transform_(blocks)
+        cpu.transform(_blocks(rotated, across), across)
     return rotated
 
 
 def rotate_back(rotated: Tensor, stream: Stream) -> Tensor:
     """The inverse of ``rotate``, but for roundings."""
+    from fullfed.sketch import cpu  # imports numba
+
     vector = rotated.clone()
-    for signs, blocks in reversed(_passes(vector, stream)):
-        _transform_(blocks)
+    for signs, across in zip(_signs(vector, stream).flip(0), _ACROSS, strict=True):
+        cpu.transform(_blocks(vector, across), across)
         vector *= signs
     return vector
 
 
-def _passes(vector: Tensor, stream: Stream) -> list[tuple[Tensor, Tensor]]:
-    """The signs of each pass, and the blocks that are then transformed: views, C in the middle."""
+def _blocks(vector: Tensor, across: bool) -> Tensor:
+    """Rows of C neighbours, or columns of C entries at equal distances."""
     size = block_size(len(vector))
-    neighbours, distant = vector.view(-1, size, 1), vector.view(1, size, -1)
-    signs = torch.zeros(3, len(vector))
+    return vector.view(size, -1) if across else vector.view(-1, size)
+
+
+def _signs(vector: Tensor, stream: Stream) -> Tensor:
+    """What the vector is multiplied by before each transform."""
+    signs = torch.zeros(len(_ACROSS), len(vector))
     perturb_([signs], stream, 1.0)
-    return list(zip(signs, (neighbours, distant, neighbours), strict=True))
-
-
-def _transform_(blocks: Tensor) -> None:
-    """The orthonormal Walsh-Hadamard transform along the middle dimension, in place."""
-    size = blocks.shape[1]
-    scale = torch.tensor(size, dtype=torch.float64).rsqrt().float()
-    across = 0 if blocks.shape[2] == 1 else 2
-    for slab in torch.split(blocks, max(1, _SLAB // size), across):
-        half = 1
-        while half < size:
-            pairs = slab.view(slab.shape[0], -1, 2, half, slab.shape[2])
-            sums = pairs[:, :, 0] + pairs[:, :, 1]
-            pairs[:, :, 1].neg_().add_(pairs[:, :, 0])
-            pairs[:, :, 0] = sums
-            half *= 2
-        slab.mul_(scale)
+    return signs

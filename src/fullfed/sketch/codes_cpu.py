@@ -1,0 +1,102 @@
+"""Rotations and codes of coordinates in numba."""
+
+# Kernels are typed by numba.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+COLUMNS = 64  # that are transformed together: cache lines of each row
+
+
+@njit
+def _butterflies(values, half):
+    """v_i, v_(i + half) become their sum and their difference, for i without bit ``half``."""
+    for first in range(0, len(values), 2 * half):
+        lows, highs = values[first : first + half], values[first + half : first + 2 * half]
+        for i in range(half):
+            low, high = lows[i], highs[i]
+            lows[i] = low + high
+            highs[i] = low - high
+
+
+@njit
+def _first_butterflies(values):
+    """``_butterflies`` with halves 1, 2 and 4, in registers; a multiple of 8 values."""
+    for i in range(0, len(values), 8):
+        a, b, c, d = values[i], values[i + 1], values[i + 2], values[i + 3]
+        e, f, g, h = values[i + 4], values[i + 5], values[i + 6], values[i + 7]
+        a, b, c, d, e, f, g, h = a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h
+        a, b, c, d, e, f, g, h = a + c, b + d, a - c, b - d, e + g, f + h, e - g, f - h
+        values[i], values[i + 1], values[i + 2], values[i + 3] = a + e, b + f, c + g, d + h
+        values[i + 4], values[i + 5], values[i + 6], values[i + 7] = a - e, b - f, c - g, d - h
+
+
+@njit(nogil=True, cache=True)
+def transform_neighbours(start, stop, blocks, scale):
+    """The transform of each row of ``blocks`` (m, C), in place; of rows start to stop - 1."""
+    for b in range(start, stop):
+        row = blocks[b]
+        half = 1
+        if len(row) >= 8:
+            _first_butterflies(row)
+            half = 8
+        while half < len(row):
+            _butterflies(row, half)
+            half *= 2
+        for i in range(len(row)):
+            row[i] *= scale
+
+
+@njit(nogil=True, cache=True)
+def transform_distant(start, stop, blocks, scale):
+    """The transform of each column of ``blocks`` (C, m), in place, 16 columns at a time."""
+    size, count = blocks.shape
+    held = np.empty((size, COLUMNS), np.float32)
+    for group in range(start, stop):
+        begin = group * COLUMNS
+        width = min(COLUMNS, count - begin)
+        for r in range(size):
+            for c in range(width):
+                held[r, c] = blocks[r, begin + c]
+        half = 1
+        while half < size:
+            for first in range(0, size, 2 * half):
+                for r in range(first, first + half):
+                    upper, lower = held[r], held[r + half]
+                    for c in range(COLUMNS):
+                        low, high = upper[c], lower[c]
+                        upper[c] = low + high
+                        lower[c] = low - high
+            half *= 2
+        for r in range(size):
+            for c in range(width):
+                blocks[r, begin + c] = held[r, c] * scale
+
+
+@njit(nogil=True, cache=True)
+def pack(numbers, bounds, levels, bits, codes):
+    """The nearest level of each number, into zeroed ``codes``; returns <numbers, levels>."""
+    along = 0.0
+    for k in range(len(numbers)):
+        code = 0
+        for bound in bounds:
+            code += numbers[k] > bound
+        along += np.float64(numbers[k]) * np.float64(levels[code])
+        for j in range(bits):
+            place = k * bits + j
+            codes[place >> 3] |= ((code >> j) & 1) << (7 - (place & 7))
+    return along
+
+
+@njit(nogil=True, cache=True)
+def unpack(codes, bits, levels, numbers):
+    """The level of each code, into ``numbers``."""
+    for k in range(len(numbers)):
+        code = 0
+        for j in range(bits):
+            place = k * bits + j
+            code |= ((codes[place >> 3] >> (7 - (place & 7))) & 1) << j
+        numbers[k] = levels[code]
