@@ -54,7 +54,7 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> Path:
     # Everybody has to report, as in one process, however long a killed node takes to come back.
     recipe["deployment"] = {"deadline_seconds": _PATIENCE, "quorum": 1.0}
     for table, values in changes.items():
-        recipe[table] = values if table == "method" else {**recipe[table], **values}
+        recipe[table] = values if table == "method" else {**recipe.get(table, {}), **values}
     path = folder / "recipe.toml"
     path.write_text(tomli_w.dumps(recipe))
     return path

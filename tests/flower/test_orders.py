@@ -18,11 +18,17 @@ some = st.binary(min_size=1, max_size=20)
 maybe = st.binary(max_size=20)
 
 
-@given(some, st.lists(some, max_size=4), st.integers(0, 99), maybe, maybe, maybe)
+@given(
+    some,
+    st.lists(some, max_size=4),
+    st.integers(0, 99),
+    st.lists(maybe, min_size=5, max_size=5),
+    st.integers(-1, 99),
+)
 def test_an_order_arrives_as_it_was_sent(
-    plan: bytes, updates: list[bytes], first: int, snapshot: bytes, last: bytes, terms: bytes
+    plan: bytes, updates: list[bytes], first: int, others: list[bytes], merged: int
 ) -> None:
-    order = Order(RUN, plan, tuple(updates), first, snapshot, last, terms)
+    order = Order(RUN, plan, tuple(updates), first, *others, merged=merged)
     assert Order.of(order.pieces()) == order
     assert all(order.pieces().values()), "no piece is empty"
 
@@ -50,6 +56,7 @@ def test_whatever_arrives_nothing_but_a_message_error_comes_of_it(pieces: dict[s
         {"updates": 10**9},
         {"first": -1},
         {"first": 1.0},
+        {"merged": -2},
         {"more": 1},
     ],
 )

@@ -1,6 +1,7 @@
 """What a node keeps on its disk of a run: how far its replica is, and what it takes to rebuild it.
 
 terms.json             the run's terms
+equipment.safetensors  what a node without a replica was given; it has no snapshot and no updates
 snapshot.safetensors   the replica at some version
 updates.log            the updates since, and the one that led to the snapshot
 states/                what the client keeps between visits, where the method has it keep something
@@ -30,17 +31,24 @@ class NodeState:
     def __init__(self, folder: Path, run: str) -> None:
         self.path = folder / run
         self.terms_file = self.path / "terms.json"
+        self.equipment_file = self.path / "equipment.safetensors"
         self._snapshot_file = self.path / "snapshot.safetensors"
         self._log_file = self.path / "updates.log"
         self._log: Log | None = None
         self.states = StatesOnDisk(self.path / "states")
 
-    def create(self, terms: bytes) -> None:
-        """Begin the state of a new run, in place of every other run's."""
+    def create(self, terms: bytes, equipment: bytes) -> None:
+        """Begin the state of a new run, in place of every other run's.
+
+        Args:
+            equipment: empty where the node is to hold a replica.
+        """
         self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
         for other in self.path.parent.iterdir():
             if other != self.path:
                 shutil.rmtree(other)
+        if equipment:
+            write_atomically(self.equipment_file, equipment)
         write_atomically(self.terms_file, terms)
 
     def remove(self) -> None:

@@ -1,7 +1,7 @@
 """A node's resident worker: keeps model, replica and data in memory from one message to the next.
 
-Flower starts a process for every message; the worker is what does not start anew. Its replica's
-version is on the node's disk, so that a killed worker goes on where it was.
+Flower starts a process for every message; the worker is what does not start anew. What it needs to
+go on where it was when it is killed is on the node's disk.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from pathlib import Path
 
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import TokenizedExample, tokenize
+from fullfed.deployment.members import Clients, Holder, Member, WithoutReplica
 from fullfed.deployment.node_state import NodeState
-from fullfed.deployment.terms import decode_terms
+from fullfed.deployment.terms import Terms, decode_terms
 from fullfed.engines.flower.orders import Answer, Order, Pieces
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Plan, decode
-from fullfed.federation.worker import Worker
+from fullfed.federation.replica import Replica
 from fullfed.runs.assembly import build_method, make_replica, method_options
-from fullfed.runs.loading import context_length, load_model
+from fullfed.runs.loading import context_length, find_device, load_blank, load_model
 
 _log = logging.getLogger(__name__)
 _BLAND = "the node cannot take part; its operator finds the reason in the node's worker.log"
@@ -46,10 +47,9 @@ class _Joined:
 
     run: str
     state: NodeState
-    worker: Worker
+    member: Member
     examples: Sequence[TokenizedExample]
-    clients: dict[int, Sequence[TokenizedExample]]  # what the worker looks its examples up in
-    snapshot_every: int
+    clients: dict[int, Sequence[TokenizedExample]]  # what the member looks its examples up in
     answered: str = ""  # the plan last answered, by its digest, ...
     answer: Answer | None = None  # ... and the answer
 
@@ -98,7 +98,7 @@ class Resident:
 
     @property
     def _version(self) -> int:
-        return -1 if self._joined is None else self._joined.worker.replica.version
+        return -1 if self._joined is None else self._joined.member.version
 
     def _answer(self, order: Order) -> Answer:
         joined = self._join(order)
@@ -108,15 +108,15 @@ class Resident:
         digest = hashlib.sha256(order.plan).hexdigest()
         if joined.answer is not None and joined.answered == digest:
             return joined.answer
-        _catch_up(joined, order, plan.round)
-        version = joined.worker.replica.version
+        joined.member.follow(order, plan.round)
+        version = joined.member.version
         if version < plan.round:
             return Answer(version)
         if version > plan.round:
             raise MessageError(f"the plan is for version {plan.round}, the node has {version}")
         joined.clients[plan.client] = joined.examples
         _log.info("round %d as client %d", plan.round, plan.client)
-        arrival = joined.worker.visit(order.plan)
+        arrival = joined.member.visit(order)
         answer = Answer(
             version,
             arrival.payload or b"",
@@ -133,7 +133,7 @@ class Resident:
             return self._joined
         state = NodeState(self._folder, order.run)
         if order.terms and not state.terms_file.exists():
-            state.create(order.terms)
+            state.create(order.terms, order.equipment)
         if not state.terms_file.exists():
             return None
         self.leave()  # frees the other run's model first
@@ -142,18 +142,15 @@ class Resident:
 
     def _load(self, run: str, state: NodeState) -> _Joined | None:
         terms = decode_terms(state.terms_file.read_bytes(), self._model, self._device, self._data)
-        recipe = terms.recipe
-        model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
-        _log.info("model %s loaded", recipe.model.path)
-        method = build_method(recipe, method_options(recipe.method), model, terms.clients)
-        replica = make_replica(recipe, model, method)
-        if replica.content_hash() != terms.base_hash:
-            state.remove()
-            raise _RefusalError(
-                f"{self._model}: this is not the base model the run begins with; "
-                "name the right one by `fullfed join --model`.",
-                "its base model is not the one the run begins with",
+        recipe, clients = terms.recipe, dict[int, Sequence[TokenizedExample]]()
+        alone = state.equipment_file.exists()
+        if alone:
+            model, tokenizer = load_blank(recipe.model.path)
+        else:
+            model, tokenizer = load_model(
+                recipe.model.path, recipe.model.dtype, recipe.model.device
             )
+        _log.info("model %s loaded", recipe.model.path)
         length = recipe.data.max_length or context_length(model)
         examples = tokenize(self._examples, tokenizer, recipe.data.template, length).examples
         if not examples:
@@ -161,30 +158,28 @@ class Resident:
                 f"{self._data}: no example's answer fits into {length} tokens; "
                 "leave the node out of this run."
             )
-        clients: dict[int, Sequence[TokenizedExample]] = {}
-        worker = Worker(replica, method, clients, state.states)
-        every = recipe.federation.snapshot_every
+        method = build_method(recipe, method_options(recipe.method), model, terms.clients)
+        if alone:
+            device = find_device(recipe.model.device)
+            member: Member | None = WithoutReplica(model, method, state, clients, device)
+        else:
+            member = self._holder(terms, make_replica(recipe, model, method), state, clients)
+        return None if member is None else _Joined(run, state, member, examples, clients)
+
+    def _holder(
+        self, terms: Terms, replica: Replica, state: NodeState, clients: Clients
+    ) -> Holder | None:
+        """None if the state on disk was damaged; it is gone then."""
+        if replica.content_hash() != terms.base_hash:
+            state.remove()
+            raise _RefusalError(
+                f"{self._model}: this is not the base model the run begins with; "
+                "name the right one by `fullfed join --model`.",
+                "its base model is not the one the run begins with",
+            )
         try:
-            state.restore(worker)
+            return Holder(replica, state, clients, terms.recipe.federation.snapshot_every)
         except UserError as error:
             _log.warning("the server is asked for everything again: %s", error)
             state.remove()
             return None
-        return _Joined(run, state, worker, examples, clients, every)
-
-
-def _catch_up(joined: _Joined, order: Order, version: int) -> None:
-    """Take the replica towards ``version`` with what the order brings; keep it on disk."""
-    worker, state = joined.worker, joined.state
-    replica = worker.replica
-    if order.snapshot and replica.version < version:
-        state.receive_snapshot(worker, order.snapshot, order.last)
-    for number, payload in enumerate(order.updates, start=order.first):
-        if number < replica.version:
-            continue
-        if number > replica.version and not replica.method.cumulative:
-            return
-        worker.deliver(payload)
-        state.append(payload)
-        if replica.version % joined.snapshot_every == 0:
-            state.take_snapshot(worker, payload)

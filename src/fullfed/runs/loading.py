@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -41,16 +44,43 @@ def load_model(
     Raises:
         UserError: there is no such model, or no such device.
     """
+    with _named(path) as source:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+        ).to(find_device(device))  # type: ignore[arg-type]
+    model.eval()
+    return model, tokenizer
+
+
+def load_blank(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model without weights, on the meta device, and its tokenizer.
+
+    Args:
+        path: as for ``load_model``; of a folder only configuration and tokenizer are read.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    with _named(path) as source:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model.eval()
+    return model, tokenizer
+
+
+@contextmanager
+def _named(path: str) -> Iterator[str]:
+    """What transformers calls a model; inside, its errors are told as the user's."""
     source = str(resources.files("fullfed.quickstart") / "model") if path == BUILTIN else path
     if not Path(source).is_dir() and not _HUB_NAME.fullmatch(source):
         raise UserError(f"{path}: there is no model folder here; correct model.path.")
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
-        ).to(_device(device))  # type: ignore[arg-type]
+        yield source
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if Path(source).is_dir():
             reason = str(error).splitlines()[0].rstrip(".")
@@ -59,11 +89,16 @@ def load_model(
             f"{path}: there is no model folder here and no such model could be fetched from the "
             "hub; correct model.path."
         ) from error
-    model.eval()
-    return model, tokenizer
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """
+    Args:
+        name: a torch device, or "auto" for a GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -133,6 +133,7 @@ class _Run:
             self._replica, assembly.method, clients, StatesOnDisk(folder.states_folder)
         )
         self._traffic = Traffic(self._replica.nbytes, assembly.method.cumulative)
+        self._equipped: set[int] = set()  # who has been sent something
 
     def carry_out(self) -> dict[str, Any]:
         with Log(self._folder.log_file) as log:
@@ -206,6 +207,7 @@ class _Run:
         for record in self._folder.metrics():
             for client, down in record["bytes"]["down_by_client"].items():
                 if down > 0:
+                    self._equipped.add(int(client))
                     self._traffic.catch_up(int(client), record["round"], log.sizes)
 
     def _round(self, log: Log, engine: Engine) -> None:
@@ -236,9 +238,12 @@ class _Run:
         """Bytes that a client fetches: its plan's, and those of what it lacks; 0 if not reached."""
         if sent == 0:
             return 0
-        handout = self._assembly.method.handout(self._assembly.model, plan)
+        method, model = self._assembly.method, self._assembly.model
+        handout = method.handout(model, plan)
         if handout is not None:
-            return sent + len(encode(handout))
+            equipment = b"" if plan.client in self._equipped else encode(method.equipment(model))
+            self._equipped.add(plan.client)
+            return sent + len(encode(handout)) + len(equipment)
         return sent + self._traffic.catch_up(plan.client, plan.round, log.sizes)
 
     def _close_round(self, account: dict[str, Any]) -> None:

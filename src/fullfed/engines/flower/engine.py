@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fullfed.engines.flower.handouts import Handouts
 from fullfed.engines.flower.orders import Answer, Order
 from fullfed.engines.flower.post import Letter, Loss, Post, Station
 from fullfed.engines.flower.records import pieces_of
@@ -94,6 +95,7 @@ class FlowerEngine:
         self._membership = membership
         self._server = server
         self._log = log
+        self._handouts = Handouts(server, log)
         self._traffic = traffic
         self._table = table
         self._told: set[int] = set()  # clients that know the terms
@@ -153,6 +155,8 @@ class FlowerEngine:
         order = Order(run, plan)
         if client not in self._told:
             order = replace(order, terms=self._membership.terms)
+        if (handed := self._handouts.order(order, client)) is not None:
+            return handed
         if self._traffic.by_snapshot(client, version, self._log.sizes):
             assert self._server.last is not None  # there are updates
             last = encode(replace(self._server.last, tensors={}))

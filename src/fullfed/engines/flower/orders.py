@@ -18,6 +18,7 @@ from fullfed.federation.messages import MessageError
 Pieces = Mapping[str, bytes]
 
 _ABOUT = "about"
+_OTHERS = ("snapshot", "last", "terms", "equipment", "handout")
 _RUN = re.compile(r"[0-9a-f]{16}")
 _TEXT_LIMIT = 500  # characters of a failure's text
 _VERSION_LIMIT = 2**32
@@ -35,6 +36,9 @@ class Order:
         snapshot: a snapshot of the replica instead of updates, or empty.
         last: with a snapshot, the update that led to it, without its tensors.
         terms: what the node must know of the recipe, or empty if it has been told.
+        equipment: with the terms, where nodes hold no replica (Method.equipment); else empty.
+        handout: for such a node, in the place of updates and snapshot (Method.handout).
+        merged: and the last round whose update has the node's report in it; -1 for none.
     """
 
     run: str
@@ -44,12 +48,19 @@ class Order:
     snapshot: bytes = b""
     last: bytes = b""
     terms: bytes = b""
+    equipment: bytes = b""
+    handout: bytes = b""
+    merged: int = -1
 
     def pieces(self) -> dict[str, bytes]:
-        named = {"plan": self.plan, "snapshot": self.snapshot, "last": self.last}
+        named = {"plan": self.plan, **{name: getattr(self, name) for name in _OTHERS}}
         named |= {f"update-{number}": update for number, update in enumerate(self.updates)}
-        named["terms"] = self.terms
-        about = {"run": self.run, "first": self.first, "updates": len(self.updates)}
+        about = {
+            "run": self.run,
+            "first": self.first,
+            "updates": len(self.updates),
+            "merged": self.merged,
+        }
         return {_ABOUT: _encode(about), **{name: piece for name, piece in named.items() if piece}}
 
     @staticmethod
@@ -59,8 +70,9 @@ class Order:
         Raises:
             MessageError: they are not one.
         """
-        about = _decode(pieces, {"run": str, "first": int, "updates": int})
+        about = _decode(pieces, {"run": str, "first": int, "updates": int, "merged": int})
         sound = 0 <= about["first"] < _VERSION_LIMIT and 0 <= about["updates"] <= len(pieces)
+        sound = sound and -1 <= about["merged"] < _VERSION_LIMIT
         if not _RUN.fullmatch(about["run"]) or not sound:
             raise MessageError("the order's description is out of range")
         try:
@@ -68,8 +80,8 @@ class Order:
             plan = pieces["plan"]
         except KeyError as error:
             raise MessageError(f"the order has no piece {error}") from error
-        others = {name: pieces.get(name, b"") for name in ("snapshot", "last", "terms")}
-        return Order(about["run"], plan, updates, about["first"], **others)
+        others = {name: pieces.get(name, b"") for name in _OTHERS}
+        return Order(about["run"], plan, updates, about["first"], **others, merged=about["merged"])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,119 @@
+"""Nodes without weights: they have a configuration and a tokenizer, and orders bring the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from flower.real import PARTNERS, write_recipe
+from flower.small import resident
+from flower.standin import Dictionary, carry_out
+from fullfed.deployment.resident import Resident
+from fullfed.engines.flower.orders import Answer, Order
+from fullfed.federation.recipe import Recipe, load_recipe
+from fullfed.runs import run
+from fullfed.runs.folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("flower_process")
+
+ROUNDS = 6  # with four clients in turn, two come to their block again
+LAYERS = 5
+
+
+@pytest.fixture
+def recipe(folder: Path) -> Recipe:
+    """Of a model of five layers, of which a client gets three; its folder is "whole"."""
+    weak = folder / "model"
+    if not (folder / "whole").exists():
+        config = LlamaConfig.from_pretrained(weak)
+        config.num_hidden_layers = LAYERS
+        weak.rename(folder / "whole")
+        LlamaForCausalLM(config).save_pretrained(folder / "whole")
+        weak.mkdir()
+        for file in (folder / "whole").iterdir():
+            if file.suffix == ".json":
+                (weak / file.name).write_bytes(file.read_bytes())
+    path = write_recipe(
+        folder,
+        model={"path": str(folder / "whole")},
+        federation={"rounds": ROUNDS, "clients_per_round": 1},
+        memory={"optimizer_in_backward": True},
+        local={"optimizer": "adamw", "clip_by": "tensor"},
+        method={"name": "fedcybgd", "blocks": 4, "surrogate": 0.3, "precision": "int8"},
+    )
+    return load_recipe(path)
+
+
+@pytest.fixture
+def weak(recipe: Recipe, folder: Path, tmp_path: Path) -> Iterator[list[Resident]]:
+    assert not list((folder / "model").glob("*.safetensors"))
+    nodes = [resident(folder, n, tmp_path / f"state-{n}") for n in range(len(PARTNERS))]
+    yield nodes
+    for node in nodes:
+        node.leave()
+
+
+def test_the_log_is_that_of_a_run_in_one_process(
+    recipe: Recipe, tmp_path: Path, weak: list[Resident]
+) -> None:
+    ours, grid = RunFolder(tmp_path / "ours"), Dictionary.of(weak)
+    flowers = carry_out(recipe, grid, tmp_path / "flowers")
+    run.start(recipe, ours.path)
+    assert flowers.log_file.read_bytes() == ours.log_file.read_bytes()
+    assert [record["refused"] for record in flowers.metrics()] == [[]] * ROUNDS
+    assert all(order.handout and not order.updates for _, order in grid.orders)
+    for client in range(4):
+        first, *later = grid.sent_to(client)
+        assert first.equipment
+        assert not any(order.equipment for order in later)
+    sent = [len(o.plan) + len(o.handout) + len(o.equipment) for _, o in grid.orders]
+    for folder in (flowers, ours):
+        assert [record["bytes"]["down"] for record in folder.metrics()] == sent
+
+
+def test_a_killed_worker_goes_on_from_its_disk(
+    recipe: Recipe, folder: Path, tmp_path: Path, weak: list[Resident]
+) -> None:
+    grid = Dictionary.of(weak)
+    carry_out(recipe, grid, tmp_path / "run")
+    _, second = grid.sent_to(0)
+    remembered = ask(weak[0], second)
+    weak[0].leave()
+    assert remembered.report
+    assert ask(resident(folder, 0, tmp_path / "state-0"), second) == remembered
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_what_a_visit_left_counts_if_the_server_says_that_it_was_merged(
+    recipe: Recipe, folder: Path, tmp_path: Path, weak: list[Resident], merged: bool
+) -> None:
+    grid = Dictionary.of(weak)
+    carry_out(recipe, grid, tmp_path / "run")
+    first, second = grid.sent_to(0)
+    assert (first.merged, second.merged) == (-1, 0)
+    second = replace(second, terms=first.terms, equipment=first.equipment)
+    fresh = ask(resident(folder, 0, tmp_path / "fresh"), second)
+    node = resident(folder, 0, tmp_path / "again")
+    ask(node, first)
+    answer = ask(node, second if merged else replace(second, merged=-1))
+    assert fresh.report
+    assert (answer.report == fresh.report) != merged
+
+
+def ask(node: Resident, order: Order) -> Answer:
+    answer = Answer.of(node.handle(order.pieces()))
+    return replace(answer, train_seconds=0.0, encode_seconds=0.0)
+
+
+def test_an_order_without_a_handout_is_refused(
+    recipe: Recipe, tmp_path: Path, weak: list[Resident]
+) -> None:
+    grid = Dictionary.of(weak)
+    carry_out(recipe, grid, tmp_path / "run")
+    first, _ = grid.sent_to(0)
+    answer = ask(weak[0], replace(first, handout=b""))
+    assert answer.failure.endswith("the order brings no handout for a node without a replica")
