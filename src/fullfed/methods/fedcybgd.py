@@ -22,6 +22,7 @@ from fullfed.methods.bases import Signs
 from fullfed.methods.block_dense import BlockDense, Precision
 from fullfed.methods.block_sketch import BlockSketch
 from fullfed.methods.blocks import Shapes, divide
+from fullfed.methods.coding import coding
 from fullfed.methods.composition import Composition
 from fullfed.methods.curvature import CurvatureStep
 from fullfed.methods.local import ByGradients
@@ -31,6 +32,7 @@ from fullfed.methods.setting import Setting
 from fullfed.methods.sketched import Sketched
 from fullfed.methods.steps import ConstantStep
 from fullfed.methods.surrogate import Surrogate
+from fullfed.sketch import BITS
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,20 @@ class CyclicFerretOptions(CycleOptions):
     """
     Attributes:
         coordinates: K, the numbers a client sends of its block's change.
+        bits: of each, 1 to 4 or 32, which is float32.
         server_step: how much of the reconstruction is applied, or "auto".
     """
 
     coordinates: int = 1024
+    bits: int = 32
     server_step: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.coordinates < 1:
             raise ValueError("coordinates is at least 1")
+        if self.bits not in (*BITS, 32):
+            raise ValueError(f"bits is 1 to {BITS[-1]}, or 32")
         if self.server_step != "auto" and not 0 < self.server_step < math.inf:
             raise ValueError("server_step is a positive number or 'auto'")
 
@@ -152,15 +158,14 @@ def build_cyclic_ferret(setting: Setting, options: CyclicFerretOptions) -> Compo
             "method.clients_per_block."
         )
     # A single client's directions are shared by all there are; and nothing else is to be measured.
-    shared = together == 1
+    shared, code = together == 1, coding(setting.seed, options.bits)
+    sketch = Sketched(Signs(setting.seed, count), "shared" if shared else "client", code)
     return Composition(
         setting=setting,
         scope=Everything(),
         local=_local(setting, options),
-        codec=BlockSketch(
-            blocks, Sketched(Signs(setting.seed, count), "shared" if shared else "client")
-        ),
-        step=CurvatureStep(setting.seed, count, together, shared)
+        codec=BlockSketch(blocks, sketch),
+        step=CurvatureStep(setting.seed, sketch.worth, together, shared)
         if options.server_step == "auto"
         else ConstantStep(float(options.server_step)),
         schedule=_cycle(setting, options, blocks),

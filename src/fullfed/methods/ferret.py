@@ -82,10 +82,9 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
             f"method.coordinates: {count} coordinates for a model of {setting.elements} "
             "parameters; ask for at most one per parameter."
         )
-    code, shared = coding(setting.seed, bits), options.seeds == "shared"
-    worth = code.fidelity ** (2 if shared else 1)  # the mean of shared ones is coded once more
+    sketch = Sketched(_family(setting, options, count), options.seeds, coding(setting.seed, bits))
     step = (
-        CurvatureStep(setting.seed, count * worth, setting.cohort_size, shared)
+        CurvatureStep(setting.seed, sketch.worth, setting.cohort_size, options.seeds == "shared")
         if options.server_step == "auto"
         else ConstantStep(float(options.server_step))
     )
@@ -93,7 +92,7 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
         setting=setting,
         scope=Everything(),
         local=ByGradients(setting.optimizer),
-        codec=Sketched(_family(setting, options, count), options.seeds, code),
+        codec=sketch,
         step=step,
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
     )

@@ -68,6 +68,12 @@ class Sketched:
     seeds: Literal["shared", "client"]
     coding: Coding = field(default_factory=Exact)
 
+    @property
+    def worth(self) -> float:
+        """How many exact coordinates a client's are worth; a mean of shared ones is coded again."""
+        fidelity = self.coding.fidelity
+        return self.family.coordinates * (fidelity**2 if self.seeds == "shared" else fidelity)
+
     def plan(self, round: int, last: Update | None) -> Payload:
         return Payload(values=self.family.plan(round, last))
 

@@ -6,7 +6,7 @@ from fullfed.federation.recipe import Recipe, parse_recipe
 
 _METHODS = {
     "fedavg": {"name": "fedavg"},
-    "ferret": {"name": "ferret", "coordinates": 8192},
+    "ferret": {"name": "ferret", "upload": "32KiB"},
 }
 
 
