@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.sketch.generator import Stream
-from fullfed.sketch.hadamard import block_size, rotate, rotate_back
+from fullfed.sketch.hadamard import block_size, rotate_, rotate_back_
 
 # Levels above zero of the quantisers of a standard normal variable with the least squared error,
 # and that error (Max, "Quantizing for minimum distortion", 1960, table I).
@@ -67,8 +66,10 @@ class Code:
         from fullfed.sketch import codes_cpu  # imports numba
 
         count = len(coordinates)
-        rotated = rotate(F.pad(coordinates, (0, _padded(count) - count)), stream)
-        energy = float(coordinates.double().square().sum())
+        rotated = torch.zeros(_padded(count))
+        rotated[:count] = coordinates
+        rotate_(rotated, stream)
+        energy = float(torch.linalg.vector_norm(coordinates, dtype=torch.float64)) ** 2
         spread = (energy / len(rotated)) ** 0.5
         levels = self._levels()
         bounds = (levels[1:] + levels[:-1]) / 2 * spread
@@ -83,10 +84,11 @@ class Code:
         """The numbers, float32, shape (count,), of the same bits everywhere."""
         from fullfed.sketch import codes_cpu  # imports numba
 
-        rotated = torch.empty(_padded(count))
+        numbers = torch.empty(_padded(count))
         levels = self._levels() * scale
-        codes_cpu.unpack(codes.numpy(), self.bits, levels.numpy(), rotated.numpy())
-        return rotate_back(rotated, stream)[:count]
+        codes_cpu.unpack(codes.numpy(), self.bits, levels.numpy(), numbers.numpy())
+        rotate_back_(numbers, stream)
+        return numbers[:count]
 
     def _levels(self) -> Tensor:
         above = torch.tensor(_LEVELS[self.bits], dtype=torch.float32)

@@ -8,7 +8,24 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from fullfed.sketch.philox_cpu import fill_words
+from fullfed.sketch.scalars_cpu import at, signed
+
 COLUMNS = 64  # that are transformed together: cache lines of each row
+
+
+@njit(nogil=True, cache=True)
+def flip(start, stop, vector, offset, first_group, keys):
+    """Signs onto elements; item is a group of 128 rows of 128, counted from ``offset``."""
+    words = np.empty((4, 128), np.uint32)
+    for group in range(first_group + start, first_group + stop):
+        fill_words(words, group * 128, 128, keys, 0)
+        for r in range(128):
+            place = (group * 128 + r) * 128 - offset
+            shift = np.uint32(31 - (r & 31))
+            for c in range(max(0, -place), min(128, len(vector) - place)):
+                i = at(place + c)
+                vector[i] = signed(vector[i], words[r >> 5, at(c)], shift)
 
 
 @njit

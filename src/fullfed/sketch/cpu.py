@@ -142,6 +142,13 @@ def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     _split(dense_cpu.round_rows, rows, wide.numel(), _array(target), wide.numpy(), keys, offset)
 
 
+def flip(vector: Tensor, signs: Stream, offset: int) -> None:
+    """Multiply a float32 vector, in place, by the signs of elements offset, offset + 1, ..."""
+    first = offset // (FOLD * LANES)
+    groups = -(-(offset + len(vector)) // (FOLD * LANES)) - first
+    _split(codes_cpu.flip, groups, len(vector), vector.numpy(), offset, first, _key(signs)[None])
+
+
 def transform(blocks: Tensor, across: bool) -> None:
     """The orthonormal Walsh-Hadamard transform of a float32 matrix's rows or columns, in place.
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fullfed.sketch.directions import perturb_
 from fullfed.sketch.generator import Stream
 
 _LARGEST = 1024  # of C: what is spread over a million entries is spread enough
@@ -20,8 +18,8 @@ def block_size(count: int) -> int:
     return min(_LARGEST, 1 << -(-(count - 1).bit_length() // 2))
 
 
-def rotate(vector: Tensor, stream: Stream) -> Tensor:
-    """H D'' H' D' H D x: three times random signs and Walsh-Hadamard transforms of C entries.
+def rotate_(vector: Tensor, stream: Stream) -> None:
+    """x <- H D'' H' D' H D x: three times random signs and Walsh-Hadamard transforms of C entries.
 
     H transforms C neighbours at a time, H' C entries at equal distances over the whole
     vector. After two an entry is spread over all places, after three every place holds a sum of
@@ -34,32 +32,21 @@ def rotate(vector: Tensor, stream: Stream) -> Tensor:
     """
     from fullfed.sketch import cpu  # imports numba
 
-    rotated = vector.clone()
-    for signs, across in zip(_signs(rotated, stream), _ACROSS, strict=True):
-        rotated *= signs
-        cpu.transform(_blocks(rotated, across), across)
-    return rotated
+    for number, across in enumerate(_ACROSS):
+        cpu.flip(vector, stream, number * len(vector))
+        cpu.transform(_blocks(vector, across), across)
 
 
-def rotate_back(rotated: Tensor, stream: Stream) -> Tensor:
-    """The inverse of ``rotate``, but for roundings."""
+def rotate_back_(vector: Tensor, stream: Stream) -> None:
+    """The inverse of ``rotate_``, but for roundings."""
     from fullfed.sketch import cpu  # imports numba
 
-    vector = rotated.clone()
-    for signs, across in zip(_signs(vector, stream).flip(0), _ACROSS, strict=True):
+    for number, across in reversed(list(enumerate(_ACROSS))):
         cpu.transform(_blocks(vector, across), across)
-        vector *= signs
-    return vector
+        cpu.flip(vector, stream, number * len(vector))
 
 
 def _blocks(vector: Tensor, across: bool) -> Tensor:
     """Rows of C neighbours, or columns of C entries at equal distances."""
     size = block_size(len(vector))
     return vector.view(size, -1) if across else vector.view(-1, size)
-
-
-def _signs(vector: Tensor, stream: Stream) -> Tensor:
-    """What the vector is multiplied by before each transform."""
-    signs = torch.zeros(len(_ACROSS), len(vector))
-    perturb_([signs], stream, 1.0)
-    return signs

@@ -1,0 +1,58 @@
+"""What coordinates in few bits cost, in copies of the model.
+
+    python benchmarks/codes.py [--threads 2]
+
+A model of 2**26 float32, and as many coordinates as are 1 / ratio of its bytes (one for each
+parameter at most). A client projects and encodes, everybody decodes and reconstructs, for each
+client of the cohort where directions are its own. Each time is the best of several, over that of a
+copy of the model measured in turn with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from fullfed.sketch import Code, Purpose, SignBasis, Stream, affordable
+from sketch import seconds
+
+D = 1 << 26
+
+
+def row(ratio: int) -> str:
+    """One line of the table."""
+    count, bits = affordable(4 * D // ratio, D)
+    basis, code = SignBasis(seed=1, round=1, coordinates=count), Code(bits)
+    stream = Stream(1, Purpose.CODES, 1, 1)
+    delta, weights = torch.randn(D, generator=torch.Generator().manual_seed(1)), torch.zeros(D)
+    y = basis.project([delta])
+    sent = code.encode(y, stream)
+    copy, *times = seconds(
+        "cpu",
+        lambda: weights.copy_(delta),
+        lambda: basis.project([delta]),
+        lambda: code.encode(y, stream),
+        lambda: code.decode(*sent, count, stream),
+        lambda: basis.reconstruct_([weights], y),
+        repeats=7,
+    )
+    cells = [f"{taken / copy:.2f}" for taken in times]
+    together = (times[2] + times[3]) / copy
+    return f"| {ratio:,} | {count:,} | {bits} | {' | '.join(cells)} | {together:.2f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    torch.set_num_threads(parser.parse_args().threads)
+    print("| ratio | K | bits | project | encode | decode | reconstruct | decode + reconstruct |")
+    print("|---|---|---|---|---|---|---|---|")
+    for ratio in (32, 100, 1000, 10000):
+        print(row(ratio), flush=True)
+
+
+if __name__ == "__main__":
+    main()
