@@ -70,13 +70,16 @@ class Code:
         rotated[:count] = coordinates
         rotate_(rotated, stream)
         energy = float(torch.linalg.vector_norm(coordinates, dtype=torch.float64)) ** 2
-        spread = (energy / len(rotated)) ** 0.5
         levels = self._levels()
-        bounds = (levels[1:] + levels[:-1]) / 2 * spread
         codes = torch.zeros(self.nbytes(count), dtype=torch.uint8)
-        along = codes_cpu.pack(
-            rotated.numpy(), bounds.numpy(), levels.numpy(), self.bits, codes.numpy()
-        )
+        if self.bits == 1:
+            along = float(levels[1]) * codes_cpu.pack_signs(rotated.numpy(), codes.numpy())
+        else:
+            spread = (energy / len(rotated)) ** 0.5
+            bounds = ((levels[1:] + levels[:-1]) / 2 * spread).numpy()
+            along = codes_cpu.pack(
+                rotated.numpy(), bounds, levels.numpy(), self.bits, codes.numpy()
+            )
         scale = energy / along if along > 0 else 0.0
         return codes, torch.tensor([scale], dtype=torch.float32)
 

@@ -11,7 +11,7 @@ from numba import njit
 from fullfed.sketch.philox_cpu import fill_words
 from fullfed.sketch.scalars_cpu import at, signed
 
-COLUMNS = 64  # that are transformed together: cache lines of each row
+COLUMNS = 128  # that are transformed together: what is held of them fits a core's cache
 
 
 @njit(nogil=True, cache=True)
@@ -69,7 +69,7 @@ def transform_neighbours(start, stop, blocks, scale):
 
 @njit(nogil=True, cache=True)
 def transform_distant(start, stop, blocks, scale):
-    """The transform of each column of ``blocks`` (C, m), in place, 16 columns at a time."""
+    """The transform of each column of ``blocks`` (C, m), in place, 128 columns at a time."""
     size, count = blocks.shape
     held = np.empty((size, COLUMNS), np.float32)
     for group in range(start, stop):
@@ -83,7 +83,7 @@ def transform_distant(start, stop, blocks, scale):
             for first in range(0, size, 2 * half):
                 for r in range(first, first + half):
                     upper, lower = held[r], held[r + half]
-                    for c in range(COLUMNS):
+                    for c in range(width):
                         low, high = upper[c], lower[c]
                         upper[c] = low + high
                         lower[c] = low - high
@@ -105,6 +105,21 @@ def pack(numbers, bounds, levels, bits, codes):
         for j in range(bits):
             place = k * bits + j
             codes[place >> 3] |= ((code >> j) & 1) << (7 - (place & 7))
+    return along
+
+
+@njit(nogil=True, cache=True)
+def pack_signs(numbers, codes):
+    """``pack`` with levels -1 and 1: a bit for each number above zero; returns sum |number|."""
+    along = 0.0
+    for byte in range(len(codes)):
+        bits, length = 0, np.float32(0)
+        for k in range(8 * byte, min(8 * byte + 8, len(numbers))):
+            positive = numbers[k] > 0
+            bits |= positive << (7 - (k & 7))
+            length += numbers[k] if positive else -numbers[k]
+        codes[byte] = bits
+        along += length
     return along
 
 
