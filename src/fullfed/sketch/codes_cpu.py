@@ -119,7 +119,7 @@ def pack_signs(numbers, codes):
             bits |= positive << (7 - (k & 7))
             length += numbers[k] if positive else -numbers[k]
         codes[byte] = bits
-        along += length
+        along += float(length)
     return along
 
 
