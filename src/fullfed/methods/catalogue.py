@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fullfed.methods import (
+    fed_sb,
     fedavg,
     fedcybgd,
     fedit,
@@ -134,5 +135,13 @@ METHODS: Mapping[str, Entry] = {
         options=LoraOptions,
         build=ffa_lora.build,
         scope=ffa_lora.FrozenA,
+    ),
+    "fed-sb": Entry(
+        title="Fed-SB",
+        paper="Singhal et al. 2025, arXiv 2502.15436",
+        composition="LoRA, R between fixed factors x first-order x dense x sampled cohort",
+        options=fed_sb.FedSBOptions,
+        build=fed_sb.build,
+        scope=fed_sb.scope,
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -40,6 +40,8 @@ class Setting:
         layers: the names of those in each of the model's layers; empty if it has none.
         head: the names of those that every block trains with its own, because they begin at
             random: an encoder's new classification head. None of a language model's do.
+        replicated: the shapes of what an update changes, by name; only a method whose updates
+            change more than its visits train needs them.
     """
 
     seed: int
@@ -51,6 +53,7 @@ class Setting:
     shapes: Mapping[str, torch.Size]
     layers: tuple[tuple[str, ...], ...] = ()
     head: tuple[str, ...] = ()
+    replicated: Mapping[str, torch.Size] = field(default_factory=dict)
 
     @property
     def elements(self) -> int:

@@ -158,6 +158,7 @@ def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: 
         work=work,
         shapes=shapes,
         layers=tuple(tuple(n for n in layer if n in shapes) for layer in layer_names(model)),
+        replicated={name: p.shape for name, p in scope.replicated(model).items()},
     )
     return entry.build(setting, options)
 
