@@ -39,6 +39,8 @@ METHODS: dict[str, Callable[[], Composition]] = {
     "fedavg in bfloat16": lambda: make_fedavg(precision="bfloat16"),
     "ferret": make_ferret,
     "ferret with shared directions": lambda: make_ferret(seeds="shared"),
+    "ferret in one bit": lambda: make_ferret(bits=1),
+    "ferret in four bits with shared directions": lambda: make_ferret(bits=4, seeds="shared"),
     "ferret with a constant step": lambda: make_ferret(server_step=0.5),
     "ferret with the paper's directions": lambda: make_ferret(basis="normal"),
 }

@@ -20,6 +20,7 @@ from fullfed.federation.method import Method
 from fullfed.federation.rounds import RoundResult, run_round
 from fullfed.methods.composition import Composition
 from fullfed.methods.dense import Dense
+from fullfed.methods.sketched import Sketched
 
 CLIENTS = range(5)
 SHAPES = {"matrix": (4, 5), "vector": (3,)}
@@ -36,7 +37,8 @@ def honest(method: Composition, client: int, **changes: Any) -> Report:
             for name, shape in SHAPES.items()
         }
     else:
-        tensors = {"coordinates": torch.randn(8, generator=generator)}
+        assert isinstance(codec, Sketched)
+        tensors = codec.coding.encode(torch.randn(8, generator=generator), 0, client)
     values = {
         "energy": 4.0 + client / 9,
         "gain": 0.5 + client / 7,
@@ -167,8 +169,8 @@ def test_a_message_that_is_not_a_report_is_refused(method: Composition) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_refused(method: Composition, bad: float) -> None:
     report = honest(method, 2)
-    name, tensor = next(iter(report.tensors.items()))
-    tensor.view(-1)[1] = bad
+    name, tensor = next((n, t) for n, t in report.tensors.items() if t.is_floating_point())
+    tensor.view(-1)[-1] = bad
     reason = refusal(method, [Arrival(2, encode(report))])
     assert reason == f"the message's tensor {name!r} holds a number that is not finite"
 
@@ -239,15 +241,24 @@ def test_no_measurements_whatever_make_a_step_that_is_no_step(
     assert decode(encode(update), Update).values == update.values
 
 
+def largest(name: str, dtype: torch.dtype) -> float:
+    """A scale that is larger is refused."""
+    return 1e30 if name == "scale" else torch.finfo(dtype).max
+
+
 def extreme(method: Composition) -> list[Arrival]:
     """Two reports of the largest numbers there are, with opposite signs."""
     arrivals = []
     for client, sign in ((0, 1), (1, -1)):
         report = honest(method, client)
         tensors = {
-            name: torch.full_like(tensor, sign * torch.finfo(tensor.dtype).max)
+            name: torch.full_like(tensor, sign * largest(name, tensor.dtype))
             for name, tensor in report.tensors.items()
+            if name != "codes"
         }
+        if "codes" in report.tensors:
+            codes = torch.full_like(report.tensors["codes"], 255 if sign > 0 else 0)
+            tensors = {"codes": codes, "scale": tensors["scale"].abs()}
         arrivals.append(Arrival(client, encode(replace(report, tensors=tensors))))
     return arrivals
 
