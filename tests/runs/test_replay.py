@@ -263,6 +263,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, ingredients: Path) -> list[P
     methods = {
         "own": {"name": "ferret", "coordinates": 2000},
         "shared": {"name": "ferret", "coordinates": 2000, "seeds": "shared"},
+        "few bits": {"name": "ferret", "upload": "2KiB"},
         "normal": {"name": "ferret", "coordinates": 40, "basis": "normal"},
         "fedavg": {"name": "fedavg", "server_step": 0.7},
         "16-bit": {"name": "fedavg", "precision": "bfloat16"},
