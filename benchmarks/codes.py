@@ -14,7 +14,7 @@ import argparse
 
 import torch
 
-from fullfed.sketch import Code, Purpose, SignBasis, Stream, affordable
+from fullfed.sketch import Purpose, SignBasis, Stream, affordable
 from sketch import seconds
 
 D = 1 << 26
@@ -22,8 +22,9 @@ D = 1 << 26
 
 def row(ratio: int) -> str:
     """One line of the table."""
-    count, bits = affordable(4 * D // ratio, D)
-    basis, code = SignBasis(seed=1, round=1, coordinates=count), Code(bits)
+    count, code = affordable(4 * D // ratio, D)
+    assert code is not None
+    basis = SignBasis(seed=1, round=1, coordinates=count)
     stream = Stream(1, Purpose.CODES, 1, 1)
     delta, weights = torch.randn(D, generator=torch.Generator().manual_seed(1)), torch.zeros(D)
     y = basis.project([delta])
@@ -39,7 +40,7 @@ def row(ratio: int) -> str:
     )
     cells = [f"{taken / copy:.2f}" for taken in times]
     together = (times[2] + times[3]) / copy
-    return f"| {ratio:,} | {count:,} | {bits} | {' | '.join(cells)} | {together:.2f} |"
+    return f"| {ratio:,} | {count:,} | {code} | {' | '.join(cells)} | {together:.2f} |"
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     torch.set_num_threads(parser.parse_args().threads)
-    print("| ratio | K | bits | project | encode | decode | reconstruct | decode + reconstruct |")
+    print("| ratio | K | code | project | encode | decode | reconstruct | decode + reconstruct |")
     print("|---|---|---|---|---|---|---|---|")
     for ratio in (32, 100, 1000, 10000):
         print(row(ratio), flush=True)

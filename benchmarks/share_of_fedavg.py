@@ -1,14 +1,15 @@
 """How much of FedAvg's loss drop Ferret keeps, at how many times fewer bytes.
 
     python benchmarks/share_of_fedavg.py recipes/natural-instructions.toml --out runs/share \
-        --ratios 10 100 1000 10000 --bits 1 32 --normal 1000 --seeds 0 1 2 --markdown table.md
+        --ratios 10 100 1000 10000 --bits auto 32 --normal 1000 --seeds 0 1 2 --markdown table.md
 
 Runs FedAvg, Ferret with as many coordinates as are 1 / ratio of the model's 32 bits a parameter
-(sign basis, each kind of seeds, each number of bits) and the normal basis at the ratios given,
-each from the same recipe with each seed, and prints a table: final loss, share of FedAvg's drop
-from the base model (seed by seed, then mean and standard deviation), bytes and seconds. A run that
-is there already is not repeated, one that was stopped is resumed; --jobs runs several at once,
-with the cores divided among them.
+(sign basis, each kind of seeds, each number of bits; with "auto" bits what ``upload`` makes of that
+many bytes beside a report's header) and the normal basis at the ratios given, each from the same
+recipe with each seed, and prints a table: final loss, share of FedAvg's drop from the base model
+(seed by seed, then mean and standard deviation), bytes and seconds. A run that is there already is
+not repeated, one that was stopped is resumed; --jobs runs several at once, with the cores divided
+among them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fullfed.federation.recipe import load_recipe
+from fullfed.methods.ferret import REPORT_HEADER
 from fullfed.reports.plots import can_plot, plot_runs
 from fullfed.reports.text import bytes_text, seconds_text
 from fullfed.runs.folder import RunFolder
@@ -54,21 +56,19 @@ def setups(parameters: int, arguments: argparse.Namespace) -> list[Setup]:
             for ratio in arguments.ratios
             for bits in arguments.bits
         ]
-        rows += [_ferret(parameters, ratio, "normal", seeds, 32) for ratio in arguments.normal]
+        rows += [_ferret(parameters, ratio, "normal", seeds, "32") for ratio in arguments.normal]
     return rows
 
 
-def _ferret(parameters: int, ratio: int, basis: str, seeds: str, bits: int) -> Setup:
-    coordinates = min(parameters, 32 * parameters // (ratio * bits))
+def _ferret(parameters: int, ratio: int, basis: str, seeds: str, bits: str) -> Setup:
+    amount = [f"method.upload={4 * parameters // ratio + REPORT_HEADER}B"]
+    if bits != "auto":
+        coordinates = min(parameters, 32 * parameters // (ratio * int(bits)))
+        amount = [f"method.coordinates={coordinates}", f"method.bits={bits}"]
+    kind = [f"method.basis={basis}", f"method.seeds={seeds}"]
     return Setup(
-        f"ferret-{ratio}x-{basis}-{seeds}" + (f"-{bits}bit" if bits < 32 else ""),
-        (
-            "method.name=ferret",
-            f"method.coordinates={coordinates}",
-            f"method.bits={bits}",
-            f"method.basis={basis}",
-            f"method.seeds={seeds}",
-        ),
+        f"ferret-{ratio}x-{basis}-{seeds}" + (f"-{bits}" if bits != "32" else ""),
+        ("method={}", "method.name=ferret", *kind, *amount),
     )
 
 
@@ -138,7 +138,8 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ratios", type=int, nargs="*", default=[10, 100, 1000, 10000])
-    parser.add_argument("--bits", type=int, nargs="+", default=[32], choices=[*BITS, 32])
+    choices = ["auto", *map(str, BITS), "32"]
+    parser.add_argument("--bits", nargs="+", default=["32"], choices=choices)
     parser.add_argument("--normal", type=int, nargs="*", default=[1000])
     parser.add_argument("--kinds", nargs="+", default=["client", "shared"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -22,7 +22,7 @@ from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
 from fullfed.runs.assembly import method_options
 from fullfed.sizes import parse_bytes
-from fullfed.sketch import Code
+from fullfed.sketch import code_of
 from fullfed.training.first_order import FirstOrder
 from methods.tiny import (
     Federation,
@@ -250,9 +250,9 @@ def test_few_bits_are_right_on_average_and_as_noisy_as_they_say(seeds: str, bits
     error = float(along.std()) / math.sqrt(count)
     assert float(along.mean()) == pytest.approx(1.0, abs=4 * error)
     noise = float((rounds - truth).square().sum(1).mean() / truth.square().sum())
-    said = ELEMENTS / (coordinates * Code(bits).fidelity) - 1
+    said = ELEMENTS / (coordinates * code_of(bits).fidelity) - 1
     if seeds == "shared":  # the mean is coded again
-        said = (said + 1) / Code(bits).fidelity - 1
+        said = (said + 1) / code_of(bits).fidelity - 1
     assert noise == pytest.approx(said, rel=0.05)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fullfed.errors import UserError
-from fullfed.sketch import BITS, Code, Purpose, Stream, affordable, perturb_
+from fullfed.sketch import (
+    BITS,
+    Code,
+    Largest,
+    Purpose,
+    Rounded,
+    Stream,
+    affordable,
+    code_of,
+    perturb_,
+)
 from fullfed.sketch.hadamard import block_size, rotate_, rotate_back_
 
 LENGTHS = st.integers(1, 300) | st.sampled_from([1023, 1024, 1025, 9000])
@@ -57,7 +68,8 @@ def sparse(count: int) -> Tensor:
 
 @given(count=LENGTHS, round=st.integers(0, 100))
 def test_a_rotation_keeps_lengths_and_is_undone(count: int, round: int) -> None:
-    count = Code(1).nbytes(count) * 8 if count > 64 else 1 << count.bit_length()
+    size = block_size(count)
+    count = -(-count // size) * size
     vector = normals(count, round)
     rotated = rotated_of(vector, round)
     assert float(rotated.norm()) == pytest.approx(float(vector.norm()), rel=1e-5)
@@ -78,10 +90,10 @@ def test_a_rotation_is_the_product_of_its_matrices(count: int, size: int) -> Non
     torch.testing.assert_close(rotated, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", BITS[1:])
 def test_the_fidelity_is_that_of_the_quantiser(bits: int) -> None:
     """1 - D with D integrated numerically over the normal law."""
-    code = Code(bits)
+    code = Rounded(bits)
     x = np.linspace(-9, 9, 400_001)
     nearest = np.abs(code._levels().double().numpy() - x[:, None]).min(axis=1)
     density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
@@ -89,13 +101,27 @@ def test_the_fidelity_is_that_of_the_quantiser(bits: int) -> None:
     assert 1 - code.fidelity == pytest.approx(distortion, rel=2e-3)
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("kind", [normals, heavy, sparse])
+@pytest.mark.parametrize(
+    ("group", "fidelity"), [(1, 2 / math.pi), (2, 2 / math.pi), (64, 0.10530), (1024, 0.011569)]
+)
+def test_the_fidelity_is_that_of_the_largest(group: int, fidelity: float) -> None:
+    """E|x| = sqrt(2 / pi); of the larger of two 2 / sqrt(pi); simulated with a million draws."""
+    assert Largest(group).fidelity == pytest.approx(fidelity, rel=1e-3)
+
+
+CODES = [Largest(1), Largest(8), Largest(16), Largest(512), *map(Rounded, BITS[1:])]
+
+
+KINDS = [(code, kind) for code in CODES for kind in (normals, heavy)]
+KINDS += [(code, sparse) for code in CODES[:1] + CODES[4:]]
+
+
+@pytest.mark.parametrize(("code", "kind"), KINDS)
 @pytest.mark.parametrize("count", [256, 300, 5000])
 def test_codes_are_right_on_average_and_no_less_exact_than_they_say(
-    bits: int, kind: object, count: int
+    code: Code, kind: Callable[[int], Tensor], count: int
 ) -> None:
-    numbers, code, rounds = kind(count), Code(bits), 150  # type: ignore[operator]
+    numbers, rounds = kind(count), 150
     energy = float(numbers.square().sum())
     decoded = torch.stack(
         [
@@ -109,23 +135,38 @@ def test_codes_are_right_on_average_and_no_less_exact_than_they_say(
     assert left <= noise / rounds * 2
 
 
-@pytest.mark.parametrize("bits", BITS)
-def test_codes_have_the_bits_they_say(bits: int) -> None:
-    codes, scale = Code(bits).encode(normals(77), stream())
+@pytest.mark.parametrize(
+    ("code", "bits"),
+    [(Largest(1), 80), (Rounded(3), 240), (Largest(16), 5 * 5), (Largest(64), 7 * 2)],  # C = 16
+)
+def test_codes_have_the_bits_they_say(code: Code, bits: int) -> None:
+    codes, scale = code.encode(normals(77), stream())
     assert codes.dtype == torch.uint8
-    assert codes.shape == (Code(bits).nbytes(77),) == (math.ceil(80 * bits / 8),)  # C = 16
+    assert codes.shape == (code.nbytes(77),) == (math.ceil(bits / 8),)
     assert scale.dtype == torch.float32
     assert scale.shape == (1,)
 
 
 def test_nothing_is_coded_as_nothing() -> None:
-    codes, scale = Code(1).encode(torch.zeros(9), stream())
-    assert torch.equal(Code(1).decode(codes, scale, 9, stream()), torch.zeros(9))
+    for code in CODES:
+        codes, scale = code.encode(torch.zeros(9), stream())
+        assert torch.equal(code.decode(codes, scale, 9, stream()), torch.zeros(9))
+
+
+@given(codes=st.binary(min_size=18, max_size=18), code=st.sampled_from(CODES[1:4]))
+def test_whatever_bytes_come_they_are_places_in_their_groups(codes: bytes, code: Largest) -> None:
+    """Nothing that a stranger sends reaches beyond a group, or holds more than one number in it."""
+    count = 8 * 18 // code.group.bit_length() * code.group
+    assert code.nbytes(count) == 18
+    sent = torch.frombuffer(bytearray(codes), dtype=torch.uint8)
+    numbers = torch.zeros(code._padded(count))
+    code._unpack(sent, torch.tensor([0.5]), numbers)
+    assert set(numbers.view(-1, code.group).abs().sum(1).tolist()) == {0.5}
 
 
 def test_decoding_is_a_specified_sequence_of_float32_operations() -> None:
     """The whole of it once more, one number at a time: K = 7, C = 4, n = 8, m = 2."""
-    code, count = Code(2), 7
+    code, count = Rounded(2), 7
     codes, scale = code.encode(normals(count), stream())
     levels = [np.float32(v) for v in (-1.510, -0.4528, 0.4528, 1.510)]
     bits = [byte >> (7 - n) & 1 for byte in codes.tolist() for n in range(8)]
@@ -154,23 +195,22 @@ def test_decoding_is_a_specified_sequence_of_float32_operations() -> None:
     assert code.decode(codes, scale, count, stream()).tolist() == expected
 
 
-@given(nbytes=st.integers(1, 10_000), most=st.integers(1, 5_000))
+@given(nbytes=st.integers(1, 3_000), most=st.integers(1, 5_000))
 def test_a_budget_is_spent_on_what_counts_most(nbytes: int, most: int) -> None:
-    def size(count: int, bits: int) -> int:
-        return 4 * count if bits == 32 else Code(bits).nbytes(count)
+    def worth(count: int, code: Code | None) -> float:
+        return count * (code.fidelity if code else 1.0)
 
-    def worth(count: int, bits: int) -> float:
-        return count * (1.0 if bits == 32 else Code(bits).fidelity)
-
-    count, bits = affordable(nbytes, most)
+    count, code = affordable(nbytes, most)
     assert 1 <= count <= most
-    assert size(count, bits) <= nbytes
-    for other in (*BITS, 32):
-        for fewer in range(1, min(most, 8 * nbytes // other) + 1, 1 + most // 50):
-            if size(fewer, other) <= nbytes:
-                assert worth(fewer, other) <= worth(count, bits) * 1.0001
+    assert (code.nbytes(count) if code else 4 * count) <= nbytes
+    assert worth(min(most, nbytes // 4), None) <= worth(count, code)
+    for other in CODES:
+        limit = most // 8 if isinstance(other, Largest) and other.group > 1 else most
+        for fewer in range(1, limit + 1, 1 + limit // 50):
+            if other.nbytes(fewer) <= nbytes:
+                assert worth(fewer, other) <= worth(count, code) * (1 + 1e-9)
 
 
 def test_bits_that_there_is_no_code_of_are_refused() -> None:
     with pytest.raises(UserError, match="5 bits a coordinate: choose from 1 to 4, or 32"):
-        Code(5)
+        code_of(5)

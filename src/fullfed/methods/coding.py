@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fullfed.federation.messages import MessageError
-from fullfed.sketch import Code, Purpose, Stream
+from fullfed.sketch import Code, Purpose, Stream, code_of
 
 _LARGEST = 1e30  # of a scale: what is decoded with it is finite
 
@@ -58,40 +58,36 @@ class Exact:
 
 @dataclass(frozen=True)
 class InBits:
-    """1 to 4 bits a number, and one scale (sketch.Code).
+    """Few bits, and one scale (sketch.Code).
 
     Attributes:
         seed: the recipe's.
-        bits: of a number.
+        code: how.
     """
 
     seed: int
-    bits: int
+    code: Code
 
     @property
     def fidelity(self) -> float:
-        return self._code.fidelity
+        return self.code.fidelity
 
     def nbytes(self, count: int) -> int:
-        return self._code.nbytes(count) + 4
+        return self.code.nbytes(count) + 4
 
     def encode(self, numbers: Tensor, round: int, owner: int) -> dict[str, Tensor]:
-        codes, scale = self._code.encode(numbers.cpu(), self._stream(round, owner))
+        codes, scale = self.code.encode(numbers.cpu(), self._stream(round, owner))
         return {"codes": codes, "scale": scale}
 
     def check(self, tensors: Mapping[str, Tensor], count: int) -> None:
-        codes = (self._code.nbytes(count),)
+        codes = (self.code.nbytes(count),)
         _check_shapes(tensors, {"codes": (codes, torch.uint8), "scale": ((1,), torch.float32)})
         if not 0 <= float(tensors["scale"]) <= _LARGEST:
             raise MessageError(f"the report's scale is not between 0 and {_LARGEST:g}")
 
     def decode(self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int) -> Tensor:
         codes, scale = tensors["codes"].cpu(), tensors["scale"].cpu()
-        return self._code.decode(codes, scale, count, self._stream(round, owner))
-
-    @property
-    def _code(self) -> Code:
-        return Code(self.bits)
+        return self.code.decode(codes, scale, count, self._stream(round, owner))
 
     def _stream(self, round: int, owner: int) -> Stream:
         return Stream(self.seed, Purpose.CODES, round, owner)
@@ -99,7 +95,7 @@ class InBits:
 
 def coding(seed: int, bits: int) -> Coding:
     """The coding with so many bits a number, 32 being float32."""
-    return Exact() if bits == 32 else InBits(seed, bits)
+    return Exact() if bits == 32 else InBits(seed, code_of(bits))
 
 
 def _check_shapes(

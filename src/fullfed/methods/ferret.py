@@ -17,7 +17,7 @@ from typing import Literal
 
 from fullfed.errors import UserError
 from fullfed.methods.bases import Signs, TruncatedNormals, blocks_of
-from fullfed.methods.coding import coding
+from fullfed.methods.coding import Coding, Exact, InBits, coding
 from fullfed.methods.composition import Composition
 from fullfed.methods.curvature import CurvatureStep
 from fullfed.methods.local import ByGradients
@@ -29,7 +29,7 @@ from fullfed.methods.steps import ConstantStep
 from fullfed.sizes import parse_bytes
 from fullfed.sketch import BITS, affordable
 
-_REPORT_HEADER = 448  # most bytes of a report that are not coordinates, whatever its numbers
+REPORT_HEADER = 448  # most bytes of a report that are not coordinates, whatever its numbers
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class FerretOptions:
     """
     Attributes:
         coordinates: K, the numbers a client sends; or instead of it
-        upload: the bytes of a client's report, such as "32KiB", from which K and the bits of a
-            coordinate follow.
+        upload: the bytes of a client's report, such as "32KiB", from which K and its code
+            follow.
         bits: of each of so many coordinates, 1 to 4 or 32, which is float32.
         basis: "sign" or "normal".
         seeds: each "client"'s own directions, as in the paper (noise averages out; everybody
@@ -76,13 +76,13 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
     Raises:
         UserError: more coordinates than parameters, or a budget too small for one.
     """
-    count, bits = _amount(setting, options)
+    count, code = _amount(setting, options)
     if count > setting.elements:
         raise UserError(
             f"method.coordinates: {count} coordinates for a model of {setting.elements} "
             "parameters; ask for at most one per parameter."
         )
-    sketch = Sketched(_family(setting, options, count), options.seeds, coding(setting.seed, bits))
+    sketch = Sketched(_family(setting, options, count), options.seeds, code)
     step = (
         CurvatureStep(setting.seed, sketch.worth, setting.cohort_size, options.seeds == "shared")
         if options.server_step == "auto"
@@ -98,20 +98,20 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
     )
 
 
-def _amount(setting: Setting, options: FerretOptions) -> tuple[int, int]:
-    """K and the bits of each coordinate."""
+def _amount(setting: Setting, options: FerretOptions) -> tuple[int, Coding]:
+    """K and how coordinates travel."""
     if options.coordinates is not None:
-        return options.coordinates, options.bits or 32
-    room = parse_bytes(str(options.upload)) - _REPORT_HEADER
-    count, bits = room // 4, 32
+        return options.coordinates, coding(setting.seed, options.bits or 32)
+    room = parse_bytes(str(options.upload)) - REPORT_HEADER
+    count, code = room // 4, None
     if options.basis == "sign" and room > 0:
-        count, bits = affordable(room, setting.elements)
+        count, code = affordable(room, setting.elements)
     if count < 1:
         raise UserError(
             f"method.upload: {options.upload} leaves no room for a coordinate beside the "
-            f"{_REPORT_HEADER} bytes of a report's header; raise it."
+            f"{REPORT_HEADER} bytes of a report's header; raise it."
         )
-    return count, bits
+    return count, InBits(setting.seed, code) if code else Exact()
 
 
 def _family(setting: Setting, options: FerretOptions, count: int) -> BasisFamily:

@@ -5,7 +5,7 @@ Useful on its own, for gradient compression or zeroth-order optimisation; see do
 
 from fullfed.sketch.allocation import allocate
 from fullfed.sketch.checks import check_specification
-from fullfed.sketch.codes import BITS, Code, affordable
+from fullfed.sketch.codes import BITS, Code, Largest, Rounded, affordable, code_of
 from fullfed.sketch.dense import NormalBasis, RademacherBasis
 from fullfed.sketch.directions import Distribution, accumulate_, perturb_
 from fullfed.sketch.generator import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
@@ -20,9 +20,11 @@ __all__ = [
     "SPECIFICATION",
     "Code",
     "Distribution",
+    "Largest",
     "NormalBasis",
     "Purpose",
     "RademacherBasis",
+    "Rounded",
     "Rounding",
     "SignBasis",
     "Stream",
@@ -31,6 +33,7 @@ __all__ = [
     "affordable",
     "allocate",
     "check_specification",
+    "code_of",
     "permutation",
     "perturb_",
     "round_",

@@ -1,7 +1,10 @@
-"""Coordinates in a few bits each: what a byte budget is best spent on."""
+"""Coordinates in few bits: what a byte budget is best spent on."""
 
 from __future__ import annotations
 
+import functools
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -14,47 +17,38 @@ from fullfed.sketch.hadamard import block_size, rotate_, rotate_back_
 # Levels above zero of the quantisers of a standard normal variable with the least squared error,
 # and that error (Max, "Quantizing for minimum distortion", 1960, table I).
 _LEVELS = {
-    1: (0.7979,),
     2: (0.4528, 1.510),
     3: (0.2451, 0.7560, 1.344, 2.152),
     4: (0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733),
 }
-_DISTORTION = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
-BITS = tuple(_LEVELS)
+_DISTORTION = {2: 0.1175, 3: 0.03454, 4: 0.009497}
+BITS = (1, *_LEVELS)
+_SPARSEST = 1024  # numbers of which one is sent; more gain little
+_SPREAD = 8  # parameters a number must be made of, where few of the numbers are sent
 
 
-@dataclass(frozen=True)
-class Code:
-    """K float32 numbers in ``bits`` bits each and one scale.
+class Code(ABC):
+    """K float32 numbers as a few bits and one scale.
 
     The numbers, and zeros up to a multiple of ``block_size(K)``, are rotated at random
-    (hadamard.py), so that whatever they were they look like draws of one normal law, each is
-    replaced by the nearest level of the best quantiser for it, and the scale is chosen such that
-    what is decoded is the truth on average over rotations (Vargaftik et al., EDEN, arXiv
-    2108.08842, section 3): ||y||**2 / <rotated y, levels>.
-
-    Attributes:
-        bits: 1 to 4.
+    (hadamard.py), so that whatever they were they look like draws of one normal law. Each is then
+    replaced by one of a few levels q, and the scale is chosen such that what is decoded is the
+    truth on average over rotations (Vargaftik et al., EDEN, arXiv 2108.08842, section 3):
+    ||y||**2 / <rotated y, q>.
     """
 
-    bits: int
-
-    def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise UserError(f"{self.bits} bits a coordinate: choose from 1 to {BITS[-1]}, or 32.")
-
     @property
+    @abstractmethod
     def fidelity(self) -> float:
         """1 - D: K coded numbers are worth this share of K exact ones.
 
         Decoded numbers have 1 / (1 - D) times the energy of the true ones, and a sketch's
         noise is its energy over K.
         """
-        return 1 - _DISTORTION[self.bits]
 
+    @abstractmethod
     def nbytes(self, count: int) -> int:
         """Bytes of the codes of ``count`` numbers."""
-        return -(-_padded(count) * self.bits // 8)
 
     def encode(self, coordinates: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
         """Codes, uint8, shape (nbytes,), and scale, float32, shape (1,).
@@ -63,62 +57,168 @@ class Code:
             coordinates: float32, shape (K,), on the CPU.
             stream: of the rotation; the same decodes.
         """
-        from fullfed.sketch import codes_cpu  # imports numba
-
         count = len(coordinates)
-        rotated = torch.zeros(_padded(count))
+        rotated = torch.zeros(self._padded(count))
         rotated[:count] = coordinates
         rotate_(rotated, stream)
-        energy = float(torch.linalg.vector_norm(coordinates, dtype=torch.float64)) ** 2
-        levels = self._levels()
         codes = torch.zeros(self.nbytes(count), dtype=torch.uint8)
-        if self.bits == 1:
-            along = float(levels[1]) * codes_cpu.pack_signs(rotated.numpy(), codes.numpy())
-        else:
-            spread = (energy / len(rotated)) ** 0.5
-            bounds = ((levels[1:] + levels[:-1]) / 2 * spread).numpy()
-            along = codes_cpu.pack(
-                rotated.numpy(), bounds, levels.numpy(), self.bits, codes.numpy()
-            )
+        along = self._pack(rotated, codes)
+        energy = float(torch.linalg.vector_norm(coordinates, dtype=torch.float64)) ** 2
         scale = energy / along if along > 0 else 0.0
         return codes, torch.tensor([scale], dtype=torch.float32)
 
     def decode(self, codes: Tensor, scale: Tensor, count: int, stream: Stream) -> Tensor:
         """The numbers, float32, shape (count,), of the same bits everywhere."""
-        from fullfed.sketch import codes_cpu  # imports numba
-
-        numbers = torch.empty(_padded(count))
-        levels = self._levels() * scale
-        codes_cpu.unpack(codes.numpy(), self.bits, levels.numpy(), numbers.numpy())
+        numbers = torch.zeros(self._padded(count))
+        self._unpack(codes, scale, numbers)
         rotate_back_(numbers, stream)
         return numbers[:count]
+
+    @abstractmethod
+    def _pack(self, rotated: Tensor, codes: Tensor) -> float:
+        """Write the levels q into zeroed codes; <rotated, q>."""
+
+    @abstractmethod
+    def _unpack(self, codes: Tensor, scale: Tensor, numbers: Tensor) -> None:
+        """Write fl(level * scale) into zeros."""
+
+    def _padded(self, count: int) -> int:
+        """How many numbers are coded for ``count``."""
+        block = self.block(count)
+        return -(-count // block) * block
+
+    def block(self, count: int) -> int:
+        """A multiple of this many numbers is coded."""
+        return block_size(count)
+
+
+@dataclass(frozen=True)
+class Rounded(Code):
+    """Each number is rounded to the nearest of 4, 8 or 16 levels.
+
+    Attributes:
+        bits: of a number, 2 to 4.
+    """
+
+    bits: int
+
+    @property
+    def fidelity(self) -> float:
+        return 1 - _DISTORTION[self.bits]
+
+    def nbytes(self, count: int) -> int:
+        return -(-self._padded(count) * self.bits // 8)
+
+    def _pack(self, rotated: Tensor, codes: Tensor) -> float:
+        from fullfed.sketch import codes_cpu  # imports numba
+
+        levels = self._levels()
+        spread = float(torch.linalg.vector_norm(rotated, dtype=torch.float64))
+        bounds = (levels[1:] + levels[:-1]) / 2 * (spread / len(rotated) ** 0.5)
+        return float(
+            codes_cpu.pack(
+                rotated.numpy(), bounds.numpy(), levels.numpy(), self.bits, codes.numpy()
+            )
+        )
+
+    def _unpack(self, codes: Tensor, scale: Tensor, numbers: Tensor) -> None:
+        from fullfed.sketch import codes_cpu  # imports numba
+
+        levels = self._levels() * scale
+        codes_cpu.unpack(codes.numpy(), self.bits, levels.numpy(), numbers.numpy())
 
     def _levels(self) -> Tensor:
         above = torch.tensor(_LEVELS[self.bits], dtype=torch.float32)
         return torch.cat([-above.flip(0), above])
 
 
-def affordable(nbytes: int, most: int) -> tuple[int, int]:
-    """The K <= ``most`` and the bits that make the best of ``nbytes``: (K, bits), bits 32 if exact.
+@dataclass(frozen=True)
+class Largest(Code):
+    """Of each ``group`` of numbers, which is the largest in absolute value, and its sign.
 
-    K (1 - D) is what counts, so it is as many numbers as there is room for in one bit each, and
-    more bits where there are no more numbers.
+    That is log2(group) + 1 bits a group, the level of the largest being +-1 and all others' 0.
+    With groups of one it is the signs, worth 2 / pi = 0.64 exact numbers a bit; with larger ones
+    more, as many more numbers as there are: 0.80 with groups of 8, 1.0 with 128, 1.39 at last.
+    (Of a vector with a handful of entries not zero the largest of these are told too large and
+    the others too small, by up to half: three rotations do not make that normal enough.)
+
+    Attributes:
+        group: a power of 2.
     """
-    choices = [(_fitting(nbytes, most, bits), bits, Code(bits).fidelity) for bits in BITS]
-    choices.append((min(most, nbytes // 4), 32, 1.0))
-    count, bits, _ = max(choices, key=lambda choice: choice[0] * choice[2])
-    return count, bits
+
+    group: int
+
+    @property
+    def fidelity(self) -> float:
+        return _expected_largest(self.group) ** 2 / self.group
+
+    def nbytes(self, count: int) -> int:
+        return -(-self._padded(count) // self.group * self._bits // 8)
+
+    def block(self, count: int) -> int:
+        return max(block_size(count), self.group)
+
+    def _pack(self, rotated: Tensor, codes: Tensor) -> float:
+        from fullfed.sketch import codes_cpu  # imports numba
+
+        if self.group == 1:
+            return float(codes_cpu.pack_signs(rotated.numpy(), codes.numpy()))
+        groups = rotated.view(-1, self.group).numpy()
+        return float(codes_cpu.pack_largest(groups, self._bits, codes.numpy()))
+
+    def _unpack(self, codes: Tensor, scale: Tensor, numbers: Tensor) -> None:
+        from fullfed.sketch import codes_cpu  # imports numba
+
+        groups = numbers.view(-1, self.group).numpy()
+        codes_cpu.unpack_largest(codes.numpy(), self._bits, scale.numpy()[0], groups)
+
+    @property
+    def _bits(self) -> int:
+        return self.group.bit_length()
 
 
-def _padded(count: int) -> int:
-    """How many numbers are coded for ``count``."""
-    size = block_size(count)
-    return -(-count // size) * size
+def code_of(bits: int) -> Code:
+    """The code with so many bits a number.
+
+    Raises:
+        UserError: there is none.
+    """
+    if bits not in BITS:
+        raise UserError(f"{bits} bits a coordinate: choose from 1 to {BITS[-1]}, or 32.")
+    return Largest(1) if bits == 1 else Rounded(bits)
 
 
-def _fitting(nbytes: int, most: int, bits: int) -> int:
+def affordable(nbytes: int, most: int) -> tuple[int, Code | None]:
+    """The K <= ``most`` and the code, None for float32, that make the best of ``nbytes``.
+
+    K (1 - D) is what counts, so it is the code with most of it a bit that there are numbers
+    enough for. Numbers of which few are sent are not to be more than an eighth of ``most``, so that
+    coding costs no more than passing over all the parameters does.
+    """
+    codes: list[Code] = [Largest(1 << n) for n in range(_SPARSEST.bit_length())]
+    codes += [Rounded(bits) for bits in _LEVELS]
+    choices: list[tuple[int, Code | None]] = [(min(most, nbytes // 4), None)]
+    for code in codes:
+        sparse = isinstance(code, Largest) and code.group > 1
+        choices.append((_fitting(nbytes, most // _SPREAD if sparse else most, code), code))
+    return max(choices, key=lambda choice: choice[0] * (choice[1].fidelity if choice[1] else 1.0))
+
+
+def _fitting(nbytes: int, most: int, code: Code) -> int:
     """The most numbers, ``most`` at most, whose codes have ``nbytes`` at most."""
-    count = 8 * nbytes // bits
-    if count < most:
-        return count - count % block_size(count) if count else 0
-    return most if Code(bits).nbytes(most) <= nbytes else most - most % block_size(most)
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if code.nbytes(middle) <= nbytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@functools.cache
+def _expected_largest(count: int) -> float:
+    """E max |x_i| of so many standard normal x: the integral of P(max > t), by trapezoids."""
+    step, steps = 1e-3, 10_000
+    tail = (1 - math.erf(n * step / math.sqrt(2)) ** count for n in range(steps))
+    return step * (math.fsum(tail) - 0.5)

@@ -40,6 +40,20 @@ def _butterflies(values, half):
 
 
 @njit
+def _two_butterflies(values, half):
+    """``_butterflies`` with half and then 2 half, in one pass."""
+    for first in range(0, len(values), 4 * half):
+        w, x = values[first : first + half], values[first + half : first + 2 * half]
+        y, z = (
+            values[first + 2 * half : first + 3 * half],
+            values[first + 3 * half : first + 4 * half],
+        )
+        for i in range(half):
+            a, b, c, d = w[i] + x[i], w[i] - x[i], y[i] + z[i], y[i] - z[i]
+            w[i], x[i], y[i], z[i] = a + c, b + d, a - c, b - d
+
+
+@njit
 def _first_butterflies(values):
     """``_butterflies`` with halves 1, 2 and 4, in registers; a multiple of 8 values."""
     for i in range(0, len(values), 8):
@@ -60,9 +74,11 @@ def transform_neighbours(start, stop, blocks, scale):
         if len(row) >= 8:
             _first_butterflies(row)
             half = 8
-        while half < len(row):
+        while 2 * half < len(row):
+            _two_butterflies(row, half)
+            half *= 4
+        if half < len(row):
             _butterflies(row, half)
-            half *= 2
         for i in range(len(row)):
             row[i] *= scale
 
@@ -79,15 +95,19 @@ def transform_distant(start, stop, blocks, scale):
             for c in range(width):
                 held[r, c] = blocks[r, begin + c]
         half = 1
-        while half < size:
-            for first in range(0, size, 2 * half):
+        while 2 * half < size:
+            for first in range(0, size, 4 * half):
                 for r in range(first, first + half):
-                    upper, lower = held[r], held[r + half]
-                    for c in range(width):
-                        low, high = upper[c], lower[c]
-                        upper[c] = low + high
-                        lower[c] = low - high
-            half *= 2
+                    w, x, y, z = held[r], held[r + half], held[r + 2 * half], held[r + 3 * half]
+                    for i in range(width):
+                        a, b, c, d = w[i] + x[i], w[i] - x[i], y[i] + z[i], y[i] - z[i]
+                        w[i], x[i], y[i], z[i] = a + c, b + d, a - c, b - d
+            half *= 4
+        if half < size:
+            for r in range(half):
+                w, x = held[r], held[r + half]
+                for i in range(width):
+                    w[i], x[i] = w[i] + x[i], w[i] - x[i]
         for r in range(size):
             for c in range(width):
                 blocks[r, begin + c] = held[r, c] * scale
@@ -121,6 +141,38 @@ def pack_signs(numbers, codes):
         codes[byte] = bits
         along += float(length)
     return along
+
+
+@njit(nogil=True, cache=True)
+def pack_largest(groups, bits, codes):
+    """Of each row the place of its largest and whether it is above zero, into zeroed ``codes``.
+
+    The place's bits come first, lowest first; returns the sum of the largest absolute values.
+    """
+    along = 0.0
+    for g in range(len(groups)):
+        row, place = groups[g], 0
+        for k in range(1, len(row)):
+            if abs(row[k]) > abs(row[place]):
+                place = k
+        along += abs(np.float64(row[place]))
+        code = place | ((row[place] > 0) << (bits - 1))
+        for j in range(bits):
+            at_bit = g * bits + j
+            codes[at_bit >> 3] |= ((code >> j) & 1) << (7 - (at_bit & 7))
+    return along
+
+
+@njit(nogil=True, cache=True)
+def unpack_largest(codes, bits, scale, groups):
+    """The scale, with its sign, into each row's place; rows are zero."""
+    for g in range(len(groups)):
+        code = 0
+        for j in range(bits):
+            at_bit = g * bits + j
+            code |= ((codes[at_bit >> 3] >> (7 - (at_bit & 7))) & 1) << j
+        positive = code >> (bits - 1)
+        groups[g, code & (groups.shape[1] - 1)] = scale if positive else -scale
 
 
 @njit(nogil=True, cache=True)
