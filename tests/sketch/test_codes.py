@@ -214,3 +214,14 @@ def test_a_budget_is_spent_on_what_counts_most(nbytes: int, most: int) -> None:
 def test_bits_that_there_is_no_code_of_are_refused() -> None:
     with pytest.raises(UserError, match="5 bits a coordinate: choose from 1 to 4, or 32"):
         code_of(5)
+
+
+def test_a_groups_code_is_its_place_lowest_bit_first_and_then_its_sign() -> None:
+    """Groups of 4: place 2 (01), positive (1); place 1 (10), negative (0)."""
+    sent, numbers = torch.tensor([0b01110000], dtype=torch.uint8), torch.zeros(8)
+    Largest(4)._unpack(sent, torch.tensor([0.5]), numbers)
+    assert numbers.tolist() == [0.0, 0.0, 0.5, 0.0, 0.0, -0.5, 0.0, 0.0]
+    codes = torch.zeros(1, dtype=torch.uint8)
+    along = Largest(4)._pack(torch.tensor([1.0, -2.0, 3.0, 0.0, 0.5, -4.0, 1.0, 2.0]), codes)
+    assert along == 7.0
+    assert torch.equal(codes, sent)
