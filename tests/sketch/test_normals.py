@@ -36,7 +36,7 @@ def test_a_word_makes_the_specified_pair(word):
 @given(st.integers(0, 2**32 - 1))
 @example(2**31)
 def test_the_largest_error_is_that_of_radius_and_angle(word):
-    """5.9e-7 of the radius and, at a right angle to each other, 1.7e-7 and 7.2e-7; and roundings."""
+    """5.9e-7 of the radius; at a right angle to each other 1.7e-7 and 7.2e-7; roundings."""
     pair, exact = normals(np.array([word], dtype=np.uint32))[0], normal_exact(word)
     assert math.dist(pair, exact) < 1.4e-6 * math.hypot(*exact)
 
