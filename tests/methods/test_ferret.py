@@ -384,7 +384,7 @@ def test_energies_are_estimated_without_bias_from_the_coordinates() -> None:
         family = TruncatedNormals(seed, 60, (range(1), range(1, 2), range(2, 3)), SIZES)
         values = family.plan(0, None)
         mean = family.basis(0, 0, values).project(list(own.values())).double()
-        found = family.remember(values, mean, None)["energies"]
+        found = family.remember(values, mean.clone, None)["energies"]
         estimates.append(found)
     for block, expected in enumerate(truth):
         column = torch.tensor([e[block] for e in estimates])  # type: ignore[index]
@@ -397,9 +397,9 @@ def test_energies_remember_earlier_rounds_by_half() -> None:
     family = normals(60)
     values = family.plan(0, None)
     mean = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    fresh = family.remember(values, mean, None)["energies"]
+    fresh = family.remember(values, mean.clone, None)["energies"]
     old = Update(0, {"energies": [10.0, 20.0, 30.0]})
-    smoothed = family.remember(values, mean, old)["energies"]
+    smoothed = family.remember(values, mean.clone, old)["energies"]
     assert isinstance(fresh, list)
     assert smoothed == pytest.approx(
         [(before + now) / 2 for before, now in zip([10.0, 20.0, 30.0], fresh, strict=True)]  # type: ignore[operator]

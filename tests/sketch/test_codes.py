@@ -195,12 +195,12 @@ def test_decoding_is_a_specified_sequence_of_float32_operations() -> None:
     assert code.decode(codes, scale, count, stream()).tolist() == expected
 
 
-@given(nbytes=st.integers(1, 3_000), most=st.integers(1, 5_000))
-def test_a_budget_is_spent_on_what_counts_most(nbytes: int, most: int) -> None:
+@given(nbytes=st.integers(1, 3_000), most=st.integers(1, 5_000), times=st.integers(1, 2))
+def test_a_budget_is_spent_on_what_counts_most(nbytes: int, most: int, times: int) -> None:
     def worth(count: int, code: Code | None) -> float:
-        return count * (code.fidelity if code else 1.0)
+        return count * (code.fidelity**times if code else 1.0)
 
-    count, code = affordable(nbytes, most)
+    count, code = affordable(nbytes, most, times)
     assert 1 <= count <= most
     assert (code.nbytes(count) if code else 4 * count) <= nbytes
     assert worth(min(most, nbytes // 4), None) <= worth(count, code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -41,7 +41,7 @@ class Signs:
         return float(coordinates.double().square().sum())
 
     def remember(
-        self, values: Mapping[str, Value], mean: Tensor, last: Update | None
+        self, values: Mapping[str, Value], mean: Callable[[], Tensor], last: Update | None
     ) -> dict[str, Value]:
         return {}
 
@@ -83,9 +83,9 @@ class TruncatedNormals:
         )
 
     def remember(
-        self, values: Mapping[str, Value], mean: Tensor, last: Update | None
+        self, values: Mapping[str, Value], mean: Callable[[], Tensor], last: Update | None
     ) -> dict[str, Value]:
-        energies = self._energies(mean, values)
+        energies = self._energies(mean(), values)
         if last is not None:
             energies = [
                 _MEMORY * old + (1 - _MEMORY) * new

@@ -105,7 +105,9 @@ def _amount(setting: Setting, options: FerretOptions) -> tuple[int, Coding]:
     room = parse_bytes(str(options.upload)) - REPORT_HEADER
     count, code = room // 4, None
     if options.basis == "sign" and room > 0:
-        count, code = affordable(room, setting.elements)
+        # The mean of coordinates on shared directions is coded once more.
+        times = 2 if options.seeds == "shared" else 1
+        count, code = affordable(room, setting.elements, times)
     if count < 1:
         raise UserError(
             f"method.upload: {options.upload} leaves no room for a coordinate beside the "

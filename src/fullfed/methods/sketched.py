@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -45,9 +45,9 @@ class BasisFamily(Protocol):
         """An unbiased estimate of ||delta||**2 from a delta's coordinates."""
 
     def remember(
-        self, values: Mapping[str, Value], mean: Tensor, last: Update | None
+        self, values: Mapping[str, Value], mean: Callable[[], Tensor], last: Update | None
     ) -> dict[str, Value]:
-        """What an update carries for later plans; ``mean`` is the mean of all coordinates."""
+        """What an update carries for later plans; ``mean()`` is the mean of all coordinates."""
 
 
 @dataclass(frozen=True)
@@ -100,24 +100,36 @@ class Sketched:
         self, reports: Iterable[tuple[float, Report]], plan: Payload, last: Update | None
     ) -> Payload:
         received = list(reports)  # K numbers a client
-        count, total = self.family.coordinates, math.fsum(weight for weight, _ in received)
-        mean = torch.zeros(count, dtype=torch.float64)
-        noise = 0.0  # that coding added to the mean's energy
-        for weight, report in received:
-            own = self.coding.decode(report.tensors, count, report.round, report.client).double()
-            mean += weight / total * own
-            noise += (weight / total) ** 2 * (1 - self.coding.fidelity) * float(own @ own)
+        total = math.fsum(weight for weight, _ in received)
+        shares = [weight / total for weight, _ in received]
+
+        def mean() -> Tensor:
+            return self._mean(received, shares)[0]
+
         values = {**plan.values, **self.family.remember(plan.values, mean, last)}
         if self.seeds == "shared":
-            values["energy"] = max(self.family.energy(mean, values) - noise, 0.0)
-            return Payload(values, self.coding.encode(mean.float(), received[0][1].round, SHARED))
+            pooled, noise = self._mean(received, shares)
+            values["energy"] = max(self.family.energy(pooled, values) - noise, 0.0)
+            round = received[0][1].round
+            return Payload(values, self.coding.encode(pooled.float(), round, SHARED))
         stacked = {
             name: torch.stack([report.tensors[name] for _, report in received])
             for name in received[0][1].tensors
         }
         clients = torch.tensor([report.client for _, report in received])
-        shares = torch.tensor([weight / total for weight, _ in received])
-        return Payload(values, {**stacked, "clients": clients, "weights": shares})
+        return Payload(values, {**stacked, "clients": clients, "weights": torch.tensor(shares)})
+
+    def _mean(
+        self, received: Sequence[tuple[float, Report]], shares: Sequence[float]
+    ) -> tuple[Tensor, float]:
+        """The mean of all coordinates, float64, and what coding them added to its energy."""
+        count, fidelity = self.family.coordinates, self.coding.fidelity
+        mean, noise = torch.zeros(count, dtype=torch.float64), 0.0
+        for share, (_, report) in zip(shares, received, strict=True):
+            own = self.coding.decode(report.tensors, count, report.round, report.client).double()
+            mean += share * own
+            noise += share**2 * (1 - fidelity) * float(own @ own)
+        return mean, noise
 
     def energy(self, merged: Payload) -> float | None:
         """With shared directions the noise is that of the mean, whose energy y tells."""

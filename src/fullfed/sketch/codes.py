@@ -188,10 +188,11 @@ def code_of(bits: int) -> Code:
     return Largest(1) if bits == 1 else Rounded(bits)
 
 
-def affordable(nbytes: int, most: int) -> tuple[int, Code | None]:
+def affordable(nbytes: int, most: int, times: int = 1) -> tuple[int, Code | None]:
     """The K <= ``most`` and the code, None for float32, that make the best of ``nbytes``.
 
-    K (1 - D) is what counts, so it is the code with most of it a bit that there are numbers
+    K (1 - D) is what counts, or K (1 - D)**times where what was decoded is coded again so many
+    ``times`` in all. So it is the code with most of it a bit that there are numbers
     enough for. Numbers of which few are sent are not to be more than an eighth of ``most``, so that
     coding costs no more than passing over all the parameters does.
     """
@@ -201,7 +202,12 @@ def affordable(nbytes: int, most: int) -> tuple[int, Code | None]:
     for code in codes:
         sparse = isinstance(code, Largest) and code.group > 1
         choices.append((_fitting(nbytes, most // _SPREAD if sparse else most, code), code))
-    return max(choices, key=lambda choice: choice[0] * (choice[1].fidelity if choice[1] else 1.0))
+
+    def worth(choice: tuple[int, Code | None]) -> float:
+        count, code = choice
+        return count * code.fidelity**times if code else float(count)
+
+    return max(choices, key=worth)
 
 
 def _fitting(nbytes: int, most: int, code: Code) -> int:
