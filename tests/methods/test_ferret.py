@@ -18,11 +18,13 @@ from fullfed.federation.messages import Plan, Report, Update, encode
 from fullfed.federation.recipe import MethodTable
 from fullfed.methods.bases import TruncatedNormals, blocks_of
 from fullfed.methods.codecs import Change
+from fullfed.methods.coding import InBits
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
+from fullfed.methods.sketched import Sketched
 from fullfed.runs.assembly import method_options
 from fullfed.sizes import parse_bytes
-from fullfed.sketch import code_of
+from fullfed.sketch import Largest, code_of
 from fullfed.training.first_order import FirstOrder
 from methods.tiny import (
     Federation,
@@ -232,6 +234,19 @@ def test_a_report_keeps_to_its_budget_and_uses_it(basis: str, upload: str, step:
 def test_a_budget_beyond_the_whole_change_sends_just_that() -> None:
     made = make_ferret(setting(tiny_model()), upload="1MB")
     assert made.codec.report_bytes(Plan(0, 0)) == 4 * D
+
+
+def test_a_mean_that_is_coded_again_is_not_left_to_the_largest_of_many() -> None:
+    """Of one client's bytes the largest of 64 say most; of a mean's energy they keep a tenth."""
+    shapes = {"matrix": torch.Size([1000, 1000])}
+    made = replace(setting(tiny_model()), shapes=shapes)
+    codes = {}
+    for seeds in ("shared", "client"):
+        codec = make_ferret(made, upload="2KiB", seeds=seeds).codec
+        assert isinstance(codec, Sketched)
+        assert isinstance(codec.coding, InBits)
+        codes[seeds] = codec.coding.code
+    assert codes == {"shared": Largest(1), "client": Largest(64)}
 
 
 @pytest.mark.parametrize("seeds", ["shared", "client"])
