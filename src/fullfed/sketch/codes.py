@@ -194,7 +194,7 @@ def affordable(nbytes: int, most: int, times: int = 1) -> tuple[int, Code | None
     K (1 - D) is what counts, or K (1 - D)**times where what was decoded is coded again so many
     ``times`` in all. So it is the code with most of it a bit that there are numbers
     enough for. Numbers of which few are sent are not to be more than an eighth of ``most``, so that
-    coding costs no more than passing over all the parameters does.
+    coding costs a few passes over all the parameters and not dozens.
     """
     codes: list[Code] = [Largest(1 << n) for n in range(_SPARSEST.bit_length())]
     codes += [Rounded(bits) for bits in _LEVELS]
