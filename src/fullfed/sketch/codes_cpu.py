@@ -113,6 +113,24 @@ def transform_distant(start, stop, blocks, scale):
                 blocks[r, begin + c] = held[r, c] * scale
 
 
+@njit
+def _put(codes, first, bits, code):
+    """Bit j of the code becomes bit first + j of zeroed ``codes``, each byte's highest first."""
+    for j in range(bits):
+        place = first + j
+        codes[place >> 3] |= ((code >> j) & 1) << (7 - (place & 7))
+
+
+@njit
+def _get(codes, first, bits):
+    """The code that ``_put`` put there."""
+    code = 0
+    for j in range(bits):
+        place = first + j
+        code |= ((codes[place >> 3] >> (7 - (place & 7))) & 1) << j
+    return code
+
+
 @njit(nogil=True, cache=True)
 def pack(numbers, bounds, levels, bits, codes):
     """The nearest level of each number, into zeroed ``codes``; returns <numbers, levels>."""
@@ -122,15 +140,20 @@ def pack(numbers, bounds, levels, bits, codes):
         for bound in bounds:
             code += numbers[k] > bound
         along += np.float64(numbers[k]) * np.float64(levels[code])
-        for j in range(bits):
-            place = k * bits + j
-            codes[place >> 3] |= ((code >> j) & 1) << (7 - (place & 7))
+        _put(codes, k * bits, bits, code)
     return along
 
 
 @njit(nogil=True, cache=True)
+def unpack(codes, bits, levels, numbers):
+    """The level of each code, into ``numbers``."""
+    for k in range(len(numbers)):
+        numbers[k] = levels[_get(codes, k * bits, bits)]
+
+
+@njit(nogil=True, cache=True)
 def pack_signs(numbers, codes):
-    """``pack`` with levels -1 and 1: a bit for each number above zero; returns sum |number|."""
+    """``pack_largest`` with groups of one, faster; returns the sum of absolute values."""
     along = 0.0
     for byte in range(len(codes)):
         bits, length = 0, np.float32(0)
@@ -156,10 +179,7 @@ def pack_largest(groups, bits, codes):
             if abs(row[k]) > abs(row[place]):
                 place = k
         along += abs(np.float64(row[place]))
-        code = place | ((row[place] > 0) << (bits - 1))
-        for j in range(bits):
-            at_bit = g * bits + j
-            codes[at_bit >> 3] |= ((code >> j) & 1) << (7 - (at_bit & 7))
+        _put(codes, g * bits, bits, place | ((row[place] > 0) << (bits - 1)))
     return along
 
 
@@ -167,20 +187,6 @@ def pack_largest(groups, bits, codes):
 def unpack_largest(codes, bits, scale, groups):
     """The scale, with its sign, into each row's place; rows are zero."""
     for g in range(len(groups)):
-        code = 0
-        for j in range(bits):
-            at_bit = g * bits + j
-            code |= ((codes[at_bit >> 3] >> (7 - (at_bit & 7))) & 1) << j
+        code = _get(codes, g * bits, bits)
         positive = code >> (bits - 1)
         groups[g, code & (groups.shape[1] - 1)] = scale if positive else -scale
-
-
-@njit(nogil=True, cache=True)
-def unpack(codes, bits, levels, numbers):
-    """The level of each code, into ``numbers``."""
-    for k in range(len(numbers)):
-        code = 0
-        for j in range(bits):
-            place = k * bits + j
-            code |= ((codes[place >> 3] >> (7 - (place & 7))) & 1) << j
-        numbers[k] = levels[code]
