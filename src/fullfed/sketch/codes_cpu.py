@@ -9,8 +9,9 @@ import numpy as np
 from numba import njit
 
 from fullfed.sketch.philox_cpu import fill_words
-from fullfed.sketch.scalars_cpu import at, signed
+from fullfed.sketch.scalars_cpu import at, bits_of, signed
 
+_ABSOLUTE = np.uint32(0x7FFFFFFF)
 COLUMNS = 128  # that are transformed together: what is held of them fits a core's cache
 
 
@@ -174,10 +175,12 @@ def pack_largest(groups, bits, codes):
     """
     along = 0.0
     for g in range(len(groups)):
-        row, place = groups[g], 0
-        for k in range(1, len(row)):
-            if abs(row[k]) > abs(row[place]):
-                place = k
+        row, most = groups[g], np.uint32(0)
+        for k in range(len(row)):  # absolute values have the order of their bits, which vectorise
+            most = max(most, bits_of(row[k]) & _ABSOLUTE)
+        place = 0
+        while bits_of(row[place]) & _ABSOLUTE != most:
+            place += 1
         along += abs(np.float64(row[place]))
         _put(codes, g * bits, bits, place | ((row[place] > 0) << (bits - 1)))
     return along
