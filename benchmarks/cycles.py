@@ -109,7 +109,7 @@ def rows(arrangement: Arrangement, folder: Path) -> Iterator[str]:
 
 
 def _total(runs: Sequence[Any], way: str) -> float:
-    return statistics.mean(sum(r[way] for r in run["rounds"]) for run in runs)
+    return float(statistics.mean(sum(r[way] for r in run["rounds"]) for run in runs))
 
 
 def _seconds(run: Any) -> float:
