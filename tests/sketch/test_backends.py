@@ -19,6 +19,7 @@ from fullfed.sketch import (
     perturb_,
     pieces,
     reference,
+    threads_cpu,
 )
 from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.entries import NORMALS, SIGNS, truncated
@@ -33,7 +34,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The work is cut finely, so that small tensors are cut at all."""
     monkeypatch.setattr(pieces, "STAGED", 1000)
     monkeypatch.setattr(pieces, "SERIAL", 300)
-    monkeypatch.setattr(cpu, "SMALL", 100)
+    monkeypatch.setattr(threads_cpu, "SMALL", 100)
     monkeypatch.setattr(cpu, "RUN", 300)
     monkeypatch.setattr(cpu, "LONG", 100)
     monkeypatch.setattr(cpu, "SHORTEST", 64)

@@ -23,6 +23,7 @@ from fullfed.sketch import (
     affordable,
     code_of,
     perturb_,
+    threads_cpu,
 )
 from fullfed.sketch.hadamard import block_size, rotate_, rotate_back_
 
@@ -193,6 +194,49 @@ def test_decoding_is_a_specified_sequence_of_float32_operations() -> None:
     transform(4, 5, 6, 7)
     expected = [float(x[k] * z[k]) for k in range(count)]
     assert code.decode(codes, scale, count, stream()).tolist() == expected
+
+
+def levels_of(code: Code, codes: Tensor, scale: Tensor, padded: int) -> np.ndarray:
+    """What the codes stand for, bit by bit."""
+    bits = np.unpackbits(codes.numpy())
+    width = code._bits if isinstance(code, Largest) else code.bits  # type: ignore[attr-defined]
+    rows = padded // code.group if isinstance(code, Largest) else padded
+    sent = bits[: rows * width].reshape(rows, width)
+    if not isinstance(code, Largest):
+        return (code._levels() * scale).numpy()[sent @ (1 << np.arange(width))]  # type: ignore
+    numbers = np.zeros((rows, code.group), dtype=np.float32)
+    places = sent[:, :-1] @ (1 << np.arange(width - 1))
+    numbers[np.arange(rows), places] = np.where(sent[:, -1], scale.numpy(), -scale.numpy())
+    return numbers.ravel()
+
+
+def transformed(rows: np.ndarray) -> np.ndarray:
+    """Of each row, level by level."""
+    size, half = rows.shape[1], 1
+    while half < size:
+        pairs = rows.reshape(len(rows), -1, 2, half)
+        rows = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+        half *= 2
+    return rows.reshape(-1, size) * np.float32(size**-0.5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [50, 300, 5000, 70_000])  # C = 8, 32, 128, 512
+@pytest.mark.parametrize("code", CODES)
+def test_decoding_is_the_specified_one_in_numpy(
+    code: Code, count: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads_cpu, "SMALL", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    codes, scale = code.encode(normals(count), stream())
+    padded = code._padded(count)
+    size, z = block_size(padded), signs_of(3 * padded).numpy()
+    x = transformed(levels_of(code, codes, scale, padded).reshape(-1, size)).ravel()
+    x *= z[2 * padded :]
+    x = transformed(x.reshape(size, -1).T).T.ravel() * z[padded : 2 * padded]
+    x = transformed(x.reshape(-1, size)).ravel() * z[:padded]
+    decoded = code.decode(codes, scale, count, stream())
+    assert np.array_equal(decoded.numpy(), x[:count])
 
 
 @given(nbytes=st.integers(1, 3_000), most=st.integers(1, 5_000), times=st.integers(1, 2))

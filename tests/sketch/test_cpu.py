@@ -12,17 +12,31 @@ import pytest
 import torch
 from numba import njit
 
-from fullfed.sketch import SignBasis, Stream, cpu, dense_cpu, perturb_, sign_cpu
+from fullfed.sketch import (
+    Largest,
+    SignBasis,
+    Stream,
+    dense_cpu,
+    perturb_,
+    rotation_cpu,
+    sign_cpu,
+    threads_cpu,
+)
 
 
 @pytest.mark.parametrize(
     "kernel",
-    [sign_cpu.project, sign_cpu.reconstruct, dense_cpu.products, dense_cpu.add_combination],
+    [
+        *(sign_cpu.project, sign_cpu.reconstruct),
+        *(dense_cpu.products, dense_cpu.add_combination),
+        *(rotation_cpu.rotate_neighbours, rotation_cpu.rotate_distant),
+    ],
 )
 def test_kernels_contain_no_fused_multiply_add(kernel):
     SignBasis(seed=1, round=1, coordinates=3).project([torch.ones(9)], weights=[0.3])
     for distribution in ("rademacher", "gaussian"):
         perturb_([torch.ones(9)], Stream(1, 4), 0.1, distribution)
+    Largest(1).encode(torch.ones(9), Stream(1, 4))
     fresh = njit(kernel.py_func)
     for signature in kernel.signatures[:2]:  # others differ in conversions only
         fresh.compile(signature)
@@ -63,5 +77,5 @@ def test_memory_beyond_inputs_and_result_is_under_two_percent(kind, k, itemsize)
 
 def test_a_forked_process_gets_threads_of_its_own():
     with mock.patch.object(os, "getpid", return_value=-1):
-        pool = cpu._pool(2, os.getpid())
-    assert pool is not cpu._pool(2, os.getpid())
+        pool = threads_cpu._pool(2, os.getpid())
+    assert pool is not threads_cpu._pool(2, os.getpid())

@@ -5,10 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fullfed.errors import UserError
 from fullfed.sketch.generator import Stream
@@ -58,13 +63,11 @@ class Code(ABC):
             stream: of the rotation; the same decodes.
         """
         count = len(coordinates)
-        rotated = torch.zeros(self._padded(count))
-        rotated[:count] = coordinates
+        rotated = pad(coordinates, (0, self._padded(count) - count))
         rotate_(rotated, stream)
-        codes = torch.zeros(self.nbytes(count), dtype=torch.uint8)
+        codes = torch.empty(self.nbytes(count), dtype=torch.uint8)
         along = self._pack(rotated, codes)
-        energy = float(torch.linalg.vector_norm(coordinates, dtype=torch.float64)) ** 2
-        scale = energy / along if along > 0 else 0.0
+        scale = _energy(coordinates) / along if along > 0 else 0.0
         return codes, torch.tensor([scale], dtype=torch.float32)
 
     def decode(self, codes: Tensor, scale: Tensor, count: int, stream: Stream) -> Tensor:
@@ -76,7 +79,7 @@ class Code(ABC):
 
     @abstractmethod
     def _pack(self, rotated: Tensor, codes: Tensor) -> float:
-        """Write the levels q into zeroed codes; <rotated, q>."""
+        """Write the levels q into codes; <rotated, q>."""
 
     @abstractmethod
     def _unpack(self, codes: Tensor, scale: Tensor, numbers: Tensor) -> None:
@@ -113,19 +116,17 @@ class Rounded(Code):
         from fullfed.sketch import codes_cpu  # imports numba
 
         levels = self._levels()
-        spread = float(torch.linalg.vector_norm(rotated, dtype=torch.float64))
-        bounds = (levels[1:] + levels[:-1]) / 2 * (spread / len(rotated) ** 0.5)
-        return float(
-            codes_cpu.pack(
-                rotated.numpy(), bounds.numpy(), levels.numpy(), self.bits, codes.numpy()
-            )
-        )
+        bounds = (levels[1:] + levels[:-1]) / 2 * (_energy(rotated) / len(rotated)) ** 0.5
+        tables = (bounds.numpy(), levels.numpy(), self.bits, _reversed(self.bits))
+        return _summed(codes_cpu.pack_levels, rotated, *tables, codes.numpy())
 
     def _unpack(self, codes: Tensor, scale: Tensor, numbers: Tensor) -> None:
         from fullfed.sketch import codes_cpu  # imports numba
 
-        levels = self._levels() * scale
-        codes_cpu.unpack(codes.numpy(), self.bits, levels.numpy(), numbers.numpy())
+        levels = (self._levels() * scale).numpy()[_reversed(self.bits)]
+        _in_runs(
+            codes_cpu.unpack_levels, len(numbers), codes.numpy(), self.bits, levels, numbers.numpy()
+        )
 
     def _levels(self) -> Tensor:
         above = torch.tensor(_LEVELS[self.bits], dtype=torch.float32)
@@ -162,15 +163,27 @@ class Largest(Code):
         from fullfed.sketch import codes_cpu  # imports numba
 
         if self.group == 1:
-            return float(codes_cpu.pack_signs(rotated.numpy(), codes.numpy()))
-        groups = rotated.view(-1, self.group).numpy()
-        return float(codes_cpu.pack_largest(groups, self._bits, codes.numpy()))
+            return _summed(codes_cpu.pack_signs, rotated, codes.numpy())
+        groups = rotated.view(-1, self.group)
+        return _summed(codes_cpu.pack_largest, groups, self._bits, self._places(), codes.numpy())
 
     def _unpack(self, codes: Tensor, scale: Tensor, numbers: Tensor) -> None:
         from fullfed.sketch import codes_cpu  # imports numba
 
-        groups = numbers.view(-1, self.group).numpy()
-        codes_cpu.unpack_largest(codes.numpy(), self._bits, scale.numpy()[0], groups)
+        sent, level = codes.numpy(), scale.numpy()[0]
+        if self.group == 1:
+            _in_runs(codes_cpu.unpack_signs, len(numbers), sent, level, numbers.numpy())
+            return
+        groups = numbers.view(-1, self.group)
+        _in_runs(
+            codes_cpu.unpack_largest,
+            len(groups),
+            *(sent, self._bits, self._places(), level, groups.numpy()),
+        )
+
+    def _places(self) -> NDArray[np.uint16]:
+        """What is written for a place, and for what is written the place."""
+        return _reversed(self._bits - 1)
 
     @property
     def _bits(self) -> int:
@@ -220,6 +233,35 @@ def _fitting(nbytes: int, most: int, code: Code) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _energy(vector: Tensor) -> float:
+    """||vector||**2, summed in float64 in an order of its own."""
+    from fullfed.sketch import codes_cpu  # imports numba
+
+    return _summed(codes_cpu.energy, vector)
+
+
+def _summed(kernel: Callable[..., None], numbers: Tensor, *arguments: Any) -> float:
+    """The kernel over all runs of rows, and the sum of what it says of each."""
+    from fullfed.sketch import codes_cpu  # imports numba
+
+    sums = np.zeros(-(-len(numbers) // codes_cpu.RUN))
+    _in_runs(kernel, len(numbers), numbers.numpy(), *arguments, sums)
+    return math.fsum(sums)
+
+
+def _in_runs(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
+    from fullfed.sketch import codes_cpu, threads_cpu  # import numba
+
+    threads_cpu.split(kernel, -(-rows // codes_cpu.RUN), rows, *arguments)
+
+
+@functools.cache
+def _reversed(bits: int) -> NDArray[np.uint16]:
+    """Numbers of so many bits with those in reverse, which are sent lowest first."""
+    turned = [sum((n >> j & 1) << (bits - 1 - j) for j in range(bits)) for n in range(1 << bits)]
+    return np.array(turned, dtype=np.uint16)
 
 
 @functools.cache

@@ -1,4 +1,8 @@
-"""Rotations and codes of coordinates in numba."""
+"""Codes of coordinates in numba.
+
+Codes of b bits follow one another without gaps, each byte's highest bit first. RUN of them take
+whole bytes, so runs can be read and written apart.
+"""
 
 # Kernels are typed by numba.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -8,188 +12,143 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from fullfed.sketch.philox_cpu import fill_words
-from fullfed.sketch.scalars_cpu import at, bits_of, signed
+from fullfed.sketch.scalars_cpu import at, bits_of, float_of
 
-_ABSOLUTE = np.uint32(0x7FFFFFFF)
-COLUMNS = 128  # that are transformed together: what is held of them fits a core's cache
+RUN = 4096  # codes; a multiple of 8
+_ABSOLUTE, _SIGN = np.uint32(0x7FFFFFFF), np.uint32(0x80000000)
+_ADDED = 8  # sums that grow side by side, since one would have each wait for the one before
+
+
+@njit
+def _write(codes, place, waiting, count, bits, code):
+    """Append a code to ``count`` waiting bits; full bytes go to codes[place], ..."""
+    waiting, count = (waiting << bits) | code, count + bits
+    while count >= 8:
+        codes[at(place)] = np.uint8((waiting >> (count - 8)) & 255)
+        place, count = place + 1, count - 8
+    return place, waiting & 255, count
+
+
+@njit
+def _read(codes, place, waiting, count, bits):
+    """The next code; ``count`` bits of ``waiting``, its lowest, were not used before."""
+    while count < bits:
+        waiting = ((waiting & 255) << 8) | codes[at(place)]
+        place, count = place + 1, count + 8
+    code = (waiting >> (count - bits)) & ((1 << bits) - 1)
+    return place, waiting, count - bits, code
+
+
+@njit
+def _finish(codes, place, waiting, count):
+    """The last bits, and zeros."""
+    if count:
+        codes[at(place)] = np.uint8((waiting << (8 - count)) & 255)
 
 
 @njit(nogil=True, cache=True)
-def flip(start, stop, vector, offset, first_group, keys):
-    """Signs onto elements; item is a group of 128 rows of 128, counted from ``offset``."""
-    words = np.empty((4, 128), np.uint32)
-    for group in range(first_group + start, first_group + stop):
-        fill_words(words, group * 128, 128, keys, 0)
-        for r in range(128):
-            place = (group * 128 + r) * 128 - offset
-            shift = np.uint32(31 - (r & 31))
-            for c in range(max(0, -place), min(128, len(vector) - place)):
-                i = at(place + c)
-                vector[i] = signed(vector[i], words[r >> 5, at(c)], shift)
-
-
-@njit
-def _butterflies(values, half):
-    """v_i, v_(i + half) become their sum and their difference, for i without bit ``half``."""
-    for first in range(0, len(values), 2 * half):
-        lows, highs = values[first : first + half], values[first + half : first + 2 * half]
-        for i in range(half):
-            low, high = lows[i], highs[i]
-            lows[i] = low + high
-            highs[i] = low - high
-
-
-@njit
-def _two_butterflies(values, half):
-    """``_butterflies`` with half and then 2 half, in one pass."""
-    for first in range(0, len(values), 4 * half):
-        w, x = values[first : first + half], values[first + half : first + 2 * half]
-        y, z = (
-            values[first + 2 * half : first + 3 * half],
-            values[first + 3 * half : first + 4 * half],
-        )
-        for i in range(half):
-            a, b, c, d = w[i] + x[i], w[i] - x[i], y[i] + z[i], y[i] - z[i]
-            w[i], x[i], y[i], z[i] = a + c, b + d, a - c, b - d
-
-
-@njit
-def _first_butterflies(values):
-    """``_butterflies`` with halves 1, 2 and 4, in registers; a multiple of 8 values."""
-    for i in range(0, len(values), 8):
-        a, b, c, d = values[i], values[i + 1], values[i + 2], values[i + 3]
-        e, f, g, h = values[i + 4], values[i + 5], values[i + 6], values[i + 7]
-        a, b, c, d, e, f, g, h = a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h
-        a, b, c, d, e, f, g, h = a + c, b + d, a - c, b - d, e + g, f + h, e - g, f - h
-        values[i], values[i + 1], values[i + 2], values[i + 3] = a + e, b + f, c + g, d + h
-        values[i + 4], values[i + 5], values[i + 6], values[i + 7] = a - e, b - f, c - g, d - h
+def energy(start, stop, values, sums):
+    """sums[run] = the sum of the run's squares, float64."""
+    for run in range(start, stop):
+        first, last = run * RUN, min(run * RUN + RUN, len(values))
+        parts = np.zeros(_ADDED, np.float64)
+        for begin in range(first, last - _ADDED + 1, _ADDED):
+            for lane in range(_ADDED):
+                value = np.float64(values[at(begin + lane)])
+                parts[at(lane)] += value * value
+        for k in range(last - (last - first) % _ADDED, last):
+            parts[0] += np.float64(values[at(k)]) ** 2
+        sums[run] = parts.sum()
 
 
 @njit(nogil=True, cache=True)
-def transform_neighbours(start, stop, blocks, scale):
-    """The transform of each row of ``blocks`` (m, C), in place; of rows start to stop - 1."""
-    for b in range(start, stop):
-        row = blocks[b]
-        half = 1
-        if len(row) >= 8:
-            _first_butterflies(row)
-            half = 8
-        while 2 * half < len(row):
-            _two_butterflies(row, half)
-            half *= 4
-        if half < len(row):
-            _butterflies(row, half)
-        for i in range(len(row)):
-            row[i] *= scale
-
-
-@njit(nogil=True, cache=True)
-def transform_distant(start, stop, blocks, scale):
-    """The transform of each column of ``blocks`` (C, m), in place, 128 columns at a time."""
-    size, count = blocks.shape
-    held = np.empty((size, COLUMNS), np.float32)
-    for group in range(start, stop):
-        begin = group * COLUMNS
-        width = min(COLUMNS, count - begin)
-        for r in range(size):
-            for c in range(width):
-                held[r, c] = blocks[r, begin + c]
-        half = 1
-        while 2 * half < size:
-            for first in range(0, size, 4 * half):
-                for r in range(first, first + half):
-                    w, x, y, z = held[r], held[r + half], held[r + 2 * half], held[r + 3 * half]
-                    for i in range(width):
-                        a, b, c, d = w[i] + x[i], w[i] - x[i], y[i] + z[i], y[i] - z[i]
-                        w[i], x[i], y[i], z[i] = a + c, b + d, a - c, b - d
-            half *= 4
-        if half < size:
-            for r in range(half):
-                w, x = held[r], held[r + half]
-                for i in range(width):
-                    w[i], x[i] = w[i] + x[i], w[i] - x[i]
-        for r in range(size):
-            for c in range(width):
-                blocks[r, begin + c] = held[r, c] * scale
-
-
-@njit
-def _put(codes, first, bits, code):
-    """Bit j of the code becomes bit first + j of zeroed ``codes``, each byte's highest first."""
-    for j in range(bits):
-        place = first + j
-        codes[place >> 3] |= ((code >> j) & 1) << (7 - (place & 7))
-
-
-@njit
-def _get(codes, first, bits):
-    """The code that ``_put`` put there."""
-    code = 0
-    for j in range(bits):
-        place = first + j
-        code |= ((codes[place >> 3] >> (7 - (place & 7))) & 1) << j
-    return code
-
-
-@njit(nogil=True, cache=True)
-def pack(numbers, bounds, levels, bits, codes):
-    """The nearest level of each number, into zeroed ``codes``; returns <numbers, levels>."""
-    along = 0.0
-    for k in range(len(numbers)):
-        code = 0
+def pack_levels(start, stop, numbers, bounds, levels, bits, written, codes, sums):
+    """The nearest level of each number as written[level]; sums[run] = <numbers, levels>."""
+    nearest = np.empty(RUN, np.uint8)
+    for run in range(start, stop):
+        first, count = run * RUN, min(RUN, len(numbers) - run * RUN)
+        nearest[:] = 0
         for bound in bounds:
-            code += numbers[k] > bound
-        along += np.float64(numbers[k]) * np.float64(levels[code])
-        _put(codes, k * bits, bits, code)
-    return along
+            for k in range(count):
+                nearest[at(k)] += numbers[at(first + k)] > bound
+        place, waiting, bits_waiting, along = first * bits // 8, 0, 0, 0.0
+        for k in range(count):
+            level = nearest[at(k)]
+            along += np.float64(numbers[at(first + k)]) * np.float64(levels[at(level)])
+            place, waiting, bits_waiting = _write(
+                codes, place, waiting, bits_waiting, bits, np.int64(written[at(level)])
+            )
+        _finish(codes, place, waiting, bits_waiting)
+        sums[run] = along
 
 
 @njit(nogil=True, cache=True)
-def unpack(codes, bits, levels, numbers):
-    """The level of each code, into ``numbers``."""
-    for k in range(len(numbers)):
-        numbers[k] = levels[_get(codes, k * bits, bits)]
+def unpack_levels(start, stop, codes, bits, levels, numbers):
+    """levels[code] of each code, into ``numbers``."""
+    for run in range(start, stop):
+        first = run * RUN
+        place, waiting, count = first * bits // 8, 0, 0
+        for k in range(first, min(first + RUN, len(numbers))):
+            place, waiting, count, code = _read(codes, place, waiting, count, bits)
+            numbers[at(k)] = levels[at(code)]
 
 
 @njit(nogil=True, cache=True)
-def pack_signs(numbers, codes):
-    """``pack_largest`` with groups of one, faster; returns the sum of absolute values."""
-    along = 0.0
-    for byte in range(len(codes)):
-        bits, length = 0, np.float32(0)
-        for k in range(8 * byte, min(8 * byte + 8, len(numbers))):
-            positive = numbers[k] > 0
-            bits |= positive << (7 - (k & 7))
-            length += numbers[k] if positive else -numbers[k]
-        codes[byte] = bits
-        along += float(length)
-    return along
+def pack_signs(start, stop, numbers, codes, sums):
+    """A bit for what is above zero; sums[run] = the sum of absolute values."""
+    for run in range(start, stop):
+        along = 0.0
+        for byte in range(run * RUN // 8, min((run + 1) * RUN // 8, len(codes))):
+            bits, length = 0, np.float32(0)
+            for k in range(8 * byte, min(8 * byte + 8, len(numbers))):
+                positive = numbers[k] > 0
+                bits |= positive << (7 - (k & 7))
+                length += numbers[k] if positive else -numbers[k]
+            codes[byte] = bits
+            along += np.float64(length)
+        sums[run] = along
 
 
 @njit(nogil=True, cache=True)
-def pack_largest(groups, bits, codes):
-    """Of each row the place of its largest and whether it is above zero, into zeroed ``codes``.
+def unpack_signs(start, stop, codes, scale, numbers):
+    """The scale where a bit is 1, else its negative."""
+    negative = bits_of(scale) ^ _SIGN
+    for run in range(start, stop):
+        for k in range(run * RUN, min(run * RUN + RUN, len(numbers))):
+            bit = (np.uint32(codes[at(k >> 3)]) << np.uint32(k & 7)) & np.uint32(128)
+            numbers[at(k)] = float_of(negative ^ (bit << np.uint32(24)))
 
-    The place's bits come first, lowest first; returns the sum of the largest absolute values.
+
+@njit(nogil=True, cache=True)
+def pack_largest(start, stop, groups, bits, written, codes, sums):
+    """Of each row written[place of its largest], and a bit for whether that is above zero.
+
+    sums[run] = the sum of the largest absolute values.
     """
-    along = 0.0
-    for g in range(len(groups)):
-        row, most = groups[g], np.uint32(0)
-        for k in range(len(row)):  # absolute values have the order of their bits, which vectorise
-            most = max(most, bits_of(row[k]) & _ABSOLUTE)
-        place = 0
-        while bits_of(row[place]) & _ABSOLUTE != most:
-            place += 1
-        along += abs(np.float64(row[place]))
-        _put(codes, g * bits, bits, place | ((row[place] > 0) << (bits - 1)))
-    return along
+    for run in range(start, stop):
+        first, along = run * RUN, 0.0
+        place, waiting, count = first * bits // 8, 0, 0
+        for g in range(first, min(first + RUN, len(groups))):
+            most = np.uint32(0)
+            for k in range(groups.shape[1]):  # absolute values have the order of their bits
+                most = max(most, bits_of(groups[at(g), at(k)]) & _ABSOLUTE)
+            largest = 0
+            while bits_of(groups[at(g), at(largest)]) & _ABSOLUTE != most:
+                largest += 1
+            value = groups[at(g), at(largest)]
+            along += np.float64(abs(value))
+            code = (np.int64(written[at(largest)]) << 1) | (value > 0)
+            place, waiting, count = _write(codes, place, waiting, count, bits, code)
+        _finish(codes, place, waiting, count)
+        sums[run] = along
 
 
 @njit(nogil=True, cache=True)
-def unpack_largest(codes, bits, scale, groups):
-    """The scale, with its sign, into each row's place; rows are zero."""
-    for g in range(len(groups)):
-        code = _get(codes, g * bits, bits)
-        positive = code >> (bits - 1)
-        groups[g, code & (groups.shape[1] - 1)] = scale if positive else -scale
+def unpack_largest(start, stop, codes, bits, read, scale, groups):
+    """The scale, with its sign, into place read[code] of each row; rows are zero."""
+    for run in range(start, stop):
+        first = run * RUN
+        place, waiting, count = first * bits // 8, 0, 0
+        for g in range(first, min(first + RUN, len(groups))):
+            place, waiting, count, code = _read(codes, place, waiting, count, bits)
+            groups[at(g), at(read[at(code >> 1)])] = scale if code & 1 else -scale

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,24 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fullfed.sketch import codes_cpu, dense_cpu, sign_cpu
+from fullfed.sketch import dense_cpu, rotation_cpu, sign_cpu
 from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES
+from fullfed.sketch.threads_cpu import split
 
 RUN = 32768  # columns at a time: their signs and sums stay in the second-level cache
 LONG = 8192  # rows from this length on are projected four at a time
 SHORTEST = 1024  # rows are not cut into shorter runs than this
 CHUNK = 32 * LANES  # elements whose sum of directions is held at once
-SMALL = 1 << 16  # numbers made; below this a second thread costs more than it gains
 
 
 def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> None:
     for flat, offset, factor, before in pieces:
         first, groups = _groups(rows, offset, flat.numel())
         runs, run = _runs(rows.width, groups)
-        _split(
+        split(
             sign_cpu.project,
             groups * runs,
             flat.numel(),
@@ -52,7 +49,7 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> N
     for flat, offset, factor, _ in pieces:
         first, groups = _groups(rows, offset, flat.numel())
         runs, run = _runs(rows.width, groups)
-        _split(
+        split(
             sign_cpu.reconstruct,
             groups * runs,
             flat.numel(),
@@ -70,7 +67,7 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> N
 def fold(rows: Tensor) -> Tensor:
     while rows.shape[0] > 1:
         sums = torch.empty(-(-rows.shape[0] // FOLD), rows.shape[1], dtype=torch.float32)
-        _split(sign_cpu.fold, rows.shape[1], rows.numel(), rows.numpy(), sums.numpy())
+        split(sign_cpu.fold, rows.shape[1], rows.numel(), rows.numpy(), sums.numpy())
         rows = sums
     return rows[0]
 
@@ -104,7 +101,7 @@ def _array(flat: Tensor) -> NDArray[Any]:
 def add_products(
     entries: Entries, directions: Sequence[Direction], piece: Tensor, sums: Tensor
 ) -> None:
-    _split(
+    split(
         dense_cpu.products,
         len(directions),
         len(directions) * piece.numel(),
@@ -121,7 +118,7 @@ def add_combination(
     for flat, offset, factor, _ in pieces:
         first = offset // CHUNK
         chunks = -(-(offset + flat.numel()) // CHUNK) - first
-        _split(
+        split(
             dense_cpu.add_combination,
             chunks,
             len(directions) * flat.numel(),
@@ -139,26 +136,36 @@ def add_combination(
 def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     rows = -(-(offset + wide.numel()) // LANES) - offset // LANES
     keys = _key(noise)[None]
-    _split(dense_cpu.round_rows, rows, wide.numel(), _array(target), wide.numpy(), keys, offset)
+    split(dense_cpu.round_rows, rows, wide.numel(), _array(target), wide.numpy(), keys, offset)
 
 
-def flip(vector: Tensor, signs: Stream, offset: int) -> None:
-    """Multiply a float32 vector, in place, by the signs of elements offset, offset + 1, ..."""
-    first = offset // (FOLD * LANES)
-    groups = -(-(offset + len(vector)) // (FOLD * LANES)) - first
-    _split(codes_cpu.flip, groups, len(vector), vector.numpy(), offset, first, _key(signs)[None])
+def rotate_neighbours(
+    vector: Tensor, size: int, signs: Stream, *, before: int | None, after: int | None
+) -> None:
+    """In place: signs from element ``before`` on, transforms of ``size`` neighbours, signs again.
 
-
-def transform(blocks: Tensor, across: bool) -> None:
-    """The orthonormal Walsh-Hadamard transform of a float32 matrix's rows or columns, in place.
-
-    v_i and v_(i + h) become fl(v_i + v_(i + h)) and fl(v_i - v_(i + h)) for h = 1, 2, 4, ...; in
-    the end each is multiplied by the float32 of C**-0.5.
+    A transform is the orthonormal Walsh-Hadamard one: v_i and v_(i + h) become fl(v_i + v_(i + h))
+    and fl(v_i - v_(i + h)) for h = 1, 2, 4, ...; in the end each is multiplied by the float32 of
+    size**-0.5.
     """
-    size = blocks.shape[0] if across else blocks.shape[1]
-    kernel = codes_cpu.transform_distant if across else codes_cpu.transform_neighbours
-    items = -(-blocks.shape[1] // codes_cpu.COLUMNS) if across else blocks.shape[0]
-    _split(kernel, items, blocks.numel(), blocks.numpy(), np.float32(size**-0.5))
+    offsets = (rotation_cpu.NONE if offset is None else offset for offset in (before, after))
+    split(
+        rotation_cpu.rotate_neighbours,
+        len(vector) // size,
+        len(vector),
+        vector.numpy(),
+        size,
+        np.float32(size**-0.5),
+        *offsets,
+        _key(signs)[None],
+    )
+
+
+def rotate_distant(vector: Tensor, size: int) -> None:
+    """In place, the transforms of ``size`` entries that stand as far apart as they can."""
+    groups = -(-len(vector) // (size * rotation_cpu.COLUMNS))
+    scale = np.float32(size**-0.5)
+    split(rotation_cpu.rotate_distant, groups, len(vector), vector.numpy(), size, scale)
 
 
 def _packed(entries: Entries, directions: Sequence[Direction]) -> tuple[Any, ...]:
@@ -173,25 +180,3 @@ def _packed(entries: Entries, directions: Sequence[Direction]) -> tuple[Any, ...
 @functools.lru_cache(maxsize=8192)
 def _key(stream: Stream) -> NDArray[np.uint64]:
     return np.array([*stream.key, stream.round, stream.owner], dtype=np.uint64)
-
-
-def _split(kernel: Callable[..., None], items: int, work: int, *arguments: Any) -> None:
-    """kernel(start, stop, ...) over items, on torch's threads; kernels release the GIL."""
-    threads = torch.get_num_threads() if work > SMALL else 1
-    slices = min(items, 4 * threads) if threads > 1 else 1
-    if slices == 1:
-        kernel(0, items, *arguments)
-        return
-    edges = [items * n // slices for n in range(slices + 1)]
-    pool = _pool(threads, os.getpid())
-    running = [
-        pool.submit(kernel, low, high, *arguments) for low, high in itertools.pairwise(edges)
-    ]
-    for future in running:
-        future.result()
-
-
-@functools.cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """One pool a process: a forked child must not wait for its parent's threads."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="sketch")

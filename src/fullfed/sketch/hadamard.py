@@ -7,7 +7,6 @@ from torch import Tensor
 from fullfed.sketch.generator import Stream
 
 _LARGEST = 1024  # of C: what is spread over a million entries is spread enough
-_ACROSS = (False, True, False)  # neighbours, distant entries, neighbours; the same backwards
 
 
 def block_size(count: int) -> int:
@@ -32,21 +31,17 @@ def rotate_(vector: Tensor, stream: Stream) -> None:
     """
     from fullfed.sketch import cpu  # imports numba
 
-    for number, across in enumerate(_ACROSS):
-        cpu.flip(vector, stream, number * len(vector))
-        cpu.transform(_blocks(vector, across), across)
+    count, size = len(vector), block_size(len(vector))
+    cpu.rotate_neighbours(vector, size, stream, before=0, after=count)
+    cpu.rotate_distant(vector, size)
+    cpu.rotate_neighbours(vector, size, stream, before=2 * count, after=None)
 
 
 def rotate_back_(vector: Tensor, stream: Stream) -> None:
     """The inverse of ``rotate_``, but for roundings."""
     from fullfed.sketch import cpu  # imports numba
 
-    for number, across in reversed(list(enumerate(_ACROSS))):
-        cpu.transform(_blocks(vector, across), across)
-        cpu.flip(vector, stream, number * len(vector))
-
-
-def _blocks(vector: Tensor, across: bool) -> Tensor:
-    """Rows of C neighbours, or columns of C entries at equal distances."""
-    size = block_size(len(vector))
-    return vector.view(size, -1) if across else vector.view(-1, size)
+    count, size = len(vector), block_size(len(vector))
+    cpu.rotate_neighbours(vector, size, stream, before=None, after=2 * count)
+    cpu.rotate_distant(vector, size)
+    cpu.rotate_neighbours(vector, size, stream, before=count, after=0)

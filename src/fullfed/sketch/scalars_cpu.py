@@ -13,7 +13,7 @@ import platform
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir  # type: ignore[import-untyped]
+from llvmlite import binding, ir
 from numba import config, njit, types
 from numba.extending import intrinsic, overload
 
