@@ -4,8 +4,9 @@ Useful on its own, for gradient compression or zeroth-order optimisation; see do
 """
 
 from fullfed.sketch.allocation import allocate
+from fullfed.sketch.budget import affordable
 from fullfed.sketch.checks import check_specification
-from fullfed.sketch.codes import BITS, Code, Largest, Rounded, affordable, code_of
+from fullfed.sketch.codes import BITS, Code, Largest, Rounded, code_of
 from fullfed.sketch.dense import NormalBasis, RademacherBasis
 from fullfed.sketch.directions import Distribution, accumulate_, perturb_
 from fullfed.sketch.generator import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms

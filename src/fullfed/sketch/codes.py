@@ -1,4 +1,4 @@
-"""Coordinates in few bits: what a byte budget is best spent on."""
+"""Coordinates in few bits."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ from fullfed.sketch.hadamard import block_size, rotate_, rotate_back_
 
 # Levels above zero of the quantisers of a standard normal variable with the least squared error,
 # and that error (Max, "Quantizing for minimum distortion", 1960, table I).
-_LEVELS = {
+LEVELS = {
     2: (0.4528, 1.510),
     3: (0.2451, 0.7560, 1.344, 2.152),
     4: (0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733),
 }
 _DISTORTION = {2: 0.1175, 3: 0.03454, 4: 0.009497}
-BITS = (1, *_LEVELS)
-_SPARSEST = 1024  # numbers of which one is sent; more gain little
-_SPREAD = 8  # parameters a number must be made of, where few of the numbers are sent
+BITS = (1, *LEVELS)
 
 
 class Code(ABC):
@@ -129,7 +127,7 @@ class Rounded(Code):
         )
 
     def _levels(self) -> Tensor:
-        above = torch.tensor(_LEVELS[self.bits], dtype=torch.float32)
+        above = torch.tensor(LEVELS[self.bits], dtype=torch.float32)
         return torch.cat([-above.flip(0), above])
 
 
@@ -199,40 +197,6 @@ def code_of(bits: int) -> Code:
     if bits not in BITS:
         raise UserError(f"{bits} bits a coordinate: choose from 1 to {BITS[-1]}, or 32.")
     return Largest(1) if bits == 1 else Rounded(bits)
-
-
-def affordable(nbytes: int, most: int, times: int = 1) -> tuple[int, Code | None]:
-    """The K <= ``most`` and the code, None for float32, that make the best of ``nbytes``.
-
-    K (1 - D) is what counts, or K (1 - D)**times where what was decoded is coded again so many
-    ``times`` in all. So it is the code with most of it a bit that there are numbers
-    enough for. Numbers of which few are sent are not to be more than an eighth of ``most``, so that
-    coding costs a few passes over all the parameters and not dozens.
-    """
-    codes: list[Code] = [Largest(1 << n) for n in range(_SPARSEST.bit_length())]
-    codes += [Rounded(bits) for bits in _LEVELS]
-    choices: list[tuple[int, Code | None]] = [(min(most, nbytes // 4), None)]
-    for code in codes:
-        sparse = isinstance(code, Largest) and code.group > 1
-        choices.append((_fitting(nbytes, most // _SPREAD if sparse else most, code), code))
-
-    def worth(choice: tuple[int, Code | None]) -> float:
-        count, code = choice
-        return count * code.fidelity**times if code else float(count)
-
-    return max(choices, key=worth)
-
-
-def _fitting(nbytes: int, most: int, code: Code) -> int:
-    """The most numbers, ``most`` at most, whose codes have ``nbytes`` at most."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if code.nbytes(middle) <= nbytes:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _energy(vector: Tensor) -> float:
