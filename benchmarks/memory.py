@@ -1,6 +1,7 @@
 """Peak memory of one client's visit, beside what the formulas of docs/memory.md say.
 
     python benchmarks/memory.py                          15m to 270m in bfloat16, on a CPU
+    python benchmarks/memory.py --shapes 1b --length 16  what FedAvg needs 20 GB for
     python benchmarks/memory.py --shapes llama-7b        on a GPU
 
 Each row is a process of its own: random weights in bfloat16, one visit of a few steps of AdamW
@@ -45,7 +46,12 @@ from memory_rows import ROWS, Row, Sizes
 from shapes import SHAPES as KNOWN
 from shapes import Shape, random_clients
 
-SHAPES = {**KNOWN, "110m": Shape(768, 2048, 12, 12), "270m": Shape(1024, 2816, 16, 16)}
+SHAPES = {
+    **KNOWN,
+    "110m": Shape(768, 2048, 12, 12),
+    "270m": Shape(1024, 2816, 16, 16),
+    "1b": Shape(2048, 5504, 16, 16),
+}
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # Large pieces come from the system one by one, and go back to it when they are freed.
 _GLIBC = {
