@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fullfed.reports.text import bytes_text, seconds_text
+from share_of_fedavg import spread
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "fedcybgd.toml"
 CLIENTS, CYCLES = 16, 3
@@ -100,9 +101,9 @@ def rows(arrangement: Arrangement, folder: Path) -> Iterator[str]:
             yield f"| {arrangement.name} | {method['label']} | failed |"
             continue
         evaluated = [[r for r in run["rounds"] if r["loss"] is not None] for run in runs]
-        losses = [_spread([run[cycle]["loss"] for run in evaluated]) for cycle in range(CYCLES)]
+        losses = [spread([run[cycle]["loss"] for run in evaluated]) for cycle in range(CYCLES)]
         cells = [arrangement.name, method["label"], f"{method['learning_rate']:.3g}", *losses]
-        cells.append(_spread([run[-1]["rouge_l"] for run in evaluated]))
+        cells.append(spread([run[-1]["rouge_l"] for run in evaluated]))
         cells += [bytes_text(_total(runs, way)) for way in ("up", "down")]
         cells.append(seconds_text(statistics.mean(_seconds(run) for run in runs)))
         yield f"| {' | '.join(cells)} |"
@@ -114,12 +115,6 @@ def _total(runs: Sequence[Any], way: str) -> float:
 
 def _seconds(run: Any) -> float:
     return float(sum(sum(r["seconds"].values()) for r in run["rounds"]))
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def main() -> None:

@@ -113,8 +113,8 @@ def table(rows: Sequence[Setup], summaries: dict[tuple[str, int], Any], seeds: l
         }
         traffic = {way: statistics.mean(s["bytes"][way] for s in own) for way in ("up", "down")}
         lines.append(
-            f"| {row.label} | {own[0]['loss']['initial']:.3f} | {_spread(finals)} "
-            f"| {_spread(shares)} | {bytes_text(traffic['up'])} | {bytes_text(traffic['down'])} "
+            f"| {row.label} | {own[0]['loss']['initial']:.3f} | {spread(finals)} "
+            f"| {spread(shares)} | {bytes_text(traffic['up'])} | {bytes_text(traffic['down'])} "
             f"| {seconds_text(seconds['train'])} | {seconds_text(seconds['encode'])} "
             f"| {seconds_text(seconds['aggregate'])} |"
         )
@@ -125,7 +125,7 @@ def _drop(summary: dict[str, Any]) -> float:
     return float(summary["loss"]["initial"] - summary["loss"]["final"])
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
