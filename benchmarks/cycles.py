@@ -131,10 +131,10 @@ def main() -> None:
         print("| | label | rate | cycle 1 | 2 | 3 | ROUGE-L | up | down | training |")
         print("|---|---|---|---|---|---|---|---|---|---|")
         for arrangement in ARRANGEMENTS:
-            # Nobody's data is divided in one client's hands: one comparison for both divisions.
-            cell = data if arrangement.name == "centralised" else f"{data}-{division}"
-            folder = arguments.out / cell / arrangement.name
-            changes = (*DATA[data], *DIVISIONS[division])
+            # In one client's hands nothing is divided: one comparison for both divisions.
+            together = arrangement.name == "centralised"
+            folder = arguments.out / (data if together else f"{data}-{division}") / arrangement.name
+            changes = DATA[data] if together else (*DATA[data], *DIVISIONS[division])
             compare(arrangement, folder, changes, arguments.jobs)
             for line in rows(arrangement, folder):
                 print(line, flush=True)

@@ -32,7 +32,7 @@ def _flip(vector, first, size, words, element):
 def rotate_neighbours(start, stop, vector, size, scale, before, after, keys):
     """Signs from element ``before`` on, the transform of ``size`` neighbours, signs from ``after``.
 
-    Of neighbours start to stop - 1; all three are powers of 2 or multiples of ``size``.
+    Of the runs start to stop - 1. ``before`` and ``after`` are multiples of ``size``, or NONE.
     """
     words, made = np.empty((2, 4, 128), np.uint32), np.full(2, NONE, np.int64)
     for n in range(start, stop):
