@@ -80,7 +80,7 @@ ROWS = {
     ),
     "fedkseed": Row(
         lambda s: fedkseed.build(s, fedkseed.FedKSeedOptions()),
-        lambda s: 4 * s.d + 2 * s.widest,
+        lambda s: 2 * s.d + 2 * s.widest,
     ),
     "fedcybgd": Row(_cyclic, lambda s: 2 * s.d + (_LARGE + 4) * s.block),
     "+ optimizer in backward": Row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import shutil
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from fullfed.data.batches import Batch, training_batches
 from fullfed.errors import UserError
@@ -90,6 +91,22 @@ def test_a_report_replays_the_clients_weights_bit_for_bit(
         direction = Stream(5, Purpose.DIRECTION, owner=number)
         perturb_(list(before.values()), direction, -RATE * derivative, distribution)
     assert same(before, trained)
+
+
+def test_a_visit_holds_the_model_once() -> None:
+    """What a visit allocates at any moment is far less than the weights that it changes."""
+    config = tiny_model().config
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 16, 64, 128
+    model = LlamaForCausalLM(config).eval()
+    method = made(model)
+    plan, one = first_plan(method), data()[2]
+    method.train(model, plan, one, None)  # kernels are compiled now
+    with torch.profiler.profile(profile_memory=True) as profile:
+        method.train(model, plan, one, None)
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = [*itertools.accumulate(nbytes for _, nbytes in changes)]
+    assert 0 < max(held) < 0.25 * sum(p.nbytes for p in model.parameters())
 
 
 def mezo(

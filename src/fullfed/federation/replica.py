@@ -19,6 +19,7 @@ from fullfed.federation.messages import MessageError, Update
 from fullfed.federation.method import Method
 from fullfed.federation.precision import Rounding
 from fullfed.files import write_atomically
+from fullfed.training.parking import Parking
 
 
 class Replica:
@@ -38,9 +39,10 @@ class Replica:
         self.method = method
         self._rounding = rounding or Rounding()
         self._masters = self._rounding.masters(model, method.replicated(model))
-        # What cumulative updates start from; a second copy of the model.
+        # What cumulative updates start from: a second copy of the model, not in its memory.
         kept = method.replicated(model) if method.cumulative else {}
-        self._base = {name: p.detach().clone() for name, p in kept.items()}
+        parking = Parking()
+        self._base = {name: parking.park(p) for name, p in kept.items()}
 
     def apply(self, update: Update) -> None:
         """Go from version ``update.round``, or from any before it if updates are cumulative, to
@@ -57,7 +59,7 @@ class Replica:
             )
         try:
             with torch.no_grad(), self._widened(update.round):
-                _copy(self._base, self.method.replicated(self.model))
+                self._return_to_base()
                 self.method.apply(self.model, update)
         except (KeyError, RuntimeError, MessageError) as error:
             raise UserError(
@@ -65,6 +67,11 @@ class Replica:
                 "restore the log and the recipe that belong together."
             ) from error
         self.version = update.round + 1
+
+    def _return_to_base(self) -> None:
+        parameters = self.method.replicated(self.model)
+        for name, fetch in self._base.items():
+            parameters[name].copy_(fetch())
 
     def state(self) -> dict[str, Tensor]:
         """The parameters by name, each once (tied ones under their first name), and exact."""

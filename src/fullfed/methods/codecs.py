@@ -30,7 +30,8 @@ class Change:
     """What a visit made of the trained parameters.
 
     Attributes:
-        before: their values at the start, by name, in the model's order.
+        before: their values at the start, by name, in the model's order; none where
+            ``Composition.sets_aside``.
         after: the parameters as training left them, or float32 copies that are more exact.
         walk: the steps of zeroth-order training, as ``local.Improvement`` has them.
         kept: what the codec kept of the client's last visit of the same kind.

@@ -29,6 +29,7 @@ from fullfed.methods.steps import StepRule, Trained
 from fullfed.sketch import Purpose, Stream
 from fullfed.training.first_order import TrainingError
 from fullfed.training.memory import held
+from fullfed.training.parking import restored
 
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
@@ -50,6 +51,8 @@ class Composition:
         parts: blocks of the scope, of which a plan's value ``block`` names one. Empty where every
             visit trains all of the scope.
         remembers: whether clients keep what codec and local optimizer keep, for each part.
+        sets_aside: whether the values before a visit wait in a file (an accelerator's: in the
+            host's memory). For codecs and steps that do not look at them.
     """
 
     setting: Setting
@@ -60,6 +63,7 @@ class Composition:
     schedule: Schedule
     parts: tuple[Shapes, ...] = ()
     remembers: bool = False
+    sets_aside: bool = False
 
     @property
     def cumulative(self) -> bool:
@@ -90,16 +94,16 @@ class Composition:
     ) -> Visit:
         started = time.perf_counter()
         after = self._trained(model, plan)
-        before = {name: p.detach().clone() for name, p in after.items()}
         try:
-            with self._held(model, plan, list(after.values())):
+            with (
+                restored(after, self.sets_aside) as before,
+                self._held(model, plan, list(after.values())),
+            ):
                 return self._train(
                     model, plan, examples, _remembered(last), kept, before, after, started
                 )
         except (TrainingError, MessageError, UserError) as error:
             raise VisitError(str(error)) from error
-        finally:
-            _restore(after, before)
 
     def _train(
         self,
@@ -238,9 +242,3 @@ def _under(place: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _remembered(last: Update | None) -> Update | None:
     """The last update for what it says; one that passes over the first round says nothing."""
     return None if last is None or set(last.values) == {_SKIPPED} else last
-
-
-def _restore(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])

@@ -62,4 +62,5 @@ def _composition(setting: Setting, options: FedKSeedOptions, by_importance: bool
         codec=SeedsAndScalars(candidates, rate, setting.work, by_importance),
         step=ConstantStep(1.0),
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
+        sets_aside=True,  # a visit in the memory of inference, as published
     )

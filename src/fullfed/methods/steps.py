@@ -19,7 +19,8 @@ class Trained:
 
     Attributes:
         model: holds the trained weights; a rule may change them, the visit restores them.
-        before: the trained parameters' values at the start, by name.
+        before: the trained parameters' values at the start, by name; none where
+            ``Composition.sets_aside``.
         after: the parameters themselves, by name.
         batch: the first batch of the visit.
         first_loss: its loss before training.

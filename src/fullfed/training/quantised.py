@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,7 +12,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from fullfed.training.frozen import forward_replaced
-from fullfed.training.parking import parked
+from fullfed.training.parking import Parking
 
 Bits = Literal[8, 4]
 _GROUP = 64  # elements that share a scale in 4 bits; in 8 bits a whole row does
@@ -107,14 +105,18 @@ def quantised(model: nn.Module, parameters: Sequence[Tensor], bits: Bits) -> Ite
     Args:
         parameters: what is trained.
     """
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        for number, (weight, modules) in enumerate(quantisable(model, parameters).items()):
-            stack.callback(parked(weight, Path(folder) / str(number)))
+    with Parking() as parking, ExitStack() as stack:
+        for weight, modules in quantisable(model, parameters).items():
+            stack.callback(_back, weight, parking.park(weight))
             packed = Quantised.of(weight, bits)
             weight.data = weight.data.new_empty(0)  # the exact one goes
             for module in modules:
                 stack.enter_context(forward_replaced(module, forward_with(packed, module)))
         yield
+
+
+def _back(weight: nn.Parameter, fetch: Callable[[], Tensor]) -> None:
+    weight.data = fetch().to(weight.device)
 
 
 def quantisable(
