@@ -2,10 +2,10 @@
 
     python benchmarks/codes.py [--threads 2]
 
-A model of 2**26 float32, and as many coordinates as are 1 / ratio of its bytes (one for each
-parameter at most). A client projects and encodes, everybody decodes and reconstructs, for each
-client of the cohort where directions are its own. Each time is the best of several, over that of a
-copy of the model measured in turn with it.
+A model of 2**26 float32 in 109 tensors, and as many coordinates as are 1 / ratio of its bytes (one
+for each parameter at most). A client projects and encodes, everybody decodes and reconstructs, for
+each client of the cohort where directions are its own. Each time is the best of several, over that
+of a copy of the model measured in turn with it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import torch
 
 from fullfed.sketch import Purpose, SignBasis, Stream, affordable
-from sketch import seconds
+from sketch import in_tensors, seconds
 
 D = 1 << 26
 
@@ -27,15 +27,16 @@ def row(ratio: int) -> str:
     basis = SignBasis(seed=1, round=1, coordinates=count)
     stream = Stream(1, Purpose.CODES, 1, 1)
     delta, weights = torch.randn(D, generator=torch.Generator().manual_seed(1)), torch.zeros(D)
-    y = basis.project([delta])
+    deltas, models = in_tensors(delta), in_tensors(weights)
+    y = basis.project(deltas)
     sent = code.encode(y, stream)
     copy, *times = seconds(
         "cpu",
         lambda: weights.copy_(delta),
-        lambda: basis.project([delta]),
+        lambda: basis.project(deltas),
         lambda: code.encode(y, stream),
         lambda: code.decode(*sent, count, stream),
-        lambda: basis.reconstruct_([weights], y),
+        lambda: basis.reconstruct_(models, y),
         repeats=7,
     )
     cells = [f"{taken / copy:.2f}" for taken in times]

@@ -52,15 +52,29 @@ def seconds(device: str, *acts: Callable[[], object], repeats: int = 5) -> list[
     return [min(column) for column in zip(*times, strict=True)]
 
 
-def sign_rows(delta: Tensor, weights: Tensor, k: int, backend: str) -> Iterator[Row]:
-    """Project (from a delta; from before and after) and reconstruct, over a copy."""
+def in_tensors(flat: Tensor) -> list[Tensor]:
+    """The same memory as 109 tensors, of the sizes that a Llama of 12 layers has."""
+    hidden = int(640 * (flat.numel() / 2**26) ** 0.5)
+    layer = [*[hidden * hidden] * 4, *[hidden * (8 * hidden // 3)] * 3, hidden, hidden]
+    return list(flat.split([flat.numel() - 12 * sum(layer), *layer * 12]))
+
+
+def sign_rows(
+    delta: Tensor, weights: Tensor, k: int, backend: str, split: bool = False
+) -> Iterator[Row]:
+    """Project (from a delta; from before and after) and reconstruct, over a copy.
+
+    Args:
+        split: whether they are ``in_tensors``.
+    """
     basis = SignBasis(seed=1, round=1, coordinates=k)
     nothing = torch.zeros(k, device=delta.device)
+    deltas, models = (in_tensors(t) if split else [t] for t in (delta, weights))
     acts: dict[str, tuple[int, Callable[[], object]]] = {  # tensors read or written
         "copy": (2, lambda: weights.copy_(delta)),
-        "project": (1, lambda: basis.project([delta], backend=backend)),
-        "project, before": (2, lambda: basis.project([delta], before=[weights], backend=backend)),
-        "reconstruct_": (2, lambda: basis.reconstruct_([weights], nothing, backend=backend)),
+        "project": (1, lambda: basis.project(deltas, backend=backend)),
+        "project, before": (2, lambda: basis.project(deltas, before=models, backend=backend)),
+        "reconstruct_": (2, lambda: basis.reconstruct_(models, nothing, backend=backend)),
     }
     repeats = 3 if backend == "reference" else 15
     copy, *times = seconds(delta.device.type, *(act for _, act in acts.values()), repeats=repeats)
@@ -71,6 +85,7 @@ def sign_rows(delta: Tensor, weights: Tensor, k: int, backend: str) -> Iterator[
             "operation": operation,
             "dtype": _name(delta.dtype),
             "d": delta.numel(),
+            "tensors": len(deltas),
             "K": k,
             "seconds": taken,
             "copies": taken / copy,
@@ -161,15 +176,18 @@ def show(row: Row) -> str:
 def all_rows(device: str, quick: bool) -> Iterator[Row]:
     own = "triton" if device == "cuda" else "numba"
     sizes = [2**20, 2**24, 2**26] + ([2**30] if device == "cuda" else [])
-    counts = [2**n for n in range(8, 21, 2)]
+    counts = [2**n for n in range(8, 23, 2)]
     if quick:
         sizes, counts = [2**24], [2**8, 2**14, 2**20]
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for d in sizes if dtype == torch.float32 else sizes[-1:]:
             delta = torch.randn(d, device=device).mul_(1e-3).to(dtype)
             weights = torch.zeros_like(delta)
-            for k in counts:
+            for k in (k for k in counts if k <= d):
                 yield from sign_rows(delta, weights, k, own)
+            if d == sizes[-1] and dtype == torch.float32:
+                for k in counts:
+                    yield from sign_rows(delta, weights, k, own, split=True)
         delta = torch.randn(sizes[0], device=device).to(dtype)
         yield from dense_rows(delta, 256, own)
     if device == "cuda":

@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 from fullfed.sketch import dense_cuda, sign_cuda
 
 PIECES = {"table": "*i64", "factors": "*fp32", "count": "i32", "keys": "*i64"}
-SIGN = {**PIECES, "width": "i32", "first_group": "i32"}
+SIGN = {**PIECES, "width": "i32", "depth": "i32", "counters": "i32", "first_group": "i32"}
 DENSE = {"keys": "*i64", "firsts": "*i64", "series": "*fp32", "count": "i32"}
 BLOCK = 256  # the backend's larger one gives a thread more elements, with the same arithmetic
 STORED = (tl.float32, tl.int16, tl.float16)

@@ -1,7 +1,7 @@
 """Writes golden.json: a little of everything the specification fixes, from the reference backend.
 
-Run as ``python tests/sketch/make_golden.py`` when, and only when, the specification's version
-changes. The reference is itself held to oracle.py, which shares no code with it.
+Run as ``python tests/sketch/make_golden.py`` when, and only when, the specification changes. The
+reference is itself held to oracle.py, which shares no code with it.
 """
 
 from __future__ import annotations

@@ -66,13 +66,18 @@ def normal_exact(word: int) -> tuple[float, float]:
     return scale * math.cos(angle), scale * math.sin(angle)
 
 
-def place(basis, g: int) -> tuple[int, float]:
-    """Coordinate and sign of element g under a sign basis."""
-    rows, k = basis.rows, basis.coordinates
+def place(basis, g: int, d: int) -> tuple[int, float]:
+    """Coordinate and sign of element g of d under a sign basis."""
+    rows, k = basis.rows(d), basis.coordinates
     q, i = divmod(g, k)
     word = outputs(rows.rotation, q // 4)[q % 4]
-    column = (i + (word * k >> 32)) % k
-    return column, -1.0 if field(rows.signs, 1, k, q, column) else 1.0
+    c = (i + (word * k >> 32)) % k
+    r = 4
+    while r < 128 and r * k < d:
+        r *= 2
+    m = math.ceil(k * r / 128)
+    big = sum(w << (32 * n) for n, w in enumerate(outputs(rows.signs, q // r * m + c % m)))
+    return c, -1.0 if big >> (r * (c // m) + q % r) & 1 else 1.0
 
 
 def sign_project(basis, delta: np.ndarray) -> np.ndarray:
@@ -80,7 +85,7 @@ def sign_project(basis, delta: np.ndarray) -> np.ndarray:
     rows = -(-delta.size // k)
     table = np.zeros((rows, k), dtype=f32)
     for g, value in enumerate(delta):
-        column, sign = place(basis, g)
+        column, sign = place(basis, g, delta.size)
         table[g // k, column] = f32(sign) * f32(value)
     while len(table) > 1 or rows:
         rows = 0
@@ -95,7 +100,7 @@ def sign_reconstruct(basis, weights: np.ndarray, y: np.ndarray, scales: np.ndarr
     """One scale an element, float32."""
     result = weights.astype(f32).copy()
     for g in range(result.size):
-        column, sign = place(basis, g)
+        column, sign = place(basis, g, result.size)
         result[g] = result[g] + f32(sign) * (f32(y[column]) * scales[g])
     return result
 

@@ -120,7 +120,7 @@ def test_signs_are_fair_and_unrelated_between_rounds_owners_and_seeds():
     n = 1 << 16
 
     def signs(seed, number, owner):
-        stream = SignBasis(seed=seed, round=number, owner=owner, coordinates=n // 128).rows.signs
+        stream = SignBasis(seed=seed, round=number, owner=owner, coordinates=n // 128).rows(n).signs
         return 1.0 - 2.0 * fields(stream, 1, n // 128, 0, 128).reshape(-1).astype(np.float64)
 
     base = signs(1, 2, 3)
@@ -133,7 +133,9 @@ def test_signs_are_fair_and_unrelated_between_rounds_owners_and_seeds():
 
 def test_bytes_of_signs_pass_a_chi_square():
     """255 degrees of freedom: mean 255, deviation sqrt(510); the bound is 5 deviations."""
-    octets = fields(SignBasis(seed=1, round=1, coordinates=1024).rows.signs, 1, 1024, 0, 512)
+    octets = fields(
+        SignBasis(seed=1, round=1, coordinates=1024).rows(1 << 19).signs, 1, 1024, 0, 512
+    )
     counts = np.bincount(np.packbits(octets.astype(np.uint8)), minlength=256)
     expected = counts.sum() / 256
     assert abs(((counts - expected) ** 2 / expected).sum() - 255) < 5 * math.sqrt(510)

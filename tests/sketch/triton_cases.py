@@ -68,6 +68,20 @@ def test_sign_basis(model, data, number, rounding):
     check(model, act)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_columns_share_counters_where_rows_are_few(rows):
+    rng = torch.Generator().manual_seed(rows)
+    model = [torch.randn(size, generator=rng) for size in (130, 1, 500, 69)]
+    basis = SignBasis(seed=1, round=1, coordinates=-(-700 // rows))
+
+    def act(tensors_, backend):
+        y = basis.project(tensors_, backend=backend)
+        basis.reconstruct_(tensors_, y, backend=backend)
+        return y
+
+    check(model, act)
+
+
 @pytest.mark.parametrize("k", [4, 300])
 def test_many_tensors_are_one_launch(monkeypatch, k):
     """Of several groups of rows, or many in one row; and one launch for each run of a dtype."""

@@ -17,11 +17,22 @@ from fullfed.sketch.generator import Stream
 
 @dataclass(frozen=True)
 class Rows:
-    """Elements in rows of ``width``, each with one sign, the rows rotated or not."""
+    """Elements in rows of ``width``, each with one sign, the rows rotated or not.
+
+    Attributes:
+        depth: how many rows a counter of ``signs`` serves, a power of two from 4 to 128. Where
+            there are fewer than 128 rows, its other bits are the signs of other columns.
+    """
 
     width: int
     signs: Stream
     rotation: Stream | None
+    depth: int = 128
+
+    @property
+    def counters(self) -> int:
+        """How many serve that many rows: those of columns c, c + counters, ... are the same."""
+        return -(-self.width * self.depth // 128)
 
 
 class Direction(NamedTuple):

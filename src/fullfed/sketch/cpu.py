@@ -16,6 +16,7 @@ from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES
+from fullfed.sketch.pieces_cpu import Table, stored, tables
 from fullfed.sketch.threads_cpu import split
 
 RUN = 32768  # columns at a time: their signs and sums stay in the second-level cache
@@ -25,19 +26,18 @@ CHUNK = 32 * LANES  # elements whose sum of directions is held at once
 
 
 def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> None:
-    for flat, offset, factor, before in pieces:
-        first, groups = _groups(rows, offset, flat.numel())
-        runs, run = _runs(rows.width, groups)
+    for table in tables(pieces):
+        first, groups = _groups(rows, table)
+        runs, run = _runs(rows, groups)
         split(
             sign_cpu.project,
             groups * runs,
-            flat.numel(),
-            _array(flat),
-            None if before is None else _array(before),
-            np.float32(factor),
-            offset,
+            table.length,
+            table,
             partials.numpy()[first : first + groups],
             first,
+            rows.depth,
+            rows.counters,
             runs,
             run,
             LONG,
@@ -46,18 +46,18 @@ def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> Non
 
 
 def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> None:
-    for flat, offset, factor, _ in pieces:
-        first, groups = _groups(rows, offset, flat.numel())
-        runs, run = _runs(rows.width, groups)
+    for table in tables(pieces):
+        first, groups = _groups(rows, table)
+        runs, run = _runs(rows, groups)
         split(
             sign_cpu.reconstruct,
             groups * runs,
-            flat.numel(),
-            _array(flat),
-            offset,
+            table.length,
+            table,
             values.numpy(),
-            np.float32(factor),
             first,
+            rows.depth,
+            rows.counters,
             runs,
             run,
             *_keys(rows.signs, rows.rotation),
@@ -72,30 +72,22 @@ def fold(rows: Tensor) -> Tensor:
     return rows[0]
 
 
-def _groups(rows: Rows, offset: int, length: int) -> tuple[int, int]:
+def _groups(rows: Rows, table: Table) -> tuple[int, int]:
     """The first group of rows that the elements touch, and how many."""
-    first = offset // (rows.width * FOLD)
-    return first, -(-(offset + length) // (rows.width * FOLD)) - first
+    first = table.first // (rows.width * FOLD)
+    return first, -(-(table.first + table.length) // (rows.width * FOLD)) - first
 
 
-def _runs(width: int, groups: int) -> tuple[int, int]:
-    """How many runs of columns a row is cut into, and their length."""
+def _runs(rows: Rows, groups: int) -> tuple[int, int]:
+    """How many runs a group's counters are cut into, and their length."""
     wanted = -(-4 * torch.get_num_threads() // groups)
-    runs = max(-(-width // RUN), min(wanted, width // SHORTEST))
-    return runs, -(-width // runs)
+    runs = max(-(-rows.counters // RUN), min(wanted, rows.counters // SHORTEST))
+    return runs, -(-rows.counters // runs)
 
 
 @functools.lru_cache(maxsize=8192)
 def _keys(signs: Stream, rotation: Stream | None) -> tuple[NDArray[np.uint64], bool]:
     return np.stack([_key(signs), _key(rotation or signs)]), rotation is not None
-
-
-def _array(flat: Tensor) -> NDArray[Any]:
-    """The tensor's memory; bfloat16 as uint16 and float16 as int16, as the kernels expect."""
-    if flat.dtype != torch.float32:
-        flat = flat.view(torch.uint16 if flat.dtype == torch.bfloat16 else torch.int16)
-    array: NDArray[Any] = flat.numpy()
-    return array
 
 
 def add_products(
@@ -122,7 +114,7 @@ def add_combination(
             dense_cpu.add_combination,
             chunks,
             len(directions) * flat.numel(),
-            _array(flat),
+            stored(flat),
             offset,
             first,
             kind,
@@ -136,7 +128,7 @@ def add_combination(
 def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     rows = -(-(offset + wide.numel()) // LANES) - offset // LANES
     keys = _key(noise)[None]
-    split(dense_cpu.round_rows, rows, wide.numel(), _array(target), wide.numpy(), keys, offset)
+    split(dense_cpu.round_rows, rows, wide.numel(), stored(target), wide.numpy(), keys, offset)
 
 
 def rotate_neighbours(

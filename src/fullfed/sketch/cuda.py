@@ -17,7 +17,7 @@ from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES
 
-BLOCK = 1024  # columns of a program at most
+BLOCK = 1024  # counters of a program at most
 STORED = {torch.float32: tl.float32, torch.bfloat16: tl.int16, torch.float16: tl.float16}
 EXACT = {"enable_fp_fusion": False}  # a fused multiply-add would round once instead of twice
 
@@ -31,6 +31,8 @@ def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> Non
                 *_table(alike),
                 partials,
                 rows.width,
+                rows.depth,
+                rows.counters,
                 first,
                 _keys([rows.signs, rows.rotation or rows.signs], partials.device),
                 ROTATED=rows.rotation is not None,
@@ -50,6 +52,8 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> N
                 *_table(alike),
                 values,
                 rows.width,
+                rows.depth,
+                rows.counters,
                 first,
                 _keys([rows.signs, rows.rotation or rows.signs], values.device),
                 ROTATED=rows.rotation is not None,
@@ -151,11 +155,11 @@ def _end(piece: Piece) -> int:
 
 
 def _grid(rows: Rows, pieces: Sequence[Piece]) -> tuple[tuple[int, int], int, int]:
-    """Programs for groups and blocks of columns, the first group, and the block's size."""
-    block = min(BLOCK, max(32, triton.next_power_of_2(rows.width)))
+    """Programs for groups and blocks of counters, the first group, and the block's size."""
+    block = min(BLOCK, max(32, triton.next_power_of_2(rows.counters)))
     first = pieces[0].offset // (rows.width * FOLD)
     groups = -(-_end(pieces[-1]) // (rows.width * FOLD)) - first
-    return (groups, -(-rows.width // block)), first, block
+    return (groups, -(-rows.counters // block)), first, block
 
 
 def _keys(streams: Sequence[Stream], device: torch.device) -> Tensor:

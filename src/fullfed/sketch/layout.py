@@ -34,6 +34,21 @@ def fields(stream: Stream, bits: int, width: int, first: int, rows: int) -> NDAr
     return in_rows[first - group * parts :][:rows]
 
 
+def row_signs(
+    stream: Stream, width: int, depth: int, counters: int, first: int, rows: int
+) -> NDArray[np.uint32]:
+    """The bits of signs of rows first, first + 1, ... of a sign basis, shape (rows, width).
+
+    A counter serves ``depth`` rows. Where that is fewer than 128, all there are, its bits serve
+    128 / depth columns: column c of row q owns bit depth * (c div counters) + q of counter
+    c mod counters.
+    """
+    if depth == FOLD:
+        return fields(stream, 1, width, first, rows)
+    bits = fields(stream, 1, counters, 0, 128).reshape(-1, depth, counters)
+    return bits.swapaxes(0, 1).reshape(depth, -1)[first : first + rows, :width]
+
+
 def rotations(stream: Stream, width: int, first: int, rows: int) -> NDArray[np.int64]:
     """How far rows first, first + 1, ... are rotated, shape (rows,), each in [0, width)."""
     words = stream.words(rows, first).astype(np.uint64)

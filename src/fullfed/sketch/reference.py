@@ -11,7 +11,7 @@ from torch import Tensor
 from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.entries import Entries, signs
 from fullfed.sketch.generator import Stream
-from fullfed.sketch.layout import FOLD, LANES, fields, rotations
+from fullfed.sketch.layout import FOLD, LANES, fields, rotations, row_signs
 
 
 def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> None:
@@ -115,7 +115,8 @@ def _columns(rows: Rows, first: int, count: int, device: torch.device) -> Tensor
 
 
 def _signs(rows: Rows, first: int, count: int, device: torch.device) -> Tensor:
-    return torch.from_numpy(signs(fields(rows.signs, 1, rows.width, first, count))).to(device)
+    bits = row_signs(rows.signs, rows.width, rows.depth, rows.counters, first, count)
+    return torch.from_numpy(signs(bits)).to(device)
 
 
 def _values(entries: Entries, direction: Direction, piece: Tensor) -> Tensor:

@@ -41,12 +41,14 @@ class SignBasis:
     def __post_init__(self) -> None:
         check_coordinates(self.coordinates)
 
-    @property
-    def rows(self) -> Rows:
+    def rows(self, elements: int) -> Rows:
+        """How a model of so many elements stands in rows."""
+        count = -(-elements // self.coordinates)
         return Rows(
             self.coordinates,
             Stream(self.seed, Purpose.SIGNS, self.round, self.owner),
             Stream(self.seed, Purpose.ROTATION, self.round, self.owner),
+            depth=min(128, max(4, 1 << (count - 1).bit_length())),
         )
 
     def project(
@@ -78,8 +80,9 @@ class SignBasis:
         kernels = backend_for(delta[0].device, backend)
         groups = -(-elements // (self.coordinates * FOLD))
         partials = zeros(groups, self.coordinates, delta[0].device)
+        rows = self.rows(elements)
         for pieces in readable(delta, before, factors(weights, delta)):
-            kernels.add_projection(self.rows, pieces, partials)
+            kernels.add_projection(rows, pieces, partials)
         return check_finite(kernels.fold(partials), "the change to project")
 
     def reconstruct_(
@@ -110,13 +113,15 @@ class SignBasis:
             UserError: the wrong number of coordinates, or a value that is not finite.
                 Nothing has been modified then.
         """
-        self._check_fits(check_tensors(weights))
+        elements = check_tensors(weights)
+        self._check_fits(elements)
         check_coordinates(self.coordinates, coordinates, weights[0].device)
         scales = factors(inverse, weights, check_scale(scale))
         kernels = backend_for(weights[0].device, backend)
-        noise = rounding_noise(rounding, self.rows.signs)
+        rows = self.rows(elements)
+        noise = rounding_noise(rounding, rows.signs)
         for pieces in writable(weights, scales, kernels, noise):
-            kernels.add_reconstruction(self.rows, pieces, coordinates)
+            kernels.add_reconstruction(rows, pieces, coordinates)
 
     def _check_fits(self, elements: int) -> None:
         if elements < self.coordinates:

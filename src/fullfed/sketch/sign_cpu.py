@@ -1,4 +1,7 @@
-"""The sign basis in numba: one pass over memory, parallel over rows and columns."""
+"""The sign basis in numba: one pass over memory, parallel over rows and columns.
+
+A ``table`` is a pieces_cpu.Table.
+"""
 
 # Kernels are typed by numba.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
@@ -9,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from fullfed.sketch.philox_cpu import fill_words
+from fullfed.sketch.pieces_cpu import holder, piece_at
 from fullfed.sketch.scalars_cpu import at, narrow, signed, widen
 
 _SHIFT = np.uint64(32)
@@ -46,75 +50,167 @@ def _stretch(wrapped, begin, turn, low, high, width, length):
 
 
 @njit
-def _touched(begin, turns, low, high, width, length):
-    """The columns of the run from the first to the last that meets the tensor in some row."""
+def _touched(begin, turns, low, high, width, depth, counters, length):
+    """The run's counters from the first to the last that serve elements of the pieces."""
     least, most = high, low
-    for r in range(128):
+    for bit in range(128):
+        skipped, r = (bit // depth) * counters, bit % depth
+        right = min(width, high + skipped)
         for wrapped in range(2):
             _, first, last = _stretch(
-                wrapped, begin + r * width, turns[r], low, high, width, length
+                wrapped, begin + r * width, turns[r], low + skipped, right, width, length
             )
             if first < last:
-                least, most = min(least, first), max(most, last)
+                least, most = min(least, first - skipped), max(most, last - skipped)
     return least, most
 
 
+@njit
+def _rows(begin, width, depth, length):
+    """The group's rows from the first to past the last that have elements of the pieces."""
+    return max(0, -begin // width), min(depth, -((begin - length) // width))
+
+
 @njit(nogil=True, cache=True)
-def project(
-    start, stop, after, before, weight, offset, sums, first_group, runs, run, long, keys, rotated
-):
+def project(start, stop, table, sums, first_group, depth, counters, runs, run, long, keys, rotated):
     """sums[group - first_group, column] += sign * change, rows in order, long ones by fours.
 
-    Items start .. stop - 1 of (group of 128 rows) x (run of columns).
+    Items start .. stop - 1 of (group of 128 rows) x (run of counters). A counter's bits are signs
+    of ``depth`` rows in one column, of as many in the column ``counters`` further, and so on.
     """
-    width, length = sums.shape[1], after.size
+    width, length = sums.shape[1], table.edges[-1]
     words, turns = np.empty((4, run), np.uint32), np.empty(128, np.int64)
     for item in range(start, stop):
         group, low = first_group + item // runs, (item % runs) * run
-        high, begin = min(width, low + run), group * 128 * width - offset
-        line = sums[item // runs]
+        high, begin = min(counters, low + run), group * 128 * width - table.first
         _fill_rotations(turns, group, width, keys, rotated)
-        low, high = _touched(begin, turns, low, high, width, length)
+        low, high = _touched(begin, turns, low, high, width, depth, counters, length)
         if low >= high:
             continue
-        fill_words(words, group * width + low, high - low, keys, 0)
-        for quad in range(0, 128, 4):
-            place = begin + quad * width
-            if width >= long and place >= 0 and place + 4 * width <= length:
-                _project_quad(
-                    sums, item // runs, low, high, words, quad, turns, after, before, weight, place
-                )
-                continue
-            for r in range(quad, quad + 4):
-                shift = np.uint32(31 - (r & 31))
-                for wrapped in range(2):
-                    place, first, last = _stretch(
-                        wrapped, begin + r * width, turns[r], low, high, width, length
+        fill_words(words, group * counters + low, high - low, keys, 0)
+        top, bottom = _rows(begin, width, depth, length)
+        for part in range(128 // depth):
+            left, right = low + part * counters, min(width, high + part * counters)
+            r, n = top, 0
+            while r < bottom:
+                n, whole = _whole(table.edges, begin + r * width, width, n)
+                if whole > 0:
+                    stop = min(bottom, r + whole)
+                    _project_whole(
+                        sums,
+                        item // runs,
+                        left,
+                        right,
+                        words,
+                        part * depth,
+                        turns,
+                        r,
+                        stop,
+                        table,
+                        n,
+                        begin,
+                        long,
                     )
-                    for i in range(first, last):
-                        change = _change(after, before, weight, at(place + i))
-                        line[at(i)] += signed(change, words[r >> 5, at(i - low)], shift)
+                    r += whole
+                else:
+                    n = _project_cut(
+                        sums,
+                        item // runs,
+                        left,
+                        right,
+                        words,
+                        part * depth + r,
+                        turns[r],
+                        table,
+                        n,
+                        begin + r * width,
+                    )
+                    r += 1
 
 
 @njit
-def _project_quad(sums, group, low, high, words, quad, turns, after, before, weight, begin):
+def _whole(edges, begin, width, n):
+    """The piece with the row that begins here, and how many rows from it on are all the piece's."""
+    if begin < 0 or begin + width > edges[-1]:
+        return n, 0
+    n = holder(edges, begin, n)
+    return n, (edges[n + 1] - begin) // width
+
+
+@njit
+def _project_cut(sums, group, left, right, words, bit, turn, table, n, begin):
+    """The columns left .. right - 1 of a row that pieces share; returns the last of them."""
+    width, plane, shift = sums.shape[1], at(bit >> 5), np.uint32(31 - (bit & 31))
+    for wrapped in range(2):
+        place, first, last = _stretch(wrapped, begin, turn, left, right, width, table.edges[-1])
+        while first < last:
+            n = holder(table.edges, place + first, n)
+            after = piece_at(table.after, table.edges, n, table.stored)
+            before = piece_at(table.before, table.edges, n, table.stored_before)
+            weight, here = table.factors[n], place - table.edges[n]
+            cut = min(last, table.edges[n + 1] - place)
+            for i in range(first, cut):
+                change = _change(after, before, weight, at(here + i))
+                sums[group, at(i)] += signed(change, words[plane, at(i - left)], shift)
+            first = cut
+    return n
+
+
+@njit
+def _project_whole(sums, group, left, right, words, bits, turns, r, stop, table, n, begin, long):
+    """The columns left .. right - 1 of rows r .. stop - 1, all of piece n, long ones by fours."""
+    width = sums.shape[1]
+    after = piece_at(table.after, table.edges, n, table.stored)
+    before = piece_at(table.before, table.edges, n, table.stored_before)
+    weight, begin = table.factors[n], begin - table.edges[n]
+    while r < stop:
+        if width >= long and r % 4 == 0 and r + 4 <= stop:
+            _project_quad(
+                sums,
+                group,
+                left,
+                right,
+                words,
+                bits + r,
+                turns,
+                r,
+                after,
+                before,
+                weight,
+                begin + r * width,
+            )
+            r += 4
+            continue
+        plane, shift = at((bits + r) >> 5), np.uint32(31 - ((bits + r) & 31))
+        for wrapped in range(2):
+            place, first, last = _stretch(
+                wrapped, begin + r * width, turns[r], left, right, width, after.size
+            )
+            for i in range(first, last):
+                change = _change(after, before, weight, at(place + i))
+                sums[group, at(i)] += signed(change, words[plane, at(i - left)], shift)
+        r += 1
+
+
+@njit
+def _project_quad(sums, group, left, right, words, bit, turns, quad, after, before, weight, begin):
     """Four whole rows at once, so that sums and signs are read once for the four.
 
     Between one rotation's end and the next the four stretches of memory are contiguous.
     """
-    width, plane = sums.shape[1], at(quad >> 5)
-    cuts = np.sort(np.minimum(np.maximum(turns[quad : quad + 4], low), high))
-    s0, s1 = np.uint32(31 - (quad & 31)), np.uint32(30 - (quad & 31))
-    s2, s3 = np.uint32(29 - (quad & 31)), np.uint32(28 - (quad & 31))
-    first = low
+    width, plane = sums.shape[1], at(bit >> 5)
+    cuts = np.sort(np.minimum(np.maximum(turns[quad : quad + 4], left), right))
+    s0, s1 = np.uint32(31 - (bit & 31)), np.uint32(30 - (bit & 31))
+    s2, s3 = np.uint32(29 - (bit & 31)), np.uint32(28 - (bit & 31))
+    first = left
     for part in range(5):
-        last = cuts[part] if part < 4 else high
+        last = cuts[part] if part < 4 else right
         p0 = begin - turns[quad] + (width if first < turns[quad] else 0)
         p1 = begin + width - turns[quad + 1] + (width if first < turns[quad + 1] else 0)
         p2 = begin + 2 * width - turns[quad + 2] + (width if first < turns[quad + 2] else 0)
         p3 = begin + 3 * width - turns[quad + 3] + (width if first < turns[quad + 3] else 0)
         for i in range(first, last):
-            word = words[plane, at(i - low)]
+            word = words[plane, at(i - left)]
             total = sums[group, at(i)]
             total += signed(_change(after, before, weight, at(p0 + i)), word, s0)
             total += signed(_change(after, before, weight, at(p1 + i)), word, s1)
@@ -125,31 +221,92 @@ def _project_quad(sums, group, low, high, words, quad, turns, after, before, wei
 
 
 @njit(nogil=True, cache=True)
-def reconstruct(
-    start, stop, elements, offset, values, scale, first_group, runs, run, keys, rotated
-):
-    """element += sign * scale * values[column]; items as project."""
-    width, length = values.size, elements.size
+def reconstruct(start, stop, table, values, first_group, depth, counters, runs, run, keys, rotated):
+    """element += sign * factor * values[column]; items as project."""
+    width, length = values.size, table.edges[-1]
     words, turns = np.empty((4, run), np.uint32), np.empty(128, np.int64)
     for item in range(start, stop):
         group, low = first_group + item // runs, (item % runs) * run
-        high, begin = min(width, low + run), group * 128 * width - offset
+        high, begin = min(counters, low + run), group * 128 * width - table.first
         _fill_rotations(turns, group, width, keys, rotated)
-        low, high = _touched(begin, turns, low, high, width, length)
+        low, high = _touched(begin, turns, low, high, width, depth, counters, length)
         if low >= high:
             continue
-        fill_words(words, group * width + low, high - low, keys, 0)
-        for r in range(128):
-            shift = np.uint32(31 - (r & 31))
-            for wrapped in range(2):
-                place, first, last = _stretch(
-                    wrapped, begin + r * width, turns[r], low, high, width, length
-                )
-                for i in range(first, last):
-                    stored = elements[at(place + i)]
-                    step = values[at(i)] * scale
-                    change = signed(step, words[r >> 5, at(i - low)], shift)
-                    elements[at(place + i)] = narrow(widen(stored) + change, stored)
+        fill_words(words, group * counters + low, high - low, keys, 0)
+        top, bottom = _rows(begin, width, depth, length)
+        for part in range(128 // depth):
+            left, right = low + part * counters, min(width, high + part * counters)
+            r, n = top, 0
+            while r < bottom:
+                n, whole = _whole(table.edges, begin + r * width, width, n)
+                if whole > 0:
+                    stop = min(bottom, r + whole)
+                    _reconstruct_whole(
+                        values, left, right, words, part * depth, turns, r, stop, table, n, begin
+                    )
+                    r += whole
+                else:
+                    n = _reconstruct_cut(
+                        values,
+                        left,
+                        right,
+                        words,
+                        part * depth + r,
+                        turns[r],
+                        table,
+                        n,
+                        begin + r * width,
+                    )
+                    r += 1
+
+
+@njit
+def _reconstruct_cut(values, left, right, words, bit, turn, table, n, begin):
+    """As _project_cut."""
+    for wrapped in range(2):
+        place, first, last = _stretch(
+            wrapped, begin, turn, left, right, values.size, table.edges[-1]
+        )
+        while first < last:
+            n = holder(table.edges, place + first, n)
+            cut = min(last, table.edges[n + 1] - place)
+            elements = piece_at(table.after, table.edges, n, table.stored)
+            _add(
+                elements,
+                values,
+                table.factors[n],
+                first,
+                cut,
+                words,
+                bit,
+                left,
+                place - table.edges[n],
+            )
+            first = cut
+    return n
+
+
+@njit
+def _reconstruct_whole(values, left, right, words, bits, turns, start, stop, table, n, begin):
+    """The columns left .. right - 1 of rows start .. stop - 1, all of piece n."""
+    elements = piece_at(table.after, table.edges, n, table.stored)
+    scale, begin = table.factors[n], begin - table.edges[n]
+    for r in range(start, stop):
+        for wrapped in range(2):
+            place, first, last = _stretch(
+                wrapped, begin + r * values.size, turns[r], left, right, values.size, elements.size
+            )
+            _add(elements, values, scale, first, last, words, bits + r, left, place)
+
+
+@njit
+def _add(elements, values, scale, first, last, words, bit, left, place):
+    """Columns first .. last - 1 of a row, their elements from place + first on."""
+    plane, shift = at(bit >> 5), np.uint32(31 - (bit & 31))
+    for i in range(first, last):
+        stored = elements[at(place + i)]
+        change = signed(values[at(i)] * scale, words[plane, at(i - left)], shift)
+        elements[at(place + i)] = narrow(widen(stored) + change, stored)
 
 
 @njit(nogil=True, cache=True)
