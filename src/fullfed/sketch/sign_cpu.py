@@ -95,7 +95,7 @@ def project(start, stop, table, sums, first_group, depth, counters, runs, run, l
             while r < bottom:
                 n, whole = _whole(table.edges, begin + r * width, width, n)
                 if whole > 0:
-                    stop = min(bottom, r + whole)
+                    until = min(bottom, r + whole)
                     _project_whole(
                         sums,
                         item // runs,
@@ -105,13 +105,13 @@ def project(start, stop, table, sums, first_group, depth, counters, runs, run, l
                         part * depth,
                         turns,
                         r,
-                        stop,
+                        until,
                         table,
                         n,
                         begin,
                         long,
                     )
-                    r += whole
+                    r = until
                 else:
                     n = _project_cut(
                         sums,
@@ -240,11 +240,11 @@ def reconstruct(start, stop, table, values, first_group, depth, counters, runs, 
             while r < bottom:
                 n, whole = _whole(table.edges, begin + r * width, width, n)
                 if whole > 0:
-                    stop = min(bottom, r + whole)
+                    until = min(bottom, r + whole)
                     _reconstruct_whole(
-                        values, left, right, words, part * depth, turns, r, stop, table, n, begin
+                        values, left, right, words, part * depth, turns, r, until, table, n, begin
                     )
-                    r += whole
+                    r = until
                 else:
                     n = _reconstruct_cut(
                         values,
