@@ -164,7 +164,8 @@ def _project_whole(sums, group, left, right, words, bits, turns, r, stop, table,
     before = piece_at(table.before, table.edges, n, table.stored_before)
     weight, begin = table.factors[n], begin - table.edges[n]
     while r < stop:
-        if width >= long and r % 4 == 0 and r + 4 <= stop:
+        # With before it would have too many streams of memory to be vectorised.
+        if before is None and width >= long and r % 4 == 0 and r + 4 <= stop:
             _project_quad(
                 sums,
                 group,
