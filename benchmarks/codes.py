@@ -29,13 +29,13 @@ def row(ratio: int) -> str:
     delta, weights = torch.randn(D, generator=torch.Generator().manual_seed(1)), torch.zeros(D)
     deltas, models = in_tensors(delta), in_tensors(weights)
     y = basis.project(deltas)
-    sent = code.encode(y, stream)
+    sent, room = code.encode(y, stream), torch.empty(code.padded(count))
     copy, *times = seconds(
         "cpu",
         lambda: weights.copy_(delta),
         lambda: basis.project(deltas),
         lambda: code.encode(y, stream),
-        lambda: code.decode(*sent, count, stream),
+        lambda: code.decode(*sent, count, stream, out=room),
         lambda: basis.reconstruct_(models, y),
         repeats=7,
     )

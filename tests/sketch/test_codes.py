@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from fullfed.sketch import (
     Stream,
     affordable,
     code_of,
+    decoding_cpu,
     perturb_,
+    rotation_cpu,
     threads_cpu,
 )
 from fullfed.sketch.hadamard import block_size, rotate_, rotate_back_
@@ -32,6 +35,16 @@ LENGTHS = st.integers(1, 300) | st.sampled_from([1023, 1024, 1025, 9000])
 
 def stream(round: int = 0) -> Stream:
     return Stream(3, Purpose.CODES, round, 8)
+
+
+def unpacked(code: Largest, sent: Tensor, count: int) -> np.ndarray:
+    """What codes say before it is rotated back, of level 0.5."""
+    numbers = normals(count).numpy()
+    places = code.group.bit_length() - 1
+    decoding_cpu.unpack_largest(
+        0, count, numbers, sent.numpy(), places, code._places(), np.float32(0.5)
+    )
+    return numbers
 
 
 def signs_of(count: int) -> Tensor:
@@ -74,7 +87,11 @@ def test_a_rotation_keeps_lengths_and_is_undone(count: int, round: int) -> None:
     vector = normals(count, round)
     rotated = rotated_of(vector, round)
     assert float(rotated.norm()) == pytest.approx(float(vector.norm()), rel=1e-5)
-    rotate_back_(rotated, stream(round))
+    rotate_back_(
+        rotated,
+        stream(round),
+        partial(rotation_cpu.rotate_neighbours, 0, count // size, rotated.numpy()),
+    )
     torch.testing.assert_close(rotated, vector, rtol=1e-4, atol=1e-5)
 
 
@@ -160,9 +177,8 @@ def test_whatever_bytes_come_they_are_places_in_their_groups(codes: bytes, code:
     count = 8 * 18 // code.group.bit_length() * code.group
     assert code.nbytes(count) == 18
     sent = torch.frombuffer(bytearray(codes), dtype=torch.uint8)
-    numbers = torch.zeros(code._padded(count))
-    code._unpack(sent, torch.tensor([0.5]), numbers)
-    assert set(numbers.view(-1, code.group).abs().sum(1).tolist()) == {0.5}
+    numbers = unpacked(code, sent, count)
+    assert set(np.abs(numbers).reshape(-1, code.group).sum(1).tolist()) == {0.5}
 
 
 def test_decoding_is_a_specified_sequence_of_float32_operations() -> None:
@@ -229,7 +245,7 @@ def test_decoding_is_the_specified_one_in_numpy(
     monkeypatch.setattr(threads_cpu, "SMALL", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     codes, scale = code.encode(normals(count), stream())
-    padded = code._padded(count)
+    padded = code.padded(count)
     size, z = block_size(padded), signs_of(3 * padded).numpy()
     x = transformed(levels_of(code, codes, scale, padded).reshape(-1, size)).ravel()
     x *= z[2 * padded :]
@@ -237,6 +253,14 @@ def test_decoding_is_the_specified_one_in_numpy(
     x = transformed(x.reshape(-1, size)).ravel() * z[:padded]
     decoded = code.decode(codes, scale, count, stream())
     assert np.array_equal(decoded.numpy(), x[:count])
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_numbers_are_decoded_to_where_others_were(code: Code) -> None:
+    sent, out = code.encode(normals(300), stream()), normals(code.padded(300))
+    decoded = code.decode(*sent, 300, stream(), out=out)
+    assert decoded.data_ptr() == out.data_ptr()
+    assert torch.equal(decoded, code.decode(*sent, 300, stream()))
 
 
 @given(nbytes=st.integers(1, 3_000), most=st.integers(1, 5_000), times=st.integers(1, 2))
@@ -262,9 +286,8 @@ def test_bits_that_there_is_no_code_of_are_refused() -> None:
 
 def test_a_groups_code_is_its_place_lowest_bit_first_and_then_its_sign() -> None:
     """Groups of 4: place 2 (01), positive (1); place 1 (10), negative (0)."""
-    sent, numbers = torch.tensor([0b01110000], dtype=torch.uint8), torch.zeros(8)
-    Largest(4)._unpack(sent, torch.tensor([0.5]), numbers)
-    assert numbers.tolist() == [0.0, 0.0, 0.5, 0.0, 0.0, -0.5, 0.0, 0.0]
+    sent = torch.tensor([0b01110000], dtype=torch.uint8)
+    assert unpacked(Largest(4), sent, 8).tolist() == [0.0, 0.0, 0.5, 0.0, 0.0, -0.5, 0.0, 0.0]
     codes = torch.zeros(1, dtype=torch.uint8)
     along = Largest(4)._pack(torch.tensor([1.0, -2.0, 3.0, 0.0, 0.5, -4.0, 1.0, 2.0]), codes)
     assert along == 7.0

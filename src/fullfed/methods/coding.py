@@ -31,8 +31,13 @@ class Coding(Protocol):
     def check(self, tensors: Mapping[str, Tensor], count: int) -> None:
         """Raise MessageError unless these can be the tensors of ``count`` numbers."""
 
-    def decode(self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int) -> Tensor:
-        """The numbers, float32, shape (count,), on the CPU."""
+    def room(self, count: int) -> Tensor:
+        """What ``decode`` works in: one for many, since new memory is slower than decoding is."""
+
+    def decode(
+        self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int, room: Tensor
+    ) -> Tensor:
+        """The numbers, float32, shape (count,), on the CPU; of use until the room is used again."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,12 @@ class Exact:
     def check(self, tensors: Mapping[str, Tensor], count: int) -> None:
         _check_shapes(tensors, {"coordinates": ((count,), torch.float32)})
 
-    def decode(self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int) -> Tensor:
+    def room(self, count: int) -> Tensor:
+        return torch.empty(0)
+
+    def decode(
+        self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int, room: Tensor
+    ) -> Tensor:
         return tensors["coordinates"].cpu()
 
 
@@ -85,9 +95,14 @@ class InBits:
         if not 0 <= float(tensors["scale"]) <= _LARGEST:
             raise MessageError(f"the report's scale is not between 0 and {_LARGEST:g}")
 
-    def decode(self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int) -> Tensor:
+    def room(self, count: int) -> Tensor:
+        return torch.empty(self.code.padded(count))
+
+    def decode(
+        self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int, room: Tensor
+    ) -> Tensor:
         codes, scale = tensors["codes"].cpu(), tensors["scale"].cpu()
-        return self.code.decode(codes, scale, count, self._stream(round, owner))
+        return self.code.decode(codes, scale, count, self._stream(round, owner), out=room)
 
     def _stream(self, round: int, owner: int) -> Stream:
         return Stream(self.seed, Purpose.CODES, round, owner)

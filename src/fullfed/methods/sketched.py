@@ -124,9 +124,9 @@ class Sketched:
     ) -> tuple[Tensor, float]:
         """The mean of all coordinates, float64, and what coding them added to its energy."""
         count, fidelity = self.family.coordinates, self.coding.fidelity
-        mean, noise = torch.zeros(count, dtype=torch.float64), 0.0
-        for share, (_, report) in zip(shares, received, strict=True):
-            own = self.coding.decode(report.tensors, count, report.round, report.client).double()
+        mean, noise, room = torch.zeros(count, dtype=torch.float64), 0.0, self.coding.room(count)
+        for share, (_, sent) in zip(shares, received, strict=True):
+            own = self.coding.decode(sent.tensors, count, sent.round, sent.client, room).double()
             mean += share * own
             noise += share**2 * (1 - fidelity) * float(own @ own)
         return mean, noise
@@ -145,12 +145,13 @@ class Sketched:
             basis.reconstruct_(weights, coordinates.to(weights[0].device), scale=step * share)
 
     def _sent(self, update: Update) -> Iterator[tuple[int, float, Tensor]]:
-        """Whose directions, with what share, and the coordinates on them."""
+        """Whose directions, with what share, and the coordinates on them, until the next are."""
         count, tensors = self.family.coordinates, dict(update.tensors)
+        room = self.coding.room(count)
         if self.seeds == "shared":
-            yield SHARED, 1.0, self.coding.decode(tensors, count, update.round, SHARED)
+            yield SHARED, 1.0, self.coding.decode(tensors, count, update.round, SHARED, room)
             return
         clients, shares = tensors.pop("clients").tolist(), tensors.pop("weights").tolist()
         for row, (client, share) in enumerate(zip(clients, shares, strict=True)):
             own = {name: stacked[row] for name, stacked in tensors.items()}
-            yield client, share, self.coding.decode(own, count, update.round, client)
+            yield client, share, self.coding.decode(own, count, update.round, client, room)

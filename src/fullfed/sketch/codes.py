@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,36 +62,47 @@ class Code(ABC):
             stream: of the rotation; the same decodes.
         """
         count = len(coordinates)
-        rotated = pad(coordinates, (0, self._padded(count) - count))
+        rotated = pad(coordinates, (0, self.padded(count) - count))
         rotate_(rotated, stream)
         codes = torch.empty(self.nbytes(count), dtype=torch.uint8)
         along = self._pack(rotated, codes)
         scale = _energy(coordinates) / along if along > 0 else 0.0
         return codes, torch.tensor([scale], dtype=torch.float32)
 
-    def decode(self, codes: Tensor, scale: Tensor, count: int, stream: Stream) -> Tensor:
-        """The numbers, float32, shape (count,), of the same bits everywhere."""
-        numbers = torch.zeros(self._padded(count))
-        self._unpack(codes, scale, numbers)
-        rotate_back_(numbers, stream)
+    def decode(
+        self, codes: Tensor, scale: Tensor, count: int, stream: Stream, *, out: Tensor | None = None
+    ) -> Tensor:
+        """The numbers, float32, shape (count,), of the same bits everywhere.
+
+        Args:
+            codes, scale: from ``encode``.
+            count: K.
+            stream: that of ``encode``.
+            out: float32, shape (``padded(K)``,), on the CPU: where the numbers are to be; their
+                memory is new otherwise, and new memory is slower than coding is.
+        """
+        numbers = torch.empty(self.padded(count)) if out is None else out
+        rotate_back_(numbers, stream, partial(self._unpack, codes.numpy(), scale, numbers))
         return numbers[:count]
 
-    @abstractmethod
-    def _pack(self, rotated: Tensor, codes: Tensor) -> float:
-        """Write the levels q into codes; <rotated, q>."""
-
-    @abstractmethod
-    def _unpack(self, codes: Tensor, scale: Tensor, numbers: Tensor) -> None:
-        """Write fl(level * scale) into zeros."""
-
-    def _padded(self, count: int) -> int:
-        """How many numbers are coded for ``count``."""
+    def padded(self, count: int) -> int:
+        """How many numbers are coded for ``count``: the next multiple of ``block(count)``."""
         block = self.block(count)
         return -(-count // block) * block
 
     def block(self, count: int) -> int:
         """A multiple of this many numbers is coded."""
         return block_size(count)
+
+    @abstractmethod
+    def _pack(self, rotated: Tensor, codes: Tensor) -> float:
+        """Write the levels q into codes; <rotated, q>."""
+
+    @abstractmethod
+    def _unpack(
+        self, codes: NDArray[np.uint8], scale: Tensor, numbers: Tensor, *rotation: Any
+    ) -> None:
+        """Write fl(level * scale), and take the rotation's first pass (hadamard.py)."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class Rounded(Code):
         return 1 - _DISTORTION[self.bits]
 
     def nbytes(self, count: int) -> int:
-        return -(-self._padded(count) * self.bits // 8)
+        return -(-self.padded(count) * self.bits // 8)
 
     def _pack(self, rotated: Tensor, codes: Tensor) -> float:
         from fullfed.sketch import codes_cpu  # imports numba
@@ -118,13 +130,13 @@ class Rounded(Code):
         tables = (bounds.numpy(), levels.numpy(), self.bits, _reversed(self.bits))
         return _summed(codes_cpu.pack_levels, rotated, *tables, codes.numpy())
 
-    def _unpack(self, codes: Tensor, scale: Tensor, numbers: Tensor) -> None:
-        from fullfed.sketch import codes_cpu  # imports numba
+    def _unpack(
+        self, codes: NDArray[np.uint8], scale: Tensor, numbers: Tensor, *rotation: Any
+    ) -> None:
+        from fullfed.sketch import decoding_cpu  # imports numba
 
         levels = (self._levels() * scale).numpy()[_reversed(self.bits)]
-        _in_runs(
-            codes_cpu.unpack_levels, len(numbers), codes.numpy(), self.bits, levels, numbers.numpy()
-        )
+        _in_slabs(decoding_cpu.decode_levels, numbers, codes, self.bits, levels, *rotation)
 
     def _levels(self) -> Tensor:
         above = torch.tensor(LEVELS[self.bits], dtype=torch.float32)
@@ -152,7 +164,7 @@ class Largest(Code):
         return _expected_largest(self.group) ** 2 / self.group
 
     def nbytes(self, count: int) -> int:
-        return -(-self._padded(count) // self.group * self._bits // 8)
+        return -(-self.padded(count) // self.group * self._bits // 8)
 
     def block(self, count: int) -> int:
         return max(block_size(count), self.group)
@@ -165,19 +177,17 @@ class Largest(Code):
         groups = rotated.view(-1, self.group)
         return _summed(codes_cpu.pack_largest, groups, self._bits, self._places(), codes.numpy())
 
-    def _unpack(self, codes: Tensor, scale: Tensor, numbers: Tensor) -> None:
-        from fullfed.sketch import codes_cpu  # imports numba
+    def _unpack(
+        self, codes: NDArray[np.uint8], scale: Tensor, numbers: Tensor, *rotation: Any
+    ) -> None:
+        from fullfed.sketch import decoding_cpu  # imports numba
 
-        sent, level = codes.numpy(), scale.numpy()[0]
+        level = scale.numpy()[0]
         if self.group == 1:
-            _in_runs(codes_cpu.unpack_signs, len(numbers), sent, level, numbers.numpy())
+            _in_slabs(decoding_cpu.decode_signs, numbers, codes, level, *rotation)
             return
-        groups = numbers.view(-1, self.group)
-        _in_runs(
-            codes_cpu.unpack_largest,
-            len(groups),
-            *(sent, self._bits, self._places(), level, groups.numpy()),
-        )
+        sent = (codes, self._bits - 1, self._places(), level)
+        _in_slabs(decoding_cpu.decode_largest, numbers, *sent, *rotation)
 
     def _places(self) -> NDArray[np.uint16]:
         """What is written for a place, and for what is written the place."""
@@ -219,6 +229,13 @@ def _in_runs(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
     from fullfed.sketch import codes_cpu, threads_cpu  # import numba
 
     threads_cpu.split(kernel, -(-rows // codes_cpu.RUN), rows, *arguments)
+
+
+def _in_slabs(kernel: Callable[..., None], numbers: Tensor, *arguments: Any) -> None:
+    from fullfed.sketch import decoding_cpu, threads_cpu  # import numba
+
+    slabs = -(-len(numbers) // decoding_cpu.SLAB)
+    threads_cpu.split(kernel, slabs, len(numbers), numbers.numpy(), *arguments)
 
 
 @functools.cache

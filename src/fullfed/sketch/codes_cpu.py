@@ -1,8 +1,4 @@
-"""Codes of coordinates in numba.
-
-Codes of b bits follow one another without gaps, each byte's highest bit first. RUN of them take
-whole bytes, so runs can be read and written apart.
-"""
+"""Encoding in numba: codes of b bits without gaps, each byte's highest bit first."""
 
 # Kernels are typed by numba.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -12,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from fullfed.sketch.scalars_cpu import at, bits_of, float_of
+from fullfed.sketch.scalars_cpu import at, bits_of
 
-RUN = 4096  # codes; a multiple of 8
-_ABSOLUTE, _SIGN = np.uint32(0x7FFFFFFF), np.uint32(0x80000000)
+RUN = 4096  # codes that are written at a time; a multiple of 8, so that they take whole bytes
+_ABSOLUTE = np.uint32(0x7FFFFFFF)
 _ADDED = 8  # sums that grow side by side, since one would have each wait for the one before
 
 
@@ -27,16 +23,6 @@ def _write(codes, place, waiting, count, bits, code):
         codes[at(place)] = np.uint8((waiting >> (count - 8)) & 255)
         place, count = place + 1, count - 8
     return place, waiting & 255, count
-
-
-@njit
-def _read(codes, place, waiting, count, bits):
-    """The next code; ``count`` bits of ``waiting``, its lowest, were not used before."""
-    while count < bits:
-        waiting = ((waiting & 255) << 8) | codes[at(place)]
-        place, count = place + 1, count + 8
-    code = (waiting >> (count - bits)) & ((1 << bits) - 1)
-    return place, waiting, count - bits, code
 
 
 @njit
@@ -83,17 +69,6 @@ def pack_levels(start, stop, numbers, bounds, levels, bits, written, codes, sums
 
 
 @njit(nogil=True, cache=True)
-def unpack_levels(start, stop, codes, bits, levels, numbers):
-    """levels[code] of each code, into ``numbers``."""
-    for run in range(start, stop):
-        first = run * RUN
-        place, waiting, count = first * bits // 8, 0, 0
-        for k in range(first, min(first + RUN, len(numbers))):
-            place, waiting, count, code = _read(codes, place, waiting, count, bits)
-            numbers[at(k)] = levels[at(code)]
-
-
-@njit(nogil=True, cache=True)
 def pack_signs(start, stop, numbers, codes, sums):
     """A bit for what is above zero; sums[run] = the sum of absolute values."""
     for run in range(start, stop):
@@ -107,16 +82,6 @@ def pack_signs(start, stop, numbers, codes, sums):
             codes[byte] = bits
             along += np.float64(length)
         sums[run] = along
-
-
-@njit(nogil=True, cache=True)
-def unpack_signs(start, stop, codes, scale, numbers):
-    """The scale where a bit is 1, else its negative."""
-    negative = bits_of(scale) ^ _SIGN
-    for run in range(start, stop):
-        for k in range(run * RUN, min(run * RUN + RUN, len(numbers))):
-            bit = (np.uint32(codes[at(k >> 3)]) << np.uint32(k & 7)) & np.uint32(128)
-            numbers[at(k)] = float_of(negative ^ (bit << np.uint32(24)))
 
 
 @njit(nogil=True, cache=True)
@@ -141,14 +106,3 @@ def pack_largest(start, stop, groups, bits, written, codes, sums):
             place, waiting, count = _write(codes, place, waiting, count, bits, code)
         _finish(codes, place, waiting, count)
         sums[run] = along
-
-
-@njit(nogil=True, cache=True)
-def unpack_largest(start, stop, codes, bits, read, scale, groups):
-    """The scale, with its sign, into place read[code] of each row; rows are zero."""
-    for run in range(start, stop):
-        first = run * RUN
-        place, waiting, count = first * bits // 8, 0, 0
-        for g in range(first, min(first + RUN, len(groups))):
-            place, waiting, count, code = _read(codes, place, waiting, count, bits)
-            groups[at(g), at(read[at(code >> 1)])] = scale if code & 1 else -scale

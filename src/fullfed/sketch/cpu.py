@@ -35,12 +35,12 @@ def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> Non
             table.length,
             table,
             partials.numpy()[first : first + groups],
+            LONG,
             first,
             rows.depth,
             rows.counters,
             runs,
             run,
-            LONG,
             *_keys(rows.signs, rows.rotation),
         )
 
@@ -140,17 +140,16 @@ def rotate_neighbours(
     and fl(v_i - v_(i + h)) for h = 1, 2, 4, ...; in the end each is multiplied by the float32 of
     size**-0.5.
     """
+    runs, last = len(vector) // size, neighbours(size, signs, before=before, after=after)
+    split(rotation_cpu.rotate_neighbours, runs, len(vector), vector.numpy(), *last)
+
+
+def neighbours(
+    size: int, signs: Stream, *, before: int | None, after: int | None
+) -> tuple[Any, ...]:
+    """What the kernel rotate_neighbours is told after the vector."""
     offsets = (rotation_cpu.NONE if offset is None else offset for offset in (before, after))
-    split(
-        rotation_cpu.rotate_neighbours,
-        len(vector) // size,
-        len(vector),
-        vector.numpy(),
-        size,
-        np.float32(size**-0.5),
-        *offsets,
-        _key(signs)[None],
-    )
+    return size, np.float32(size**-0.5), *offsets, _key(signs)[None]
 
 
 def rotate_distant(vector: Tensor, size: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from fullfed.sketch.generator import Stream
@@ -37,11 +39,19 @@ def rotate_(vector: Tensor, stream: Stream) -> None:
     cpu.rotate_neighbours(vector, size, stream, before=2 * count, after=None)
 
 
-def rotate_back_(vector: Tensor, stream: Stream) -> None:
-    """The inverse of ``rotate_``, but for roundings."""
+def rotate_back_(vector: Tensor, stream: Stream, first: Callable[..., None]) -> None:
+    """The inverse of ``rotate_``, but for roundings.
+
+    Args:
+        vector: as in ``rotate_``.
+        stream: of the signs.
+        first: makes the vector, and the first of three passes over it: what
+            rotation_cpu.rotate_neighbours does, the end of whose arguments it is given. So
+            what is made is transformed before it leaves the processor.
+    """
     from fullfed.sketch import cpu  # imports numba
 
     count, size = len(vector), block_size(len(vector))
-    cpu.rotate_neighbours(vector, size, stream, before=None, after=2 * count)
+    first(*cpu.neighbours(size, stream, before=None, after=2 * count))
     cpu.rotate_distant(vector, size)
     cpu.rotate_neighbours(vector, size, stream, before=count, after=0)

@@ -18,14 +18,14 @@ NONE = -1  # for ``before`` or ``after``: no signs
 
 
 @njit
-def _flip(vector, first, size, words, element):
-    """The signs of elements ``element``, ... of a group onto vector[first], ..."""
+def _multiply(vector, first, size, scale, words, element):
+    """vector[first], ... times the scale and the signs of elements ``element``, ... of a group."""
     for start in range(0, size, 128):
         row, column = (element + start) >> 7, (element + start) & 127
         shift = np.uint32(31 - (row & 31))
         for i in range(min(size - start, 128)):
-            place = at(first + start + i)
-            vector[place] = signed(vector[place], words[at(row >> 5), at(column + i)], shift)
+            place, word = at(first + start + i), words[at(row >> 5), at(column + i)]
+            vector[place] = signed(vector[place] * scale, word, shift)
 
 
 @njit(nogil=True, cache=True)
@@ -38,18 +38,18 @@ def rotate_neighbours(start, stop, vector, size, scale, before, after, keys):
     for n in range(start, stop):
         first = n * size
         for late in range(2):
-            offset = after if late else before
+            offset, factor = (after, scale) if late else (before, np.float32(1))
             if late:
                 transform(vector, first, first + size, 1)
+            if offset != NONE:
+                group, element = (offset + first) // _GROUP, (offset + first) % _GROUP
+                if made[late] != group:
+                    fill_words(words[late], group * 128, 128, keys, 0)
+                    made[late] = group
+                _multiply(vector, first, size, factor, words[late], element)
+            elif late:
                 for i in range(first, first + size):
                     vector[at(i)] *= scale
-            if offset == NONE:
-                continue
-            group, element = (offset + first) // _GROUP, (offset + first) % _GROUP
-            if made[late] != group:
-                fill_words(words[late], group * 128, 128, keys, 0)
-                made[late] = group
-            _flip(vector, first, size, words[late], element)
 
 
 @njit(nogil=True, cache=True)

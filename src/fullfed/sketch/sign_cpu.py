@@ -66,80 +66,68 @@ def _touched(begin, turns, low, high, width, depth, counters, length):
 
 
 @njit
-def _rows(begin, width, depth, length):
-    """The group's rows from the first to past the last that have elements of the pieces."""
-    return max(0, -begin // width), min(depth, -((begin - length) // width))
+def _span(edges, row, width, r, bottom, n):
+    """Rows r .. until - 1 are all piece n's; until = r if pieces share r, which begins at row.
 
-
-@njit(nogil=True, cache=True)
-def project(start, stop, table, sums, first_group, depth, counters, runs, run, long, keys, rotated):
-    """sums[group - first_group, column] += sign * change, rows in order, long ones by fours.
-
-    Items start .. stop - 1 of (group of 128 rows) x (run of counters). A counter's bits are signs
-    of ``depth`` rows in one column, of as many in the column ``counters`` further, and so on.
+    ``n`` is a likely piece.
     """
-    width, length = sums.shape[1], table.edges[-1]
-    words, turns = np.empty((4, run), np.uint32), np.empty(128, np.int64)
-    for item in range(start, stop):
-        group, low = first_group + item // runs, (item % runs) * run
-        high, begin = min(counters, low + run), group * 128 * width - table.first
-        _fill_rotations(turns, group, width, keys, rotated)
-        low, high = _touched(begin, turns, low, high, width, depth, counters, length)
-        if low >= high:
-            continue
-        fill_words(words, group * counters + low, high - low, keys, 0)
-        top, bottom = _rows(begin, width, depth, length)
-        for part in range(128 // depth):
-            left, right = low + part * counters, min(width, high + part * counters)
-            r, n = top, 0
-            while r < bottom:
-                n, whole = _whole(table.edges, begin + r * width, width, n)
-                if whole > 0:
-                    until = min(bottom, r + whole)
-                    _project_whole(
-                        sums,
-                        item // runs,
-                        left,
-                        right,
-                        words,
-                        part * depth,
-                        turns,
-                        r,
-                        until,
-                        table,
-                        n,
-                        begin,
-                        long,
-                    )
-                    r = until
-                else:
-                    n = _project_cut(
-                        sums,
-                        item // runs,
-                        left,
-                        right,
-                        words,
-                        part * depth + r,
-                        turns[r],
-                        table,
-                        n,
-                        begin + r * width,
-                    )
-                    r += 1
+    if row < 0 or row + width > edges[-1]:
+        return r, n
+    n = holder(edges, row, n)
+    return min(bottom, r + (edges[n + 1] - row) // width), n
 
 
 @njit
-def _whole(edges, begin, width, n):
-    """The piece with the row that begins here, and how many rows from it on are all the piece's."""
-    if begin < 0 or begin + width > edges[-1]:
-        return n, 0
-    n = holder(edges, begin, n)
-    return n, (edges[n + 1] - begin) // width
+def _prepare(item, table, words, turns, width, first_group, depth, counters, runs, run, keys, turn):
+    """Signs and rotations of an item of (group of 128 rows) x (run of counters).
+
+    A counter's bits are signs of ``depth`` rows in one column, of as many in the column
+    ``counters`` further, and so on. Returns where row 0 begins, the rows from the first to past the
+    last that have elements of the pieces, and such counters.
+    """
+    group, low = first_group + item // runs, (item % runs) * run
+    high, begin = min(counters, low + run), group * 128 * width - table.first
+    _fill_rotations(turns, group, width, keys, turn)
+    low, high = _touched(begin, turns, low, high, width, depth, counters, table.edges[-1])
+    if low < high:
+        fill_words(words, group * counters + low, high - low, keys, 0)
+    top, bottom = max(0, -begin // width), min(depth, -((begin - table.edges[-1]) // width))
+    return begin, top, bottom, low, high
+
+
+@njit(nogil=True, cache=True)
+def project(start, stop, table, sums, long, first_group, depth, counters, runs, run, keys, rotated):
+    """sums[group - first_group, column] += sign * change, rows in order, long ones by fours.
+
+    Of items start .. stop - 1.
+    """
+    width = sums.shape[1]
+    words, turns = np.empty((4, run), np.uint32), np.empty(128, np.int64)
+    for item in range(start, stop):
+        begin, top, bottom, low, high = _prepare(
+            item, table, words, turns, width, first_group, depth, counters, runs, run, keys, rotated
+        )
+        for part in range(128 // depth if low < high else 0):
+            left, right = low + part * counters, min(width, high + part * counters)
+            r, n, bits = top, 0, part * depth
+            while r < bottom:
+                row = begin + r * width
+                until, n = _span(table.edges, row, width, r, bottom, n)
+                if until == r:
+                    _project_cut(
+                        sums, item // runs, left, right, words, bits + r, turns[r], table, n, row
+                    )
+                else:
+                    _project_whole(
+                        *(sums, item // runs, left, right, words, bits, turns, r, until),
+                        *(table, n, begin, long),
+                    )
+                r = max(until, r + 1)
 
 
 @njit
 def _project_cut(sums, group, left, right, words, bit, turn, table, n, begin):
-    """The columns left .. right - 1 of a row that pieces share; returns the last of them."""
+    """The columns left .. right - 1 of a row that pieces share."""
     width, plane, shift = sums.shape[1], at(bit >> 5), np.uint32(31 - (bit & 31))
     for wrapped in range(2):
         place, first, last = _stretch(wrapped, begin, turn, left, right, width, table.edges[-1])
@@ -153,7 +141,6 @@ def _project_cut(sums, group, left, right, words, bit, turn, table, n, begin):
                 change = _change(after, before, weight, at(here + i))
                 sums[group, at(i)] += signed(change, words[plane, at(i - left)], shift)
             first = cut
-    return n
 
 
 @njit
@@ -176,7 +163,6 @@ def _project_whole(sums, group, left, right, words, bits, turns, r, stop, table,
                 turns,
                 r,
                 after,
-                before,
                 weight,
                 begin + r * width,
             )
@@ -194,7 +180,7 @@ def _project_whole(sums, group, left, right, words, bits, turns, r, stop, table,
 
 
 @njit
-def _project_quad(sums, group, left, right, words, bit, turns, quad, after, before, weight, begin):
+def _project_quad(sums, group, left, right, words, bit, turns, quad, after, weight, begin):
     """Four whole rows at once, so that sums and signs are read once for the four.
 
     Between one rotation's end and the next the four stretches of memory are contiguous.
@@ -213,10 +199,10 @@ def _project_quad(sums, group, left, right, words, bit, turns, quad, after, befo
         for i in range(first, last):
             word = words[plane, at(i - left)]
             total = sums[group, at(i)]
-            total += signed(_change(after, before, weight, at(p0 + i)), word, s0)
-            total += signed(_change(after, before, weight, at(p1 + i)), word, s1)
-            total += signed(_change(after, before, weight, at(p2 + i)), word, s2)
-            total += signed(_change(after, before, weight, at(p3 + i)), word, s3)
+            total += signed(widen(after[at(p0 + i)]) * weight, word, s0)
+            total += signed(widen(after[at(p1 + i)]) * weight, word, s1)
+            total += signed(widen(after[at(p2 + i)]) * weight, word, s2)
+            total += signed(widen(after[at(p3 + i)]) * weight, word, s3)
             sums[group, at(i)] = total
         first = last
 
@@ -224,41 +210,25 @@ def _project_quad(sums, group, left, right, words, bit, turns, quad, after, befo
 @njit(nogil=True, cache=True)
 def reconstruct(start, stop, table, values, first_group, depth, counters, runs, run, keys, rotated):
     """element += sign * factor * values[column]; items as project."""
-    width, length = values.size, table.edges[-1]
+    width = values.size
     words, turns = np.empty((4, run), np.uint32), np.empty(128, np.int64)
     for item in range(start, stop):
-        group, low = first_group + item // runs, (item % runs) * run
-        high, begin = min(counters, low + run), group * 128 * width - table.first
-        _fill_rotations(turns, group, width, keys, rotated)
-        low, high = _touched(begin, turns, low, high, width, depth, counters, length)
-        if low >= high:
-            continue
-        fill_words(words, group * counters + low, high - low, keys, 0)
-        top, bottom = _rows(begin, width, depth, length)
-        for part in range(128 // depth):
+        begin, top, bottom, low, high = _prepare(
+            item, table, words, turns, width, first_group, depth, counters, runs, run, keys, rotated
+        )
+        for part in range(128 // depth if low < high else 0):
             left, right = low + part * counters, min(width, high + part * counters)
-            r, n = top, 0
+            r, n, bits = top, 0, part * depth
             while r < bottom:
-                n, whole = _whole(table.edges, begin + r * width, width, n)
-                if whole > 0:
-                    until = min(bottom, r + whole)
-                    _reconstruct_whole(
-                        values, left, right, words, part * depth, turns, r, until, table, n, begin
-                    )
-                    r = until
+                row = begin + r * width
+                until, n = _span(table.edges, row, width, r, bottom, n)
+                if until == r:
+                    _reconstruct_cut(values, left, right, words, bits + r, turns[r], table, n, row)
                 else:
-                    n = _reconstruct_cut(
-                        values,
-                        left,
-                        right,
-                        words,
-                        part * depth + r,
-                        turns[r],
-                        table,
-                        n,
-                        begin + r * width,
+                    _reconstruct_whole(
+                        values, left, right, words, bits, turns, r, until, table, n, begin
                     )
-                    r += 1
+                r = max(until, r + 1)
 
 
 @njit
@@ -284,7 +254,6 @@ def _reconstruct_cut(values, left, right, words, bit, turn, table, n, begin):
                 place - table.edges[n],
             )
             first = cut
-    return n
 
 
 @njit
