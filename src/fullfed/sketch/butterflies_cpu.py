@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 LANES = 8
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_BITS = ir.VectorType(ir.IntType(32), LANES)
 
 
 def _pointers(context, builder, signature, arguments, count):
@@ -30,6 +31,13 @@ def _pointers(context, builder, signature, arguments, count):
 def _shuffled(builder, x, y, lanes):
     mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(lanes))
     return builder.shuffle_vector(x, y, mask)
+
+
+def _negated(builder, x, half):
+    """The lanes with bit ``half`` negated."""
+    signs = [1 << 31 if lane & half else 0 for lane in range(LANES)]
+    bits = builder.bitcast(x, _BITS)
+    return builder.bitcast(builder.xor(bits, ir.Constant(_BITS, signs)), _VECTOR)
 
 
 def _among(count):
@@ -67,9 +75,7 @@ def _within(typing_context, values, place):
         x = builder.load(pointer, align=4)
         for half in (1, 2, 4):
             y = _shuffled(builder, x, x, (lane ^ half for lane in range(LANES)))
-            sums, differences = builder.fadd(x, y), builder.fsub(y, x)
-            lanes = (lane + LANES if lane & half else lane for lane in range(LANES))
-            x = _shuffled(builder, sums, differences, lanes)
+            x = builder.fadd(y, _negated(builder, x, half))
         builder.store(x, pointer, align=4)
         return context.get_dummy_value()
 
