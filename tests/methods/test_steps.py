@@ -91,9 +91,9 @@ def test_the_round_is_measured_as_a_whole() -> None:
     [
         # Agreement 1: the mean is as large as each; own directions divide the noise by n.
         (True, 1.0, 400.0),
-        # Four changes of energy 1 whose mean has 0.25 agree by 0, taken as 1 / 4; smoothed
-        # with the 1 known before, 0.625. Shared noise has the energy 0.625 + 0.375 / 4.
-        (True, 0.25, 400.0 * (0.625 + 0.375 / 4) / 0.625),
+        # Four changes of energy 1 whose mean has 0.25 agree by 0; smoothed with the 1 known
+        # before, 0.5. Shared noise has the energy 0.5 + 0.5 / 4.
+        (True, 0.25, 400.0 * (0.5 + 0.5 / 4) / 0.5),
     ],
 )
 def test_noise_and_gain_follow_how_much_clients_agree(
@@ -103,6 +103,17 @@ def test_noise_and_gain_follow_how_much_clients_agree(
     state = {"cost": 0.0, "gain": 0.0, "agreement": 1.0, "rounds": 1.0}
     values = rule(clients=4, shared=shared).decide(reports, mean_energy, Update(0, state))
     assert number(Update(0, values), "rank") == pytest.approx(rank)
+
+
+def test_where_clients_have_nothing_in_common_nothing_is_gained_for_everybody() -> None:
+    """The mean still gains a fourth of it for each of its four, on their own samples only."""
+    reports = [report(1.0, 400.0, client=n) for n in range(4)]
+    last = known(cost=900.0, gain=3.0, agreement=-0.25)
+    values = rule(clients=4).decide(reports, 0.25, last)
+    update = Update(0, values)
+    assert number(update, "agreement") == pytest.approx(-0.125)
+    assert number(update, "gain") == pytest.approx(3.0)
+    assert number(update, "cost") == pytest.approx(900.0 + 400.0 / 4)
 
 
 @pytest.mark.parametrize("cosine", [1.0, 0.6, 0.0])

@@ -17,6 +17,7 @@ from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
 
 _MEMORY = 0.5  # weight of earlier rounds in the agreement
+_SMALLEST = 1e-3  # step whose noise is measured: what a smaller one costs is lost in rounding
 _COMMON_SIGNS = 64  # enough for the mean cosine of ten clients within 0.04
 _DIGITS = 6  # of a measurement: plenty
 _HEX = f"[0-9a-f]{{{_COMMON_SIGNS // 4}}}"
@@ -67,7 +68,7 @@ class CurvatureStep:
             values["signs"] = self._common_signs(after, before, plan)
         state = _State.of(last)
         noise = energy * self._noise_share(state.agreement) / self.coordinates
-        sigma = self._step(state) * math.sqrt(noise)
+        sigma = max(self._step(state), _SMALLEST) * math.sqrt(noise)
         stream = Stream(self.seed, Purpose.PROBE, plan.round, plan.client)
         cost = 0.0
         for signed in (sigma, -sigma):
@@ -93,11 +94,11 @@ class CurvatureStep:
         own = _mean(reports, "energy")
         known = _State.of(last)
         cosine = _cosine_by_signs(reports) if energy is None else _cosine(energy, own, len(reports))
-        # Not below 1 / n, since the mean helps at least those it was made by.
-        agreement = known.agreeing(min(max(cosine, 1 / len(reports)), 1.0))
+        agreement = known.agreeing(min(cosine, 1.0))
         state = known.adding(
             cost=_mean(reports, "trace") * own * self._noise_share(agreement),
-            gain=agreement * _mean(reports, "gain"),
+            # What the mean gains for those it was made by is not gained on unseen samples.
+            gain=max(agreement, 0.0) * _mean(reports, "gain"),
             agreement=agreement,
         )
         return {"server_step": self._step(state), "rank": state.rank, **asdict(state)}
@@ -107,8 +108,8 @@ class CurvatureStep:
 
     def _noise_share(self, agreement: float) -> float:
         """E as a share of one client's energy."""
-        alone = 1 / self.cohort_size
-        return agreement + (1 - agreement) * alone if self.shared else alone
+        alone, together = 1 / self.cohort_size, max(agreement, 0.0)
+        return together + (1 - together) * alone if self.shared else alone
 
     def _common_signs(self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan) -> str:
         """A hexadecimal digit for four signs."""
@@ -126,7 +127,7 @@ class _State:
 
     Attributes:
         cost, gain: sums over the rounds so far.
-        agreement: smoothed.
+        agreement: smoothed; by chance below 0 where clients have nothing in common.
         rounds: how many are in the sums.
     """
 
