@@ -16,6 +16,7 @@ from fullfed.sketch import (
     Largest,
     SignBasis,
     Stream,
+    decoding_cpu,
     dense_cpu,
     perturb_,
     rotation_cpu,
@@ -30,13 +31,15 @@ from fullfed.sketch import (
         *(sign_cpu.project, sign_cpu.reconstruct),
         *(dense_cpu.products, dense_cpu.add_combination),
         *(rotation_cpu.rotate_neighbours, rotation_cpu.rotate_distant),
+        decoding_cpu.decode_signs,
     ],
 )
 def test_kernels_contain_no_fused_multiply_add(kernel):
     SignBasis(seed=1, round=1, coordinates=3).project([torch.ones(9)], weights=[0.3])
     for distribution in ("rademacher", "gaussian"):
         perturb_([torch.ones(9)], Stream(1, 4), 0.1, distribution)
-    Largest(1).encode(torch.ones(9), Stream(1, 4))
+    code, stream = Largest(1), Stream(1, 4)
+    code.decode(*code.encode(torch.ones(9), stream), 9, stream)
     fresh = njit(kernel.py_func)
     for signature in kernel.signatures[:2]:  # others differ in conversions only
         fresh.compile(signature)
