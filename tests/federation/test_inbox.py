@@ -42,6 +42,7 @@ def honest(method: Composition, client: int, **changes: Any) -> Report:
     values = {
         "energy": 4.0 + client / 9,
         "gain": 0.5 + client / 7,
+        "gain_halfway": 0.5 - client / 5,
         "trace": 11.0 - client / 3,
         "signs": f"{client:x}" * 16,
     }
@@ -205,7 +206,7 @@ def test_tensors_that_do_not_fit_the_plan_are_refused(method: Composition) -> No
         assert "\n" not in reason
 
 
-@pytest.mark.parametrize("name", ["energy", "gain", "trace"])
+@pytest.mark.parametrize("name", ["energy", "gain", "gain_halfway", "trace"])
 @pytest.mark.parametrize("value", [None, "3", [1.0]])
 def test_what_the_automatic_step_needs_is_asked_for(
     ferret: Composition, name: str, value: Any
@@ -228,13 +229,14 @@ HUGE = st.sampled_from([-1.7e308, -1e200, -1.0, -5e-324, 0.0, 5e-324, 1e-30, 1.0
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(measured=st.lists(st.tuples(HUGE, HUGE, HUGE), min_size=1, max_size=2))
+@given(measured=st.lists(st.tuples(HUGE, HUGE, HUGE, HUGE), min_size=1, max_size=2))
 def test_no_measurements_whatever_make_a_step_that_is_no_step(
-    ferret: Composition, measured: list[tuple[float, float, float]]
+    ferret: Composition, measured: list[tuple[float, float, float, float]]
 ) -> None:
     arrivals = [arrival(ferret, 4)]
-    for client, (energy, gain, trace) in enumerate(measured):
-        values = {"energy": energy, "gain": gain, "trace": trace, "signs": "0" * 16}
+    for client, numbers in enumerate(measured):
+        names = ("energy", "gain", "gain_halfway", "trace")
+        values = {**dict(zip(names, numbers, strict=True)), "signs": "0" * 16}
         arrivals.append(arrival(ferret, client, values=values))
     update = merged(ferret, arrivals).update
     assert 0 < update.values["server_step"] <= 1  # type: ignore[operator]

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call
 from transformers import LlamaForCausalLM
@@ -19,6 +21,7 @@ from fullfed.methods import curvature
 from fullfed.methods.curvature import CurvatureStep
 from fullfed.methods.setting import LocalWork
 from fullfed.methods.steps import ConstantStep, Trained
+from fullfed.sketch import SHARED, SignBasis
 from fullfed.training.first_order import FirstOrder
 from methods.tiny import (
     Federation,
@@ -39,7 +42,9 @@ def rule(coordinates: int = K, clients: int = 1, shared: bool = True) -> Curvatu
 
 
 def report(gain: float, trace: float, energy: float = 1.0, client: int = 0) -> Report:
-    return Report(0, client, 1, 0.0, {"gain": gain, "trace": trace, "energy": energy})
+    """Of a change along which the loss is a straight line."""
+    values = {"gain": gain, "gain_halfway": gain / 2, "trace": trace, "energy": energy}
+    return Report(0, client, 1, 0.0, values)
 
 
 def known(cost: float, gain: float = 1.0, agreement: float = 1.0) -> Update:
@@ -105,15 +110,50 @@ def test_noise_and_gain_follow_how_much_clients_agree(
     assert number(Update(0, values), "rank") == pytest.approx(rank)
 
 
-def test_where_clients_have_nothing_in_common_nothing_is_gained_for_everybody() -> None:
-    """The mean still gains a fourth of it for each of its four, on their own samples only."""
+def test_disagreement_by_chance_is_not_taken_for_certain() -> None:
+    """Agreement counts as no less than its standard error, here sqrt(2 / 100) / 3 / sqrt(3)."""
     reports = [report(1.0, 400.0, client=n) for n in range(4)]
     last = known(cost=900.0, gain=3.0, agreement=-0.25)
     values = rule(clients=4).decide(reports, 0.25, last)
     update = Update(0, values)
     assert number(update, "agreement") == pytest.approx(-0.125)
-    assert number(update, "gain") == pytest.approx(3.0)
+    assert number(update, "gain") == pytest.approx(3.0 + 0.0272166)
     assert number(update, "cost") == pytest.approx(900.0 + 400.0 / 4)
+
+
+@pytest.mark.parametrize("clients", [2, 5])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_standard_error_of_agreement_is_right(shared: bool, clients: int) -> None:
+    """Of the smoothed cosine of clients whose changes are drawn independently of each other."""
+    step = rule(64, clients, shared)
+    origin = [torch.zeros(4096)]
+    last, found = known(1.0, agreement=0.0), []
+    for round in range(900):
+        generator = torch.Generator().manual_seed(round)
+        changes = torch.randn(clients, 4096, generator=generator) / 64
+        reports = [report(1.0, 1.0, client=n) for n in range(clients)]
+        energy = None
+        if shared:
+            basis = SignBasis(5, round, owner=SHARED, coordinates=64)
+            energy = float(basis.project([changes.mean(dim=0)]).square().sum())
+        else:
+            for change, told in zip(changes, reports, strict=True):
+                told.values["signs"] = step._common_signs([change], origin, Plan(round, 0))
+        last = Update(0, step.decide(reports, energy, last))
+        found.append(number(last, "agreement"))
+    assert float(torch.tensor(found).std()) == pytest.approx(step._resolution(clients), rel=0.15)
+
+
+@given(slope=st.floats(-2, 2), curvature_=st.floats(-4, 4))
+def test_the_best_gain_is_the_highest_point_of_the_parabola(
+    slope: float, curvature_: float
+) -> None:
+    """Against ten thousand points of it between no step and a whole one."""
+    steps = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    gains = slope * steps - curvature_ * steps**2 / 2
+    values = {"gain": float(gains[-1]), "gain_halfway": float(gains[5000])}
+    best = curvature._best_gain([Report(0, 0, 1, 0.0, values)])
+    assert best == pytest.approx(float(gains.max()), abs=1e-7)
 
 
 @pytest.mark.parametrize("cosine", [1.0, 0.6, 0.0])
@@ -128,7 +168,7 @@ def test_with_own_directions_agreement_comes_from_signs(cosine: float) -> None:
             own = torch.randn(4096, generator=generator)
             change = (1 + client) * (cosine**0.5 * common + (1 - cosine) ** 0.5 * own)
             signs = rule(shared=False)._common_signs([change], [torch.zeros(4096)], Plan(round, 0))
-            values = {"gain": 1.0, "trace": 400.0, "energy": 1.0, "signs": signs}
+            values = {**report(1.0, 400.0).values, "signs": signs}
             reports.append(Report(0, client, 1, 0.0, values))
             rule(clients=4, shared=False).check(reports[-1])
         found.append(curvature._cosine_by_signs(reports))
@@ -140,7 +180,7 @@ def test_with_own_directions_agreement_comes_from_signs(cosine: float) -> None:
 
 def test_with_own_directions_noise_is_divided_by_the_cohort() -> None:
     """Four clients with equal signs agree by 1; all of them are as good as four times as many K."""
-    values = {"gain": 1.0, "trace": 400.0, "energy": 1.0, "signs": "0123456789abcdef"}
+    values = {**report(1.0, 400.0).values, "signs": "0123456789abcdef"}
     reports = [Report(0, n, 1, 0.0, dict(values)) for n in range(4)]
     state = {"cost": 0.0, "gain": 0.0, "agreement": 1.0, "rounds": 1.0}
     update = Update(0, rule(clients=4, shared=False).decide(reports, None, Update(0, state)))
@@ -150,7 +190,7 @@ def test_with_own_directions_noise_is_divided_by_the_cohort() -> None:
 
 @pytest.mark.parametrize("signs", [None, 5, "", "0" * 15, "0" * 15 + "g", "0" * 17, "0" * 15 + "A"])
 def test_a_report_without_its_signs_is_refused(signs: Any) -> None:
-    values = {"gain": 1.0, "trace": 1.0, "energy": 1.0}
+    values = report(1.0, 1.0).values
     bad = values if signs is None else {**values, "signs": signs}
     with pytest.raises(MessageError, match="lacks the 64 signs of its change"):
         rule(shared=False).check(Report(0, 0, 1, 0.0, bad))
@@ -217,6 +257,8 @@ def test_a_clients_measurement_is_right() -> None:
     with torch.no_grad():
         first_loss = float(loss_by_hand(model, before, batch))
         gain = first_loss - float(loss_by_hand(model, after, batch))
+        halfway = {name: (before[name] + after[name]) / 2 for name in before}
+        gain_halfway = first_loss - float(loss_by_hand(model, halfway, batch))
     last = known(cost=9.0 * K)  # a step of 0.1, so that what is measured is the second order
     costs = []
     for round in range(500):
@@ -229,6 +271,7 @@ def test_a_clients_measurement_is_right() -> None:
             last,
         )
         assert values["gain"] == pytest.approx(gain, rel=1e-3)
+        assert values["gain_halfway"] == pytest.approx(gain_halfway, rel=1e-3)
         assert values["energy"] == pytest.approx(energy, rel=1e-5)
         assert same(weights(model), before)
         costs.append(float(values["trace"]))  # type: ignore[arg-type]

@@ -28,13 +28,15 @@ _LARGEST = 1e100  # of a measurement: products and sums of such are finite
 class CurvatureStep:
     """s = K / (K + r): the larger the task's effective rank r, the smaller the stable step.
 
-    r = tr(H) E / (c G) holds what the noise of K coordinates costs in loss against what a whole
-    step gains for everybody. G is what a client's change gains for itself; clients' changes
-    agree by c, the cosine of two of them, and that share of it is everybody's. E is the energy
-    behind the noise: that of the mean of n changes where directions are shared, a single
-    change's divided by n where they are each client's own. Clients measure on their first batch
+    r = tr(H) E / (c G) holds what the noise of K coordinates costs in loss against what a
+    step gains for everybody. G is what the best step along a client's change gains for that
+    client; clients' changes agree by c, the cosine of two of them, and that share of it is
+    everybody's. E is the energy behind the noise: that of the mean of n changes where directions
+    are shared, a single change's divided by n where they are each client's own. Clients measure
+    on their first batch
 
-    - G, the loss before training less that after;
+    - the loss before training less that after, and less that half-way: G is the highest point of
+      the parabola, for a change that overshoots alone need not in the mean of many;
     - tr(H), by adding noise of the size that is about to be added:
       (L(w + sigma z) + L(w - sigma z) - 2 L(w)) / sigma**2, z random signs;
     - the energy of their change.
@@ -66,6 +68,9 @@ class CurvatureStep:
         }
         if not self.shared:
             values["signs"] = self._common_signs(after, before, plan)
+        _halve(before, after)
+        halfway = answer_loss_value(trained.model, trained.batch)
+        values["gain_halfway"] = _short(trained.first_loss - halfway)
         state = _State.of(last)
         noise = energy * self._noise_share(state.agreement) / self.coordinates
         sigma = max(self._step(state), _SMALLEST) * math.sqrt(noise)
@@ -80,7 +85,7 @@ class CurvatureStep:
         return values
 
     def check(self, report: Report) -> None:
-        for name in ("energy", "gain", "trace"):
+        for name in ("energy", "gain", "gain_halfway", "trace"):
             if abs(number(report, name)) > _LARGEST:
                 raise MessageError(f"the report's value {name!r} is larger than {_LARGEST:g}")
         if not self.shared:
@@ -98,7 +103,7 @@ class CurvatureStep:
         state = known.adding(
             cost=_mean(reports, "trace") * own * self._noise_share(agreement),
             # What the mean gains for those it was made by is not gained on unseen samples.
-            gain=max(agreement, 0.0) * _mean(reports, "gain"),
+            gain=max(agreement, self._resolution(len(reports))) * _best_gain(reports),
             agreement=agreement,
         )
         return {"server_step": self._step(state), "rank": state.rank, **asdict(state)}
@@ -110,6 +115,22 @@ class CurvatureStep:
         """E as a share of one client's energy."""
         alone, together = 1 / self.cohort_size, max(agreement, 0.0)
         return together + (1 - together) * alone if self.shared else alone
+
+    def _resolution(self, clients: int) -> float:
+        """The standard error of the agreement of clients that have nothing in common.
+
+        What cannot be told from it is not taken for less: the model of a cohort that disagrees
+        by chance would stay as it is.
+        """
+        if clients == 1:
+            return 0.0
+        pairs = clients * (clients - 1) / 2
+        error = (
+            math.sqrt(2 / self.coordinates) / (clients - 1)
+            if self.shared
+            else math.pi / 2 / math.sqrt(_COMMON_SIGNS * pairs)
+        )
+        return error * math.sqrt((1 - _MEMORY) / (1 + _MEMORY))
 
     def _common_signs(self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan) -> str:
         """A hexadecimal digit for four signs."""
@@ -185,6 +206,23 @@ def _short(value: float) -> float:
 
 def _mean(reports: Sequence[Report], name: str) -> float:
     return math.fsum(number(report, name) for report in reports) / len(reports)
+
+
+def _best_gain(reports: Sequence[Report]) -> float:
+    """What the best step along a change, a whole one at most, gains on a parabola through three."""
+    whole = _mean(reports, "gain")
+    slope = 4 * _mean(reports, "gain_halfway") - whole
+    curvature = 2 * (slope - whole)
+    if curvature <= slope:
+        return max(whole, 0.0)
+    return slope**2 / (2 * curvature) if slope > 0 else 0.0
+
+
+def _halve(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    """Take half of a change back."""
+    with torch.no_grad():
+        for start, end in zip(before, after, strict=True):
+            end.lerp_(start, 0.5)
 
 
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
