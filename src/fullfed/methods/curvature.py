@@ -209,7 +209,7 @@ def _mean(reports: Sequence[Report], name: str) -> float:
 
 
 def _best_gain(reports: Sequence[Report]) -> float:
-    """What the best step along a change, a whole one at most, gains on a parabola through three."""
+    """The most that a step along a change, whole or less, gains: the parabola through the losses."""
     whole = _mean(reports, "gain")
     slope = 4 * _mean(reports, "gain_halfway") - whole
     curvature = 2 * (slope - whole)
