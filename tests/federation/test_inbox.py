@@ -245,7 +245,7 @@ def test_no_measurements_whatever_make_a_step_that_is_no_step(
 
 def largest(name: str, dtype: torch.dtype) -> float:
     """A scale that is larger is refused."""
-    return 1e30 if name == "scale" else torch.finfo(dtype).max
+    return 1e30 if name == "scales" else torch.finfo(dtype).max
 
 
 def extreme(method: Composition) -> list[Arrival]:
@@ -260,7 +260,7 @@ def extreme(method: Composition) -> list[Arrival]:
         }
         if "codes" in report.tensors:
             codes = torch.full_like(report.tensors["codes"], 255 if sign > 0 else 0)
-            tensors = {"codes": codes, "scale": tensors["scale"].abs()}
+            tensors = {"codes": codes, "scales": tensors["scales"].abs()}
         arrivals.append(Arrival(client, encode(replace(report, tensors=tensors))))
     return arrivals
 

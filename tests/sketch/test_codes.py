@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +23,16 @@ from fullfed.sketch import (
     Stream,
     affordable,
     code_of,
+    cpu,
     decoding_cpu,
+    encoding_cpu,
     perturb_,
     rotation_cpu,
     threads_cpu,
 )
-from fullfed.sketch.hadamard import block_size, rotate_, rotate_back_
+from fullfed.sketch.blocks import side
 
-LENGTHS = st.integers(1, 300) | st.sampled_from([1023, 1024, 1025, 9000])
+LENGTHS = st.integers(1, 300) | st.sampled_from([1023, 1024, 1025, 9000, 65536])
 
 
 def stream(round: int = 0) -> Stream:
@@ -40,10 +42,8 @@ def stream(round: int = 0) -> Stream:
 def unpacked(code: Largest, sent: Tensor, count: int) -> np.ndarray:
     """What codes say before it is rotated back, of level 0.5."""
     numbers = normals(count).numpy()
-    places = code.group.bit_length() - 1
-    decoding_cpu.unpack_largest(
-        0, count, numbers, sent.numpy(), places, code._places(), np.float32(0.5)
-    )
+    _, _, (bits, places) = code._kernels()
+    decoding_cpu.unpack_largest(0, count, numbers, sent.numpy(), bits, places, np.float32(0.5))
     return numbers
 
 
@@ -55,8 +55,15 @@ def signs_of(count: int) -> Tensor:
 
 def rotated_of(vector: Tensor, round: int = 0) -> Tensor:
     rotated = vector.clone()
-    rotate_(rotated, stream(round))
+    rotation_cpu.rotate(*block_of(rotated, round))
     return rotated
+
+
+def block_of(vector: Tensor, round: int) -> tuple[Any, ...]:
+    """What a rotation of all of it is told."""
+    count = len(vector)
+    elements = decoding_cpu.elements(0, count)
+    return vector.numpy(), 0, count, elements, cpu.key(stream(round))[None]
 
 
 def hadamard(size: int) -> Tensor:
@@ -82,23 +89,18 @@ def sparse(count: int) -> Tensor:
 
 @given(count=LENGTHS, round=st.integers(0, 100))
 def test_a_rotation_keeps_lengths_and_is_undone(count: int, round: int) -> None:
-    size = block_size(count)
-    count = -(-count // size) * size
+    count = -(-count // side(count)) * side(count)
     vector = normals(count, round)
     rotated = rotated_of(vector, round)
     assert float(rotated.norm()) == pytest.approx(float(vector.norm()), rel=1e-5)
-    rotate_back_(
-        rotated,
-        stream(round),
-        partial(rotation_cpu.rotate_neighbours, 0, count // size, rotated.numpy()),
-    )
+    rotation_cpu.rotate_back(*block_of(rotated, round))
     torch.testing.assert_close(rotated, vector, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (4, 2), (8, 4), (12, 4), (64, 8), (320, 32)])
 def test_a_rotation_is_the_product_of_its_matrices(count: int, size: int) -> None:
     """In float64, by matrices."""
-    assert block_size(count) == size
+    assert side(count) == size
     first, second, third = signs_of(3 * count).double().view(3, count)
     expected = normals(count).double() * first
     expected = (expected.view(-1, size) @ hadamard(size)).flatten() * second
@@ -113,7 +115,7 @@ def test_the_fidelity_is_that_of_the_quantiser(bits: int) -> None:
     """1 - D with D integrated numerically over the normal law."""
     code = Rounded(bits)
     x = np.linspace(-9, 9, 400_001)
-    nearest = np.abs(code._levels().double().numpy() - x[:, None]).min(axis=1)
+    nearest = np.abs(code._levels().astype(np.float64) - x[:, None]).min(axis=1)
     density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     distortion = np.trapezoid(nearest**2 * density, x)
     assert 1 - code.fidelity == pytest.approx(distortion, rel=2e-3)
@@ -135,7 +137,7 @@ KINDS += [(code, sparse) for code in CODES[:1] + CODES[4:]]
 
 
 @pytest.mark.parametrize(("code", "kind"), KINDS)
-@pytest.mark.parametrize("count", [300, 5000])
+@pytest.mark.parametrize("count", [300, 5000, 66_000])  # the last in two blocks
 def test_codes_are_right_on_average_and_no_less_exact_than_they_say(
     code: Code, kind: Callable[[int], Tensor], count: int
 ) -> None:
@@ -212,17 +214,17 @@ def test_decoding_is_a_specified_sequence_of_float32_operations() -> None:
     assert code.decode(codes, scale, count, stream()).tolist() == expected
 
 
-def levels_of(code: Code, codes: Tensor, scale: Tensor, padded: int) -> np.ndarray:
-    """What the codes stand for, bit by bit."""
-    bits = np.unpackbits(codes.numpy())
+def levels_of(code: Code, codes: np.ndarray, scale: np.float32, count: int) -> np.ndarray:
+    """What the codes of a block stand for, bit by bit."""
+    bits = np.unpackbits(codes)
     width = code._bits if isinstance(code, Largest) else code.bits  # type: ignore[attr-defined]
-    rows = padded // code.group if isinstance(code, Largest) else padded
+    rows = count // code.group if isinstance(code, Largest) else count
     sent = bits[: rows * width].reshape(rows, width)
     if not isinstance(code, Largest):
-        return (code._levels() * scale).numpy()[sent @ (1 << np.arange(width))]  # type: ignore
+        return code._levels()[sent @ (1 << np.arange(width))] * scale  # type: ignore
     numbers = np.zeros((rows, code.group), dtype=np.float32)
     places = sent[:, :-1] @ (1 << np.arange(width - 1))
-    numbers[np.arange(rows), places] = np.where(sent[:, -1], scale.numpy(), -scale.numpy())
+    numbers[np.arange(rows), places] = np.where(sent[:, -1], scale, -scale)
     return numbers.ravel()
 
 
@@ -237,22 +239,50 @@ def transformed(rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("count", [50, 300, 5000, 70_000])  # C = 8, 32, 128, 512
+@pytest.mark.parametrize(
+    ("count", "blocks"), [(50, 1), (300, 1), (5000, 1), (65_536, 1), (70_000, 2), (200_000, 4)]
+)
 @pytest.mark.parametrize("code", CODES)
 def test_decoding_is_the_specified_one_in_numpy(
-    code: Code, count: int, threads: int, monkeypatch: pytest.MonkeyPatch
+    code: Code, count: int, blocks: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threads_cpu, "SMALL", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    codes, scale = code.encode(normals(count), stream())
-    padded = code.padded(count)
-    size, z = block_size(padded), signs_of(3 * padded).numpy()
-    x = transformed(levels_of(code, codes, scale, padded).reshape(-1, size)).ravel()
-    x *= z[2 * padded :]
-    x = transformed(x.reshape(size, -1).T).T.ravel() * z[padded : 2 * padded]
-    x = transformed(x.reshape(-1, size)).ravel() * z[:padded]
-    decoded = code.decode(codes, scale, count, stream())
-    assert np.array_equal(decoded.numpy(), x[:count])
+    codes, scales = code.encode(normals(count), stream())
+    assert len(scales) == blocks
+    padded, expected = code.padded(count), []
+    signs = signs_of(3 * padded).numpy()
+    for n, first in enumerate(range(0, padded, 65_536)):
+        length = min(65_536, padded - first)
+        size, z = side(length), signs[3 * first : 3 * (first + length)].reshape(3, -1)
+        own = codes.numpy()[len(codes) * first // padded :]
+        x = levels_of(code, own, scales.numpy()[n], length)
+        x = transformed(x.reshape(-1, size)).ravel() * z[2]
+        x = transformed(x.reshape(size, -1).T).T.ravel() * z[1]
+        expected.append(transformed(x.reshape(-1, size)).ravel() * z[0])
+    decoded = code.decode(codes, scales, count, stream())
+    assert np.array_equal(decoded.numpy(), np.concatenate(expected)[:count])
+
+
+@given(count=st.integers(1, 10**9), code=st.sampled_from(CODES))
+def test_only_the_last_block_is_shorter_and_has_zeros(code: Code, count: int) -> None:
+    padded, rest = code.padded(count), code.padded(count) % 65_536
+    assert code.blocks(count) == math.ceil(count / 65_536) == math.ceil(padded / 65_536)
+    assert 0 <= padded - count < max(side(count % 65_536), getattr(code, "group", 1))
+    assert rest % side(rest) == 0
+    assert code.nbytes(count) == math.ceil(code.nbytes(65_536) * padded / 65_536)
+
+
+def test_a_block_of_zeros_is_decoded_as_zeros() -> None:
+    """Each has a scale of its own: here the first is 0 and the last is small."""
+    numbers = torch.cat([torch.zeros(70_000), normals(70_000), 1e-6 * normals(60_000)])
+    for code in CODES:
+        codes, scales = code.encode(numbers, stream())
+        decoded = code.decode(codes, scales, len(numbers), stream())
+        assert float(scales[0]) == 0
+        assert not decoded[:65_536].any()
+        error = (decoded - numbers)[3 * 65_536 :].norm() / numbers[3 * 65_536 :].norm()
+        assert float(error) < (1 / code.fidelity - 1) ** 0.5 * 1.2
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -288,7 +318,7 @@ def test_a_groups_code_is_its_place_lowest_bit_first_and_then_its_sign() -> None
     """Groups of 4: place 2 (01), positive (1); place 1 (10), negative (0)."""
     sent = torch.tensor([0b01110000], dtype=torch.uint8)
     assert unpacked(Largest(4), sent, 8).tolist() == [0.0, 0.0, 0.5, 0.0, 0.0, -0.5, 0.0, 0.0]
-    codes = torch.zeros(1, dtype=torch.uint8)
-    along = Largest(4)._pack(torch.tensor([1.0, -2.0, 3.0, 0.0, 0.5, -4.0, 1.0, 2.0]), codes)
-    assert along == 7.0
-    assert torch.equal(codes, sent)
+    held = np.array([1.0, -2.0, 3.0, 0.0, 0.5, -4.0, 1.0, 2.0], dtype=np.float32)
+    codes, (_, _, last) = np.zeros(1, dtype=np.uint8), Largest(4)._kernels()
+    assert encoding_cpu.pack_largest(held, 8, codes, 0, *last) == 7.0
+    assert codes.tolist() == sent.tolist()

@@ -14,12 +14,12 @@ from numba import njit
 
 from fullfed.sketch import (
     Largest,
+    Rounded,
     SignBasis,
     Stream,
     decoding_cpu,
     dense_cpu,
     perturb_,
-    rotation_cpu,
     sign_cpu,
     threads_cpu,
 )
@@ -30,16 +30,15 @@ from fullfed.sketch import (
     [
         *(sign_cpu.project, sign_cpu.reconstruct),
         *(dense_cpu.products, dense_cpu.add_combination),
-        *(rotation_cpu.rotate_neighbours, rotation_cpu.rotate_distant),
-        decoding_cpu.decode_signs,
+        *(decoding_cpu.decode_signs, decoding_cpu.decode_levels, decoding_cpu.decode_largest),
     ],
 )
 def test_kernels_contain_no_fused_multiply_add(kernel):
     SignBasis(seed=1, round=1, coordinates=3).project([torch.ones(9)], weights=[0.3])
     for distribution in ("rademacher", "gaussian"):
         perturb_([torch.ones(9)], Stream(1, 4), 0.1, distribution)
-    code, stream = Largest(1), Stream(1, 4)
-    code.decode(*code.encode(torch.ones(9), stream), 9, stream)
+    for code in (Largest(1), Largest(4), Rounded(2)):
+        code.decode(*code.encode(torch.ones(9), Stream(1, 4)), 9, Stream(1, 4))
     fresh = njit(kernel.py_func)
     for signature in kernel.signatures[:2]:  # others differ in conversions only
         fresh.compile(signature)

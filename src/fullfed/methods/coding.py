@@ -68,7 +68,7 @@ class Exact:
 
 @dataclass(frozen=True)
 class InBits:
-    """Few bits, and one scale (sketch.Code).
+    """Few bits, and scales (sketch.Code).
 
     Attributes:
         seed: the recipe's.
@@ -83,17 +83,19 @@ class InBits:
         return self.code.fidelity
 
     def nbytes(self, count: int) -> int:
-        return self.code.nbytes(count) + 4
+        return self.code.nbytes(count) + 4 * self.code.blocks(count)
 
     def encode(self, numbers: Tensor, round: int, owner: int) -> dict[str, Tensor]:
-        codes, scale = self.code.encode(numbers.cpu(), self._stream(round, owner))
-        return {"codes": codes, "scale": scale}
+        codes, scales = self.code.encode(numbers.cpu(), self._stream(round, owner))
+        return {"codes": codes, "scales": scales}
 
     def check(self, tensors: Mapping[str, Tensor], count: int) -> None:
-        codes = (self.code.nbytes(count),)
-        _check_shapes(tensors, {"codes": (codes, torch.uint8), "scale": ((1,), torch.float32)})
-        if not 0 <= float(tensors["scale"]) <= _LARGEST:
-            raise MessageError(f"the report's scale is not between 0 and {_LARGEST:g}")
+        codes, blocks = (self.code.nbytes(count),), (self.code.blocks(count),)
+        expected = {"codes": (codes, torch.uint8), "scales": (blocks, torch.float32)}
+        _check_shapes(tensors, expected)
+        scales = tensors["scales"]
+        if not bool(((scales >= 0) & (scales <= _LARGEST)).all()):
+            raise MessageError(f"the report's scales are not between 0 and {_LARGEST:g}")
 
     def room(self, count: int) -> Tensor:
         return torch.empty(self.code.padded(count))
@@ -101,8 +103,8 @@ class InBits:
     def decode(
         self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int, room: Tensor
     ) -> Tensor:
-        codes, scale = tensors["codes"].cpu(), tensors["scale"].cpu()
-        return self.code.decode(codes, scale, count, self._stream(round, owner), out=room)
+        codes, scales = tensors["codes"].cpu(), tensors["scales"].cpu()
+        return self.code.decode(codes, scales, count, self._stream(round, owner), out=room)
 
     def _stream(self, round: int, owner: int) -> Stream:
         return Stream(self.seed, Purpose.CODES, round, owner)

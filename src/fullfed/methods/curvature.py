@@ -209,7 +209,7 @@ def _mean(reports: Sequence[Report], name: str) -> float:
 
 
 def _best_gain(reports: Sequence[Report]) -> float:
-    """The most that a step along a change, whole or less, gains: the parabola through the losses."""
+    """What the best step along a change, whole or less, gains: the parabola through its losses."""
     whole = _mean(reports, "gain")
     slope = 4 * _mean(reports, "gain_halfway") - whole
     curvature = 2 * (slope - whole)

@@ -11,6 +11,8 @@ _SPREAD = 8  # parameters a number must be made of, where few of the numbers are
 def affordable(nbytes: int, most: int, times: int = 1) -> tuple[int, Code | None]:
     """The K <= ``most`` and the code, None for float32, that make the best of ``nbytes``.
 
+    One scale comes free, as part of a report's header; those of further blocks are paid for.
+
     K (1 - D) is what counts, or K (1 - D)**times where what was decoded is coded again so many
     ``times`` in all. So it is the code with most of it a bit that there are numbers
     enough for. Numbers of which few are sent are not to be more than an eighth of ``most``, so that
@@ -31,11 +33,11 @@ def affordable(nbytes: int, most: int, times: int = 1) -> tuple[int, Code | None
 
 
 def _fitting(nbytes: int, most: int, code: Code) -> int:
-    """The most numbers, ``most`` at most, whose codes have ``nbytes`` at most."""
+    """The most numbers, ``most`` at most, whose codes and further scales fit ``nbytes``."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        if code.nbytes(middle) <= nbytes:
+        if code.nbytes(middle) + 4 * (code.blocks(middle) - 1) <= nbytes:
             low = middle
         else:
             high = middle - 1

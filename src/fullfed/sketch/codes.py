@@ -7,18 +7,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fullfed.errors import UserError
+from fullfed.sketch.blocks import BLOCK, side
 from fullfed.sketch.generator import Stream
-from fullfed.sketch.hadamard import block_size, rotate_, rotate_back_
 
 # Levels above zero of the quantisers of a standard normal variable with the least squared error,
 # and that error (Max, "Quantizing for minimum distortion", 1960, table I).
@@ -32,13 +30,13 @@ BITS = (1, *LEVELS)
 
 
 class Code(ABC):
-    """K float32 numbers as a few bits and one scale.
+    """K float32 numbers as a few bits each, and a scale for each block of them.
 
-    The numbers, and zeros up to a multiple of ``block_size(K)``, are rotated at random
-    (hadamard.py), so that whatever they were they look like draws of one normal law. Each is then
-    replaced by one of a few levels q, and the scale is chosen such that what is decoded is the
-    truth on average over rotations (Vargaftik et al., EDEN, arXiv 2108.08842, section 3):
-    ||y||**2 / <rotated y, q>.
+    Blocks have 65,536 numbers, the last what is left and zeros up to a multiple of its C and group.
+    Each is rotated at random (rotation_cpu.py), so that whatever its numbers were they look like
+    draws of one normal law. Each number is then replaced by one of a few levels q, and the scale
+    is chosen such that what is decoded is the truth on average over rotations (Vargaftik et al.,
+    EDEN, arXiv 2108.08842, section 3): ||y||**2 / <rotated y, q>.
     """
 
     @property
@@ -52,57 +50,77 @@ class Code(ABC):
 
     @abstractmethod
     def nbytes(self, count: int) -> int:
-        """Bytes of the codes of ``count`` numbers."""
+        """Bytes of the codes of ``count`` numbers, without the scales."""
 
     def encode(self, coordinates: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Codes, uint8, shape (nbytes,), and scale, float32, shape (1,).
+        """Codes, uint8, shape (nbytes,), and scales, float32, shape (blocks,).
 
         Args:
             coordinates: float32, shape (K,), on the CPU.
             stream: of the rotation; the same decodes.
         """
         count = len(coordinates)
-        rotated = pad(coordinates, (0, self.padded(count) - count))
-        rotate_(rotated, stream)
         codes = torch.empty(self.nbytes(count), dtype=torch.uint8)
-        along = self._pack(rotated, codes)
-        scale = _energy(coordinates) / along if along > 0 else 0.0
-        return codes, torch.tensor([scale], dtype=torch.float32)
+        scales = torch.empty(self.blocks(count))
+        kernel, _, last = self._kernels()
+        self._run(kernel, coordinates, codes, scales, stream, self.padded(count), *last)
+        return codes, scales
 
     def decode(
-        self, codes: Tensor, scale: Tensor, count: int, stream: Stream, *, out: Tensor | None = None
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        count: int,
+        stream: Stream,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor:
         """The numbers, float32, shape (count,), of the same bits everywhere.
 
         Args:
-            codes, scale: from ``encode``.
+            codes, scales: from ``encode``.
             count: K.
             stream: that of ``encode``.
             out: float32, shape (``padded(K)``,), on the CPU: where the numbers are to be; their
                 memory is new otherwise, and new memory is slower than coding is.
         """
         numbers = torch.empty(self.padded(count)) if out is None else out
-        rotate_back_(numbers, stream, partial(self._unpack, codes.numpy(), scale, numbers))
+        _, kernel, last = self._kernels()
+        self._run(kernel, numbers, codes, scales, stream, *last)
         return numbers[:count]
 
     def padded(self, count: int) -> int:
-        """How many numbers are coded for ``count``: the next multiple of ``block(count)``."""
-        block = self.block(count)
-        return -(-count // block) * block
+        """How many numbers are coded for ``count``."""
+        rest = count % BLOCK
+        multiple = self.multiple(rest)
+        return count - rest + -(-rest // multiple) * multiple
 
-    def block(self, count: int) -> int:
-        """A multiple of this many numbers is coded."""
-        return block_size(count)
+    def blocks(self, count: int) -> int:
+        """How many blocks, and scales, ``count`` numbers have."""
+        return -(-count // BLOCK)
 
-    @abstractmethod
-    def _pack(self, rotated: Tensor, codes: Tensor) -> float:
-        """Write the levels q into codes; <rotated, q>."""
+    def multiple(self, length: int) -> int:
+        """A block of this length gets zeros up to a multiple of so many numbers."""
+        return side(length)
 
-    @abstractmethod
-    def _unpack(
-        self, codes: NDArray[np.uint8], scale: Tensor, numbers: Tensor, *rotation: Any
+    def _run(
+        self,
+        kernel: Callable[..., None],
+        numbers: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        stream: Stream,
+        *last: Any,
     ) -> None:
-        """Write fl(level * scale), and take the rotation's first pass (hadamard.py)."""
+        """A kernel of encoding_cpu or decoding_cpu over all blocks."""
+        from fullfed.sketch import cpu, threads_cpu  # import numba
+
+        arrays = (numbers.numpy(), codes.numpy(), scales.numpy(), cpu.key(stream)[None])
+        threads_cpu.split(kernel, len(scales), len(numbers), *arrays, *last)
+
+    @abstractmethod
+    def _kernels(self) -> tuple[Callable[..., None], Callable[..., None], tuple[Any, ...]]:
+        """Of encoding and of decoding, and the last arguments of both."""
 
 
 @dataclass(frozen=True)
@@ -122,25 +140,15 @@ class Rounded(Code):
     def nbytes(self, count: int) -> int:
         return -(-self.padded(count) * self.bits // 8)
 
-    def _pack(self, rotated: Tensor, codes: Tensor) -> float:
-        from fullfed.sketch import codes_cpu  # imports numba
+    def _kernels(self) -> tuple[Callable[..., None], Callable[..., None], tuple[Any, ...]]:
+        from fullfed.sketch import decoding_cpu, encoding_cpu  # import numba
 
-        levels = self._levels()
-        bounds = (levels[1:] + levels[:-1]) / 2 * (_energy(rotated) / len(rotated)) ** 0.5
-        tables = (bounds.numpy(), levels.numpy(), self.bits, _reversed(self.bits))
-        return _summed(codes_cpu.pack_levels, rotated, *tables, codes.numpy())
+        last = (self.bits, _reversed(self.bits), self._levels())
+        return encoding_cpu.encode_levels, decoding_cpu.decode_levels, last
 
-    def _unpack(
-        self, codes: NDArray[np.uint8], scale: Tensor, numbers: Tensor, *rotation: Any
-    ) -> None:
-        from fullfed.sketch import decoding_cpu  # imports numba
-
-        levels = (self._levels() * scale).numpy()[_reversed(self.bits)]
-        _in_slabs(decoding_cpu.decode_levels, numbers, codes, self.bits, levels, *rotation)
-
-    def _levels(self) -> Tensor:
-        above = torch.tensor(LEVELS[self.bits], dtype=torch.float32)
-        return torch.cat([-above.flip(0), above])
+    def _levels(self) -> NDArray[np.float32]:
+        above = np.array(LEVELS[self.bits], dtype=np.float32)
+        return np.concatenate([-above[::-1], above])
 
 
 @dataclass(frozen=True)
@@ -166,32 +174,16 @@ class Largest(Code):
     def nbytes(self, count: int) -> int:
         return -(-self.padded(count) // self.group * self._bits // 8)
 
-    def block(self, count: int) -> int:
-        return max(block_size(count), self.group)
+    def multiple(self, length: int) -> int:
+        return max(side(length), self.group)
 
-    def _pack(self, rotated: Tensor, codes: Tensor) -> float:
-        from fullfed.sketch import codes_cpu  # imports numba
+    def _kernels(self) -> tuple[Callable[..., None], Callable[..., None], tuple[Any, ...]]:
+        from fullfed.sketch import decoding_cpu, encoding_cpu  # import numba
 
         if self.group == 1:
-            return _summed(codes_cpu.pack_signs, rotated, codes.numpy())
-        groups = rotated.view(-1, self.group)
-        return _summed(codes_cpu.pack_largest, groups, self._bits, self._places(), codes.numpy())
-
-    def _unpack(
-        self, codes: NDArray[np.uint8], scale: Tensor, numbers: Tensor, *rotation: Any
-    ) -> None:
-        from fullfed.sketch import decoding_cpu  # imports numba
-
-        level = scale.numpy()[0]
-        if self.group == 1:
-            _in_slabs(decoding_cpu.decode_signs, numbers, codes, level, *rotation)
-            return
-        sent = (codes, self._bits - 1, self._places(), level)
-        _in_slabs(decoding_cpu.decode_largest, numbers, *sent, *rotation)
-
-    def _places(self) -> NDArray[np.uint16]:
-        """What is written for a place, and for what is written the place."""
-        return _reversed(self._bits - 1)
+            return encoding_cpu.encode_signs, decoding_cpu.decode_signs, ()
+        last = (self._bits, _reversed(self._bits - 1))
+        return encoding_cpu.encode_largest, decoding_cpu.decode_largest, last
 
     @property
     def _bits(self) -> int:
@@ -207,35 +199,6 @@ def code_of(bits: int) -> Code:
     if bits not in BITS:
         raise UserError(f"{bits} bits a coordinate: choose from 1 to {BITS[-1]}, or 32.")
     return Largest(1) if bits == 1 else Rounded(bits)
-
-
-def _energy(vector: Tensor) -> float:
-    """||vector||**2, summed in float64 in an order of its own."""
-    from fullfed.sketch import codes_cpu  # imports numba
-
-    return _summed(codes_cpu.energy, vector)
-
-
-def _summed(kernel: Callable[..., None], numbers: Tensor, *arguments: Any) -> float:
-    """The kernel over all runs of rows, and the sum of what it says of each."""
-    from fullfed.sketch import codes_cpu  # imports numba
-
-    sums = np.zeros(-(-len(numbers) // codes_cpu.RUN))
-    _in_runs(kernel, len(numbers), numbers.numpy(), *arguments, sums)
-    return math.fsum(sums)
-
-
-def _in_runs(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
-    from fullfed.sketch import codes_cpu, threads_cpu  # import numba
-
-    threads_cpu.split(kernel, -(-rows // codes_cpu.RUN), rows, *arguments)
-
-
-def _in_slabs(kernel: Callable[..., None], numbers: Tensor, *arguments: Any) -> None:
-    from fullfed.sketch import decoding_cpu, threads_cpu  # import numba
-
-    slabs = -(-len(numbers) // decoding_cpu.SLAB)
-    threads_cpu.split(kernel, slabs, len(numbers), numbers.numpy(), *arguments)
 
 
 @functools.cache

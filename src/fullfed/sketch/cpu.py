@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fullfed.sketch import dense_cpu, rotation_cpu, sign_cpu
+from fullfed.sketch import dense_cpu, sign_cpu
 from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
@@ -87,7 +87,7 @@ def _runs(rows: Rows, groups: int) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=8192)
 def _keys(signs: Stream, rotation: Stream | None) -> tuple[NDArray[np.uint64], bool]:
-    return np.stack([_key(signs), _key(rotation or signs)]), rotation is not None
+    return np.stack([key(signs), key(rotation or signs)]), rotation is not None
 
 
 def add_products(
@@ -127,47 +127,20 @@ def add_combination(
 
 def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     rows = -(-(offset + wide.numel()) // LANES) - offset // LANES
-    keys = _key(noise)[None]
+    keys = key(noise)[None]
     split(dense_cpu.round_rows, rows, wide.numel(), stored(target), wide.numpy(), keys, offset)
-
-
-def rotate_neighbours(
-    vector: Tensor, size: int, signs: Stream, *, before: int | None, after: int | None
-) -> None:
-    """In place: signs from element ``before`` on, transforms of ``size`` neighbours, signs again.
-
-    A transform is the orthonormal Walsh-Hadamard one: v_i and v_(i + h) become fl(v_i + v_(i + h))
-    and fl(v_i - v_(i + h)) for h = 1, 2, 4, ...; in the end each is multiplied by the float32 of
-    size**-0.5.
-    """
-    runs, last = len(vector) // size, neighbours(size, signs, before=before, after=after)
-    split(rotation_cpu.rotate_neighbours, runs, len(vector), vector.numpy(), *last)
-
-
-def neighbours(
-    size: int, signs: Stream, *, before: int | None, after: int | None
-) -> tuple[Any, ...]:
-    """What the kernel rotate_neighbours is told after the vector."""
-    offsets = (rotation_cpu.NONE if offset is None else offset for offset in (before, after))
-    return size, np.float32(size**-0.5), *offsets, _key(signs)[None]
-
-
-def rotate_distant(vector: Tensor, size: int) -> None:
-    """In place, the transforms of ``size`` entries that stand as far apart as they can."""
-    groups = -(-len(vector) // (size * rotation_cpu.COLUMNS))
-    scale = np.float32(size**-0.5)
-    split(rotation_cpu.rotate_distant, groups, len(vector), vector.numpy(), size, scale)
 
 
 def _packed(entries: Entries, directions: Sequence[Direction]) -> tuple[Any, ...]:
     """Kind, keys and first rows as the kernels take them."""
     return (
         dense_cpu.kind_of(entries),
-        np.array([_key(d.stream) for d in directions], dtype=np.uint64).reshape(-1, 4),
+        np.array([key(d.stream) for d in directions], dtype=np.uint64).reshape(-1, 4),
         np.array([direction.first for direction in directions], dtype=np.int64),
     )
 
 
 @functools.lru_cache(maxsize=8192)
-def _key(stream: Stream) -> NDArray[np.uint64]:
+def key(stream: Stream) -> NDArray[np.uint64]:
+    """As kernels take it, shape (4,)."""
     return np.array([*stream.key, stream.round, stream.owner], dtype=np.uint64)

@@ -1,7 +1,13 @@
-"""Decoding in numba: what codes stand for and the first of the rotation's passes, in one.
+"""Decoding in numba: a block is unpacked and rotated back while it is in a core's cache.
 
-A SLAB of numbers is unpacked, and its neighbours transformed while it is in a core's cache. The
-last arguments of a kernel are those of rotate_neighbours after the vector.
+Kernels decode blocks start to stop - 1. Their arguments are
+
+    numbers   float32, shape (n,): where they go
+    codes     uint8: those of a block begin with a byte
+    scales    float32, shape (blocks,)
+    keys      uint64, shape (1, 4), of the signs
+    bits      of a code
+    sent      uint16: a code's bits as they are sent, and of those as they are sent the code
 """
 
 # Kernels are typed by numba.
@@ -12,40 +18,51 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from fullfed.sketch.rotation_cpu import rotate_neighbours
+from fullfed.sketch.blocks import BLOCK
+from fullfed.sketch.rotation_cpu import rotate_back
 from fullfed.sketch.scalars_cpu import at, bits_of, float_of
 
-SLAB = 65536  # numbers; codes of a slab take whole bytes, and its signs whole counters
 _SIGN = np.uint32(0x80000000)
 
 
 @njit(nogil=True, cache=True)
-def decode_signs(start, stop, numbers, codes, level, size, scale, before, after, keys):
-    """The level, with its sign."""
-    for slab in range(start, stop):
-        first, last = slab * SLAB, min(slab * SLAB + SLAB, len(numbers))
-        unpack_signs(first, last, numbers, codes, level)
-        rotate_neighbours(first // size, last // size, numbers, size, scale, before, after, keys)
+def decode_signs(start, stop, numbers, codes, scales, keys):
+    """The scale, with its sign."""
+    for block in range(start, stop):
+        first, length = bounds(block, len(numbers))
+        unpack_signs(first, first + length, numbers, codes, scales[block])
+        rotate_back(numbers, first, length, elements(first, length), keys)
 
 
 @njit(nogil=True, cache=True)
-def decode_levels(start, stop, numbers, codes, bits, levels, size, scale, before, after, keys):
-    """levels[code] of each code."""
-    for slab in range(start, stop):
-        first, last = slab * SLAB, min(slab * SLAB + SLAB, len(numbers))
-        unpack_levels(first, last, numbers, codes, bits, levels)
-        rotate_neighbours(first // size, last // size, numbers, size, scale, before, after, keys)
+def decode_levels(start, stop, numbers, codes, scales, keys, bits, sent, levels):
+    """levels[code] times the scale."""
+    for block in range(start, stop):
+        first, length = bounds(block, len(numbers))
+        unpack_levels(first, first + length, numbers, codes, bits, sent, levels, scales[block])
+        rotate_back(numbers, first, length, elements(first, length), keys)
 
 
 @njit(nogil=True, cache=True)
-def decode_largest(
-    start, stop, numbers, codes, bits, read, level, size, scale, before, after, keys
-):
-    """Zeros but for place read[code] of each 2**bits, which has the level with its sign."""
-    for slab in range(start, stop):
-        first, last = slab * SLAB, min(slab * SLAB + SLAB, len(numbers))
-        unpack_largest(first, last, numbers, codes, bits, read, level)
-        rotate_neighbours(first // size, last // size, numbers, size, scale, before, after, keys)
+def decode_largest(start, stop, numbers, codes, scales, keys, bits, sent):
+    """Zeros but for one of each 2**(bits - 1), which has the scale with its sign."""
+    for block in range(start, stop):
+        first, length = bounds(block, len(numbers))
+        unpack_largest(first, first + length, numbers, codes, bits, sent, scales[block])
+        rotate_back(numbers, first, length, elements(first, length), keys)
+
+
+@njit
+def bounds(block, padded):
+    """Where a block begins, and its length."""
+    first = block * BLOCK
+    return first, min(BLOCK, padded - first)
+
+
+@njit
+def elements(first, length):
+    """The elements of a block's first entry in the three directions of signs."""
+    return 3 * first, 3 * first + length, 3 * first + 2 * length
 
 
 @njit
@@ -63,20 +80,21 @@ def unpack_signs(first, last, numbers, codes, level):
 
 
 @njit
-def unpack_levels(first, last, numbers, codes, bits, levels):
-    """levels[code]; numbers first to last - 1."""
+def unpack_levels(first, last, numbers, codes, bits, sent, levels, scale):
+    """fl(level * scale); numbers first to last - 1."""
     for k in range(first, last):
-        numbers[at(k)] = levels[at(_read(codes, k * bits, bits))]
+        numbers[at(k)] = levels[at(sent[at(_read(codes, k * bits, bits))])] * scale
 
 
 @njit
-def unpack_largest(first, last, numbers, codes, bits, read, level):
-    """Groups of 2**bits, codes of one more; numbers first to last - 1 are whole groups."""
+def unpack_largest(first, last, numbers, codes, bits, sent, level):
+    """Groups of 2**(bits - 1); numbers first to last - 1 are whole groups."""
+    places = bits - 1
     for k in range(first, last):
         numbers[at(k)] = np.float32(0)
-    for group in range(first >> bits, last >> bits):
-        code = _read(codes, group * (bits + 1), bits + 1)
-        place = (group << bits) + np.int64(read[at(code >> 1)])
+    for group in range(first >> places, last >> places):
+        code = _read(codes, group * bits, bits)
+        place = (group << places) + np.int64(sent[at(code >> 1)])
         numbers[at(place)] = level if code & 1 else -level
 
 
