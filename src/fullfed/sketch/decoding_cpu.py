@@ -18,8 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from fullfed.sketch.blocks import BLOCK
-from fullfed.sketch.rotation_cpu import rotate_back
+from fullfed.sketch.rotation_cpu import bounds, elements, rotate_back
 from fullfed.sketch.scalars_cpu import at, bits_of, float_of
 
 _SIGN = np.uint32(0x80000000)
@@ -50,19 +49,6 @@ def decode_largest(start, stop, numbers, codes, scales, keys, bits, sent):
         first, length = bounds(block, len(numbers))
         unpack_largest(first, first + length, numbers, codes, bits, sent, scales[block])
         rotate_back(numbers, first, length, elements(first, length), keys)
-
-
-@njit
-def bounds(block, padded):
-    """Where a block begins, and its length."""
-    first = block * BLOCK
-    return first, min(BLOCK, padded - first)
-
-
-@njit
-def elements(first, length):
-    """The elements of a block's first entry in the three directions of signs."""
-    return 3 * first, 3 * first + length, 3 * first + 2 * length
 
 
 @njit

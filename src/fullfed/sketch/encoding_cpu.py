@@ -14,8 +14,7 @@ import numpy as np
 from numba import njit
 
 from fullfed.sketch.blocks import BLOCK
-from fullfed.sketch.decoding_cpu import bounds, elements
-from fullfed.sketch.rotation_cpu import rotate
+from fullfed.sketch.rotation_cpu import bounds, elements, rotate
 from fullfed.sketch.scalars_cpu import at, bits_of
 
 _ABSOLUTE = np.uint32(0x7FFFFFFF)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from fullfed.sketch.blocks import side
+from fullfed.sketch.blocks import BLOCK, side
 from fullfed.sketch.butterflies_cpu import transform
 from fullfed.sketch.philox_cpu import fill_words
 from fullfed.sketch.scalars_cpu import at, signed
@@ -24,6 +24,19 @@ _COLUMNS = 64  # that are transformed together
 _GROUP = 128 * 128  # elements whose signs are made at once
 _NONE = -1  # no signs
 _side = njit(side)
+
+
+@njit
+def bounds(block, padded):
+    """Where a block begins, and its length."""
+    first = block * BLOCK
+    return first, min(BLOCK, padded - first)
+
+
+@njit
+def elements(first, length):
+    """The elements of a block's first entry in the three directions of signs."""
+    return 3 * first, 3 * first + length, 3 * first + 2 * length
 
 
 @njit
