@@ -1,13 +1,14 @@
-"""How much reconstruction noise the best public weights could save, were everything known.
+"""How much reconstruction noise public weights could save, taken from a sample of the very task.
 
     python benchmarks/prior_weights.py runs/fedavg --rounds 0 1 4 11
 
-With weights 1/v before a projection and v after it, noise costs, to second order, in proportion to
-sum(h v**2) * sum(e / v**2), h being the loss's curvature along each parameter and e the energy of
-clients' changes of it. The least is sum(sqrt(h e))**2, at v**2 = sqrt(e / h); uniform weights pay
-sum(h) * sum(e). The table has the ratio of the two along a FedAvg run, h and e measured on the very
-clients that it is then reckoned for, which no calibration text can beat: with a weight for each
-tensor (h by adding noise to one tensor at a time), for each row and column of a matrix, and for
+With weights 1/v before a projection and v after it, noise has the energy sum(e / v**2) / K, e being
+that of clients' changes of each parameter, and is spread as v**2. What it costs in loss is, to
+second order, least at v**2 = sqrt(e / h), h being the loss's curvature along each parameter. The
+table has what noise costs with weights over what it costs without, along a FedAvg run: e and h are
+measured on some of its clients, a calibration text as good as the federation's own data, and the
+costs on others, by adding such noise; then the other way round. Weights are for each tensor (h by
+adding noise to one tensor at a time), for each tensor, for each row and column of a matrix and for
 each parameter (h from squared gradients of single samples).
 """
 
@@ -32,69 +33,102 @@ from fullfed.sketch import Purpose, Stream, perturb_
 from fullfed.sketch.generator import permutation
 from fullfed.training.loss import answer_loss, answer_loss_value
 
-_CLIENTS = 12  # whose changes and gradients are measured
-_PROBED = 4  # of them, on whose first batch the loss is
-_PAIRS = 2  # of opposite noise for each tensor
+_CLIENTS = 6  # of each half
+_FLOOR = 0.1  # of their means: curvatures and energies that choose weights are at least that
+_PAIRS = 2  # of opposite noise, in one tensor
+_PAIRS_TOGETHER = 16  # in all
 _NUMBERS = 8000  # exact coordinates: the noise added is of a thousandth of the bytes
 
 
-class Measurement:
-    """The model of one round, and the clients it is measured on."""
+class Sample:
+    """Some clients, and the model of one round."""
 
-    def __init__(self, assembly: Assembly, model: PreTrainedModel, round: int) -> None:
+    def __init__(
+        self, assembly: Assembly, model: PreTrainedModel, round: int, clients: Sequence[int]
+    ) -> None:
         self._assembly, self._model, self._round = assembly, model, round
-        self._parameters = list(model.parameters())
-        order = permutation(Stream(0, Purpose.BATCHES, round, 0), len(assembly.data.clients))
-        self._clients = [int(n) for n in order[:_CLIENTS]]
+        self._parameters = [p.detach() for p in model.parameters()]
+        self._clients = clients
+        self._probed = [self._batches(client, 4, 1)[0] for client in clients]
+        self._energies = self._measure_energies()
+        total = sum(float(e.sum()) for e in self._energies)
+        self._sigma = math.sqrt(total / assembly.recipe.federation.clients_per_round / _NUMBERS)
 
-    def energies(self) -> list[Tensor]:
+    def squared_weights(self) -> list[list[Tensor]]:
+        """The best v**2 of each kind, for these clients; float64, a tensor for each parameter."""
+        gradients, tensors = self._squared_gradients(), by_tensor(self._energies)
+        return [
+            best(self._curvatures(), tensors),
+            best(by_tensor(gradients), tensors),
+            best(by_row_and_column(gradients), by_row_and_column(self._energies)),
+            best(gradients, self._energies),
+        ]
+
+    def cost(self, squares: Sequence[Tensor] | None) -> float:
+        """What these clients' noise costs them with weights of these v**2; None for none."""
+        if squares is None:
+            return self._cost_of_noise(self._parameters, _PAIRS_TOGETHER, 0)
+        weights = [v.sqrt().float() for v in squares]
+        sent = sum(float((e / v).sum()) for e, v in zip(self._energies, squares, strict=True))
+        share = sent / sum(float(e.sum()) for e in self._energies)
+        scaled = [math.sqrt(share) * v for v in weights]
+        return self._cost_of_noise(self._parameters, _PAIRS_TOGETHER, 0, scaled)
+
+    def _cost_of_noise(
+        self,
+        tensors: Sequence[Tensor],
+        pairs: int,
+        first: int,
+        weights: Sequence[Tensor] | None = None,
+    ) -> float:
+        """Mean loss with noise in the tensors, less that without."""
+        before, total = [t.clone() for t in tensors], 0.0
+        for pair in range(pairs):
+            stream = Stream(0, Purpose.PROBE, self._round, first + pair)
+            for signed in (self._sigma, -self._sigma):
+                noise = [torch.zeros_like(tensor) for tensor in tensors]
+                perturb_(noise, stream, signed)
+                for n, tensor in enumerate(tensors):
+                    tensor.add_(noise[n] if weights is None else noise[n] * weights[n])
+                total += self._loss()
+                for tensor, old in zip(tensors, before, strict=True):
+                    tensor.copy_(old)
+        return total / (2 * pairs) - self._loss()
+
+    def _curvatures(self) -> list[Tensor]:
+        """Each tensor's mean, in its shape."""
+        found = []
+        for number, tensor in enumerate(self._parameters):
+            cost = self._cost_of_noise([tensor], _PAIRS, number * _PAIRS)
+            found.append(torch.full_like(tensor, cost / tensor.numel(), dtype=torch.float64))
+        return found
+
+    def _measure_energies(self) -> list[Tensor]:
         """Mean squared change of each parameter in a visit, float64."""
         optimizer, work = (
             self._assembly.method.setting.optimizer,
             self._assembly.method.setting.work,
         )
-        before = [p.detach().clone() for p in self._parameters]
+        before = [p.clone() for p in self._parameters]
         sums = [torch.zeros_like(p, dtype=torch.float64) for p in before]
         for client in self._clients:
             steps = work.batches(len(self._assembly.data.clients[client].examples))
-            optimizer.improve(
-                self._model, self._parameters, self._batches(client, work.batch_size, steps)
-            )
-            with torch.no_grad():
-                for p, start, total in zip(self._parameters, before, sums, strict=True):
-                    total += (p - start).double().square()
-                    p.copy_(start)
+            batches = self._batches(client, work.batch_size, steps)
+            optimizer.improve(self._model, list(self._model.parameters()), batches)
+            for p, start, total in zip(self._parameters, before, sums, strict=True):
+                total += (p - start).double().square()
+                p.copy_(start)
         return [total / len(self._clients) for total in sums]
 
-    def curvatures(self, energy: float) -> list[Tensor]:
-        """Each tensor's mean curvature, in its shape.
-
-        Args:
-            energy: of a client's change, of which the noise has its share.
-        """
-        probed = [self._batches(c, 4, 1)[0] for c in self._clients[:_PROBED]]
-        sigma = math.sqrt(energy / self._assembly.recipe.federation.clients_per_round / _NUMBERS)
-        base, found = self._loss(probed), []
-        for number, p in enumerate(self._parameters):
-            before, cost = p.detach().clone(), 0.0
-            for pair in range(_PAIRS):
-                for signed in (sigma, -sigma):
-                    stream = Stream(0, Purpose.PROBE, self._round, number * _PAIRS + pair)
-                    perturb_([p.detach()], stream, signed)
-                    cost += self._loss(probed) - base
-                    p.detach().copy_(before)
-            mean = max(cost, 0.0) / (_PAIRS * sigma**2 * p.numel())
-            found.append(torch.full_like(p, mean, dtype=torch.float64))
-        return found
-
-    def squared_gradients(self) -> list[Tensor]:
+    def _squared_gradients(self) -> list[Tensor]:
         """Mean over single samples, float64."""
         sums = [torch.zeros_like(p, dtype=torch.float64) for p in self._parameters]
         batches = [batch for c in self._clients for batch in self._batches(c, 1, 4)]
-        for p in self._parameters:
+        parameters = list(self._model.parameters())
+        for p in parameters:
             p.requires_grad_(True)
         for batch in batches:
-            gradients = torch.autograd.grad(answer_loss(self._model, batch), self._parameters)
+            gradients = torch.autograd.grad(answer_loss(self._model, batch), parameters)
             for total, gradient in zip(sums, gradients, strict=True):
                 total += gradient.double().square()
         return [total / len(batches) for total in sums]
@@ -104,15 +138,20 @@ class Measurement:
         stream = Stream(1, Purpose.BATCHES, self._round, client)
         return list(training_batches(examples, size, count, stream))
 
-    def _loss(self, batches: Sequence[Batch]) -> float:
-        return sum(answer_loss_value(self._model, batch) for batch in batches) / len(batches)
+    def _loss(self) -> float:
+        losses = [answer_loss_value(self._model, batch) for batch in self._probed]
+        return sum(losses) / len(losses)
 
 
-def least(curvatures: Sequence[Tensor], energies: Sequence[Tensor]) -> float:
-    """What noise costs with the best weights, as a share of what it costs with none."""
-    best = sum(float((h * e).sqrt().sum()) for h, e in zip(curvatures, energies, strict=True))
-    uniform = sum(float(h.sum()) for h in curvatures) * sum(float(e.sum()) for e in energies)
-    return best**2 / uniform
+def best(curvatures: Sequence[Tensor], energies: Sequence[Tensor]) -> list[Tensor]:
+    """v**2 = sqrt(e / h)."""
+    pairs = zip(_floored(energies), _floored(curvatures), strict=True)
+    return [(e / h).sqrt() for e, h in pairs]
+
+
+def _floored(values: Sequence[Tensor]) -> list[Tensor]:
+    mean = sum(float(v.sum()) for v in values) / sum(v.numel() for v in values)
+    return [(v / abs(mean)).clamp(min=_FLOOR) for v in values]
 
 
 def by_tensor(values: Sequence[Tensor]) -> list[Tensor]:
@@ -130,17 +169,15 @@ def by_row_and_column(values: Sequence[Tensor]) -> list[Tensor]:
 
 def row(assembly: Assembly, model: PreTrainedModel, round: int) -> str:
     """One line of the table."""
-    measured = Measurement(assembly, model, round)
-    energies = measured.energies()
-    curved = measured.curvatures(sum(float(e.sum()) for e in energies))
-    squares = measured.squared_gradients()
-    ratios = (
-        least(curved, by_tensor(energies)),
-        least(by_tensor(squares), by_tensor(energies)),
-        least(by_row_and_column(squares), by_row_and_column(energies)),
-        least(squares, energies),
-    )
-    return f"| {round} | {' | '.join(f'{ratio:.3f}' for ratio in ratios)} |"
+    order = permutation(Stream(0, Purpose.BATCHES, round, 0), len(assembly.data.clients))
+    halves = [[int(n) for n in order[k : k + _CLIENTS]] for k in (0, _CLIENTS)]
+    one, other = (Sample(assembly, model, round, clients) for clients in halves)
+    cells = []
+    for chosen, held_out in ((one, other), (other, one)):
+        plain = held_out.cost(None)
+        cells.append([held_out.cost(v) / plain for v in chosen.squared_weights()])
+    both = (f"{a:.2f}, {b:.2f}" for a, b in zip(*cells, strict=True))
+    return f"| {round} | {' | '.join(both)} |"
 
 
 def main() -> None:
