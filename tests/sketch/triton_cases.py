@@ -86,7 +86,7 @@ def test_columns_share_counters_where_rows_are_few(rows):
 def test_many_tensors_are_one_launch(monkeypatch, k):
     """Of several groups of rows, or many in one row; and one launch for each run of a dtype."""
     rng = torch.Generator().manual_seed(k)
-    sizes = [300, 1, 0, 130, 64, *range(1, 6), 55]
+    sizes = [300, 1, 0, 130, 64, 2, 55]
     model = [torch.randn(size, generator=rng) for size in sizes]
     basis = SignBasis(seed=1, round=1, coordinates=k)
     launched = []
@@ -107,7 +107,7 @@ def test_many_tensors_are_one_launch(monkeypatch, k):
     check(model, act)
     assert len(launched) == 3
     launched.clear()
-    mixed = [tensor.to(DTYPES[n // 4]) for n, tensor in enumerate(model)]
+    mixed = [tensor.to(DTYPES[n // 3]) for n, tensor in enumerate(model)]
     check(mixed, act)
     assert len(launched) == 3 * 3
 
