@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
@@ -35,11 +36,6 @@ from fullfed.methods.local import ByGradients, Improvement, Loss
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.run import carry_out
-
-
-def flat(parameters: Iterable[Tensor]) -> Tensor:
-    """All of them in one row, a copy."""
-    return torch.cat([p.detach().flatten() for p in parameters])
 
 
 @dataclass
@@ -114,7 +110,7 @@ class Watched:
         plan: Plan,
     ) -> Improvement:
         trained = list(parameters.values())
-        before = flat(trained)
+        before = parameters_to_vector(trained).detach()
         self.variates.arrive(before, plan.round)
         shift = self.variates.shift(plan.client) if self.control and plan.round else None
         local = self.local
@@ -123,7 +119,8 @@ class Watched:
         done = local.improve(model, parameters, batches, plan)
         if isinstance(local, Shifted):
             local.move(trained)
-        self.variates.leave(plan.client, flat(trained) - before, shift)
+        change = parameters_to_vector(trained).detach() - before
+        self.variates.leave(plan.client, change, shift)
         return done
 
     def _pieces(self, row: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
