@@ -93,7 +93,7 @@ def test_a_rotation_keeps_lengths_and_is_undone(count: int, round: int) -> None:
     vector = normals(count, round)
     rotated = rotated_of(vector, round)
     assert float(rotated.norm()) == pytest.approx(float(vector.norm()), rel=1e-5)
-    rotation_cpu.rotate_back(*block_of(rotated, round))
+    rotation_cpu.rotate_back(*block_of(rotated, round), 1)
     torch.testing.assert_close(rotated, vector, rtol=1e-4, atol=1e-5)
 
 

@@ -1,8 +1,4 @@
-"""The additions of Walsh-Hadamard transforms in numba, eight at a time.
-
-LLVM does not vectorise them by itself: the places written might be those read next, and it cannot
-know that they are not.
-"""
+"""The additions of Walsh-Hadamard transforms in numba, eight at a time."""
 
 # Kernels are typed by numba, which has no types for what makes them.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
@@ -13,90 +9,24 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-LANES = 8
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_BITS = ir.VectorType(ir.IntType(32), LANES)
+from fullfed.sketch.lanes_cpu import BITS, LANES, VECTOR, data_of, load, pointer_to, store
 
-
-def _pointers(context, builder, signature, arguments, count):
-    """To 8 floats at place, place + distance, ..., ``count`` of them; aligned as floats are."""
-    data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-    place, pointers = arguments[1], []
-    for _ in range(count):
-        pointers.append(builder.bitcast(builder.gep(data, [place]), _VECTOR.as_pointer()))
-        place = builder.add(place, arguments[2]) if count > 1 else place
-    return pointers
-
-
-def _shuffled(builder, x, y, lanes):
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(lanes))
-    return builder.shuffle_vector(x, y, mask)
-
-
-def _negated(builder, x, half):
-    """The lanes with bit ``half`` negated."""
-    signs = [1 << 31 if lane & half else 0 for lane in range(LANES)]
-    bits = builder.bitcast(x, _BITS)
-    return builder.bitcast(builder.xor(bits, ir.Constant(_BITS, signs)), _VECTOR)
-
-
-def _among(count):
-    """log2(count) levels of ``count`` runs of 8 numbers, which are ``distance`` apart."""
-
-    @intrinsic
-    def act(typing_context, values, place, distance):
-        def generate(context, builder, signature, arguments):
-            pointers = _pointers(context, builder, signature, arguments, count)
-            runs = [builder.load(pointer, align=4) for pointer in pointers]
-            half = 1
-            while half < count:
-                for low in (n for n in range(count) if not n & half):
-                    x, y = runs[low], runs[low + half]
-                    runs[low], runs[low + half] = builder.fadd(x, y), builder.fsub(x, y)
-                half *= 2
-            for pointer, run in zip(pointers, runs, strict=True):
-                builder.store(run, pointer, align=4)
-            return context.get_dummy_value()
-
-        return types.void(values, types.intp, types.intp), generate
-
-    return act
-
-
-_two, _four, _eight = _among(2), _among(4), _among(8)
-
-
-@intrinsic
-def _within(typing_context, values, place):
-    """Levels 1, 2 and 4 of 8 neighbours."""
-
-    def generate(context, builder, signature, arguments):
-        (pointer,) = _pointers(context, builder, signature, arguments, 1)
-        x = builder.load(pointer, align=4)
-        for half in (1, 2, 4):
-            y = _shuffled(builder, x, x, (lane ^ half for lane in range(LANES)))
-            x = builder.fadd(y, _negated(builder, x, half))
-        builder.store(x, pointer, align=4)
-        return context.get_dummy_value()
-
-    return types.void(values, types.intp), generate
+_INDEX = ir.IntType(64)
 
 
 @njit
 def transform(values, first, stop, half):
-    """Levels half, 2 half, ... of values first to stop - 1, a power of 2 of them.
+    """Levels half, 2 half, ... of values first to stop - 1, a power of 2 times half of them.
 
-    A level h makes v_i and v_(i + h), for i without bit h, their sum and their difference. ``half``
-    is 1, or at least 8.
+    A level h makes v_i and v_(i + h), where floor(i / h) is even and i is 0 at ``first``, their sum
+    and their difference. ``half`` is 1, or a multiple of 8.
     """
     size = stop - first
     if half == 1 and size < LANES:
         _few(values, first, size)
         return
     if half == 1:
-        for place in range(first, stop, LANES):
-            _within(values, place)
-        half = LANES
+        half = _neighbours(values, first, stop)
     while 8 * half <= size:
         for begin in range(first, stop, 8 * half):
             for place in range(begin, begin + half, LANES):
@@ -121,4 +51,96 @@ def _few(values, first, size):
             if not n & half:
                 low, high = values[first + n], values[first + n + half]
                 values[first + n], values[first + n + half] = low + high, low - high
+        half *= 2
+
+
+@njit
+def _neighbours(values, first, stop):
+    """The levels of 8 to 64 neighbours at once; returns how many."""
+    if stop - first >= 64:
+        for place in range(first, stop, 64):
+            _first_64(values, place, LANES)
+        return 64
+    if stop - first == 32:
+        _first_32(values, first, LANES)
+    elif stop - first == 16:
+        _first_16(values, first, LANES)
+    else:
+        _first_8(values, first, LANES)
+    return stop - first
+
+
+@intrinsic
+def from_bytes(typing_context, values, place, codes, byte, table):
+    """Levels 1 to 32 of 64 values from ``place`` on, which 8 codes from ``byte`` on stand for.
+
+    Row c of the table has levels 1, 2 and 4 of those that code c stands for; float32, shape
+    (256, 8), flat.
+    """
+
+    def generate(context, builder, signature, arguments):
+        codes, table = (data_of(context, builder, signature, arguments, n) for n in (2, 4))
+        runs = []
+        for n in range(LANES):
+            code = builder.load(builder.gep(codes, [builder.add(arguments[3], _INDEX(n))]))
+            row = builder.mul(builder.zext(code, _INDEX), _INDEX(LANES))
+            runs.append(load(builder, pointer_to(builder, table, row)))
+        _add_among(builder, runs)
+        first = data_of(context, builder, signature, arguments, 0)
+        for n, run in enumerate(runs):
+            place = builder.add(arguments[1], _INDEX(n * LANES))
+            store(builder, run, pointer_to(builder, first, place))
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp, codes, types.intp, table), generate
+
+
+def _levels(count, inside):
+    """log2(count) levels of ``count`` runs of 8 values, ``distance`` apart.
+
+    After levels 1, 2 and 4 of each run, if ``inside``.
+    """
+
+    @intrinsic
+    def act(typing_context, values, place, distance):
+        def generate(context, builder, signature, arguments):
+            data, place = data_of(context, builder, signature, arguments, 0), arguments[1]
+            pointers = []
+            for _ in range(count):
+                pointers.append(pointer_to(builder, data, place))
+                place = builder.add(place, arguments[2])
+            runs = [load(builder, pointer) for pointer in pointers]
+            if inside:
+                runs = [_add_within(builder, run) for run in runs]
+            _add_among(builder, runs)
+            for pointer, run in zip(pointers, runs, strict=True):
+                store(builder, run, pointer)
+            return context.get_dummy_value()
+
+        return types.void(values, types.intp, types.intp), generate
+
+    return act
+
+
+_two, _four, _eight = _levels(2, False), _levels(4, False), _levels(8, False)
+_first_8, _first_16, _first_32, _first_64 = (_levels(count, True) for count in (1, 2, 4, 8))
+
+
+def _add_within(builder, run):
+    """Levels 1, 2 and 4 of 8 neighbours."""
+    for half in (1, 2, 4):
+        others = ir.Constant(BITS, [lane ^ half for lane in range(LANES)])
+        signs = ir.Constant(BITS, [1 << 31 if lane & half else 0 for lane in range(LANES)])
+        negated = builder.bitcast(builder.xor(builder.bitcast(run, BITS), signs), VECTOR)
+        run = builder.fadd(builder.shuffle_vector(run, run, others), negated)
+    return run
+
+
+def _add_among(builder, runs):
+    """Levels 1, 2, ... of which run it is."""
+    half = 1
+    while half < len(runs):
+        for low in (n for n in range(len(runs)) if not n & half):
+            x, y = runs[low], runs[low + half]
+            runs[low], runs[low + half] = builder.fadd(x, y), builder.fsub(x, y)
         half *= 2

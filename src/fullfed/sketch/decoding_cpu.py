@@ -11,14 +11,16 @@ Kernels decode blocks start to stop - 1. Their arguments are
 """
 
 # Kernels are typed by numba.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-from fullfed.sketch.rotation_cpu import bounds, elements, rotate_back
+from fullfed.sketch.butterflies_cpu import from_bytes, transform
+from fullfed.sketch.lanes_cpu import LANES
+from fullfed.sketch.rotation_cpu import bounds, elements, rotate_back, side_of
 from fullfed.sketch.scalars_cpu import at, bits_of, float_of
 
 _SIGN = np.uint32(0x80000000)
@@ -27,10 +29,17 @@ _SIGN = np.uint32(0x80000000)
 @njit(nogil=True, cache=True)
 def decode_signs(start, stop, numbers, codes, scales, keys):
     """The scale, with its sign."""
+    table = np.empty(256 * LANES, np.float32)
     for block in range(start, stop):
         first, length = bounds(block, len(numbers))
-        unpack_signs(first, first + length, numbers, codes, scales[block])
-        rotate_back(numbers, first, length, elements(first, length), keys)
+        known = 64 if side_of(length) >= 64 else 1
+        if known == 64:
+            _tabulate(table, scales[block])
+            for place in range(first, first + length, 64):
+                from_bytes(numbers, place, codes, place >> 3, table)
+        else:
+            unpack_signs(first, first + length, numbers, codes, scales[block])
+        rotate_back(numbers, first, length, elements(first, length), keys, known)
 
 
 @njit(nogil=True, cache=True)
@@ -39,7 +48,7 @@ def decode_levels(start, stop, numbers, codes, scales, keys, bits, sent, levels)
     for block in range(start, stop):
         first, length = bounds(block, len(numbers))
         unpack_levels(first, first + length, numbers, codes, bits, sent, levels, scales[block])
-        rotate_back(numbers, first, length, elements(first, length), keys)
+        rotate_back(numbers, first, length, elements(first, length), keys, 1)
 
 
 @njit(nogil=True, cache=True)
@@ -48,7 +57,7 @@ def decode_largest(start, stop, numbers, codes, scales, keys, bits, sent):
     for block in range(start, stop):
         first, length = bounds(block, len(numbers))
         unpack_largest(first, first + length, numbers, codes, bits, sent, scales[block])
-        rotate_back(numbers, first, length, elements(first, length), keys)
+        rotate_back(numbers, first, length, elements(first, length), keys, 1)
 
 
 @njit
@@ -63,6 +72,14 @@ def unpack_signs(first, last, numbers, codes, level):
     for k in range(last - (last - first) % 8, last):
         bit = (np.uint32(codes[at(k >> 3)]) << np.uint32(24 + (k & 7))) & _SIGN
         numbers[at(k)] = float_of(negative ^ bit)
+
+
+@njit
+def _tabulate(table, level):
+    """Levels 1, 2 and 4 of the transform of the 8 numbers that each byte stands for."""
+    unpack_signs(0, len(table), table, np.arange(256).astype(np.uint8), level)
+    for row in range(0, len(table), LANES):
+        transform(table, row, row + LANES, 1)
 
 
 @njit

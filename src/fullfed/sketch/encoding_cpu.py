@@ -6,7 +6,7 @@ of decoding_cpu, with ``numbers`` as they are sent, shape (K,), and ``padded``, 
 """
 
 # Kernels are typed by numba.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 from numba import njit
 
 from fullfed.sketch.blocks import BLOCK
+from fullfed.sketch.lanes_cpu import LANES, above_zero, add_absolutes, add_squares
 from fullfed.sketch.rotation_cpu import bounds, elements, rotate
 from fullfed.sketch.scalars_cpu import at, bits_of
 
 _ABSOLUTE = np.uint32(0x7FFFFFFF)
-_ADDED = 8  # sums that grow side by side, since one would have each wait for the one before
 
 
 @njit(nogil=True, cache=True)
@@ -60,19 +60,16 @@ def encode_largest(start, stop, numbers, codes, scales, keys, padded, bits, sent
 @njit
 def _take(numbers, first, length, held):
     """held = ``length`` numbers from the first on, and zeros; their energy in float64."""
-    count = min(length, len(numbers) - first)
-    parts = np.zeros(_ADDED, np.float64)
-    for begin in range(0, count - _ADDED + 1, _ADDED):
-        for lane in range(_ADDED):
-            number = numbers[at(first + begin + lane)]
-            held[at(begin + lane)] = number
-            parts[at(lane)] += np.float64(number) * np.float64(number)
-    for k in range(count - count % _ADDED, count):
+    count, sums = min(length, len(numbers) - first), np.zeros(LANES, np.float64)
+    for k in range(count):
         held[at(k)] = numbers[at(first + k)]
-        parts[0] += np.float64(held[at(k)]) ** 2
     for k in range(count, length):
         held[at(k)] = np.float32(0)
-    return parts.sum()
+    for begin in range(0, count - count % LANES, LANES):
+        add_squares(sums, held, begin)
+    for k in range(count - count % LANES, count):
+        sums[0] += np.float64(held[at(k)]) ** 2
+    return sums.sum()
 
 
 @njit
@@ -83,17 +80,16 @@ def _scale(energy, along):
 @njit
 def pack_signs(held, length, codes, place):
     """A byte for 8 numbers from codes[place] on; returns the sum of absolute values."""
-    along = 0.0
-    for begin in range(0, length, 8):
-        bits, size = 0, np.float32(0)
-        for k in range(begin, min(begin + 8, length)):
-            number = held[at(k)]
-            positive = number > 0
-            bits |= positive << (7 - (k & 7))
-            size += number if positive else -number
-        codes[at(place + (begin >> 3))] = bits
-        along += np.float64(size)
-    return along
+    sums, rest = np.zeros(LANES, np.float64), 0
+    for begin in range(0, length - length % LANES, LANES):
+        codes[at(place + (begin >> 3))] = above_zero(held, begin)
+        add_absolutes(sums, held, begin)
+    for k in range(length - length % LANES, length):
+        rest |= (held[at(k)] > 0) << (7 - (k & 7))
+        sums[0] += np.float64(abs(held[at(k)]))
+    if length % LANES:
+        codes[at(place + (length >> 3))] = rest
+    return sums.sum()
 
 
 @njit

@@ -17,10 +17,10 @@ from numba import njit
 
 from fullfed.sketch.blocks import BLOCK, side
 from fullfed.sketch.butterflies_cpu import transform
+from fullfed.sketch.lanes_cpu import LANES
 from fullfed.sketch.philox_cpu import fill_words
 from fullfed.sketch.scalars_cpu import at, signed
 
-_COLUMNS = 64  # that are transformed together
 _GROUP = 128 * 128  # elements whose signs are made at once
 _NONE = -1  # no signs
 _side = njit(side)
@@ -31,6 +31,12 @@ def bounds(block, padded):
     """Where a block begins, and its length."""
     first = block * BLOCK
     return first, min(BLOCK, padded - first)
+
+
+@njit
+def side_of(length):
+    """C of a block of this length."""
+    return _side(length)
 
 
 @njit
@@ -49,68 +55,76 @@ def rotate(vector, first, length, element, keys):
         element: those of its first entry in the three directions of signs; multiples of C.
         keys: uint64, shape (1, 4), of the signs.
     """
-    size = _side(length)
-    _neighbours(vector, first, length, size, element[0], element[1], keys)
+    size = side_of(length)
+    one, scale = np.float32(1), np.float32(1 / np.sqrt(size))
+    early, middle, late = element
+    _neighbours(vector, first, length, size, 1, (one, early), (scale, middle), keys)
     _distant(vector, first, length, size)
-    _neighbours(vector, first, length, size, element[2], _NONE, keys)
+    _neighbours(vector, first, length, size, 1, (scale, late), (scale, _NONE), keys)
 
 
 @njit
-def rotate_back(vector, first, length, element, keys):
-    """The inverse of ``rotate``, but for roundings."""
-    size = _side(length)
-    _neighbours(vector, first, length, size, _NONE, element[2], keys)
-    _distant(vector, first, length, size)
-    _neighbours(vector, first, length, size, element[1], element[0], keys)
+def rotate_back(vector, first, length, element, keys, half):
+    """The inverse of ``rotate``, but for roundings.
 
-
-@njit
-def _neighbours(vector, first, length, size, before, after, keys):
-    """Signs from element ``before`` on, the transform of ``size`` neighbours, signs from ``after``.
-
-    Both are multiples of ``size``, or _NONE.
+    Of the first transform, levels below ``half`` have been done.
     """
-    scale = np.float32(1 / np.sqrt(size))
+    size = side_of(length)
+    one, scale = np.float32(1), np.float32(1 / np.sqrt(size))
+    early, middle, late = element
+    _neighbours(vector, first, length, size, half, (one, _NONE), (scale, late), keys)
+    _distant(vector, first, length, size)
+    _neighbours(vector, first, length, size, 1, (scale, middle), (scale, early), keys)
+
+
+@njit
+def _neighbours(vector, first, length, size, half, before, after, keys):
+    """The transform of ``size`` neighbours, from level ``half`` on, between two products.
+
+    A product is a factor, and the element from which on signs are, a multiple of ``size`` or _NONE.
+    """
     words, made = np.empty((2, 4, 128), np.uint32), np.full(2, _NONE, np.int64)
     for run in range(0, length, size):
         place = first + run
         for late in range(2):
-            offset, factor = (after, scale) if late else (before, np.float32(1))
+            factor, offset = after if late else before
             if late:
-                transform(vector, place, place + size, 1)
+                transform(vector, place, place + size, half)
             if offset != _NONE:
                 group, element = (offset + run) // _GROUP, (offset + run) % _GROUP
                 if made[late] != group:
                     fill_words(words[late], group * 128, 128, keys, 0)
                     made[late] = group
                 _multiply(vector, place, size, factor, words[late], element)
-            elif late:
+            elif factor != 1:
                 for i in range(place, place + size):
-                    vector[at(i)] *= scale
+                    vector[at(i)] *= factor
 
 
 @njit
-def _multiply(vector, first, count, scale, words, element):
-    """vector[first], ... times the scale and the signs of elements ``element``, ... of a group."""
+def _multiply(vector, first, count, factor, words, element):
+    """vector[first], ... times the factor and the signs of elements ``element``, ... of a group."""
     for start in range(0, count, 128):
         row, column = (element + start) >> 7, (element + start) & 127
         shift = np.uint32(31 - (row & 31))
         for i in range(min(count - start, 128)):
             place, word = at(first + start + i), words[at(row >> 5), at(column + i)]
-            vector[place] = signed(vector[place] * scale, word, shift)
+            vector[place] = signed(vector[place] * factor, word, shift)
 
 
 @njit
 def _distant(vector, first, length, size):
-    """The transform of ``size`` entries at equal distances, 64 neighbours at a time."""
-    apart, scale = length // size, np.float32(1 / np.sqrt(size))
-    held = np.zeros(size * _COLUMNS, np.float32)
-    for begin in range(first, first + apart, _COLUMNS):
-        width = min(_COLUMNS, first + apart - begin)
-        for row in range(size):
-            for column in range(width):
-                held[at(row * _COLUMNS + column)] = vector[at(row * apart + begin + column)]
-        transform(held, 0, size * _COLUMNS, _COLUMNS)
-        for row in range(size):
-            for column in range(width):
-                vector[at(row * apart + begin + column)] = held[at(row * _COLUMNS + column)] * scale
+    """The additions of the transform of ``size`` entries at equal distances."""
+    apart = length // size
+    if apart % LANES == 0:
+        transform(vector, first, first + length, apart)
+        return
+    wide = apart + LANES - apart % LANES
+    held = np.zeros(size * wide, np.float32)
+    for row in range(size):
+        for column in range(apart):
+            held[at(row * wide + column)] = vector[at(first + row * apart + column)]
+    transform(held, 0, size * wide, wide)
+    for row in range(size):
+        for column in range(apart):
+            vector[at(first + row * apart + column)] = held[at(row * wide + column)]

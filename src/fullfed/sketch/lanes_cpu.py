@@ -1,0 +1,82 @@
+"""Eight float32 at a time in numba.
+
+For loops that LLVM does not vectorise by itself: those whose places written might be those read
+next, since it cannot know that they are not, and sums, whose order it must keep.
+"""
+
+# Kernels are typed by numba, which has no types for what makes them.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+LANES = 8
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
+BITS = ir.VectorType(ir.IntType(32), LANES)
+_WIDE = ir.VectorType(ir.DoubleType(), LANES)
+
+
+@intrinsic
+def above_zero(typing_context, values, place):
+    """A bit for each of 8 values that is, the highest for the first."""
+
+    def generate(context, builder, signature, arguments):
+        data = data_of(context, builder, signature, arguments, 0)
+        run = load(builder, pointer_to(builder, data, arguments[1]))
+        above = builder.fcmp_ordered(">", run, VECTOR([0.0] * LANES))
+        turned = builder.shuffle_vector(above, above, BITS(list(reversed(range(LANES)))))
+        return builder.bitcast(turned, ir.IntType(LANES))
+
+    return types.uint8(values, types.intp), generate
+
+
+def _adding(measure):
+    """sums[k], float64, plus a measure of the value at place + k, for 8 of them."""
+
+    @intrinsic
+    def act(typing_context, sums, values, place):
+        def generate(context, builder, signature, arguments):
+            data = data_of(context, builder, signature, arguments, 1)
+            run = load(builder, pointer_to(builder, data, arguments[2]))
+            total = data_of(context, builder, signature, arguments, 0)
+            total = builder.bitcast(total, _WIDE.as_pointer())
+            added = measure(builder, builder.fpext(run, _WIDE))
+            builder.store(builder.fadd(builder.load(total, align=8), added), total, align=8)
+            return context.get_dummy_value()
+
+        return types.void(sums, values, types.intp), generate
+
+    return act
+
+
+def _absolute(builder, run):
+    bits = ir.VectorType(ir.IntType(64), LANES)
+    size = builder.and_(builder.bitcast(run, bits), bits([(1 << 63) - 1] * LANES))
+    return builder.bitcast(size, _WIDE)
+
+
+add_squares = _adding(lambda builder, run: builder.fmul(run, run))
+add_absolutes = _adding(_absolute)
+
+
+def data_of(context, builder, signature, arguments, n):
+    """Where argument n, an array, begins."""
+    return context.make_array(signature.args[n])(context, builder, arguments[n]).data
+
+
+def pointer_to(builder, data, place):
+    """To the 8 numbers from ``place`` on."""
+    return builder.bitcast(builder.gep(data, [place]), VECTOR.as_pointer())
+
+
+def load(builder, pointer):
+    """Eight numbers, aligned as floats are."""
+    return builder.load(pointer, align=4)
+
+
+def store(builder, run, pointer):
+    """The same."""
+    builder.store(run, pointer, align=4)
