@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import MessageError as MessageError
+from fullfed.sketch.checks import is_finite
 
 Value = bool | int | float | str | list["Value"] | dict[str, "Value"]
 
@@ -119,7 +120,7 @@ def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Me
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise MessageError(f"the message's tensor {name!r} is of {tensor.dtype}")
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise MessageError(f"the message's tensor {name!r} holds a number that is not finite")
     return expected(tensors=tensors, **_checked_fields(header, expected))
 

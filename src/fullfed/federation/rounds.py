@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import Report, Update, encode
 from fullfed.federation.method import Method
+from fullfed.sketch.checks import is_finite
 
 
 class Engine(Protocol):
@@ -83,7 +82,7 @@ def run_round(
     )
     if update is None or 0 < len(inbox.accepted) < quorum * len(plans):
         raise _too_few(round, inbox)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in update.tensors.values()):
+    if not all(is_finite(tensor) for tensor in update.tensors.values()):
         raise UserError(
             f"round {round}: the clients' mean overflows; lower local.learning_rate or set "
             "local.clip, and start again."

@@ -79,20 +79,28 @@ def check_coordinates(
 
 
 def check_finite(values: Tensor, what: str) -> Tensor:
-    if not math.isfinite(largest(values)):
+    if not is_finite(values):
         raise UserError(
             f"{what} is not finite in float32; lower the learning rate or check the data."
         )
     return values
 
 
+def is_finite(values: Tensor) -> bool:
+    """Whether all of them are, of any dtype."""
+    return not values.is_floating_point() or math.isfinite(largest(values))
+
+
 def largest(values: Tensor) -> float:
     """The largest absolute value, 0 of nothing; NaN if any value is."""
     if not values.numel():
         return 0.0
-    serial = values.device.type == "cpu" and values.is_contiguous()
-    parts = torch.split(values.view(-1), SERIAL) if serial else (values,)
-    return float(torch.stack([end for part in parts for end in torch.aminmax(part)]).abs().max())
+    ours = values.device.type == "cpu" and values.dtype == torch.float32 and values.is_contiguous()
+    if ours and values.numel() > SERIAL:  # torch would wake its threads, which spin on into ours
+        from fullfed.sketch.extremes_cpu import largest_size  # imports numba
+
+        return largest_size(values)
+    return float(torch.stack(torch.aminmax(values)).abs().max())
 
 
 def float32(number: float) -> float:
