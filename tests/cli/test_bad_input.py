@@ -120,6 +120,7 @@ def test_a_recipe_that_cannot_be_carried_out(
     [
         ("", "the key 'model' is missing; add it"),
         ("[model\n", "this is not valid TOML"),
+        ("a = " + "[" * 5000, "this is not valid TOML"),
         ("[model]\npath = 'x'\npath = 'y'\n", "this is not valid TOML"),
         ("\xff\xfe", "this is not valid TOML"),
         ("[model]\npth = 'x'\n", "there is no key 'model.pth'"),

@@ -72,6 +72,12 @@ def test_line_separators_inside_a_record_do_not_end_it(tmp_path: Path) -> None:
     assert read_examples(str(path))[0].output == "one\u2028two"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(ALPACA), encoding="utf-8-sig")
+    assert len(read_examples(str(path))) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -82,6 +88,10 @@ def test_line_separators_inside_a_record_do_not_end_it(tmp_path: Path) -> None:
         (f"{json.dumps(ALPACA)}\n{json.dumps(DOLLY)}",
          r"line 2: a Dolly record in a file that began with Alpaca records"),
         ('{"instruction": "a", "output": "b", "references": "b"}', r"line 1: field 'references'"),
+        ('{"instruction": "a", "output": "\\ud83d!"}', r"'output' has half a character"),
+        ('{"instruction": "a", "output": "b", "references": ["\\udc00"]}', "has half"),
+        ("[" * 100_000, r"line 1: JSON that cannot be read"),
+        ('{"output": ' + "1" * 5000 + "}", r"line 1: JSON that cannot be read"),
         ("\n", r"bad\.jsonl holds no examples"),
     ],
 )  # fmt: skip
@@ -97,6 +107,7 @@ def test_bad_records_are_named(tmp_path: Path, content: str, message: str) -> No
     [
         ("list.json", b'[\n{"a": 1},\n{"a" 2}]', r"list\.json, line 3: malformed JSON"),
         ("list.json", json.dumps([ALPACA, 5]).encode(), r"list\.json, record 2: expected"),
+        ("deep.json", b"[" * 100_000, "JSON that cannot be read"),
         ("one.json", b"5", r"one\.json, record 1: expected a JSON object"),
         ("cut.jsonl.gz", gzip.compress(json.dumps(ALPACA).encode(), mtime=0)[:-9], "damaged gzip"),
         ("not.jsonl.gz", b"plain", "damaged gzip"),

@@ -20,7 +20,8 @@ def read_text(path: Path) -> str:
     """
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+        # A byte order mark, as some editors write it, is no part of the text.
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text; convert it first ({error}).") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -41,6 +42,8 @@ def parse_json(text: str, path: Path) -> object:
         raise UserError(
             f"{path}, line {error.lineno}: malformed JSON ({error.msg}); mend that line."
         ) from error
+    except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
+        raise UserError(f"{path}: JSON that cannot be read ({error}); mend it.") from error
 
 
 def parse_json_lines(text: str, path: Path) -> Iterator[tuple[str, object]]:
@@ -60,5 +63,9 @@ def parse_json_lines(text: str, path: Path) -> Iterator[tuple[str, object]]:
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{place}: malformed JSON ({error.msg}); mend or remove that line."
+            ) from error
+        except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
+            raise UserError(
+                f"{place}: JSON that cannot be read ({error}); mend or remove that line."
             ) from error
         yield place, value

@@ -117,6 +117,7 @@ def _read(
 def _text(place: str, record: Mapping[str, Any], name: str, required: bool) -> str:
     value = record.get(name)
     if isinstance(value, str):
+        _check_characters(place, name, value)
         return value
     if value is None and not required:
         return ""
@@ -127,5 +128,18 @@ def _text(place: str, record: Mapping[str, Any], name: str, required: bool) -> s
 
 def _references(place: str, value: object) -> tuple[str, ...]:
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        for text in value:
+            _check_characters(place, "references", text)
         return tuple(value)
     raise UserError(f"{place}: field 'references' is no list of texts; write a list of strings.")
+
+
+def _check_characters(place: str, name: str, text: str) -> None:
+    """UserError if an escape such as \\ud800 without its other half is in a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{place}: field {name!r} has half a character (\\u{ord(text[error.start]):x}); "
+            "write both halves or leave it out."
+        ) from error

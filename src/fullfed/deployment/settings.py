@@ -52,9 +52,9 @@ def read_settings(path: Path, kind: type[Settings]) -> Settings:
         UserError: the file is not as it should be.
     """
     try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         return kind.model_validate(tables)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: this is not valid TOML ({error}).") from error
     except ValidationError as error:
         raise UserError(f"{path}: {describe_validation(error)}.") from error

@@ -205,10 +205,10 @@ def load_tables(path: Path, overrides: list[str] | None = None) -> dict[str, Any
         UserError: the file is missing or not TOML, or an override does not fit it.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: the recipe cannot be read ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: this is not valid TOML ({error}).") from error
     for override in overrides or []:
         if override.startswith("method.name="):
