@@ -115,6 +115,24 @@ def test_reconstruction_is_unbiased_with_the_expected_error():
     assert bias == pytest.approx(math.sqrt((d / k - 1) / rounds), rel=0.15)
 
 
+def test_errors_have_the_covariance_of_the_lemma():
+    """docs/theory.md, entry by entry, within 6 standard errors; the last row is shorter."""
+    d, k, rounds = 11, 4, 4000
+    delta = noise(d, 5)
+    errors = torch.zeros(rounds, d)
+    for number in range(rounds):
+        basis = SignBasis(seed=9, round=number, coordinates=k)
+        basis.reconstruct_([errors[number]], basis.project([delta]))
+    errors, delta = (errors - delta).double(), delta.double()
+    products = errors[:, :, None] * errors[:, None, :]
+    row = torch.arange(d) // k
+    same = row[:, None] == row[None, :]
+    expected = torch.where(same, 0, torch.outer(delta, delta))
+    expected += torch.diag((delta**2).sum() - same.double() @ delta**2)
+    deviation = products.std(0) / math.sqrt(rounds)
+    assert bool(((products.mean(0) - expected / k).abs() <= 6 * deviation + 1e-6).all())
+
+
 def test_signs_are_fair_and_unrelated_between_rounds_owners_and_seeds():
     """Sums of n signs are normal with deviation sqrt(n); bounds are 5 deviations."""
     n = 1 << 16
