@@ -33,6 +33,26 @@ def above_zero(typing_context, values, place):
     return types.uint8(values, types.intp), generate
 
 
+@intrinsic
+def prefetch(typing_context, values, place):
+    """Begin to fetch the cache line that has this value."""
+
+    def generate(context, builder, signature, arguments):
+        kind, value = signature.args[0], arguments[0]
+        if isinstance(kind, types.Optional):
+            kind, value = kind.type, context.make_helper(builder, kind, value).data
+        data = context.make_array(kind)(context, builder, value).data
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        fetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        )
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        builder.call(fetch, [address, flag(1), flag(3), flag(1)])  # to write, to keep, data
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp), generate
+
+
 def _adding(measure):
     """sums[k], float64, plus a measure of the value at place + k, for 8 of them."""
 
