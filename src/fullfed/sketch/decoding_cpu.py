@@ -19,11 +19,12 @@ import numpy as np
 from numba import njit
 
 from fullfed.sketch.butterflies_cpu import from_bytes, transform
-from fullfed.sketch.lanes_cpu import LANES
+from fullfed.sketch.lanes_cpu import LANES, prefetch
 from fullfed.sketch.rotation_cpu import bounds, elements, rotate_back, side_of
 from fullfed.sketch.scalars_cpu import at, bits_of, float_of
 
 _SIGN = np.uint32(0x80000000)
+_AHEAD = 1024  # numbers between what is decoded and what memory is asked for; a line has 16
 
 
 @njit(nogil=True, cache=True)
@@ -36,6 +37,8 @@ def decode_signs(start, stop, numbers, codes, scales, keys):
         if known == 64:
             _tabulate(table, scales[block])
             for place in range(first, first + length, 64):
+                for line in range(place + _AHEAD, place + _AHEAD + 64, 16):
+                    prefetch(numbers, line)
                 from_bytes(numbers, place, codes, place >> 3, table)
         else:
             unpack_signs(first, first + length, numbers, codes, scales[block])
