@@ -54,12 +54,13 @@ class Federation:
 
     @property
     def kappa(self) -> float:
-        """Lemma 1."""
+        """Of the lemma."""
         rank = float(self.spectrum.sum())
         return min(math.ceil(D / self.coordinates) - 1, (rank + 1) / self.coordinates)
 
     @property
     def q(self) -> float:
+        """Of the theorem."""
         return (1 + self.kappa) / self.cohort
 
     @property

@@ -30,19 +30,17 @@ _AHEAD = 1024  # numbers between what is decoded and what memory is asked for; a
 @njit(nogil=True, cache=True)
 def decode_signs(start, stop, numbers, codes, scales, keys):
     """The scale, with its sign."""
-    table = np.empty(256 * LANES, np.float32)
+    every, table = np.arange(256).astype(np.uint8), np.empty(256 * LANES, np.float32)
     for block in range(start, stop):
         first, length = bounds(block, len(numbers))
-        known = 64 if side_of(length) >= 64 else 1
-        if known == 64:
-            _tabulate(table, scales[block])
-            for place in range(first, first + length, 64):
-                for line in range(place + _AHEAD, place + _AHEAD + 64, 16):
-                    prefetch(numbers, line)
-                from_bytes(numbers, place, codes, place >> 3, table)
-        else:
+        if side_of(length) < 64:
+            done = 1
             unpack_signs(first, first + length, numbers, codes, scales[block])
-        rotate_back(numbers, first, length, elements(first, length), keys, known)
+        else:
+            done = 64
+            _tabulate(table, every, scales[block])
+            _unpack_by_table(first, first + length, numbers, codes, table)
+        rotate_back(numbers, first, length, elements(first, length), keys, done)
 
 
 @njit(nogil=True, cache=True)
@@ -78,11 +76,20 @@ def unpack_signs(first, last, numbers, codes, level):
 
 
 @njit
-def _tabulate(table, level):
+def _tabulate(table, every, level):
     """Levels 1, 2 and 4 of the transform of the 8 numbers that each byte stands for."""
-    unpack_signs(0, len(table), table, np.arange(256).astype(np.uint8), level)
+    unpack_signs(0, len(table), table, every, level)
     for row in range(0, len(table), LANES):
         transform(table, row, row + LANES, 1)
+
+
+@njit
+def _unpack_by_table(first, last, numbers, codes, table):
+    """unpack_signs, and levels 1 to 32 of the transforms of each 64 numbers."""
+    for place in range(first, last, 64):
+        for line in range(place + _AHEAD, place + _AHEAD + 64, 16):
+            prefetch(numbers, line)
+        from_bytes(numbers, place, codes, place >> 3, table)
 
 
 @njit

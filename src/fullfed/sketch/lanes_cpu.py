@@ -1,7 +1,7 @@
-"""Eight float32 at a time in numba.
+"""What LLVM does not do with numba's loops by itself: eight float32 at a time, memory ahead.
 
-For loops that LLVM does not vectorise by itself: those whose places written might be those read
-next, since it cannot know that they are not, and sums, whose order it must keep.
+It does not vectorise where places written might be those read next, since it cannot know that they
+are not, nor sums, whose order it must keep.
 """
 
 # Kernels are typed by numba, which has no types for what makes them.
@@ -38,10 +38,7 @@ def prefetch(typing_context, values, place):
     """Begin to fetch the cache line that has this value."""
 
     def generate(context, builder, signature, arguments):
-        kind, value = signature.args[0], arguments[0]
-        if isinstance(kind, types.Optional):
-            kind, value = kind.type, context.make_helper(builder, kind, value).data
-        data = context.make_array(kind)(context, builder, value).data
+        data = data_of(context, builder, signature, arguments, 0)
         byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         fetch = builder.module.declare_intrinsic(
             "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
@@ -83,8 +80,11 @@ add_absolutes = _adding(_absolute)
 
 
 def data_of(context, builder, signature, arguments, n):
-    """Where argument n, an array, begins."""
-    return context.make_array(signature.args[n])(context, builder, arguments[n]).data
+    """Where argument n begins, an array that numba may think to be None."""
+    kind, value = signature.args[n], arguments[n]
+    if isinstance(kind, types.Optional):
+        kind, value = kind.type, context.make_helper(builder, kind, value).data
+    return context.make_array(kind)(context, builder, value).data
 
 
 def pointer_to(builder, data, place):
@@ -93,10 +93,10 @@ def pointer_to(builder, data, place):
 
 
 def load(builder, pointer):
-    """Eight numbers, aligned as floats are."""
+    """The 8 numbers there; aligned as floats are."""
     return builder.load(pointer, align=4)
 
 
 def store(builder, run, pointer):
-    """The same."""
+    """Put 8 numbers there."""
     builder.store(run, pointer, align=4)
