@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,8 +41,8 @@ def stream(round: int = 0) -> Stream:
 def unpacked(code: Largest, sent: Tensor, count: int) -> np.ndarray:
     """What codes say before it is rotated back, of level 0.5."""
     numbers = normals(count).numpy()
-    _, _, (bits, places) = code._kernels()
-    decoding_cpu.unpack_largest(0, count, numbers, sent.numpy(), bits, places, np.float32(0.5))
+    _, bits, places, _ = code._packing()
+    decoding_cpu.unpack_largest(numbers, count, sent.numpy(), 0, bits, places, np.float32(0.5))
     return numbers
 
 
@@ -55,15 +54,8 @@ def signs_of(count: int) -> Tensor:
 
 def rotated_of(vector: Tensor, round: int = 0) -> Tensor:
     rotated = vector.clone()
-    rotation_cpu.rotate(*block_of(rotated, round))
+    rotation_cpu.rotate(rotated.numpy(), len(vector), 0, cpu.key(stream(round))[None])
     return rotated
-
-
-def block_of(vector: Tensor, round: int) -> tuple[Any, ...]:
-    """What a rotation of all of it is told."""
-    count = len(vector)
-    elements = decoding_cpu.elements(0, count)
-    return vector.numpy(), 0, count, elements, cpu.key(stream(round))[None]
 
 
 def hadamard(size: int) -> Tensor:
@@ -93,8 +85,9 @@ def test_a_rotation_keeps_lengths_and_is_undone(count: int, round: int) -> None:
     vector = normals(count, round)
     rotated = rotated_of(vector, round)
     assert float(rotated.norm()) == pytest.approx(float(vector.norm()), rel=1e-5)
-    rotation_cpu.rotate_back(*block_of(rotated, round), 1)
-    torch.testing.assert_close(rotated, vector, rtol=1e-4, atol=1e-5)
+    back, keys = torch.empty(count), cpu.key(stream(round))[None]
+    rotation_cpu.rotate_back(rotated.numpy(), count, 0, keys, back.numpy(), 0)
+    torch.testing.assert_close(back, vector, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (4, 2), (8, 4), (12, 4), (64, 8), (320, 32)])
@@ -319,6 +312,6 @@ def test_a_groups_code_is_its_place_lowest_bit_first_and_then_its_sign() -> None
     sent = torch.tensor([0b01110000], dtype=torch.uint8)
     assert unpacked(Largest(4), sent, 8).tolist() == [0.0, 0.0, 0.5, 0.0, 0.0, -0.5, 0.0, 0.0]
     held = np.array([1.0, -2.0, 3.0, 0.0, 0.5, -4.0, 1.0, 2.0], dtype=np.float32)
-    codes, (_, _, last) = np.zeros(1, dtype=np.uint8), Largest(4)._kernels()
-    assert encoding_cpu.pack_largest(held, 8, codes, 0, *last) == 7.0
+    codes, (_, bits, places, _) = np.zeros(1, dtype=np.uint8), Largest(4)._packing()
+    assert encoding_cpu.pack_largest(held, 8, codes, 0, bits, places) == 7.0
     assert codes.tolist() == sent.tolist()

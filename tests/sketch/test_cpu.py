@@ -19,6 +19,7 @@ from fullfed.sketch import (
     Stream,
     decoding_cpu,
     dense_cpu,
+    encoding_cpu,
     perturb_,
     sign_cpu,
     threads_cpu,
@@ -30,7 +31,7 @@ from fullfed.sketch import (
     [
         *(sign_cpu.project, sign_cpu.reconstruct),
         *(dense_cpu.products, dense_cpu.add_combination),
-        *(decoding_cpu.decode_signs, decoding_cpu.decode_levels, decoding_cpu.decode_largest),
+        *(encoding_cpu.encode, decoding_cpu.decode),
     ],
 )
 def test_kernels_contain_no_fused_multiply_add(kernel):

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from fullfed.sketch.lanes_cpu import BITS, LANES, VECTOR, data_of, load, pointer_to, store
+from fullfed.sketch.lanes_cpu import LANES, data_of, load, pointer_to, store
 
 _INDEX = ir.IntType(64)
 
@@ -70,31 +70,6 @@ def _neighbours(values, first, stop):
     return stop - first
 
 
-@intrinsic
-def from_bytes(typing_context, values, place, codes, byte, table):
-    """Levels 1 to 32 of 64 values from ``place`` on, which 8 codes from ``byte`` on stand for.
-
-    Row c of the table has levels 1, 2 and 4 of those that code c stands for; float32, shape
-    (256, 8), flat.
-    """
-
-    def generate(context, builder, signature, arguments):
-        codes, table = (data_of(context, builder, signature, arguments, n) for n in (2, 4))
-        runs = []
-        for n in range(LANES):
-            code = builder.load(builder.gep(codes, [builder.add(arguments[3], _INDEX(n))]))
-            row = builder.mul(builder.zext(code, _INDEX), _INDEX(LANES))
-            runs.append(load(builder, pointer_to(builder, table, row)))
-        _add_among(builder, runs)
-        first = data_of(context, builder, signature, arguments, 0)
-        for n, run in enumerate(runs):
-            place = builder.add(arguments[1], _INDEX(n * LANES))
-            store(builder, run, pointer_to(builder, first, place))
-        return context.get_dummy_value()
-
-    return types.void(values, types.intp, codes, types.intp, table), generate
-
-
 def _levels(count, inside):
     """log2(count) levels of ``count`` runs of 8 values, ``distance`` apart.
 
@@ -111,8 +86,8 @@ def _levels(count, inside):
                 place = builder.add(place, arguments[2])
             runs = [load(builder, pointer) for pointer in pointers]
             if inside:
-                runs = [_add_within(builder, run) for run in runs]
-            _add_among(builder, runs)
+                runs = [add_within(builder, run) for run in runs]
+            add_among(builder, runs)
             for pointer, run in zip(pointers, runs, strict=True):
                 store(builder, run, pointer)
             return context.get_dummy_value()
@@ -126,17 +101,20 @@ _two, _four, _eight = _levels(2, False), _levels(4, False), _levels(8, False)
 _first_8, _first_16, _first_32, _first_64 = (_levels(count, True) for count in (1, 2, 4, 8))
 
 
-def _add_within(builder, run):
-    """Levels 1, 2 and 4 of 8 neighbours."""
-    for half in (1, 2, 4):
-        others = ir.Constant(BITS, [lane ^ half for lane in range(LANES)])
-        signs = ir.Constant(BITS, [1 << 31 if lane & half else 0 for lane in range(LANES)])
-        negated = builder.bitcast(builder.xor(builder.bitcast(run, BITS), signs), VECTOR)
+def add_within(builder, run, half=1):
+    """Levels ``half``, 2 half, ... of neighbours in one run."""
+    width = run.type.count
+    bits = ir.VectorType(ir.IntType(32), width)
+    while half < width:
+        others = ir.Constant(bits, [lane ^ half for lane in range(width)])
+        signs = ir.Constant(bits, [1 << 31 if lane & half else 0 for lane in range(width)])
+        negated = builder.bitcast(builder.xor(builder.bitcast(run, bits), signs), run.type)
         run = builder.fadd(builder.shuffle_vector(run, run, others), negated)
+        half *= 2
     return run
 
 
-def _add_among(builder, runs):
+def add_among(builder, runs):
     """Levels 1, 2, ... of which run it is."""
     half = 1
     while half < len(runs):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 from fullfed.errors import UserError
 from fullfed.sketch.blocks import BLOCK, side
 from fullfed.sketch.generator import Stream
+from fullfed.sketch.packed import LARGEST, LEVEL, SIGN, Packed
 
 # Levels above zero of the quantisers of a standard normal variable with the least squared error,
 # and that error (Max, "Quantizing for minimum distortion", 1960, table I).
@@ -59,11 +58,13 @@ class Code(ABC):
             coordinates: float32, shape (K,), on the CPU.
             stream: of the rotation; the same decodes.
         """
+        from fullfed.sketch import encoding_cpu, threads_cpu  # import numba
+
         count = len(coordinates)
         codes = torch.empty(self.nbytes(count), dtype=torch.uint8)
         scales = torch.empty(self.blocks(count))
-        kernel, _, last = self._kernels()
-        self._run(kernel, coordinates, codes, scales, stream, self.padded(count), *last)
+        packed = self._packed(codes, scales, count, stream)
+        threads_cpu.split(encoding_cpu.encode, len(scales), count, coordinates.numpy(), packed)
         return codes, scales
 
     def decode(
@@ -84,9 +85,11 @@ class Code(ABC):
             out: float32, shape (``padded(K)``,), on the CPU: where the numbers are to be; their
                 memory is new otherwise, and new memory is slower than coding is.
         """
+        from fullfed.sketch import decoding_cpu, threads_cpu  # import numba
+
         numbers = torch.empty(self.padded(count)) if out is None else out
-        _, kernel, last = self._kernels()
-        self._run(kernel, numbers, codes, scales, stream, *last)
+        packed = self._packed(codes, scales, count, stream)
+        threads_cpu.split(decoding_cpu.decode, len(scales), count, numbers.numpy(), packed)
         return numbers[:count]
 
     def padded(self, count: int) -> int:
@@ -103,24 +106,15 @@ class Code(ABC):
         """A block of this length gets zeros up to a multiple of so many numbers."""
         return side(length)
 
-    def _run(
-        self,
-        kernel: Callable[..., None],
-        numbers: Tensor,
-        codes: Tensor,
-        scales: Tensor,
-        stream: Stream,
-        *last: Any,
-    ) -> None:
-        """A kernel of encoding_cpu or decoding_cpu over all blocks."""
-        from fullfed.sketch import cpu, threads_cpu  # import numba
+    def _packed(self, codes: Tensor, scales: Tensor, count: int, stream: Stream) -> Packed:
+        from fullfed.sketch import cpu  # imports numba
 
-        arrays = (numbers.numpy(), codes.numpy(), scales.numpy(), cpu.key(stream)[None])
-        threads_cpu.split(kernel, len(scales), len(numbers), *arrays, *last)
+        keys = cpu.key(stream)[None]
+        return Packed(codes.numpy(), scales.numpy(), self.padded(count), keys, *self._packing())
 
     @abstractmethod
-    def _kernels(self) -> tuple[Callable[..., None], Callable[..., None], tuple[Any, ...]]:
-        """Of encoding and of decoding, and the last arguments of both."""
+    def _packing(self) -> tuple[int, int, NDArray[np.uint16], NDArray[np.float32]]:
+        """What a code says, its bits, how they are sent, and levels: see Packed."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +134,8 @@ class Rounded(Code):
     def nbytes(self, count: int) -> int:
         return -(-self.padded(count) * self.bits // 8)
 
-    def _kernels(self) -> tuple[Callable[..., None], Callable[..., None], tuple[Any, ...]]:
-        from fullfed.sketch import decoding_cpu, encoding_cpu  # import numba
-
-        last = (self.bits, _reversed(self.bits), self._levels())
-        return encoding_cpu.encode_levels, decoding_cpu.decode_levels, last
+    def _packing(self) -> tuple[int, int, NDArray[np.uint16], NDArray[np.float32]]:
+        return LEVEL, self.bits, _reversed(self.bits), self._levels()
 
     def _levels(self) -> NDArray[np.float32]:
         above = np.array(LEVELS[self.bits], dtype=np.float32)
@@ -177,13 +168,9 @@ class Largest(Code):
     def multiple(self, length: int) -> int:
         return max(side(length), self.group)
 
-    def _kernels(self) -> tuple[Callable[..., None], Callable[..., None], tuple[Any, ...]]:
-        from fullfed.sketch import decoding_cpu, encoding_cpu  # import numba
-
-        if self.group == 1:
-            return encoding_cpu.encode_signs, decoding_cpu.decode_signs, ()
-        last = (self._bits, _reversed(self._bits - 1))
-        return encoding_cpu.encode_largest, decoding_cpu.decode_largest, last
+    def _packing(self) -> tuple[int, int, NDArray[np.uint16], NDArray[np.float32]]:
+        says = SIGN if self.group == 1 else LARGEST
+        return says, self._bits, _reversed(self._bits - 1), np.zeros(0, np.float32)
 
     @property
     def _bits(self) -> int:

@@ -1,14 +1,4 @@
-"""Decoding in numba: a block is unpacked and rotated back while it is in a core's cache.
-
-Kernels decode blocks start to stop - 1. Their arguments are
-
-    numbers   float32, shape (n,): where they go
-    codes     uint8: those of a block begin with a byte
-    scales    float32, shape (blocks,)
-    keys      uint64, shape (1, 4), of the signs
-    bits      of a code
-    sent      uint16: a code's bits as they are sent, and of those as they are sent the code
-"""
+"""Decoding in numba: a block is unpacked and rotated back while it is in a core's cache."""
 
 # Kernels are typed by numba.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
@@ -18,97 +8,89 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from fullfed.sketch.butterflies_cpu import from_bytes, transform
-from fullfed.sketch.lanes_cpu import LANES, prefetch
-from fullfed.sketch.rotation_cpu import bounds, elements, rotate_back, side_of
+from fullfed.sketch.blocks import BLOCK
+from fullfed.sketch.butterflies_cpu import transform
+from fullfed.sketch.lanes_cpu import LANES
+from fullfed.sketch.packed import LARGEST, LEVEL
+from fullfed.sketch.rotation_cpu import bounds, rotate_back
 from fullfed.sketch.scalars_cpu import at, bits_of, float_of
+from fullfed.sketch.square_cpu import rotate_bytes_back
 
 _SIGN = np.uint32(0x80000000)
-_AHEAD = 1024  # numbers between what is decoded and what memory is asked for; a line has 16
 
 
 @njit(nogil=True, cache=True)
-def decode_signs(start, stop, numbers, codes, scales, keys):
-    """The scale, with its sign."""
-    every, table = np.arange(256).astype(np.uint8), np.empty(256 * LANES, np.float32)
+def decode(start, stop, numbers, packed):
+    """Blocks start to stop - 1 into ``numbers``, float32, shape (count,)."""
+    room = new_room()
     for block in range(start, stop):
-        first, length = bounds(block, len(numbers))
-        if side_of(length) < 64:
-            done = 1
-            unpack_signs(first, first + length, numbers, codes, scales[block])
-        else:
-            done = 64
-            _tabulate(table, every, scales[block])
-            _unpack_by_table(first, first + length, numbers, codes, table)
-        rotate_back(numbers, first, length, elements(first, length), keys, done)
-
-
-@njit(nogil=True, cache=True)
-def decode_levels(start, stop, numbers, codes, scales, keys, bits, sent, levels):
-    """levels[code] times the scale."""
-    for block in range(start, stop):
-        first, length = bounds(block, len(numbers))
-        unpack_levels(first, first + length, numbers, codes, bits, sent, levels, scales[block])
-        rotate_back(numbers, first, length, elements(first, length), keys, 1)
-
-
-@njit(nogil=True, cache=True)
-def decode_largest(start, stop, numbers, codes, scales, keys, bits, sent):
-    """Zeros but for one of each 2**(bits - 1), which has the scale with its sign."""
-    for block in range(start, stop):
-        first, length = bounds(block, len(numbers))
-        unpack_largest(first, first + length, numbers, codes, bits, sent, scales[block])
-        rotate_back(numbers, first, length, elements(first, length), keys, 1)
+        decode_block(packed, block, numbers, block * BLOCK, room)
 
 
 @njit
-def unpack_signs(first, last, numbers, codes, level):
-    """The level where a bit is 1, else its negative; numbers first to last - 1, by whole bytes."""
-    negative = bits_of(level) ^ _SIGN
-    for begin in range(first, last - 7, 8):
-        byte = np.uint32(codes[at(begin >> 3)])
-        for k in range(8):
-            bit = (byte << np.uint32(24 + k)) & _SIGN
-            numbers[at(begin + k)] = float_of(negative ^ bit)
-    for k in range(last - (last - first) % 8, last):
-        bit = (np.uint32(codes[at(k >> 3)]) << np.uint32(24 + (k & 7))) & _SIGN
-        numbers[at(k)] = float_of(negative ^ bit)
+def new_room():
+    """What a thread decodes in: a block, and for signs a table of what bytes stand for."""
+    signs = np.empty(256 * LANES, np.float32)
+    unpack_signs(signs, len(signs), np.arange(256).astype(np.uint8), 0, np.float32(1))
+    return np.empty(BLOCK, np.float32), signs, np.empty(256 * LANES, np.float32)
 
 
 @njit
-def _tabulate(table, every, level):
+def decode_block(packed, block, target, spot, room):
+    """The block's numbers go to target[spot], ..."""
+    codes, scale, bits, sent = packed.codes, packed.scales[block], packed.bits, packed.sent
+    held, signs, table = room
+    first, length = bounds(block, packed.length)
+    if packed.says == LARGEST:
+        place = (first >> (bits - 1)) * bits >> 3
+        unpack_largest(held, length, codes, place, bits, sent, scale)
+    elif packed.says == LEVEL:
+        unpack_levels(held, length, codes, first * bits >> 3, bits, sent, packed.levels, scale)
+    elif length == BLOCK:
+        _tabulate(table, signs, scale)
+        rotate_bytes_back(codes, first >> 3, table, held, first, packed.keys, target, spot)
+        return
+    else:
+        unpack_signs(held, length, codes, first >> 3, scale)
+    rotate_back(held, length, first, packed.keys, target, spot)
+
+
+@njit
+def _tabulate(table, signs, level):
     """Levels 1, 2 and 4 of the transform of the 8 numbers that each byte stands for."""
-    unpack_signs(0, len(table), table, every, level)
+    for n in range(len(table)):
+        table[n] = signs[n] * level
     for row in range(0, len(table), LANES):
         transform(table, row, row + LANES, 1)
 
 
 @njit
-def _unpack_by_table(first, last, numbers, codes, table):
-    """unpack_signs, and levels 1 to 32 of the transforms of each 64 numbers."""
-    for place in range(first, last, 64):
-        for line in range(place + _AHEAD, place + _AHEAD + 64, 16):
-            prefetch(numbers, line)
-        from_bytes(numbers, place, codes, place >> 3, table)
+def unpack_signs(held, length, codes, place, level):
+    """The level where a bit is 1, else its negative; codes from codes[place] on."""
+    negative = bits_of(level) ^ _SIGN
+    for k in range(length):
+        bit = (np.uint32(codes[at(place + (k >> 3))]) << np.uint32(24 + (k & 7))) & _SIGN
+        held[at(k)] = float_of(negative ^ bit)
 
 
 @njit
-def unpack_levels(first, last, numbers, codes, bits, sent, levels, scale):
-    """fl(level * scale); numbers first to last - 1."""
-    for k in range(first, last):
-        numbers[at(k)] = levels[at(sent[at(_read(codes, k * bits, bits))])] * scale
+def unpack_levels(held, length, codes, place, bits, sent, levels, scale):
+    """fl(level * scale); codes from codes[place] on."""
+    for k in range(length):
+        code = _read(codes, 8 * place + k * bits, bits)
+        held[at(k)] = levels[at(sent[at(code)])] * scale
 
 
 @njit
-def unpack_largest(first, last, numbers, codes, bits, sent, level):
-    """Groups of 2**(bits - 1); numbers first to last - 1 are whole groups."""
+def unpack_largest(held, length, codes, place, bits, sent, level):
+    """Groups of 2**(bits - 1), of which ``length`` is a multiple; codes from codes[place] on."""
     places = bits - 1
-    for k in range(first, last):
-        numbers[at(k)] = np.float32(0)
-    for group in range(first >> places, last >> places):
-        code = _read(codes, group * bits, bits)
-        place = (group << places) + np.int64(sent[at(code >> 1)])
-        numbers[at(place)] = level if code & 1 else -level
+    for k in range(length):
+        held[at(k)] = np.float32(0)
+    for group in range(length >> places):
+        code = _read(codes, 8 * place + group * bits, bits)
+        largest = (group << places) + np.int64(sent[at(code >> 1)])
+        held[at(largest)] = level if code & 1 else -level
 
 
 @njit

@@ -1,9 +1,4 @@
-"""Encoding in numba: a block is rotated and packed while it is in a core's cache.
-
-Codes have no gaps, each byte's highest bit first. Kernels encode blocks start to stop - 1, and set
-each one's scale to its energy over the product with what is sent of it. Their arguments are those
-of decoding_cpu, with ``numbers`` as they are sent, shape (K,), and ``padded``, the n of all blocks.
-"""
+"""Encoding in numba: a block is rotated and packed while it is in a core's cache."""
 
 # Kernels are typed by numba.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
@@ -15,46 +10,35 @@ from numba import njit
 
 from fullfed.sketch.blocks import BLOCK
 from fullfed.sketch.lanes_cpu import LANES, above_zero, add_absolutes, add_squares
-from fullfed.sketch.rotation_cpu import bounds, elements, rotate
+from fullfed.sketch.packed import LARGEST, LEVEL
+from fullfed.sketch.rotation_cpu import bounds, rotate
 from fullfed.sketch.scalars_cpu import at, bits_of
 
 _ABSOLUTE = np.uint32(0x7FFFFFFF)
 
 
 @njit(nogil=True, cache=True)
-def encode_signs(start, stop, numbers, codes, scales, keys, padded):
-    """A bit for what is above zero."""
-    held = np.empty(BLOCK, np.float32)
-    for block in range(start, stop):
-        first, length = bounds(block, padded)
-        energy = _take(numbers, first, length, held)
-        rotate(held, 0, length, elements(first, length), keys)
-        scales[block] = _scale(energy, pack_signs(held, length, codes, first >> 3))
+def encode(start, stop, numbers, packed):
+    """Blocks start to stop - 1 of ``numbers``, float32, and zeros up to packed.length.
 
-
-@njit(nogil=True, cache=True)
-def encode_levels(start, stop, numbers, codes, scales, keys, padded, bits, sent, levels):
-    """The nearest level of each."""
+    Each one's scale is its energy over the product with what is sent of it.
+    """
     held, nearest = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint8)
+    codes, bits, sent, levels = packed.codes, packed.bits, packed.sent, packed.levels
     for block in range(start, stop):
-        first, length = bounds(block, padded)
+        first, length = bounds(block, packed.length)
         energy = _take(numbers, first, length, held)
-        rotate(held, 0, length, elements(first, length), keys)
-        _find_nearest(held, length, levels, np.sqrt(energy / length), nearest)
-        along = pack_levels(held, length, codes, first * bits >> 3, bits, sent, levels, nearest)
-        scales[block] = _scale(energy, along)
-
-
-@njit(nogil=True, cache=True)
-def encode_largest(start, stop, numbers, codes, scales, keys, padded, bits, sent):
-    """Of each 2**(bits - 1) which is the largest, and a bit for whether that is above zero."""
-    held = np.empty(BLOCK, np.float32)
-    for block in range(start, stop):
-        first, length = bounds(block, padded)
-        energy = _take(numbers, first, length, held)
-        rotate(held, 0, length, elements(first, length), keys)
-        along = pack_largest(held, length, codes, (first >> (bits - 1)) * bits >> 3, bits, sent)
-        scales[block] = _scale(energy, along)
+        rotate(held, length, first, packed.keys)
+        if packed.says == LARGEST:
+            place = (first >> (bits - 1)) * bits >> 3
+            along = pack_largest(held, length, codes, place, bits, sent)
+        elif packed.says == LEVEL:
+            _find_nearest(held, length, levels, np.sqrt(energy / length), nearest)
+            place = first * bits >> 3
+            along = pack_levels(held, length, codes, place, bits, sent, levels, nearest)
+        else:
+            along = pack_signs(held, length, codes, first >> 3)
+        packed.scales[block] = energy / along if along > 0 else 0
 
 
 @njit
@@ -70,11 +54,6 @@ def _take(numbers, first, length, held):
     for k in range(count - count % LANES, count):
         sums[0] += np.float64(held[at(k)]) ** 2
     return sums.sum()
-
-
-@njit
-def _scale(energy, along):
-    return np.float32(energy / along) if along > 0 else np.float32(0)
 
 
 @njit

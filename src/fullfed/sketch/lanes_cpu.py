@@ -13,7 +13,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fullfed.sketch.scalars_cpu import processor_has
+
 LANES = 8
+WIDTH = 16 if processor_has("avx512f") else LANES  # of a register, or of two
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 BITS = ir.VectorType(ir.IntType(32), LANES)
 _WIDE = ir.VectorType(ir.DoubleType(), LANES)
@@ -87,9 +90,9 @@ def data_of(context, builder, signature, arguments, n):
     return context.make_array(kind)(context, builder, value).data
 
 
-def pointer_to(builder, data, place):
-    """To the 8 numbers from ``place`` on."""
-    return builder.bitcast(builder.gep(data, [place]), VECTOR.as_pointer())
+def pointer_to(builder, data, place, vector=VECTOR):
+    """To the numbers from ``place`` on, 8 of them by default."""
+    return builder.bitcast(builder.gep(data, [place]), vector.as_pointer())
 
 
 def load(builder, pointer):

@@ -20,6 +20,7 @@ from fullfed.sketch.butterflies_cpu import transform
 from fullfed.sketch.lanes_cpu import LANES
 from fullfed.sketch.philox_cpu import fill_words
 from fullfed.sketch.scalars_cpu import at, signed
+from fullfed.sketch.square_cpu import rotate_square, rotate_square_back
 
 _GROUP = 128 * 128  # elements whose signs are made at once
 _NONE = -1  # no signs
@@ -40,91 +41,94 @@ def side_of(length):
 
 
 @njit
-def elements(first, length):
-    """The elements of a block's first entry in the three directions of signs."""
-    return 3 * first, 3 * first + length, 3 * first + 2 * length
-
-
-@njit
-def rotate(vector, first, length, element, keys):
-    """The block vector[first], ..., vector[first + length - 1].
+def rotate(held, length, number, keys):
+    """A block.
 
     Args:
-        vector: float32.
-        first, length: of the block; ``length`` is a multiple of C.
-        element: those of its first entry in the three directions of signs; multiples of C.
+        held: float32; the block is the first ``length`` numbers, a multiple of C.
+        number: of its first entry, counted over all blocks.
         keys: uint64, shape (1, 4), of the signs.
     """
+    if length == BLOCK:
+        rotate_square(held, number, keys)
+        return
     size = side_of(length)
     one, scale = np.float32(1), np.float32(1 / np.sqrt(size))
-    early, middle, late = element
-    _neighbours(vector, first, length, size, 1, (one, early), (scale, middle), keys)
-    _distant(vector, first, length, size)
-    _neighbours(vector, first, length, size, 1, (scale, late), (scale, _NONE), keys)
+    early, middle, late = _elements(number, length)
+    _neighbours(held, length, size, (one, early), (scale, middle), keys)
+    _distant(held, length, size)
+    _neighbours(held, length, size, (scale, late), (scale, _NONE), keys)
 
 
 @njit
-def rotate_back(vector, first, length, element, keys, half):
-    """The inverse of ``rotate``, but for roundings.
-
-    Of the first transform, levels below ``half`` have been done.
-    """
+def rotate_back(held, length, number, keys, target, spot):
+    """The inverse of ``rotate``, but for roundings, to target[spot], ...; ``held`` is lost."""
+    if length == BLOCK:
+        rotate_square_back(held, number, keys, target, spot)
+        return
     size = side_of(length)
     one, scale = np.float32(1), np.float32(1 / np.sqrt(size))
-    early, middle, late = element
-    _neighbours(vector, first, length, size, half, (one, _NONE), (scale, late), keys)
-    _distant(vector, first, length, size)
-    _neighbours(vector, first, length, size, 1, (scale, middle), (scale, early), keys)
+    early, middle, late = _elements(number, length)
+    _neighbours(held, length, size, (one, _NONE), (scale, late), keys)
+    _distant(held, length, size)
+    _neighbours(held, length, size, (scale, middle), (scale, early), keys)
+    for n in range(length):
+        target[at(spot + n)] = held[at(n)]
 
 
 @njit
-def _neighbours(vector, first, length, size, half, before, after, keys):
-    """The transform of ``size`` neighbours, from level ``half`` on, between two products.
+def _elements(number, length):
+    """The elements of a block's first entry in the three directions of signs; multiples of C."""
+    return 3 * number, 3 * number + length, 3 * number + 2 * length
+
+
+@njit
+def _neighbours(held, length, size, before, after, keys):
+    """The transform of ``size`` neighbours between two products.
 
     A product is a factor, and the element from which on signs are, a multiple of ``size`` or _NONE.
     """
     words, made = np.empty((2, 4, 128), np.uint32), np.full(2, _NONE, np.int64)
-    for run in range(0, length, size):
-        place = first + run
+    for place in range(0, length, size):
         for late in range(2):
             factor, offset = after if late else before
             if late:
-                transform(vector, place, place + size, half)
+                transform(held, place, place + size, 1)
             if offset != _NONE:
-                group, element = (offset + run) // _GROUP, (offset + run) % _GROUP
+                group, element = (offset + place) // _GROUP, (offset + place) % _GROUP
                 if made[late] != group:
                     fill_words(words[late], group * 128, 128, keys, 0)
                     made[late] = group
-                _multiply(vector, place, size, factor, words[late], element)
+                _multiply(held, place, size, factor, words[late], element)
             elif factor != 1:
                 for i in range(place, place + size):
-                    vector[at(i)] *= factor
+                    held[at(i)] *= factor
 
 
 @njit
-def _multiply(vector, first, count, factor, words, element):
-    """vector[first], ... times the factor and the signs of elements ``element``, ... of a group."""
+def _multiply(held, first, count, factor, words, element):
+    """held[first], ... times the factor and the signs of elements ``element``, ... of a group."""
     for start in range(0, count, 128):
         row, column = (element + start) >> 7, (element + start) & 127
         shift = np.uint32(31 - (row & 31))
         for i in range(min(count - start, 128)):
             place, word = at(first + start + i), words[at(row >> 5), at(column + i)]
-            vector[place] = signed(vector[place] * factor, word, shift)
+            held[place] = signed(held[place] * factor, word, shift)
 
 
 @njit
-def _distant(vector, first, length, size):
+def _distant(held, length, size):
     """The additions of the transform of ``size`` entries at equal distances."""
     apart = length // size
     if apart % LANES == 0:
-        transform(vector, first, first + length, apart)
+        transform(held, 0, length, apart)
         return
     wide = apart + LANES - apart % LANES
-    held = np.zeros(size * wide, np.float32)
+    wider = np.zeros(size * wide, np.float32)
     for row in range(size):
         for column in range(apart):
-            held[at(row * wide + column)] = vector[at(first + row * apart + column)]
-    transform(held, 0, size * wide, wide)
+            wider[at(row * wide + column)] = held[at(row * apart + column)]
+    transform(wider, 0, size * wide, wide)
     for row in range(size):
         for column in range(apart):
-            vector[at(first + row * apart + column)] = held[at(row * wide + column)]
+            held[at(row * apart + column)] = wider[at(row * wide + column)]

@@ -55,18 +55,16 @@ def _to_half(context: Any, number: Any) -> Any:
     return types.int16(types.float32), generate
 
 
-def _has_halves() -> bool:
-    """Whether the processor that numba compiles for converts float16 by itself.
-
-    Where it does not, LLVM would call functions that are not there.
-    """
-    if config.CPU_NAME or config.CPU_FEATURES:  # type: ignore[attr-defined]  # another one
-        return False
-    arm = platform.machine() in ("aarch64", "arm64")
-    return arm or bool(binding.get_host_cpu_features().get("f16c", False))
+_HERE = not (config.CPU_NAME or config.CPU_FEATURES)  # type: ignore[attr-defined]
 
 
-_HALVES = _has_halves()
+def processor_has(feature: str) -> bool:
+    """Whether the processor that numba compiles for is known to; if it is another, it is not."""
+    return _HERE and bool(binding.get_host_cpu_features().get(feature, False))
+
+
+# Whether it converts float16. Where it does not, LLVM would call functions that are not there.
+_HALVES = processor_has("f16c") or (_HERE and platform.machine() in ("aarch64", "arm64"))
 
 
 @njit
