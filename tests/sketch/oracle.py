@@ -76,6 +76,8 @@ def place(basis, g: int, d: int) -> tuple[int, float]:
     while r < 128 and r * k < d:
         r *= 2
     m = math.ceil(k * r / 128)
+    if r < 128 and m > 65_536:
+        m = 65_536 * math.ceil(m / 65_536)
     big = sum(w << (32 * n) for n, w in enumerate(outputs(rows.signs, q // r * m + c % m)))
     return c, -1.0 if big >> (r * (c // m) + q % r) & 1 else 1.0
 

@@ -2,7 +2,8 @@
 
     python tests/sketch/peak_memory.py plain|weighted|stochastic K
 
-The peak of the process's resident memory, reset after a first, small call.
+The peak of the process's resident memory, reset after a first, small call, which may compile. The
+lesser of two, since what the compiler gave back can still come and go.
 """
 
 from __future__ import annotations
@@ -42,4 +43,4 @@ if __name__ == "__main__":
     torch.set_num_threads(2)
     kind, k = sys.argv[1], int(sys.argv[2])
     both(1 << 9, 2**8, kind)
-    print(both(1 << 13, k, kind))
+    print(min(both(1 << 13, k, kind) for _ in range(2)))

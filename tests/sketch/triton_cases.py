@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -77,6 +78,21 @@ def test_columns_share_counters_where_rows_are_few(rows):
     def act(tensors_, backend):
         y = basis.project(tensors_, backend=backend)
         basis.reconstruct_(tensors_, y, backend=backend)
+        return y
+
+    check(model, act)
+
+
+def test_a_counter_may_have_no_columns():
+    """As those of large models, which begin with blocks; 22 would do here."""
+    rng = torch.Generator().manual_seed(1)
+    model = [torch.randn(size, generator=rng) for size in (130, 1, 500, 69)]
+    basis = SignBasis(seed=1, round=1, coordinates=700)
+
+    def act(tensors_, backend):
+        with mock.patch.object(Rows, "counters", 50):
+            y = basis.project(tensors_, backend=backend)
+            basis.reconstruct_(tensors_, y, backend=backend)
         return y
 
     check(model, act)

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from fullfed.federation.messages import MessageError
-from fullfed.sketch import Code, Purpose, Stream, code_of
-
-_LARGEST = 1e30  # of a scale: what is decoded with it is finite
+from fullfed.sketch import LARGEST_SCALE, Code, Coded, Purpose, Stream, code_of
 
 
 class Coding(Protocol):
@@ -32,11 +30,11 @@ class Coding(Protocol):
         """Raise MessageError unless these can be the tensors of ``count`` numbers."""
 
     def room(self, count: int) -> Tensor:
-        """What ``decode`` works in: one for many, since new memory is slower than decoding is."""
+        """Where to decode: one for many, since new memory is slower than decoding is."""
 
-    def decode(
+    def received(
         self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int, room: Tensor
-    ) -> Tensor:
+    ) -> Tensor | Coded:
         """The numbers, float32, shape (count,), on the CPU; of use until the room is used again."""
 
 
@@ -60,7 +58,7 @@ class Exact:
     def room(self, count: int) -> Tensor:
         return torch.empty(0)
 
-    def decode(
+    def received(
         self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int, room: Tensor
     ) -> Tensor:
         return tensors["coordinates"].cpu()
@@ -86,25 +84,25 @@ class InBits:
         return self.code.nbytes(count) + 4 * self.code.blocks(count)
 
     def encode(self, numbers: Tensor, round: int, owner: int) -> dict[str, Tensor]:
-        codes, scales = self.code.encode(numbers.cpu(), self._stream(round, owner))
-        return {"codes": codes, "scales": scales}
+        coded = self.code.encode(numbers.cpu(), self._stream(round, owner))
+        return {"codes": coded.codes, "scales": coded.scales}
 
     def check(self, tensors: Mapping[str, Tensor], count: int) -> None:
         codes, blocks = (self.code.nbytes(count),), (self.code.blocks(count),)
         expected = {"codes": (codes, torch.uint8), "scales": (blocks, torch.float32)}
         _check_shapes(tensors, expected)
         scales = tensors["scales"]
-        if not bool(((scales >= 0) & (scales <= _LARGEST)).all()):
-            raise MessageError(f"the report's scales are not between 0 and {_LARGEST:g}")
+        if not bool(((scales >= 0) & (scales <= LARGEST_SCALE)).all()):
+            raise MessageError(f"the report's scales are not between 0 and {LARGEST_SCALE:g}")
 
     def room(self, count: int) -> Tensor:
         return torch.empty(self.code.padded(count))
 
-    def decode(
+    def received(
         self, tensors: Mapping[str, Tensor], count: int, round: int, owner: int, room: Tensor
-    ) -> Tensor:
+    ) -> Coded:
         codes, scales = tensors["codes"].cpu(), tensors["scales"].cpu()
-        return self.code.decode(codes, scales, count, self._stream(round, owner), out=room)
+        return Coded(self.code, codes, scales, count, self._stream(round, owner), room)
 
     def _stream(self, round: int, owner: int) -> Stream:
         return Stream(self.seed, Purpose.CODES, round, owner)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fullfed.federation.messages import Plan, Report, Update, Value, number
 from fullfed.methods.codecs import Change, Payload
 from fullfed.methods.coding import Coding, Exact
-from fullfed.sketch import SHARED
+from fullfed.sketch import SHARED, Coded, decoded
 
 
 class Basis(Protocol):
@@ -24,7 +24,7 @@ class Basis(Protocol):
     ) -> Tensor: ...
 
     def reconstruct_(
-        self, weights: Sequence[Tensor], coordinates: Tensor, *, scale: float = 1.0
+        self, weights: Sequence[Tensor], coordinates: Tensor | Coded, *, scale: float = 1.0
     ) -> None: ...
 
 
@@ -126,7 +126,8 @@ class Sketched:
         count, fidelity = self.family.coordinates, self.coding.fidelity
         mean, noise, room = torch.zeros(count, dtype=torch.float64), 0.0, self.coding.room(count)
         for share, (_, sent) in zip(shares, received, strict=True):
-            own = self.coding.decode(sent.tensors, count, sent.round, sent.client, room).double()
+            coordinates = self.coding.received(sent.tensors, count, sent.round, sent.client, room)
+            own = decoded(coordinates).double()
             mean += share * own
             noise += share**2 * (1 - fidelity) * float(own @ own)
         return mean, noise
@@ -142,16 +143,18 @@ class Sketched:
         step = number(update, "server_step")
         for owner, share, coordinates in self._sent(update):
             basis = self.family.basis(update.round, owner, update.values)
-            basis.reconstruct_(weights, coordinates.to(weights[0].device), scale=step * share)
+            if isinstance(coordinates, Tensor):
+                coordinates = coordinates.to(weights[0].device)
+            basis.reconstruct_(weights, coordinates, scale=step * share)
 
-    def _sent(self, update: Update) -> Iterator[tuple[int, float, Tensor]]:
+    def _sent(self, update: Update) -> Iterator[tuple[int, float, Tensor | Coded]]:
         """Whose directions, with what share, and the coordinates on them, until the next are."""
         count, tensors = self.family.coordinates, dict(update.tensors)
         room = self.coding.room(count)
         if self.seeds == "shared":
-            yield SHARED, 1.0, self.coding.decode(tensors, count, update.round, SHARED, room)
+            yield SHARED, 1.0, self.coding.received(tensors, count, update.round, SHARED, room)
             return
         clients, shares = tensors.pop("clients").tolist(), tensors.pop("weights").tolist()
         for row, (client, share) in enumerate(zip(clients, shares, strict=True)):
             own = {name: stacked[row] for name, stacked in tensors.items()}
-            yield client, share, self.coding.decode(own, count, update.round, client, room)
+            yield client, share, self.coding.received(own, count, update.round, client, room)

@@ -6,7 +6,8 @@ Useful on its own, for gradient compression or zeroth-order optimisation; see do
 from fullfed.sketch.allocation import allocate
 from fullfed.sketch.budget import affordable
 from fullfed.sketch.checks import check_specification
-from fullfed.sketch.codes import BITS, Code, Largest, Rounded, code_of
+from fullfed.sketch.coded import LARGEST_SCALE, Code, Coded, decoded
+from fullfed.sketch.codes import BITS, Largest, Rounded, code_of
 from fullfed.sketch.dense import NormalBasis, RademacherBasis
 from fullfed.sketch.directions import Distribution, accumulate_, perturb_
 from fullfed.sketch.generator import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
@@ -17,9 +18,11 @@ from fullfed.sketch.weights import Weight
 
 __all__ = [
     "BITS",
+    "LARGEST_SCALE",
     "SHARED",
     "SPECIFICATION",
     "Code",
+    "Coded",
     "Distribution",
     "Largest",
     "NormalBasis",
@@ -35,6 +38,7 @@ __all__ = [
     "allocate",
     "check_specification",
     "code_of",
+    "decoded",
     "permutation",
     "perturb_",
     "round_",

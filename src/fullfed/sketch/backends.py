@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.sketch.blocks import BLOCK
+from fullfed.sketch.coded import Coded
 from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
 
@@ -31,8 +33,15 @@ class Rows:
 
     @property
     def counters(self) -> int:
-        """How many serve that many rows: those of columns c, c + counters, ... are the same."""
-        return -(-self.width * self.depth // 128)
+        """How many serve that many rows: those of columns c, c + counters, ... are the same.
+
+        Where they are many and serve several columns, so many that these begin with blocks, which
+        are coded by themselves (docs/shared-randomness.md, sections 4 and 9).
+        """
+        least = -(-self.width * self.depth // 128)
+        if self.depth == 128 or least <= BLOCK:
+            return least
+        return -(-least // BLOCK) * BLOCK
 
 
 class Direction(NamedTuple):
@@ -64,7 +73,9 @@ class Backend(Protocol):
         partials is float32 (groups, width).
         """
 
-    def add_reconstruction(self, rows: Rows, pieces: Sequence[Piece], values: Tensor) -> None:
+    def add_reconstruction(
+        self, rows: Rows, pieces: Sequence[Piece], values: Tensor | Coded
+    ) -> None:
         """flat += sign * fl(values[c] * factor), rounded to its dtype; values (width,)."""
 
     def fold(self, rows: Tensor) -> Tensor:

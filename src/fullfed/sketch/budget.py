@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fullfed.sketch.codes import LEVELS, Code, Largest, Rounded
+from fullfed.sketch.coded import Code
+from fullfed.sketch.codes import LEVELS, Largest, Rounded
 
 _SPARSEST = 1024  # numbers of which one is sent; more gain little
 _SPREAD = 8  # parameters a number must be made of, where few of the numbers are sent

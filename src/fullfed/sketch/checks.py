@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.sketch.coded import LARGEST_SCALE, Coded
 from fullfed.sketch.generator import SPECIFICATION
 from fullfed.sketch.strided import SERIAL
 
@@ -59,12 +60,15 @@ def _check_pairs(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
 
 
 def check_coordinates(
-    expected: int, values: Tensor | None = None, device: torch.device | None = None
+    expected: int, values: Tensor | Coded | None = None, device: torch.device | None = None
 ) -> None:
     """A basis needs at least one coordinate, and as many values, finite float32, as it has."""
     if expected < 1:
         raise UserError(f"{expected} coordinates; a basis needs at least 1.")
     if values is None:
+        return
+    if isinstance(values, Coded):
+        _check_coded(expected, values)
         return
     if values.shape != (expected,):
         raise UserError(
@@ -76,6 +80,13 @@ def check_coordinates(
             f"coordinates are {values.dtype} on {values.device}; expected float32 on {device}."
         )
     check_finite(values, "the coordinates to reconstruct from")
+
+
+def _check_coded(expected: int, values: Coded) -> None:
+    if values.count != expected:
+        raise UserError(f"{values.count} coded coordinates for a basis of {expected}.")
+    if not largest(values.scales) <= LARGEST_SCALE:
+        raise UserError(f"scales of coded coordinates are not all at most {LARGEST_SCALE:g}.")
 
 
 def check_finite(values: Tensor, what: str) -> Tensor:

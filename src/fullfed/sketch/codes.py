@@ -1,21 +1,17 @@
-"""Coordinates in few bits."""
+"""The codes: each number rounded to a level, or of a group which is the largest."""
 
 from __future__ import annotations
 
 import functools
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fullfed.errors import UserError
-from fullfed.sketch.blocks import BLOCK, side
-from fullfed.sketch.generator import Stream
-from fullfed.sketch.packed import LARGEST, LEVEL, SIGN, Packed
+from fullfed.sketch.coded import Code
+from fullfed.sketch.packed import LARGEST, LEVEL, SIGN
 
 # Levels above zero of the quantisers of a standard normal variable with the least squared error,
 # and that error (Max, "Quantizing for minimum distortion", 1960, table I).
@@ -26,95 +22,6 @@ LEVELS = {
 }
 _DISTORTION = {2: 0.1175, 3: 0.03454, 4: 0.009497}
 BITS = (1, *LEVELS)
-
-
-class Code(ABC):
-    """K float32 numbers as a few bits each, and a scale for each block of them.
-
-    Blocks have 65,536 numbers, the last what is left and zeros up to a multiple of its C and group.
-    Each is rotated at random (rotation_cpu.py), so that whatever its numbers were they look like
-    draws of one normal law. Each number is then replaced by one of a few levels q, and the scale
-    is chosen such that what is decoded is the truth on average over rotations (Vargaftik et al.,
-    EDEN, arXiv 2108.08842, section 3): ||y||**2 / <rotated y, q>.
-    """
-
-    @property
-    @abstractmethod
-    def fidelity(self) -> float:
-        """1 - D: K coded numbers are worth this share of K exact ones.
-
-        Decoded numbers have 1 / (1 - D) times the energy of the true ones, and a sketch's
-        noise is its energy over K.
-        """
-
-    @abstractmethod
-    def nbytes(self, count: int) -> int:
-        """Bytes of the codes of ``count`` numbers, without the scales."""
-
-    def encode(self, coordinates: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Codes, uint8, shape (nbytes,), and scales, float32, shape (blocks,).
-
-        Args:
-            coordinates: float32, shape (K,), on the CPU.
-            stream: of the rotation; the same decodes.
-        """
-        from fullfed.sketch import encoding_cpu, threads_cpu  # import numba
-
-        count = len(coordinates)
-        codes = torch.empty(self.nbytes(count), dtype=torch.uint8)
-        scales = torch.empty(self.blocks(count))
-        packed = self._packed(codes, scales, count, stream)
-        threads_cpu.split(encoding_cpu.encode, len(scales), count, coordinates.numpy(), packed)
-        return codes, scales
-
-    def decode(
-        self,
-        codes: Tensor,
-        scales: Tensor,
-        count: int,
-        stream: Stream,
-        *,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """The numbers, float32, shape (count,), of the same bits everywhere.
-
-        Args:
-            codes, scales: from ``encode``.
-            count: K.
-            stream: that of ``encode``.
-            out: float32, shape (``padded(K)``,), on the CPU: where the numbers are to be; their
-                memory is new otherwise, and new memory is slower than coding is.
-        """
-        from fullfed.sketch import decoding_cpu, threads_cpu  # import numba
-
-        numbers = torch.empty(self.padded(count)) if out is None else out
-        packed = self._packed(codes, scales, count, stream)
-        threads_cpu.split(decoding_cpu.decode, len(scales), count, numbers.numpy(), packed)
-        return numbers[:count]
-
-    def padded(self, count: int) -> int:
-        """How many numbers are coded for ``count``."""
-        rest = count % BLOCK
-        multiple = self.multiple(rest)
-        return count - rest + -(-rest // multiple) * multiple
-
-    def blocks(self, count: int) -> int:
-        """How many blocks, and scales, ``count`` numbers have."""
-        return -(-count // BLOCK)
-
-    def multiple(self, length: int) -> int:
-        """A block of this length gets zeros up to a multiple of so many numbers."""
-        return side(length)
-
-    def _packed(self, codes: Tensor, scales: Tensor, count: int, stream: Stream) -> Packed:
-        from fullfed.sketch import cpu  # imports numba
-
-        keys = cpu.key(stream)[None]
-        return Packed(codes.numpy(), scales.numpy(), self.padded(count), keys, *self._packing())
-
-    @abstractmethod
-    def _packing(self) -> tuple[int, int, NDArray[np.uint16], NDArray[np.float32]]:
-        """What a code says, its bits, how they are sent, and levels: see Packed."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +41,7 @@ class Rounded(Code):
     def nbytes(self, count: int) -> int:
         return -(-self.padded(count) * self.bits // 8)
 
-    def _packing(self) -> tuple[int, int, NDArray[np.uint16], NDArray[np.float32]]:
+    def packing(self) -> tuple[int, int, NDArray[np.uint16], NDArray[np.float32]]:
         return LEVEL, self.bits, _reversed(self.bits), self._levels()
 
     def _levels(self) -> NDArray[np.float32]:
@@ -166,9 +73,9 @@ class Largest(Code):
         return -(-self.padded(count) // self.group * self._bits // 8)
 
     def multiple(self, length: int) -> int:
-        return max(side(length), self.group)
+        return max(super().multiple(length), self.group)
 
-    def _packing(self) -> tuple[int, int, NDArray[np.uint16], NDArray[np.float32]]:
+    def packing(self) -> tuple[int, int, NDArray[np.uint16], NDArray[np.float32]]:
         says = SIGN if self.group == 1 else LARGEST
         return says, self._bits, _reversed(self._bits - 1), np.zeros(0, np.float32)
 

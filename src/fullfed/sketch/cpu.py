@@ -13,9 +13,12 @@ from torch import Tensor
 
 from fullfed.sketch import dense_cpu, sign_cpu
 from fullfed.sketch.backends import Direction, Piece, Rows
+from fullfed.sketch.blocks import BLOCK
+from fullfed.sketch.coded import Coded, decoded
 from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES
+from fullfed.sketch.packed import Packed
 from fullfed.sketch.pieces_cpu import Table, stored, tables
 from fullfed.sketch.threads_cpu import split
 
@@ -45,16 +48,21 @@ def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> Non
         )
 
 
-def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> None:
+def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor | Coded) -> None:
     for table in tables(pieces):
         first, groups = _groups(rows, table)
-        runs, run = _runs(rows, groups)
+        source: Packed | NDArray[np.float32]
+        if isinstance(values, Coded) and _may_decode(rows, table, groups):
+            runs, run, source = -(-rows.counters // BLOCK), BLOCK, values.packed()
+        else:
+            (runs, run), source = _runs(rows, groups), decoded(values).numpy()
         split(
             sign_cpu.reconstruct,
             groups * runs,
             table.length,
             table,
-            values.numpy(),
+            source,
+            rows.width,
             first,
             rows.depth,
             rows.counters,
@@ -62,6 +70,15 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> N
             run,
             *_keys(rows.signs, rows.rotation),
         )
+
+
+def _may_decode(rows: Rows, table: Table, groups: int) -> bool:
+    """Whether the kernel should decode, a block for each run of counters and their columns.
+
+    If that is less work than reconstructing, and enough runs for all threads.
+    """
+    runs = groups * (rows.counters // BLOCK)
+    return table.length >= rows.width and runs >= 4 * torch.get_num_threads()
 
 
 def fold(rows: Tensor) -> Tensor:

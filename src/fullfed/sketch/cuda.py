@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fullfed.sketch import dense_cuda, sign_cuda
 from fullfed.sketch.backends import Direction, Piece, Rows
+from fullfed.sketch.coded import Coded, decoded
 from fullfed.sketch.entries import Entries
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES
@@ -44,7 +45,8 @@ def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> Non
             )
 
 
-def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> None:
+def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor | Coded) -> None:
+    values = decoded(values)
     for alike in _alike(pieces):
         grid, first, block = _grid(rows, alike)
         with _device_of(values):

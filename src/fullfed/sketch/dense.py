@@ -14,6 +14,7 @@ from torch import Tensor
 from fullfed.errors import UserError
 from fullfed.sketch.backends import Direction, backend_for
 from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, check_tensors
+from fullfed.sketch.coded import Coded, decoded
 from fullfed.sketch.entries import SIGNS, Entries, truncated
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD, LANES
@@ -101,7 +102,7 @@ class DenseBasis(ABC):
     def reconstruct_(
         self,
         weights: Sequence[Tensor],
-        coordinates: Tensor,
+        coordinates: Tensor | Coded,
         *,
         scale: float = 1.0,
         inverse: Sequence[Weight] | None = None,
@@ -118,7 +119,7 @@ class DenseBasis(ABC):
         check_coordinates(sum(self.coordinates), coordinates, weights[0].device)
         scales = factors(inverse, weights, check_scale(scale))
         kernels, first = backend_for(weights[0].device, backend), 0
-        values = torch.split(coordinates, list(self.coordinates))
+        values = torch.split(decoded(coordinates, weights[0].device), list(self.coordinates))
         stream = Stream(self.seed, self.purpose, self.round, self.owner)
         for number, block in enumerate(self.blocks):
             tensors = [weights[n] for n in block]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fullfed.sketch.backends import Direction, Piece, Rows
+from fullfed.sketch.coded import Coded, decoded
 from fullfed.sketch.entries import Entries, signs
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES, fields, rotations, row_signs
@@ -38,7 +39,8 @@ def _add_projection(rows: Rows, piece: Piece, partials: Tensor) -> None:
         partials[group : group + part.shape[0]] += part
 
 
-def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor) -> None:
+def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor | Coded) -> None:
+    values = decoded(values)
     for piece in pieces:
         first, count = _touched(rows.width, piece)
         columns = _columns(rows, first, count, values.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fullfed.errors import UserError
 from fullfed.sketch.backends import Rows, backend_for
 from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, check_tensors
+from fullfed.sketch.coded import Coded, decoded
 from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD
 from fullfed.sketch.pieces import Rounding, readable, rounding_noise, writable, zeros
@@ -88,7 +89,7 @@ class SignBasis:
     def reconstruct_(
         self,
         weights: Sequence[Tensor],
-        coordinates: Tensor,
+        coordinates: Tensor | Coded,
         *,
         scale: float = 1.0,
         inverse: Sequence[Weight] | None = None,
@@ -102,7 +103,8 @@ class SignBasis:
 
         Args:
             weights: the model's tensors, in the order and shapes that were projected.
-            coordinates: y, float32, shape (K,), on the weights' device.
+            coordinates: y, float32, shape (K,), on the weights' device; or what they were coded as,
+                which on the CPU a large model never has decoded all at once.
             scale: rounded to float32 once.
             inverse: as ``weights`` of ``project``, for what was projected with those.
             rounding: "stochastic" rounds bfloat16 weights up or down at random, without bias and
@@ -116,12 +118,13 @@ class SignBasis:
         elements = check_tensors(weights)
         self._check_fits(elements)
         check_coordinates(self.coordinates, coordinates, weights[0].device)
-        scales = factors(inverse, weights, check_scale(scale))
-        kernels = backend_for(weights[0].device, backend)
+        scales, device = factors(inverse, weights, check_scale(scale)), weights[0].device
+        values = coordinates if device.type == "cpu" else decoded(coordinates, device)
+        kernels = backend_for(device, backend)
         rows = self.rows(elements)
         noise = rounding_noise(rounding, rows.signs)
         for pieces in writable(weights, scales, kernels, noise):
-            kernels.add_reconstruction(rows, pieces, coordinates)
+            kernels.add_reconstruction(rows, pieces, values)
 
     def _check_fits(self, elements: int) -> None:
         if elements < self.coordinates:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from fullfed.sketch.columns_cpu import columns, room_for
 from fullfed.sketch.lanes_cpu import prefetch
 from fullfed.sketch.philox_cpu import fill_words
 from fullfed.sketch.pieces_cpu import holder, piece_at
@@ -211,9 +212,14 @@ def _project_quad(sums, group, left, right, words, bit, turns, quad, after, weig
 
 
 @njit(nogil=True, cache=True)
-def reconstruct(start, stop, table, values, first_group, depth, counters, runs, run, keys, rotated):
-    """element += sign * factor * values[column]; items as project."""
-    width = values.size
+def reconstruct(
+    start, stop, table, values, width, first_group, depth, counters, runs, run, keys, rotated
+):
+    """element += sign * factor * value of its column; items as project.
+
+    Values are float32, shape (width,), or packed.Packed.
+    """
+    room = room_for(values, run)
     words, turns = np.empty((4, run), np.uint32), np.empty(128, np.int64)
     for item in range(start, stop):
         begin, top, bottom, low, high = _prepare(
@@ -221,67 +227,73 @@ def reconstruct(start, stop, table, values, first_group, depth, counters, runs, 
         )
         for part in range(128 // depth if low < high else 0):
             left, right = low + part * counters, min(width, high + part * counters)
+            if left >= right:
+                continue
+            own, base = columns(values, left, right, room)
             r, n, bits = top, 0, part * depth
             while r < bottom:
                 row = begin + r * width
                 until, n = _span(table.edges, row, width, r, bottom, n)
                 if until == r:
-                    _reconstruct_cut(values, left, right, words, bits + r, turns[r], table, n, row)
+                    _reconstruct_cut(
+                        *(own, base, left, right, words, bits + r, turns[r], table, n, row, width)
+                    )
                 else:
                     _reconstruct_whole(
-                        values, left, right, words, bits, turns, r, until, table, n, begin
+                        *(own, base, left, right, words, bits, turns, r, until),
+                        *(table, n, begin, width),
                     )
                 r = max(until, r + 1)
 
 
 @njit
-def _reconstruct_cut(values, left, right, words, bit, turn, table, n, begin):
-    """As _project_cut."""
+def _reconstruct_cut(own, base, left, right, words, bit, turn, table, n, begin, width):
+    """As _project_cut; own[0] is the value of column ``base``."""
     for wrapped in range(2):
-        place, first, last = _stretch(
-            wrapped, begin, turn, left, right, values.size, table.edges[-1]
-        )
+        place, first, last = _stretch(wrapped, begin, turn, left, right, width, table.edges[-1])
         while first < last:
             n = holder(table.edges, place + first, n)
             cut = min(last, table.edges[n + 1] - place)
             elements = piece_at(table.after, table.edges, n, table.stored)
             scale, start = table.factors[n], place - table.edges[n]
             if elements.itemsize < 4:
-                _add_fetching(elements, values, scale, first, cut, words, bit, left, start)
+                _add_fetching(elements, own, base, scale, first, cut, words, bit, left, start)
             else:
-                _add(elements, values, scale, first, cut, words, bit, left, start)
+                _add(elements, own, base, scale, first, cut, words, bit, left, start)
             first = cut
 
 
 @njit
-def _reconstruct_whole(values, left, right, words, bits, turns, start, stop, table, n, begin):
+def _reconstruct_whole(
+    own, base, left, right, words, bits, turns, start, stop, table, n, begin, width
+):
     """The columns left .. right - 1 of rows start .. stop - 1, all of piece n."""
     elements = piece_at(table.after, table.edges, n, table.stored)
     scale, begin = table.factors[n], begin - table.edges[n]
-    fetching = elements.itemsize < 4 and values.size > _FETCHED
+    fetching = elements.itemsize < 4 and width > _FETCHED
     for r in range(start, stop):
         for wrapped in range(2):
             place, first, last = _stretch(
-                wrapped, begin + r * values.size, turns[r], left, right, values.size, elements.size
+                wrapped, begin + r * width, turns[r], left, right, width, elements.size
             )
             if fetching:
-                _add_fetching(elements, values, scale, first, last, words, bits + r, left, place)
+                _add_fetching(elements, own, base, scale, first, last, words, bits + r, left, place)
             else:
-                _add(elements, values, scale, first, last, words, bits + r, left, place)
+                _add(elements, own, base, scale, first, last, words, bits + r, left, place)
 
 
 @njit
-def _add(elements, values, scale, first, last, words, bit, left, place):
+def _add(elements, own, base, scale, first, last, words, bit, left, place):
     """Columns first .. last - 1 of a row, their elements from place + first on."""
     plane, shift = at(bit >> 5), np.uint32(31 - (bit & 31))
     for i in range(first, last):
         stored = elements[at(place + i)]
-        change = signed(values[at(i)] * scale, words[plane, at(i - left)], shift)
+        change = signed(own[at(i - base)] * scale, words[plane, at(i - left)], shift)
         elements[at(place + i)] = narrow(widen(stored) + change, stored)
 
 
 @njit
-def _add_fetching(elements, values, scale, first, last, words, bit, left, place):
+def _add_fetching(elements, own, base, scale, first, last, words, bit, left, place):
     """As _add, asking for memory ahead.
 
     A line of 16-bit elements takes so many instructions that too few lines are on their way else.
@@ -290,7 +302,7 @@ def _add_fetching(elements, values, scale, first, last, words, bit, left, place)
         end = min(last, begin + _FETCHED)
         for i in range(end, min(last, end + _FETCHED), _LINE):
             prefetch(elements, place + i)
-        _add(elements, values, scale, begin, end, words, bit, left, place)
+        _add(elements, own, base, scale, begin, end, words, bit, left, place)
 
 
 @njit(nogil=True, cache=True)
