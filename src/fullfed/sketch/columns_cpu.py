@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import overload
 
 from fullfed.sketch.blocks import BLOCK
-from fullfed.sketch.decoding_cpu import decode_block, new_room
+from fullfed.sketch.decoding_cpu import decode_block, new_tables
 
 
 def room_for(values: Any, most: Any) -> Any:
@@ -30,7 +30,7 @@ def _nothing(values, most):
 
 
 def _room_of_blocks(values, most):
-    return np.empty((most // BLOCK + 2) * BLOCK, np.float32), new_room()
+    return np.empty((most // BLOCK + 2) * BLOCK, np.float32), new_tables()
 
 
 def columns(values: Any, left: Any, right: Any, room: Any) -> Any:
@@ -48,8 +48,9 @@ def _in_memory(values, left, right, room):
 
 
 def _decoded(values, left, right, room):
-    decoded, blocks = room
+    decoded, tables = room
     first = left // BLOCK
     for block in range(first, (right - 1) // BLOCK + 1):
-        decode_block(values, block, decoded, (block - first) * BLOCK, blocks)
+        own = decoded[(block - first) * BLOCK : (block - first + 1) * BLOCK]
+        decode_block(values, block, own, own, 0, tables)
     return decoded, first * BLOCK

@@ -75,7 +75,7 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor | Cod
 def _may_decode(rows: Rows, table: Table, groups: int) -> bool:
     """Whether the kernel should decode, a block for each run of counters and their columns.
 
-    If that is less work than reconstructing, and enough runs for all threads.
+    If that is less work than reconstructing, and there are enough runs for all threads.
     """
     runs = groups * (rows.counters // BLOCK)
     return table.length >= rows.width and runs >= 4 * torch.get_num_threads()

@@ -22,24 +22,24 @@ _SIGN = np.uint32(0x80000000)
 @njit(nogil=True, cache=True)
 def decode(start, stop, numbers, packed):
     """Blocks start to stop - 1 into ``numbers``, float32, shape (count,)."""
-    room = new_room()
+    held, tables = np.empty(BLOCK, np.float32), new_tables()
     for block in range(start, stop):
-        decode_block(packed, block, numbers, block * BLOCK, room)
+        decode_block(packed, block, held, numbers, block * BLOCK, tables)
 
 
 @njit
-def new_room():
-    """What a thread decodes in: a block, and for signs a table of what bytes stand for."""
+def new_tables():
+    """For signs: of the 8 numbers that each byte stands for, and room for another such."""
     signs = np.empty(256 * LANES, np.float32)
     unpack_signs(signs, len(signs), np.arange(256).astype(np.uint8), 0, np.float32(1))
-    return np.empty(BLOCK, np.float32), signs, np.empty(256 * LANES, np.float32)
+    return signs, np.empty(256 * LANES, np.float32)
 
 
 @njit
-def decode_block(packed, block, target, spot, room):
-    """The block's numbers go to target[spot], ..."""
+def decode_block(packed, block, held, target, spot, tables):
+    """The block's numbers go to target[spot], ...; ``held`` has room for them, or is that place."""
     codes, scale, bits, sent = packed.codes, packed.scales[block], packed.bits, packed.sent
-    held, signs, table = room
+    signs, table = tables
     first, length = bounds(block, packed.length)
     if packed.says == LARGEST:
         place = (first >> (bits - 1)) * bits >> 3

@@ -17,7 +17,7 @@ SMALL = 1 << 16  # numbers made; below this a second thread costs more than it g
 def split(kernel: Callable[..., None], items: int, work: int, *arguments: Any) -> None:
     """kernel(start, stop, ...) over items, on torch's threads; kernels release the GIL."""
     threads = torch.get_num_threads() if work > SMALL else 1
-    slices = min(items, 4 * threads) if threads > 1 else 1
+    slices = min(items, 8 * threads) if threads > 1 else 1
     if slices == 1:
         kernel(0, items, *arguments)
         return
