@@ -286,10 +286,11 @@ def _reconstruct_whole(
 def _add(elements, own, base, scale, first, last, words, bit, left, place):
     """Columns first .. last - 1 of a row, their elements from place + first on."""
     plane, shift = at(bit >> 5), np.uint32(31 - (bit & 31))
-    for i in range(first, last):
-        stored = elements[at(place + i)]
-        change = signed(own[at(i - base)] * scale, words[plane, at(i - left)], shift)
-        elements[at(place + i)] = narrow(widen(stored) + change, stored)
+    element, value, word = place + first, first - base, first - left
+    for i in range(last - first):
+        stored = elements[at(element + i)]
+        change = signed(own[at(value + i)] * scale, words[plane, at(word + i)], shift)
+        elements[at(element + i)] = narrow(widen(stored) + change, stored)
 
 
 @njit

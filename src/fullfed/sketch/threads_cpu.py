@@ -17,7 +17,8 @@ SMALL = 1 << 16  # numbers made; below this a second thread costs more than it g
 def split(kernel: Callable[..., None], items: int, work: int, *arguments: Any) -> None:
     """kernel(start, stop, ...) over items, on torch's threads; kernels release the GIL."""
     threads = torch.get_num_threads() if work > SMALL else 1
-    slices = min(items, 8 * threads) if threads > 1 else 1
+    # Few items are dealt one by one: in shares of one and two, one thread could end up with most.
+    slices = (items if items <= 8 * threads else 4 * threads) if threads > 1 else 1
     if slices == 1:
         kernel(0, items, *arguments)
         return
