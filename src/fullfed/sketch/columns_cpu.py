@@ -34,7 +34,7 @@ def _room_of_blocks(values, most):
 
 
 def columns(values: Any, left: Any, right: Any, room: Any) -> Any:
-    """An array that has the coordinates left to right - 1, and which of them is its first."""
+    """An array that begins with the coordinates left to right - 1."""
     raise NotImplementedError("runs compiled only")
 
 
@@ -44,7 +44,7 @@ def _columns(values, left, right, room):
 
 
 def _in_memory(values, left, right, room):
-    return values, 0
+    return values[left:right]
 
 
 def _decoded(values, left, right, room):
@@ -53,4 +53,4 @@ def _decoded(values, left, right, room):
     for block in range(first, (right - 1) // BLOCK + 1):
         own = decoded[(block - first) * BLOCK : (block - first + 1) * BLOCK]
         decode_block(values, block, own, own, 0, tables)
-    return decoded, first * BLOCK
+    return decoded[left - first * BLOCK :]

@@ -229,26 +229,26 @@ def reconstruct(
             left, right = low + part * counters, min(width, high + part * counters)
             if left >= right:
                 continue
-            own, base = columns(values, left, right, room)
+            own = columns(values, left, right, room)
             r, n, bits = top, 0, part * depth
             while r < bottom:
                 row = begin + r * width
                 until, n = _span(table.edges, row, width, r, bottom, n)
                 if until == r:
                     _reconstruct_cut(
-                        *(own, base, left, right, words, bits + r, turns[r], table, n, row, width)
+                        *(own, left, right, words, bits + r, turns[r], table, n, row, width)
                     )
                 else:
                     _reconstruct_whole(
-                        *(own, base, left, right, words, bits, turns, r, until),
+                        *(own, left, right, words, bits, turns, r, until),
                         *(table, n, begin, width),
                     )
                 r = max(until, r + 1)
 
 
 @njit
-def _reconstruct_cut(own, base, left, right, words, bit, turn, table, n, begin, width):
-    """As _project_cut; own[0] is the value of column ``base``."""
+def _reconstruct_cut(own, left, right, words, bit, turn, table, n, begin, width):
+    """As _project_cut; own[0] is the value of column ``left``."""
     for wrapped in range(2):
         place, first, last = _stretch(wrapped, begin, turn, left, right, width, table.edges[-1])
         while first < last:
@@ -257,16 +257,14 @@ def _reconstruct_cut(own, base, left, right, words, bit, turn, table, n, begin, 
             elements = piece_at(table.after, table.edges, n, table.stored)
             scale, start = table.factors[n], place - table.edges[n]
             if elements.itemsize < 4:
-                _add_fetching(elements, own, base, scale, first, cut, words, bit, left, start)
+                _add_fetching(elements, own, scale, first, cut, words, bit, left, start)
             else:
-                _add(elements, own, base, scale, first, cut, words, bit, left, start)
+                _add(elements, own, scale, first, cut, words, bit, left, start)
             first = cut
 
 
 @njit
-def _reconstruct_whole(
-    own, base, left, right, words, bits, turns, start, stop, table, n, begin, width
-):
+def _reconstruct_whole(own, left, right, words, bits, turns, start, stop, table, n, begin, width):
     """The columns left .. right - 1 of rows start .. stop - 1, all of piece n."""
     elements = piece_at(table.after, table.edges, n, table.stored)
     scale, begin = table.factors[n], begin - table.edges[n]
@@ -277,24 +275,24 @@ def _reconstruct_whole(
                 wrapped, begin + r * width, turns[r], left, right, width, elements.size
             )
             if fetching:
-                _add_fetching(elements, own, base, scale, first, last, words, bits + r, left, place)
+                _add_fetching(elements, own, scale, first, last, words, bits + r, left, place)
             else:
-                _add(elements, own, base, scale, first, last, words, bits + r, left, place)
+                _add(elements, own, scale, first, last, words, bits + r, left, place)
 
 
 @njit
-def _add(elements, own, base, scale, first, last, words, bit, left, place):
+def _add(elements, own, scale, first, last, words, bit, left, place):
     """Columns first .. last - 1 of a row, their elements from place + first on."""
     plane, shift = at(bit >> 5), np.uint32(31 - (bit & 31))
-    element, value, word = place + first, first - base, first - left
-    for i in range(last - first):
-        stored = elements[at(element + i)]
-        change = signed(own[at(value + i)] * scale, words[plane, at(word + i)], shift)
-        elements[at(element + i)] = narrow(widen(stored) + change, stored)
+    start = place + left
+    for i in range(first - left, last - left):
+        stored = elements[at(start + i)]
+        change = signed(own[at(i)] * scale, words[plane, at(i)], shift)
+        elements[at(start + i)] = narrow(widen(stored) + change, stored)
 
 
 @njit
-def _add_fetching(elements, own, base, scale, first, last, words, bit, left, place):
+def _add_fetching(elements, own, scale, first, last, words, bit, left, place):
     """As _add, asking for memory ahead.
 
     A line of 16-bit elements takes so many instructions that too few lines are on their way else.
@@ -303,7 +301,7 @@ def _add_fetching(elements, own, base, scale, first, last, words, bit, left, pla
         end = min(last, begin + _FETCHED)
         for i in range(end, min(last, end + _FETCHED), _LINE):
             prefetch(elements, place + i)
-        _add(elements, own, base, scale, begin, end, words, bit, left, place)
+        _add(elements, own, scale, begin, end, words, bit, left, place)
 
 
 @njit(nogil=True, cache=True)
