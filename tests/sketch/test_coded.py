@@ -75,7 +75,7 @@ def test_codes_are_reconstructed_from_like_their_numbers(
 
 @pytest.mark.parametrize(("code", "share"), [(Largest(1), 3), (Largest(16), 130)])
 def test_a_large_models_codes_are_never_decoded_all_at_once(code: Code, share: int) -> None:
-    elements = 4 * 128 * 65_536 + 1_000_003
+    elements = 2 * 128 * 65_536 + 1_000_003
     basis = SignBasis(seed=1, round=2, coordinates=elements // share)
     coded = code.encode(normals(basis.coordinates), STREAM)
     model = list(torch.zeros(elements).split(3_000_000))

@@ -75,10 +75,13 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor | Cod
 def _may_decode(rows: Rows, table: Table, groups: int) -> bool:
     """Whether the kernel should decode, a block for each run of counters and their columns.
 
-    If that is less work than reconstructing, and there are enough runs for all threads.
+    If that is less work than reconstructing, and no thread has nothing to do for more than a sixth
+    of the time.
     """
-    runs = groups * (rows.counters // BLOCK)
-    return table.length >= rows.width and runs >= 4 * torch.get_num_threads()
+    if table.length < rows.width or rows.counters < BLOCK:
+        return False
+    runs, threads = groups * -(-rows.counters // BLOCK), torch.get_num_threads()
+    return 5 * threads * -(-runs // threads) <= 6 * runs
 
 
 def fold(rows: Tensor) -> Tensor:
