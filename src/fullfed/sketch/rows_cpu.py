@@ -1,9 +1,10 @@
-"""Transforms of rows of 256 numbers, and additions of 16 rows, in registers; numba has no types.
+"""Transforms of rows of 256 numbers, and additions of 16 rows, in registers.
 
 A product is with the transform's scale 1 / 16 and with signs: those of a row's first half are a bit
 of each of 128 words, those of its second half the bit below.
 """
 
+# Kernels are typed by numba, which has no types for what makes them.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
 
 from __future__ import annotations
@@ -52,15 +53,11 @@ def _row(before, after):
             source, target, early, late = (
                 data_of(context, builder, signature, arguments, n) for n in (0, 2, 6, 7)
             )
-            runs = []
-            for pointer in _pointers(builder, source, arguments[1]):
-                runs.append(load(builder, pointer))
-            runs = _multiplied(builder, runs, before, early, *arguments[4:6])
-            runs = [add_within(builder, run) for run in runs]
-            add_among(builder, runs)
-            runs = _multiplied(builder, runs, after, late, *arguments[4:6])
-            for run, pointer in zip(runs, _pointers(builder, target, arguments[3]), strict=True):
-                store(builder, run, pointer)
+            signs = arguments[4:6]
+            runs = [load(builder, pointer) for pointer in _pointers(builder, source, arguments[1])]
+            runs = _multiplied(builder, runs, before, early, *signs)
+            runs = _multiplied(builder, _transformed(builder, runs, 1), after, late, *signs)
+            _put(builder, runs, target, arguments[3])
             return context.get_dummy_value()
 
         places = [types.intp] * 3
@@ -69,11 +66,12 @@ def _row(before, after):
     return act
 
 
+_NOTHING: set[str] = set()
 _SCALED, _SIGNED, _BOTH = {"scale"}, {"signs"}, {"scale", "signs"}
 transform_row = _row(_BOTH, _BOTH)
 transform_row_first = _row(_SIGNED, _BOTH)
 transform_row_last = _row(_BOTH, _SCALED)
-transform_row_unsigned = _row({}, _BOTH)
+transform_row_unsigned = _row(_NOTHING, _BOTH)
 
 
 @intrinsic
@@ -93,15 +91,26 @@ def transform_row_of_bytes(typing_context, codes, byte, table, target, spot, wor
             row = builder.mul(builder.zext(code, _INDEX), _INDEX(LANES))
             eights.append(load(builder, pointer_to(builder, table, row, _EIGHT)))
         runs = eights if WIDTH == LANES else _joined(builder, eights)
-        runs = [add_within(builder, run, LANES) for run in runs]
-        add_among(builder, runs)
-        runs = _multiplied(builder, runs, _BOTH, late, *arguments[5:7])
-        for run, pointer in zip(runs, _pointers(builder, target, arguments[4]), strict=True):
-            store(builder, run, pointer)
+        runs = _transformed(builder, runs, LANES)
+        _put(
+            builder, _multiplied(builder, runs, _BOTH, late, *arguments[5:7]), target, arguments[4]
+        )
         return context.get_dummy_value()
 
     places = [types.intp] * 3
     return types.void(codes, types.intp, table, target, *places, late), generate
+
+
+def _transformed(builder, runs, half):
+    """Levels ``half``, 2 half, ... of the runs of a row."""
+    runs = [add_within(builder, run, half) for run in runs]
+    add_among(builder, runs)
+    return runs
+
+
+def _put(builder, runs, target, spot):
+    for run, pointer in zip(runs, _pointers(builder, target, spot), strict=True):
+        store(builder, run, pointer)
 
 
 def _pointers(builder, data, place):
