@@ -292,7 +292,7 @@ def test_a_budget_is_spent_on_what_counts_most(nbytes: int, most: int, times: in
     assert (code.nbytes(count) if code else 4 * count) <= nbytes
     assert worth(min(most, nbytes // 4), None) <= worth(count, code)
     for other in CODES:
-        limit = most // 8 if isinstance(other, Largest) and other.group > 1 else most
+        limit = most // 4 if isinstance(other, Largest) and other.group > 1 else most
         for fewer in range(1, limit + 1, 1 + limit // 20):
             if other.nbytes(fewer) <= nbytes:
                 assert worth(fewer, other) <= worth(count, code) * (1 + 1e-9)

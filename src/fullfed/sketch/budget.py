@@ -6,7 +6,7 @@ from fullfed.sketch.coded import Code
 from fullfed.sketch.codes import LEVELS, Largest, Rounded
 
 _SPARSEST = 1024  # numbers of which one is sent; more gain little
-_SPREAD = 8  # parameters a number must be made of, where few of the numbers are sent
+_SPREAD = 4  # parameters a number must be made of, where few of the numbers are sent
 
 
 def affordable(nbytes: int, most: int, times: int = 1) -> tuple[int, Code | None]:
@@ -16,8 +16,8 @@ def affordable(nbytes: int, most: int, times: int = 1) -> tuple[int, Code | None
 
     K (1 - D) is what counts, or K (1 - D)**times where what was decoded is coded again so many
     ``times`` in all. So it is the code with most of it a bit that there are numbers
-    enough for. Numbers of which few are sent are not to be more than an eighth of ``most``, so that
-    coding costs a few passes over all the parameters and not dozens.
+    enough for. Numbers of which few are sent are not to be more than a quarter of ``most``, so that
+    coding and reconstructing cost two passes over all the parameters at most, and not several.
     """
     codes: list[Code] = [Largest(1 << n) for n in range(_SPARSEST.bit_length())]
     codes += [Rounded(bits) for bits in LEVELS]
