@@ -1,11 +1,12 @@
 """What coordinates in few bits cost, in copies of the model.
 
-    python benchmarks/codes.py [--threads 2]
+    python benchmarks/codes.py [--threads 2] [--elements N]
 
-A model of 2**26 float32 in 109 tensors, and as many coordinates as are 1 / ratio of its bytes (one
-for each parameter at most). A client projects and encodes, everybody decodes and reconstructs, for
-each client of the cohort where directions are its own. Each time is the best of several, over that
-of a copy of the model measured in turn with it.
+A model of 2**26 float32, or of as many as said, in 109 tensors, and as many coordinates as are 1 /
+ratio of its bytes (one for each parameter at most). A client projects and encodes, everybody
+reconstructs from the codes, for each client of the cohort where directions are its own. "decode"
+decodes all of them first, "reconstruct" is from numbers. Each time is the best of several, over
+that of a copy of the model measured in turn with it.
 """
 
 from __future__ import annotations
@@ -18,16 +19,14 @@ import torch
 from fullfed.sketch import Purpose, SignBasis, Stream, affordable
 from sketch import in_tensors, seconds
 
-D = 1 << 26
 
-
-def row(ratio: int) -> str:
+def row(d: int, ratio: int) -> str:
     """One line of the table."""
-    count, code = affordable(4 * D // ratio, D)
+    count, code = affordable(4 * d // ratio, d)
     assert code is not None
     basis = SignBasis(seed=1, round=1, coordinates=count)
     stream = Stream(1, Purpose.CODES, 1, 1)
-    delta, weights = torch.randn(D, generator=torch.Generator().manual_seed(1)), torch.zeros(D)
+    delta, weights = torch.randn(d, generator=torch.Generator().manual_seed(1)), torch.zeros(d)
     deltas, models = in_tensors(delta), in_tensors(weights)
     y = basis.project(deltas)
     sent, room = code.encode(y, stream), torch.empty(code.padded(count))
@@ -50,11 +49,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--elements", type=int, default=1 << 26)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     print("| ratio | K | code | project | encode | decode | reconstruct | reconstruct from codes |")
     print("|---|---|---|---|---|---|---|---|")
     for ratio in (32, 100, 1000, 10000):
-        print(row(ratio), flush=True)
+        print(row(options.elements, ratio), flush=True)
 
 
 if __name__ == "__main__":

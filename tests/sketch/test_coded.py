@@ -131,7 +131,8 @@ def test_backends_and_dense_bases_take_codes_too(backend: str) -> None:
     [
         ({"count": 99}, "99 coded coordinates for a basis of 100"),
         ({"scales": torch.tensor([float("nan")])}, "scales of coded coordinates"),
-        ({"scales": torch.tensor([2e30])}, "at most 1e\\+30"),
+        ({"scales": torch.tensor([2e30])}, "from 0 to 1e\\+30"),
+        ({"scales": torch.tensor([-1.0])}, "from 0 to 1e\\+30"),
     ],
 )
 def test_codes_that_cannot_be_the_basis_are_refused(change: dict[str, object], said: str) -> None:
@@ -141,3 +142,24 @@ def test_codes_that_cannot_be_the_basis_are_refused(change: dict[str, object], s
     with pytest.raises(UserError, match=said):
         SignBasis(seed=1, round=2, coordinates=100).reconstruct_([model], coded)
     assert torch.equal(model, kept)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": 300},
+        {"codes": torch.zeros(13, dtype=torch.uint8)},
+        {"codes": torch.zeros(14)},
+        {"codes": torch.zeros(28, dtype=torch.uint8)[::2]},
+        {"scales": torch.zeros(0)},
+        {"scales": torch.zeros(1, dtype=torch.float64)},
+        {"room": torch.zeros(100)},
+    ],
+)
+def test_tensors_that_kernels_would_read_or_write_beyond_are_refused(
+    change: dict[str, object],
+) -> None:
+    coded = Largest(1).encode(normals(100), STREAM)
+    assert len(coded.codes) == 14
+    with pytest.raises(UserError, match=r"of coded coordinates are .* expected"):
+        replace(coded, **change)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fullfed.federation.messages import MessageError
-from fullfed.sketch import LARGEST_SCALE, Code, Coded, Purpose, Stream, code_of
+from fullfed.sketch import LARGEST_SCALE, Code, Coded, Purpose, Stream, code_of, scales_fit
 
 
 class Coding(Protocol):
@@ -91,8 +91,7 @@ class InBits:
         codes, blocks = (self.code.nbytes(count),), (self.code.blocks(count),)
         expected = {"codes": (codes, torch.uint8), "scales": (blocks, torch.float32)}
         _check_shapes(tensors, expected)
-        scales = tensors["scales"]
-        if not bool(((scales >= 0) & (scales <= LARGEST_SCALE)).all()):
+        if not scales_fit(tensors["scales"]):
             raise MessageError(f"the report's scales are not between 0 and {LARGEST_SCALE:g}")
 
     def room(self, count: int) -> Tensor:

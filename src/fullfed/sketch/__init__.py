@@ -6,7 +6,7 @@ Useful on its own, for gradient compression or zeroth-order optimisation; see do
 from fullfed.sketch.allocation import allocate
 from fullfed.sketch.budget import affordable
 from fullfed.sketch.checks import check_specification
-from fullfed.sketch.coded import LARGEST_SCALE, Code, Coded, decoded
+from fullfed.sketch.coded import LARGEST_SCALE, Code, Coded, decoded, scales_fit
 from fullfed.sketch.codes import BITS, Largest, Rounded, code_of
 from fullfed.sketch.dense import NormalBasis, RademacherBasis
 from fullfed.sketch.directions import Distribution, accumulate_, perturb_
@@ -42,5 +42,6 @@ __all__ = [
     "permutation",
     "perturb_",
     "round_",
+    "scales_fit",
     "uniforms",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
-from fullfed.sketch.coded import LARGEST_SCALE, Coded
+from fullfed.sketch.coded import LARGEST_SCALE, Coded, scales_fit
 from fullfed.sketch.generator import SPECIFICATION
 from fullfed.sketch.strided import SERIAL
 
@@ -85,8 +85,8 @@ def check_coordinates(
 def _check_coded(expected: int, values: Coded) -> None:
     if values.count != expected:
         raise UserError(f"{values.count} coded coordinates for a basis of {expected}.")
-    if not largest(values.scales) <= LARGEST_SCALE:
-        raise UserError(f"scales of coded coordinates are not all at most {LARGEST_SCALE:g}.")
+    if not scales_fit(values.scales):
+        raise UserError(f"scales of coded coordinates are not all from 0 to {LARGEST_SCALE:g}.")
 
 
 def check_finite(values: Tensor, what: str) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fullfed.errors import UserError
 from fullfed.sketch.blocks import BLOCK, side
 from fullfed.sketch.generator import Stream
 from fullfed.sketch.packed import Packed
@@ -86,7 +87,10 @@ class Coded:
         count: K.
         stream: of the rotation.
         room: float32, shape (``code.padded(count)``,): where they are decoded to, if they are
-            all at once; new memory is slower than decoding is.
+            all at once, until others are; new memory is slower than decoding is.
+
+    Raises:
+        UserError: a tensor that is not that.
     """
 
     code: Code
@@ -95,6 +99,13 @@ class Coded:
     count: int
     stream: Stream
     room: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Kernels read and write these sizes unasked."""
+        _check("codes", self.codes, torch.uint8, self.code.nbytes(self.count))
+        _check("scales", self.scales, torch.float32, self.code.blocks(self.count))
+        if self.room is not None:
+            _check("room", self.room, torch.float32, self.code.padded(self.count))
 
     @functools.cached_property
     def numbers(self) -> Tensor:
@@ -112,6 +123,20 @@ class Coded:
         length, keys = self.code.padded(self.count), cpu.key(self.stream)[None]
         codes, scales = self.codes.numpy(), self.scales.numpy()
         return Packed(codes, scales, length, keys, *self.code.packing())
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, length: int) -> None:
+    there = tensor.device.type == "cpu" and tensor.is_contiguous()
+    if tensor.shape != (length,) or tensor.dtype != dtype or not there:
+        raise UserError(
+            f"{name} of coded coordinates are {tuple(tensor.shape)} of {tensor.dtype} on "
+            f"{tensor.device}; expected ({length},) of {dtype}, contiguous, on the CPU."
+        )
+
+
+def scales_fit(scales: Tensor) -> bool:
+    """Whether all are from 0 to LARGEST_SCALE."""
+    return bool(((scales >= 0) & (scales <= LARGEST_SCALE)).all())
 
 
 def decoded(coordinates: Tensor | Coded, device: torch.device | str = "cpu") -> Tensor:

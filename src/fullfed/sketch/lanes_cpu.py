@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from fullfed.sketch.scalars_cpu import processor_has
 
 LANES = 8
-WIDTH = 16 if processor_has("avx512f") else LANES  # of a register, or of two
+WIDTH = 16 if processor_has("avx512f") else LANES  # numbers of a row at once
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 BITS = ir.VectorType(ir.IntType(32), LANES)
 _WIDE = ir.VectorType(ir.DoubleType(), LANES)
@@ -96,10 +96,10 @@ def pointer_to(builder, data, place, vector=VECTOR):
 
 
 def load(builder, pointer):
-    """The 8 numbers there; aligned as floats are."""
+    """The numbers there; aligned as floats are."""
     return builder.load(pointer, align=4)
 
 
 def store(builder, run, pointer):
-    """Put 8 numbers there."""
+    """Put numbers there."""
     builder.store(run, pointer, align=4)

@@ -109,7 +109,7 @@ def _words_of(element, keys):
 
 @njit
 def _signs_of(row):
-    """Where a row's signs are: from which word on, and how far left of them the highest bit is."""
+    """From which word on a row's signs are, and how far left its first half's bit has to go."""
     return (row >> 4) * 128, 31 - ((2 * row) & 31)
 
 
