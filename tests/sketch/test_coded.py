@@ -52,7 +52,7 @@ def both(basis: SignBasis, model: list[Tensor], coded: Coded, rounding: Rounding
     dtypes=st.lists(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), min_size=4),
     share=st.sampled_from([1, 2, 3, 10, 70, 500]),
     rounding=st.sampled_from(["nearest", "stochastic"]),
-    always=st.booleans(),
+    shares=st.sampled_from([None, 1, 2, 4]),
 )
 def test_codes_are_reconstructed_from_like_their_numbers(
     code: Code,
@@ -60,7 +60,7 @@ def test_codes_are_reconstructed_from_like_their_numbers(
     dtypes: list[torch.dtype],
     share: int,
     rounding: Rounding,
-    always: bool,
+    shares: int | None,
 ) -> None:
     """Whatever is decoded within the kernel: blocks that stretches share, and the last."""
     model = [normals(size).to(dtype) for size, dtype in zip(sizes, dtypes, strict=False)]
@@ -68,8 +68,7 @@ def test_codes_are_reconstructed_from_like_their_numbers(
         return
     basis = SignBasis(seed=1, round=2, coordinates=-(-elements // share))
     coded = code.encode(normals(basis.coordinates, 1), STREAM)
-    decide = mock.Mock(return_value=True) if always else cpu._may_decode
-    with mock.patch.object(cpu, "_may_decode", decide):
+    with mock.patch.object(cpu, "_shares", return_value=shares):
         assert both(basis, model, coded, rounding)
 
 

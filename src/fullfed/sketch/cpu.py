@@ -52,16 +52,18 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor | Cod
     for table in tables(pieces):
         first, groups = _groups(rows, table)
         source: Packed | NDArray[np.float32]
-        if isinstance(values, Coded) and _may_decode(rows, table, groups):
+        shares = _shares(rows, table, groups) if isinstance(values, Coded) else None
+        if isinstance(values, Coded) and shares:
             runs, run, source = -(-rows.counters // BLOCK), BLOCK, values.packed()
         else:
-            (runs, run), source = _runs(rows, groups), decoded(values).numpy()
+            (runs, run), shares, source = _runs(rows, groups), 1, decoded(values).numpy()
         split(
             sign_cpu.reconstruct,
-            groups * runs,
+            groups * runs * shares,
             table.length,
             table,
             source,
+            shares,
             rows.width,
             first,
             rows.depth,
@@ -72,16 +74,20 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor | Cod
         )
 
 
-def _may_decode(rows: Rows, table: Table, groups: int) -> bool:
-    """Whether the kernel should decode, a block for each run of counters and their columns.
+def _shares(rows: Rows, table: Table, groups: int) -> int | None:
+    """How the kernel should decode: a block for each run of counters and their columns, each run
+    dealt in so many shares, which make the same signs again. None if it should not.
 
-    If that is less work than reconstructing, and no thread has nothing to do for more than a sixth
-    of the time.
+    It should if that is less work than reconstructing, and leaves no thread without work for more
+    than a sixth of the time.
     """
     if table.length < rows.width or rows.counters < BLOCK:
-        return False
+        return None
     runs, threads = groups * -(-rows.counters // BLOCK), torch.get_num_threads()
-    return 5 * threads * -(-runs // threads) <= 6 * runs
+    for shares in (1, 2, 4):
+        if 5 * threads * -(-runs * shares // threads) <= 6 * runs * shares:
+            return shares if shares * rows.depth <= FOLD else None
+    return None
 
 
 def fold(rows: Tensor) -> Tensor:

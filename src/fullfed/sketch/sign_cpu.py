@@ -213,19 +213,21 @@ def _project_quad(sums, group, left, right, words, bit, turns, quad, after, weig
 
 @njit(nogil=True, cache=True)
 def reconstruct(
-    start, stop, table, values, width, first_group, depth, counters, runs, run, keys, rotated
+    start, stop, table, values, shares, width, first, depth, counters, runs, run, keys, rotated
 ):
-    """element += sign * factor * value of its column; items as project.
+    """element += sign * factor * value of its column.
 
-    Values are float32, shape (width,), or packed.Packed.
+    Of shares start .. stop - 1: each item, as in project, is dealt in so many ``shares``, of the
+    columns that are ``counters`` apart. Values are float32, shape (width,), or packed.Packed.
     """
     room = room_for(values, run)
     words, turns = np.empty((4, run), np.uint32), np.empty(128, np.int64)
-    for item in range(start, stop):
+    for number in range(start, stop):
+        item, share, parts = number // shares, number % shares, 128 // depth
         begin, top, bottom, low, high = _prepare(
-            item, table, words, turns, width, first_group, depth, counters, runs, run, keys, rotated
+            item, table, words, turns, width, first, depth, counters, runs, run, keys, rotated
         )
-        for part in range(128 // depth if low < high else 0):
+        for part in range(share * parts // shares, (share + 1) * parts // shares):
             left, right = low + part * counters, min(width, high + part * counters)
             if left >= right:
                 continue
