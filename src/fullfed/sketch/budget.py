@@ -17,7 +17,7 @@ def affordable(nbytes: int, most: int, times: int = 1) -> tuple[int, Code | None
     K (1 - D) is what counts, or K (1 - D)**times where what was decoded is coded again so many
     ``times`` in all. So it is the code with most of it a bit that there are numbers
     enough for. Numbers of which few are sent are not to be more than a quarter of ``most``, so that
-    coding and reconstructing cost two passes over all the parameters at most, and not several.
+    reconstructing from them costs a copy or two of all the parameters, and not several.
     """
     codes: list[Code] = [Largest(1 << n) for n in range(_SPARSEST.bit_length())]
     codes += [Rounded(bits) for bits in LEVELS]
