@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from transformers import PreTrainedModel
 
+from fullfed.config import load_recipe
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
-from fullfed.federation.recipe import load_recipe
 from fullfed.methods.fedprox import Proximal
 from fullfed.methods.local import ByGradients, Improvement, Loss
 from fullfed.runs.assembly import assemble

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
+from fullfed.config import load_recipe
 from fullfed.data.batches import training_batches
 from fullfed.engines.simulation import Simulation
 from fullfed.federation.log import Log
 from fullfed.federation.messages import encode
-from fullfed.federation.recipe import load_recipe
 from fullfed.federation.replica import Replica
 from fullfed.federation.rounds import run_round
 from fullfed.federation.worker import Worker

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import tomli_w
 
+from fullfed.config import load_recipe
 from fullfed.deployment.app_folder import write_app
 from fullfed.deployment.flower import environment, submit
 from fullfed.deployment.node_folder import NodeFolder
@@ -32,7 +33,6 @@ from fullfed.deployment.processes import Child, running
 from fullfed.deployment.server_folder import ServerFolder
 from fullfed.deployment.sockets import free_port
 from fullfed.deployment.starting import start
-from fullfed.federation.recipe import load_recipe
 from fullfed.quickstart import tasks
 from fullfed.runs.folder import RunFolder
 

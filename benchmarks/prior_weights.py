@@ -26,11 +26,11 @@ from transformers import PreTrainedModel
 from fullfed.data.batches import Batch, training_batches
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
+from fullfed.randomness import permutation
 from fullfed.runs.assembly import Assembly, assemble
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import load_base
 from fullfed.sketch import Purpose, Stream, perturb_
-from fullfed.sketch.generator import permutation
 from fullfed.training.loss import answer_loss, answer_loss_value
 
 _CLIENTS = 6  # of each half

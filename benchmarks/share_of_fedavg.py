@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fullfed.federation.recipe import load_recipe
+from fullfed.config import load_recipe
 from fullfed.methods.ferret import REPORT_HEADER
 from fullfed.reports.plots import can_plot, plot_runs
 from fullfed.reports.text import bytes_text, seconds_text

@@ -35,7 +35,7 @@ from fullfed.quickstart import MODEL_PATH
 from fullfed.quickstart.pretraining import PRETRAINING
 from fullfed.quickstart.tasks import FEDERATED_KINDS, PRETRAINING_KINDS, examples
 from fullfed.quickstart.unknown import UNKNOWN
-from fullfed.sketch.generator import Stream, uniforms
+from fullfed.randomness import Stream, uniforms
 
 CONTEXT = 256
 VOCABULARY = 1280

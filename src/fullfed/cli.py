@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fullfed.config import Recipe, load_recipe
 from fullfed.deployment import commands
 from fullfed.errors import UserError
-from fullfed.federation.recipe import Recipe, load_recipe
 from fullfed.files import write_atomically
 
 app = typer.Typer(

@@ -19,10 +19,10 @@ from fullfed.compare.folder import ComparisonFolder
 from fullfed.compare.processes import Silence, Task
 from fullfed.compare.trials import Trials
 from fullfed.compare.validation import hold_out
+from fullfed.config import load_recipe
 from fullfed.data.federated import FederatedData
 from fullfed.errors import UserError
 from fullfed.evaluation.loss import evaluate_loss
-from fullfed.federation.recipe import load_recipe
 from fullfed.runs import run
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder

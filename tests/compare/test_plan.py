@@ -12,8 +12,8 @@ import tomli_w
 
 from fullfed.compare import plan
 from fullfed.compare.plan import contestants, flat, merged
+from fullfed.config import load_recipe
 from fullfed.errors import UserError
-from fullfed.federation.recipe import load_recipe
 from fullfed.methods.catalogue import METHODS
 
 RECIPE = """

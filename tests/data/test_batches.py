@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fullfed.data.batches import Batch, collate, evaluation_batches, training_batches
 from fullfed.data.tokens import TokenizedExample
-from fullfed.sketch.generator import Purpose, Stream
+from fullfed.randomness import Purpose, Stream
 
 STREAM = Stream(7, Purpose.BATCHES, round=2, owner=3)
 

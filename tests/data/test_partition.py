@@ -13,7 +13,7 @@ from fullfed.data.examples import Example
 from fullfed.data.partition import Kind, Part, partition
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
-from fullfed.sketch.generator import Purpose, Stream
+from fullfed.randomness import Purpose, Stream
 
 
 def labelled(count: int, labels: int) -> list[Example]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fullfed.engines.simulation import Simulation
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Report, decode, encode
-from fullfed.sketch.generator import Purpose, Stream, uniforms
+from fullfed.randomness import Purpose, Stream, uniforms
 from methods.tiny import (
     Federation,
     make_fedavg,

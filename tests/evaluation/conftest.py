@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fullfed.data.tokens import TokenizedExample
-from fullfed.sketch.generator import Stream, uniforms
+from fullfed.randomness import Stream, uniforms
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
-from fullfed.federation.recipe import Recipe, parse_recipe
 
 
 def recipe(**tables: Any) -> Recipe:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from fullfed.config import parse_recipe
 from fullfed.errors import UserError
 from fullfed.federation.messages import Update
 from fullfed.federation.precision import Rounding
-from fullfed.federation.recipe import parse_recipe
 from fullfed.federation.replica import Replica
 from fullfed.sketch import Purpose, Stream, round_
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flower.real import PARTNERS, write_recipe
+from fullfed.config import Recipe, load_recipe
 from fullfed.deployment.resident import Resident
 from fullfed.deployment.terms import encode_terms
 from fullfed.engines.flower.orders import Order
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
-from fullfed.federation.recipe import Recipe, load_recipe
 from fullfed.federation.replica import Replica
 from fullfed.federation.rounds import run_round
 from fullfed.federation.worker import Worker

@@ -13,13 +13,13 @@ from flwr.app import Message
 
 from flower.real import PARTNERS, write_recipe
 from flower.small import RUN
+from fullfed.config import Recipe, load_recipe
 from fullfed.deployment.resident import Resident
 from fullfed.deployment.terms import encode_terms
 from fullfed.engines.flower.engine import FlowerEngine, Membership
 from fullfed.engines.flower.orders import Order
 from fullfed.engines.flower.records import content_of, pieces_of
 from fullfed.federation.log import Log
-from fullfed.federation.recipe import Recipe, load_recipe
 from fullfed.federation.traffic import Traffic
 from fullfed.federation.worker import Worker
 from fullfed.runs import run

@@ -26,11 +26,11 @@ from flower.real import (
     write_recipe,
 )
 from fullfed.cli import app
+from fullfed.config import load_recipe
 from fullfed.deployment.flower import registered
 from fullfed.deployment.identities import create_authority, create_node_key
 from fullfed.deployment.server_folder import ServerFolder
 from fullfed.deployment.starting import start
-from fullfed.federation.recipe import load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from flower.real import PARTNERS, write_recipe
 from flower.standin import Dictionary, Node, carry_out
 from fullfed.cli import app
+from fullfed.config import load_recipe
 from fullfed.deployment.simulated import SimulatedNode
-from fullfed.federation.recipe import load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 

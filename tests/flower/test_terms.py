@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from fullfed.config import parse_recipe
 from fullfed.deployment.terms import decode_terms, encode_terms
 from fullfed.errors import UserError
-from fullfed.federation.recipe import parse_recipe
 
 
 def test_a_node_has_the_recipe_but_for_model_and_data_of_its_own() -> None:

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from flower.real import PARTNERS, write_recipe
 from flower.small import resident
 from flower.standin import Dictionary, carry_out
+from fullfed.config import Recipe, load_recipe
 from fullfed.deployment.resident import Resident
 from fullfed.engines.flower.orders import Answer, Order
-from fullfed.federation.recipe import Recipe, load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 

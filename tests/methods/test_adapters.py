@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from fullfed.config import MethodTable
 from fullfed.errors import UserError
-from fullfed.federation.recipe import MethodTable
 from fullfed.methods.adapters import A, Adapters, B, LoraOptions, W, adapted, initial_a
 from fullfed.runs.assembly import method_options
 from fullfed.training.first_order import FirstOrder

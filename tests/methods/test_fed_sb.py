@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
+from fullfed.config import MethodTable
 from fullfed.data.batches import training_batches
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Plan, Report, encode
-from fullfed.federation.recipe import MethodTable
 from fullfed.federation.replica import Replica
 from fullfed.methods import fed_sb
 from fullfed.methods.adapters import A, B, W, adapted, initial_a

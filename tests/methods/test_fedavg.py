@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from fullfed.config import MethodTable
 from fullfed.data.batches import training_batches
 from fullfed.errors import UserError
 from fullfed.federation.messages import Report, Update, decode, encode
-from fullfed.federation.recipe import MethodTable
 from fullfed.methods.setting import LocalWork
 from fullfed.runs.assembly import method_options
 from fullfed.sketch import Purpose, Stream

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fullfed.config import MethodTable
 from fullfed.data.batches import collate, training_batches
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import MessageError, Plan, Report, Update, decode, encode
-from fullfed.federation.recipe import MethodTable
 from fullfed.methods.composition import Composition
 from fullfed.methods.fedcybgd import (
     CyclicFerretOptions,

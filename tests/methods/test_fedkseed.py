@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from fullfed.config import MethodTable
 from fullfed.data.batches import Batch, training_batches
 from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import MessageError, Plan, Report, Update, decode, encode
 from fullfed.federation.method import VisitError
-from fullfed.federation.recipe import MethodTable
 from fullfed.federation.replica import Replica
 from fullfed.methods import fedkseed
 from fullfed.methods.candidates import Candidates

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from fullfed.config import MethodTable
 from fullfed.data.batches import training_batches
 from fullfed.errors import UserError
-from fullfed.federation.recipe import MethodTable
 from fullfed.methods import fedprox
 from fullfed.methods.setting import LocalWork
 from fullfed.runs.assembly import method_options

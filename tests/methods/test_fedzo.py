@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fullfed.config import MethodTable
 from fullfed.data.batches import Batch, collate
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, encode
-from fullfed.federation.recipe import MethodTable
 from fullfed.methods import fedzo
 from fullfed.methods.composition import Composition
 from fullfed.methods.fedzo import AlongSpheres

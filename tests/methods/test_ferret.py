@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fullfed.config import MethodTable, parse_bytes
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
-from fullfed.federation.recipe import MethodTable
 from fullfed.methods.bases import TruncatedNormals, blocks_of
 from fullfed.methods.codecs import Change
 from fullfed.methods.coding import InBits
@@ -23,7 +23,6 @@ from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
 from fullfed.methods.sketched import Sketched
 from fullfed.runs.assembly import method_options
-from fullfed.sizes import parse_bytes
 from fullfed.sketch import Largest, code_of
 from fullfed.training.first_order import FirstOrder
 from methods.tiny import (

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fullfed.config import MethodTable
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
-from fullfed.federation.recipe import MethodTable
 from fullfed.methods.codecs import Change
 from fullfed.methods.fedcybgd import FedCyBGDOptions
 from fullfed.methods.surrogate import Surrogate

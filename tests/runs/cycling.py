@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fullfed.federation.recipe import Recipe
+from fullfed.config import Recipe
 from fullfed.runs import run
 from runs.small import recipe
 

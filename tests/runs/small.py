@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from fullfed.federation.recipe import Recipe, parse_recipe
+from fullfed.config import Recipe, parse_recipe
 from fullfed.quickstart import MODEL_PATH
 from fullfed.runs import run
 

@@ -11,10 +11,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from fullfed.config import Recipe
 from fullfed.errors import UserError
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
-from fullfed.federation.recipe import Recipe
 from fullfed.runs import run
 from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder

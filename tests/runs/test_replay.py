@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fullfed.config import parse_recipe
 from fullfed.errors import UserError
 from fullfed.federation.log import Log, read_log
 from fullfed.federation.messages import Plan, encode
-from fullfed.federation.recipe import parse_recipe
 from fullfed.federation.replica import content_hash
 from fullfed.runs import run
 from fullfed.runs.export import export

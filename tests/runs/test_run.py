@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from fullfed.config import load_recipe, parse_recipe
 from fullfed.errors import UserError
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
-from fullfed.federation.recipe import load_recipe, parse_recipe
+from fullfed.randomness import Purpose, Stream, uniforms
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify
-from fullfed.sketch.generator import Purpose, Stream, uniforms
 from runs.small import ROUNDS, recipe
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from fullfed.sketch.generator import Stream, philox
+from fullfed.randomness import Stream, philox
 
 f32 = np.float32
 

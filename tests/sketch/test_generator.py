@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fullfed.randomness import derive_key, philox
 from fullfed.sketch import SHARED, Purpose, Stream, permutation, uniforms
-from fullfed.sketch.generator import derive_key, philox
 
 # Random123 1.14, tests/kat_vectors, philox4x32 with 10 rounds: counter, key, output.
 VECTORS = [

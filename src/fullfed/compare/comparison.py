@@ -16,8 +16,8 @@ from fullfed.compare.plan import Contestant, contestants
 from fullfed.compare.processes import Silence, Task, Watcher, carry_out
 from fullfed.compare.result import collect
 from fullfed.compare.validation import hold_out
+from fullfed.config import load_tables, parse_recipe
 from fullfed.errors import UserError
-from fullfed.federation.recipe import load_tables, parse_recipe
 from fullfed.files import write_json
 from fullfed.runs.assembly import build_method, method_options
 from fullfed.runs.loading import load_data, load_model

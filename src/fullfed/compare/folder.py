@@ -19,8 +19,8 @@ from typing import Any
 
 from fullfed.compare.plan import OWN, Contestant, flat, with_learning_rate, with_seed
 from fullfed.compare.search import Trial, best
+from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
-from fullfed.federation.recipe import Recipe, parse_recipe
 from fullfed.files import write_json
 from fullfed.runs.folder import RunFolder
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fullfed.config import Recipe, change_method, expand_variables, parse_recipe
 from fullfed.errors import UserError
-from fullfed.federation.recipe import Recipe, change_method, expand_variables, parse_recipe
 from fullfed.methods.catalogue import METHODS
 from fullfed.runs.assembly import method_options, resolved
 

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fullfed.compare.plan import with_learning_rate
 from fullfed.compare.search import Trial
 from fullfed.compare.validation import hold_out
+from fullfed.config import Recipe
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
 from fullfed.evaluation.loss import evaluate_loss
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
-from fullfed.federation.recipe import Recipe
 from fullfed.federation.rounds import run_round
 from fullfed.federation.worker import Worker
 from fullfed.runs.assembly import build_method, make_replica, method_options

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fullfed.data.packed import PackedExamples
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
-from fullfed.sketch.generator import Purpose, Stream, permutation
+from fullfed.randomness import Purpose, Stream, permutation
 
 _SHARE = 10  # one example in so many
 _MOST = 500  # enough to tell learning rates apart

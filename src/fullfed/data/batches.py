@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fullfed.data.tokens import TokenizedExample
-from fullfed.sketch.generator import Stream, permutation
+from fullfed.randomness import Stream, permutation
 
 IGNORED = -100  # the label of a position that is not learned, torch's own convention
 _WINDOW = 8  # batches whose examples are sorted by length together

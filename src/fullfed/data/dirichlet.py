@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fullfed.sketch.generator import Stream, uniforms
+from fullfed.randomness import Stream, uniforms
 
 
 def dirichlet(stream: Stream, alpha: float, count: int) -> NDArray[np.float64]:

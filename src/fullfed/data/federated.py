@@ -16,7 +16,7 @@ from fullfed.data.sources import read_examples
 from fullfed.data.templates import Template
 from fullfed.data.tokens import Tokenized, TokenizedExample, tokenize
 from fullfed.errors import UserError
-from fullfed.sketch.generator import Purpose, Stream, permutation
+from fullfed.randomness import Purpose, Stream, permutation
 
 # Not the recipe's seed: runs that differ in their training seed are measured on the same samples.
 _EVALUATION_SEED = 0

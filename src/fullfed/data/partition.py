@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fullfed.data.dirichlet import dirichlet
 from fullfed.data.examples import Example
 from fullfed.errors import UserError
-from fullfed.sketch.generator import Purpose, Stream, permutation
+from fullfed.randomness import Purpose, Stream, permutation
 
 Kind = Literal["task", "category", "dirichlet", "iid"]
 

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fullfed.config import load_recipe
 from fullfed.deployment.console import check_installed, say
 from fullfed.deployment.federation_commands import FederationDirectory, federation
-from fullfed.federation.recipe import load_recipe
 
 NodeDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A partner's folder.")]
 Data = Annotated[

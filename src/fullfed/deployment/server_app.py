@@ -12,11 +12,11 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fullfed.config import Recipe
 from fullfed.deployment.run_files import RUN, Members, MembersFile, ServerStatus
 from fullfed.deployment.terms import encode_terms
 from fullfed.engines.flower.engine import FlowerEngine, Membership
 from fullfed.federation.log import Log
-from fullfed.federation.recipe import Recipe
 from fullfed.federation.rounds import Engine
 from fullfed.federation.traffic import Traffic
 from fullfed.federation.worker import Worker

@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fullfed.config import describe_validation
 from fullfed.errors import UserError
-from fullfed.federation.recipe import describe_validation
 from fullfed.files import write_atomically
 
 Port = Annotated[int, Field(gt=0, lt=65536)]

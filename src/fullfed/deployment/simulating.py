@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fullfed.config import Recipe
 from fullfed.deployment.app_folder import write_app
 from fullfed.deployment.flower import (
     Print,
@@ -18,7 +19,6 @@ from fullfed.deployment.processes import Child, running
 from fullfed.deployment.serving import wait_for_start
 from fullfed.deployment.sockets import free_port, listens
 from fullfed.deployment.starting import follow
-from fullfed.federation.recipe import Recipe
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
 

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fullfed.config import Recipe
 from fullfed.deployment.flower import Print, submit
 from fullfed.deployment.processes import pause
 from fullfed.deployment.run_files import MembersFile, ServerStatus
 from fullfed.deployment.server_folder import ServerFolder
 from fullfed.deployment.sockets import check_server
 from fullfed.errors import UserError
-from fullfed.federation.recipe import Recipe
 from fullfed.reports.progress import describe_round
 from fullfed.runs.assembly import method_options, resolved
 from fullfed.runs.folder import RunFolder

@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
-from fullfed.federation.recipe import Recipe, parse_recipe
 
 _TABLES = ("federation", "local", "memory", "method")
 

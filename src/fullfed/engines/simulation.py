@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.worker import Worker
-from fullfed.sketch.generator import Purpose, Stream, uniforms
+from fullfed.randomness import Purpose, Stream, uniforms
 
 
 class Simulation:

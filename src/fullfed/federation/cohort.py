@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fullfed.sketch.generator import Purpose, Stream, permutation
+from fullfed.randomness import Purpose, Stream, permutation
 
 
 def sample_cohort(seed: int, round: int, clients: int, size: int) -> tuple[int, ...]:

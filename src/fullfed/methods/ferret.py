@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from fullfed.config import parse_bytes
 from fullfed.errors import UserError
 from fullfed.methods.bases import Signs, TruncatedNormals, blocks_of
 from fullfed.methods.coding import Coding, Exact, InBits, coding
@@ -26,7 +27,6 @@ from fullfed.methods.scopes import Everything
 from fullfed.methods.setting import Setting
 from fullfed.methods.sketched import BasisFamily, Sketched
 from fullfed.methods.steps import ConstantStep
-from fullfed.sizes import parse_bytes
 from fullfed.sketch import BITS, affordable
 
 REPORT_HEADER = 448  # most bytes of a report that are not coordinates, whatever its numbers

@@ -10,7 +10,7 @@ from fullfed.errors import UserError
 from fullfed.federation.cohort import sample_cohort
 from fullfed.federation.messages import Value
 from fullfed.methods.surrogate import Surrogate
-from fullfed.sketch.generator import Purpose, Stream, permutation
+from fullfed.randomness import Purpose, Stream, permutation
 
 Order = Literal["ascending", "descending", "rotating", "permutation"]
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fullfed.federation.messages import Value
-from fullfed.sketch.generator import Purpose, Stream, permutation
+from fullfed.randomness import Purpose, Stream, permutation
 
 
 @dataclass(frozen=True)

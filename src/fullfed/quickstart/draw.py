@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from fullfed.sketch.generator import Stream, uniforms
+from fullfed.randomness import Stream, uniforms
 
 T = TypeVar("T")
 

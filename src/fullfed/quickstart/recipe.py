@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fullfed.federation.recipe import Recipe, parse_recipe
+from fullfed.config import Recipe, parse_recipe
 
 _METHODS = {
     "fedavg": {"name": "fedavg"},

@@ -10,7 +10,7 @@ from fullfed.quickstart.draw import draws
 from fullfed.quickstart.federated import FEDERATED
 from fullfed.quickstart.pretraining import PRETRAINING
 from fullfed.quickstart.unknown import UNKNOWN
-from fullfed.sketch.generator import Stream
+from fullfed.randomness import Stream
 
 PRETRAINING_KINDS = (*PRETRAINING, *UNKNOWN)
 FEDERATED_KINDS = tuple(FEDERATED)

@@ -9,17 +9,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fullfed.config import MemoryTable, MethodTable, Recipe, describe_validation, parse_bytes
 from fullfed.data.federated import FederatedData, federate
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 from fullfed.federation.precision import Rounding
-from fullfed.federation.recipe import MemoryTable, MethodTable, Recipe, describe_validation
 from fullfed.federation.replica import Replica
 from fullfed.methods.catalogue import METHODS
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
 from fullfed.runs.loading import BUILTIN, check_cohort, context_length, load_data, load_model
-from fullfed.sizes import parse_bytes
 from fullfed.training.first_order import FirstOrder
 from fullfed.training.layers import layer_names
 from fullfed.training.memory import Memory

@@ -18,8 +18,8 @@ from typing import Any
 
 import tomli_w
 
+from fullfed.config import Recipe, load_recipe
 from fullfed.errors import UserError
-from fullfed.federation.recipe import Recipe, load_recipe
 from fullfed.files import write_atomically, write_json
 
 

@@ -19,10 +19,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from fullfed.config import Recipe
 from fullfed.data.federated import FederatedData, federate, load_federated
 from fullfed.data.partition import partition
 from fullfed.errors import UserError
-from fullfed.federation.recipe import Recipe
 from fullfed.quickstart import tasks
 
 BUILTIN = "builtin"

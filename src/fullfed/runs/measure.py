@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fullfed.config import Recipe
 from fullfed.evaluation.evaluate import evaluate
-from fullfed.federation.recipe import Recipe
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_data, load_model
 from fullfed.runs.replay import replay

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from fullfed.config import Recipe
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Plan, Update, decode, encode
-from fullfed.federation.recipe import Recipe
 from fullfed.federation.rounds import Engine, RoundResult, run_round
 from fullfed.federation.states import StatesOnDisk
 from fullfed.federation.traffic import Traffic

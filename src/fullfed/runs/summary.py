@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fullfed.federation.recipe import Recipe
+from fullfed.config import Recipe
 
 _SECONDS = ("train", "encode", "aggregate", "evaluate")
 

@@ -3,6 +3,7 @@
 Useful on its own, for gradient compression or zeroth-order optimisation; see docs/sketch.md.
 """
 
+from fullfed.randomness import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
 from fullfed.sketch.allocation import allocate
 from fullfed.sketch.budget import affordable
 from fullfed.sketch.checks import check_specification
@@ -10,7 +11,6 @@ from fullfed.sketch.coded import LARGEST_SCALE, Code, Coded, decoded, scales_fit
 from fullfed.sketch.codes import BITS, Largest, Rounded, code_of
 from fullfed.sketch.dense import NormalBasis, RademacherBasis
 from fullfed.sketch.directions import Distribution, accumulate_, perturb_
-from fullfed.sketch.generator import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
 from fullfed.sketch.pieces import Rounding
 from fullfed.sketch.rounding import round_
 from fullfed.sketch.sign import SignBasis

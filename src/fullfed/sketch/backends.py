@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.randomness import Stream
 from fullfed.sketch.blocks import BLOCK
 from fullfed.sketch.coded import Coded
 from fullfed.sketch.entries import Entries
-from fullfed.sketch.generator import Stream
 
 
 @dataclass(frozen=True)

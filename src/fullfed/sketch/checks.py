@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.randomness import SPECIFICATION
 from fullfed.sketch.coded import LARGEST_SCALE, Coded, scales_fit
-from fullfed.sketch.generator import SPECIFICATION
 from fullfed.sketch.strided import SERIAL
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

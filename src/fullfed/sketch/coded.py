@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.randomness import Stream
 from fullfed.sketch.blocks import BLOCK, side
-from fullfed.sketch.generator import Stream
 from fullfed.sketch.packed import Packed
 
 LARGEST_SCALE = 1e30  # what is decoded with it is finite

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fullfed.randomness import Stream
 from fullfed.sketch import dense_cpu, sign_cpu
 from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.blocks import BLOCK
 from fullfed.sketch.coded import Coded, decoded
 from fullfed.sketch.entries import Entries
-from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES
 from fullfed.sketch.packed import Packed
 from fullfed.sketch.pieces_cpu import Table, stored, tables

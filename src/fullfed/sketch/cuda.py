@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fullfed.randomness import Stream
 from fullfed.sketch import dense_cuda, sign_cuda
 from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.coded import Coded, decoded
 from fullfed.sketch.entries import Entries
-from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES
 
 BLOCK = 1024  # counters of a program at most

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.randomness import SHARED, Purpose, Stream
 from fullfed.sketch.backends import Direction, backend_for
 from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, check_tensors
 from fullfed.sketch.coded import Coded, decoded
 from fullfed.sketch.entries import SIGNS, Entries, truncated
-from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD, LANES
 from fullfed.sketch.pieces import Rounding, load, rounding_noise, writable, zeros
 from fullfed.sketch.series import second_moment

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.randomness import Stream
 from fullfed.sketch.backends import Direction, Rows, backend_for
 from fullfed.sketch.checks import check_scale, check_start, check_tensors
 from fullfed.sketch.entries import NORMALS, SIGNS
-from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import LANES
 from fullfed.sketch.pieces import Rounding, rounding_noise, writable
 

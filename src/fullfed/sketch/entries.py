@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fullfed.sketch.generator import Stream
+from fullfed.randomness import Stream
 from fullfed.sketch.layout import LANES, fields
 from fullfed.sketch.series import inverse_cdf
 

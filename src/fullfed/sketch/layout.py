@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fullfed.sketch.generator import Stream
+from fullfed.randomness import Stream
 
 LANES = 128  # row width of everything that is not a sign basis
 FOLD = 128  # rows added one after another before partial sums are added

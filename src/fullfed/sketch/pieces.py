@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fullfed.randomness import Purpose, Stream
 from fullfed.sketch.backends import Backend, Piece
-from fullfed.sketch.generator import Purpose, Stream
 from fullfed.sketch.strided import SERIAL, assign, elements, slices
 from fullfed.sketch.weights import ElementWeight, Factor
 

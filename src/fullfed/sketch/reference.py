@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fullfed.randomness import Stream
 from fullfed.sketch.backends import Direction, Piece, Rows
 from fullfed.sketch.coded import Coded, decoded
 from fullfed.sketch.entries import Entries, signs
-from fullfed.sketch.generator import Stream
 from fullfed.sketch.layout import FOLD, LANES, fields, rotations, row_signs
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.randomness import Stream
 from fullfed.sketch.backends import backend_for
 from fullfed.sketch.checks import check_tensors
-from fullfed.sketch.generator import Stream
 
 
 def round_(

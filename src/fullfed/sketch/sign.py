@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.randomness import SHARED, Purpose, Stream
 from fullfed.sketch.backends import Rows, backend_for
 from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, check_tensors
 from fullfed.sketch.coded import Coded, decoded
-from fullfed.sketch.generator import SHARED, Purpose, Stream
 from fullfed.sketch.layout import FOLD
 from fullfed.sketch.pieces import Rounding, readable, rounding_noise, writable, zeros
 from fullfed.sketch.weights import Weight, factors

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fullfed.config import DeploymentTable
 from fullfed.engines.flower.handouts import Handouts
 from fullfed.engines.flower.orders import Answer, Order
 from fullfed.engines.flower.post import Letter, Loss, Post, Station
@@ -22,7 +23,6 @@ from fullfed.engines.flower.records import pieces_of
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import MessageError, encode
-from fullfed.federation.recipe import DeploymentTable
 from fullfed.federation.traffic import Traffic
 from fullfed.federation.worker import Worker
 
