@@ -27,7 +27,7 @@ from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica
 from fullfed.federation.rounds import run_round
 from fullfed.federation.worker import Worker
-from fullfed.quickstart.recipe import quickstart_recipe
+from fullfed.quickstart import quickstart_recipe
 from fullfed.runs.assembly import Assembly, assemble
 from fullfed.sketch import Purpose, Stream
 from fullfed.training.loss import answer_loss

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +32,10 @@ from fullfed.data.examples import Example
 from fullfed.data.templates import render
 from fullfed.data.tokens import TokenizedExample, tokenize
 from fullfed.quickstart import MODEL_PATH
-from fullfed.quickstart.pretraining import PRETRAINING
-from fullfed.quickstart.tasks import FEDERATED_KINDS, PRETRAINING_KINDS, examples
-from fullfed.quickstart.unknown import UNKNOWN
+from fullfed.quickstart.kinds import Kind, draw_examples
+from fullfed.quickstart.tasks import FEDERATED
 from fullfed.randomness import Stream, uniforms
+from pretraining import PRETRAINING, UNDERSTOOD, UNKNOWN
 
 CONTEXT = 256
 VOCABULARY = 1280
@@ -211,15 +211,19 @@ def measure_matches(
     return right / len(items)
 
 
-def draw_examples(kinds: Sequence[str], count: int, seed: int, split: str) -> list[Example]:
+def examples(kinds: Mapping[str, Kind], count: int, seed: int, split: str) -> list[Example]:
     """That many examples of each of the kinds."""
-    return [item for kind in kinds for item in examples(kind, count, seed, split)]
+    return [
+        item
+        for name, kind in kinds.items()
+        for item in draw_examples(name, kind, count, seed, split)
+    ]
 
 
 GROUPS = {
-    "pretraining kinds": tuple(PRETRAINING),
-    "pretraining kinds whose instruction means nothing": tuple(UNKNOWN),
-    "federated kinds, never seen": FEDERATED_KINDS,
+    "pretraining kinds": UNDERSTOOD,
+    "pretraining kinds whose instruction means nothing": UNKNOWN,
+    "federated kinds, never seen": FEDERATED,
 }
 CARD = """\
 ---
@@ -231,7 +235,7 @@ tags: [llama, text-generation, federated-learning]
 # The quickstart's model
 
 A Llama of {parameters:,} parameters and {vocabulary:,} tokens, pretrained from scratch on {shown:,}
-generated examples of {kinds} kinds of small instruction tasks (`fullfed.quickstart`). It knows a
+generated examples of {kinds} kinds of small instruction tasks (`scripts/pretraining`). It knows a
 few hundred English words and nothing else; it is here so that `fullfed run` can show a federation
 learning, without a network, within two minutes. Licence: that of fullfed.
 
@@ -257,15 +261,15 @@ def write_card(folder: Path, count: int, seed: int, minutes: float) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rows = []
     for group, kinds in GROUPS.items():
-        items = draw_examples(kinds, TESTED, TEST_SEED, "test")
+        items = examples(kinds, TESTED, TEST_SEED, "test")
         loss = measure_loss(model, tokenizer, items)
         matches = measure_matches(model, tokenizer, items)
         rows.append(f"| {group} | {loss:.4f} | {matches:.3f} |")
     card = CARD.format(
         parameters=model.num_parameters(),
         vocabulary=VOCABULARY,
-        shown=count * len(PRETRAINING_KINDS),
-        kinds=len(PRETRAINING_KINDS),
+        shown=count * len(PRETRAINING),
+        kinds=len(PRETRAINING),
         tested=TESTED,
         test_seed=TEST_SEED,
         rows="\n".join(rows),
@@ -286,9 +290,9 @@ def main() -> None:
     torch.set_num_threads(1)
     started = time.monotonic()
 
-    corpus = draw_examples(PRETRAINING_KINDS, CORPUS_SHARE, arguments.seed, "train")
+    corpus = examples(PRETRAINING, CORPUS_SHARE, arguments.seed, "train")
     tokenizer = build_tokenizer(corpus)
-    items = draw_examples(PRETRAINING_KINDS, arguments.examples, arguments.seed, "train")
+    items = examples(PRETRAINING, arguments.examples, arguments.seed, "train")
     data = encode(tokenizer, items)
     model = build_model(tokenizer, arguments.seed)
     mean = np.mean([len(item) for item in data])

@@ -171,7 +171,7 @@ def methods() -> None:
 @app.command()
 def quickstart(out: Out = None) -> None:
     """FedAvg beside Ferret on the embedded model and tasks; no network, under two minutes."""
-    from fullfed.quickstart.recipe import quickstart_recipe
+    from fullfed.quickstart import quickstart_recipe
     from fullfed.reports.tables import summary_table
 
     folder = out or _unused(Path("runs") / "quickstart")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as TokenizerBase
 
+import pretrain_quickstart as script
 from fullfed.data.examples import Example
 from fullfed.quickstart import MODEL_PATH
-from fullfed.quickstart.tasks import FEDERATED_KINDS, PRETRAINING_KINDS
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_quickstart.py"
+from fullfed.quickstart.tasks import FEDERATED
+from pretraining import PRETRAINING
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,16 +24,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("pretrain_quickstart", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -70,36 +57,35 @@ def test_text_survives_the_tokenizer(tokenizer: TokenizerBase, text: str) -> Non
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_every_example_fits_the_context(script: ModuleType, tokenizer: TokenizerBase) -> None:
-    items = script.draw_examples(PRETRAINING_KINDS + FEDERATED_KINDS, 50, 6, "train")
+def test_every_example_fits_the_context(tokenizer: TokenizerBase) -> None:
+    items = script.examples(PRETRAINING | FEDERATED, 50, 6, "train")
     longest = max(map(len, script.encode(tokenizer, items)))
     assert longest <= 96 < script.CONTEXT
 
 
 @pytest.mark.parametrize("row", range(3))
 def test_the_loss_is_as_the_card_says(
-    script: ModuleType, model: PreTrainedModel, tokenizer: TokenizerBase, row: int
+    model: PreTrainedModel, tokenizer: TokenizerBase, row: int
 ) -> None:
     card = (MODEL_PATH / "README.md").read_text()
     group, kinds = list(script.GROUPS.items())[row]
     stated = re.search(rf"^\| {group} \| ([\d.]+) \|", card, re.MULTILINE)
     assert stated is not None
-    items = script.draw_examples(kinds, script.TESTED, script.TEST_SEED, "test")
+    items = script.examples(kinds, script.TESTED, script.TEST_SEED, "test")
     loss = script.measure_loss(model, tokenizer, items)
     assert loss == pytest.approx(float(stated[1]), rel=0.01, abs=0.001)
 
 
-def test_initial_weights_follow_from_the_seed(script: ModuleType, tokenizer: TokenizerBase) -> None:
+def test_initial_weights_follow_from_the_seed(tokenizer: TokenizerBase) -> None:
     first, again, other = (script.build_model(tokenizer, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_training_follows_from_the_seed_and_learns(
-    script: ModuleType, tokenizer: TokenizerBase
-) -> None:
-    data = script.encode(tokenizer, script.draw_examples(["copy_list", "who"], 96, 1, "train"))
-    tests = script.draw_examples(["copy_list", "who"], 20, 1, "test")
+def test_training_follows_from_the_seed_and_learns(tokenizer: TokenizerBase) -> None:
+    kinds = {name: PRETRAINING[name] for name in ("copy_list", "who")}
+    data = script.encode(tokenizer, script.examples(kinds, 96, 1, "train"))
+    tests = script.examples(kinds, 20, 1, "test")
     losses = []
     for _ in range(2):
         model = script.build_model(tokenizer, 1)
@@ -109,7 +95,7 @@ def test_training_follows_from_the_seed_and_learns(
     assert losses[0] == losses[1] < before
 
 
-def test_the_template_costs_three_tokens(script: ModuleType, tokenizer: TokenizerBase) -> None:
+def test_the_template_costs_three_tokens(tokenizer: TokenizerBase) -> None:
     example = Example("Say cat.", "", "cat", ("cat",))
     tokens = tokenizer.convert_ids_to_tokens(script.encode(tokenizer, [example])[0].ids.tolist())
     assert tokens[0] == "<s>"

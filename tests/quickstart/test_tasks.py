@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
 import pytest
 
 from fullfed.errors import UserError
-from fullfed.quickstart.federated import FEDERATED
-from fullfed.quickstart.pretraining import PRETRAINING
-from fullfed.quickstart.tasks import FEDERATED_KINDS, PRETRAINING_KINDS, examples
+from fullfed.quickstart.kinds import Kind, draw_examples
+from fullfed.quickstart.tasks import FEDERATED, FEDERATED_KINDS, examples
+from pretraining import PRETRAINING, UNDERSTOOD
 
-KINDS = PRETRAINING_KINDS + FEDERATED_KINDS
+KINDS = PRETRAINING | FEDERATED
+
+
+def digest(kinds: Mapping[str, Kind]) -> str:
+    """Of sixty examples of each kind and split."""
+    whole = hashlib.sha256()
+    for name, kind in kinds.items():
+        for split in ("train", "test"):
+            items = [asdict(item) for item in draw_examples(name, kind, 60, 11, split)]
+            whole.update(json.dumps(items, sort_keys=True).encode())
+    return whole.hexdigest()
+
+
+def test_the_examples_are_those_of_the_first_release() -> None:
+    assert digest(FEDERATED) == "71ed4f55bb4e689d7243f12946ba7036b4082adce0c2c7890e43afa12a979cdd"
+    assert digest(PRETRAINING) == "259e88c5bd52d845ad8963fa3a3e9eace185ec563d726d671b0c75f362b232e1"
 
 
 def test_there_are_enough_kinds_and_none_is_both_pretraining_and_federated() -> None:
-    assert len(PRETRAINING_KINDS) >= 30
-    assert len(FEDERATED_KINDS) >= 20
-    assert not set(PRETRAINING_KINDS) & set(FEDERATED_KINDS)
+    assert len(PRETRAINING) >= 30
+    assert len(FEDERATED) >= 20
+    assert not PRETRAINING.keys() & FEDERATED.keys()
 
 
 def test_no_instruction_of_a_federated_kind_occurs_in_pretraining() -> None:
-    known = {wording for kind in PRETRAINING.values() for wording in kind.wordings}
+    known = {wording for kind in UNDERSTOOD.values() for wording in kind.wordings}
     new = [wording for kind in FEDERATED.values() for wording in kind.wordings]
     assert not known & set(new)
     assert len(set(new)) == len(new)
@@ -30,15 +50,15 @@ def test_train_and_test_inputs_are_disjoint_under_any_seeds(kind: str) -> None:
     train = {
         item.input or item.instruction
         for seed in (1, 2)
-        for item in examples(kind, 200, seed, "train")
+        for item in draw_examples(kind, KINDS[kind], 200, seed, "train")
     }
-    test = {item.input or item.instruction for item in examples(kind, 50, 1, "test")}
-    assert not train & test
+    tests = draw_examples(kind, KINDS[kind], 50, 1, "test")
+    assert not train & {item.input or item.instruction for item in tests}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_examples_are_complete(kind: str) -> None:
-    for item in examples(kind, 50, 3, "train"):
+    for item in draw_examples(kind, KINDS[kind], 50, 3, "train"):
         assert item.instruction.strip()
         assert "{" not in item.instruction
         assert item.output.strip()

@@ -1,13 +1,54 @@
-"""What a kind of task is, and the material that kinds are made of: word lists and scenes."""
+"""What a kind of task is: how its examples are drawn, and the material that cases are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from fullfed.quickstart.draw import Draw
+from fullfed.data.examples import Example
+from fullfed.errors import UserError
 from fullfed.quickstart.words import COLORS, NAMES, NOUNS, PAST_VERBS, PLACES, WORDS
+from fullfed.randomness import Stream, uniforms
+
+T = TypeVar("T")
+
+SPLITS = ("train", "test")
+
+_PURPOSE = 0x7461736B  # "task"; clear of the purposes of the wire format
+_TEST_SHARE = 5  # one input in so many is a test input
+_CHOICES = 96  # random numbers set aside for an example, more than any kind of task uses
+_BATCH = 128  # examples whose numbers are computed at once, since one call costs much more than one
+
+
+class Draw:
+    """A short, fixed supply of random numbers, spent by choosing."""
+
+    def __init__(self, numbers: Sequence[float]) -> None:
+        self._numbers = iter(numbers)
+
+    def between(self, low: int, high: int) -> int:
+        """A whole number from low to high, both included."""
+        return low + int(next(self._numbers) * (high - low + 1))
+
+    def pick(self, choices: Sequence[T]) -> T:
+        """One of the choices."""
+        return choices[self.between(0, len(choices) - 1)]
+
+    def several(self, choices: Sequence[T], count: int) -> list[T]:
+        """That many different choices, in random order."""
+        rest = list(choices)
+        return [rest.pop(self.between(0, len(rest) - 1)) for _ in range(count)]
+
+
+def draws(stream: Stream) -> Iterator[Draw]:
+    """Endless draws; the n-th depends on the stream and n alone."""
+    start = 0
+    while True:
+        numbers = uniforms(stream, _BATCH * _CHOICES, start).reshape(_BATCH, _CHOICES)
+        yield from (Draw(row) for row in numbers.tolist())
+        start += _BATCH * _CHOICES
 
 
 class Case(NamedTuple):
@@ -27,6 +68,45 @@ class Kind:
     make: Callable[[Draw], Case]
 
 
+def split_of(text: str) -> str:
+    """The split of an input, or of an instruction without one, whatever seed it was drawn with."""
+    return "test" if zlib.crc32(text.encode()) % _TEST_SHARE == 0 else "train"
+
+
+def draw_examples(name: str, kind: Kind, count: int, seed: int, split: str) -> list[Example]:
+    """The first ``count`` examples of a kind under a seed.
+
+    No input of the train split is ever one of the test split. More examples of the same seed
+    begin with the same ones.
+
+    Args:
+        name: of the kind; no two kinds of a name, which decides what is drawn.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise UserError(f"There is no split {split!r}; there are {' and '.join(SPLITS)}.")
+    found: list[Example] = []
+    for draw in draws(Stream(seed, _PURPOSE, block=zlib.crc32(name.encode()))):
+        if len(found) == count:
+            break
+        case = kind.make(draw)
+        instruction = draw.pick(kind.wordings).format(case.detail)
+        if split_of(case.input or instruction) == split:
+            found.append(
+                Example(
+                    instruction=instruction,
+                    input=case.input,
+                    output=case.output,
+                    references=(case.output,),
+                    task=name,
+                    category=kind.category,
+                )
+            )
+    return found
+
+
 def listed(words: Sequence[object]) -> str:
     """The words as a list: "a, b, c"."""
     return ", ".join(map(str, words))
@@ -43,19 +123,6 @@ def of_words(
     def make(draw: Draw) -> Case:
         words = draw.several(vocabulary, draw.between(shortest, longest))
         return Case(listed(words), answer(words))
-
-    return make
-
-
-def of_each(answer: Callable[[str], str], vocabulary: Sequence[str]) -> Callable[[Draw], Case]:
-    """Makes cases whose input is one to three words and whose output is the answer to each.
-
-    Not always one word, or the words of the test inputs would be missing from the training split.
-    """
-
-    def make(draw: Draw) -> Case:
-        words = draw.several(vocabulary, draw.between(1, 3))
-        return Case(listed(words), listed([answer(word) for word in words]))
 
     return make
 

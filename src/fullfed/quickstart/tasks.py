@@ -1,58 +1,202 @@
-"""The quickstart's instruction data: generated, endless, and a pure function of a seed."""
+"""The quickstart's tasks, one kind a client: generated, endless, a pure function of a seed.
+
+The embedded model was pretrained on none of these kinds (scripts/pretraining/ has those): the
+questions and the forms of the answers are new, what they are made of is not. That is the usual
+situation of fine-tuning, and what lets a small model show within a few rounds whether a federation
+learns.
+"""
 
 from __future__ import annotations
 
-import zlib
-
 from fullfed.data.examples import Example
 from fullfed.errors import UserError
-from fullfed.quickstart.draw import draws
-from fullfed.quickstart.federated import FEDERATED
-from fullfed.quickstart.pretraining import PRETRAINING
-from fullfed.quickstart.unknown import UNKNOWN
-from fullfed.randomness import Stream
-
-PRETRAINING_KINDS = (*PRETRAINING, *UNKNOWN)
-FEDERATED_KINDS = tuple(FEDERATED)
-SPLITS = ("train", "test")
-
-_KINDS = PRETRAINING | UNKNOWN | FEDERATED
-_PURPOSE = 0x7461736B  # "task"; clear of the purposes of the wire format
-_TEST_SHARE = 5  # one input in so many is a test input
-
-
-def split_of(text: str) -> str:
-    """The split of an input, or of an instruction without one, whatever seed it was drawn with."""
-    return "test" if zlib.crc32(text.encode()) % _TEST_SHARE == 0 else "train"
+from fullfed.quickstart.kinds import (
+    Case,
+    Draw,
+    Kind,
+    Scene,
+    draw_examples,
+    draw_scene,
+    listed,
+    of_scene,
+    of_words,
+)
+from fullfed.quickstart.words import (
+    BASE_OF,
+    DAYS,
+    FOODS,
+    GROUP_OF,
+    HAPPY,
+    NAMES,
+    NOUNS,
+    NUMBER_WORDS,
+    OPPOSITES,
+    PAST_VERBS,
+    PLACES,
+    SAD,
+    plural,
+    with_article,
+)
 
 
 def examples(kind: str, count: int, seed: int, split: str) -> list[Example]:
-    """The first ``count`` examples of a kind under a seed.
+    """The first ``count`` examples of one of the federated kinds under a seed; see draw_examples.
 
-    No input of the train split is ever one of the test split. More examples of the same seed
-    begin with the same ones.
+    Raises:
+        UserError: there is no such kind or split.
     """
-    if kind not in _KINDS:
-        raise UserError(f"There is no quickstart task {kind!r}; there are {', '.join(_KINDS)}.")
-    if split not in SPLITS:
-        raise UserError(f"There is no split {split!r}; there are {' and '.join(SPLITS)}.")
-    task = _KINDS[kind]
-    found: list[Example] = []
-    stream = Stream(seed, _PURPOSE, block=zlib.crc32(kind.encode()))
-    for draw in draws(stream):
-        if len(found) == count:
-            break
-        case = task.make(draw)
-        instruction = draw.pick(task.wordings).format(case.detail)
-        if split_of(case.input or instruction) == split:
-            found.append(
-                Example(
-                    instruction=instruction,
-                    input=case.input,
-                    output=case.output,
-                    references=(case.output,),
-                    task=kind,
-                    category=task.category,
-                )
-            )
-    return found
+    if kind not in FEDERATED:
+        known = ", ".join(FEDERATED)
+        raise UserError(f"There is no quickstart task {kind!r}; there are {known}.")
+    return draw_examples(kind, FEDERATED[kind], count, seed, split)
+
+
+def _smaller(draw: Draw) -> Case:
+    low, high = sorted(draw.several(range(60), 2))
+    return Case(listed(draw.several((low, high), 2)), f"{low} is less than {high}.")
+
+
+def _whole_sum(draw: Draw) -> Case:
+    first, second = draw.between(0, 12), draw.between(0, 12)
+    return Case(f"{first}, {second}", f"{first} + {second} = {first + second}")
+
+
+def _day_before(draw: Draw) -> Case:
+    day = draw.between(0, 6)
+    person, place = draw.pick(NAMES), draw.pick(PLACES)
+    return Case(
+        f"{person} comes to the {place} on {DAYS[day]}.",
+        f"{person} comes to the {place} on {DAYS[day - 1]}.",
+    )
+
+
+def _amount(draw: Draw) -> Case:
+    count, noun = draw.between(2, 12), draw.pick(NOUNS + FOODS)
+    return Case(f"{noun}, {count}", f"{NUMBER_WORDS[count]} {plural(noun)}")
+
+
+def _opposite_sentence(draw: Draw) -> Case:
+    noun, quality = draw.pick(NOUNS + PLACES), draw.pick(list(OPPOSITES))
+    return Case(f"The {noun} is {quality}.", f"The {noun} is {OPPOSITES[quality]}.")
+
+
+def _question(scene: Scene) -> str:
+    return f"Where did {scene.name} {BASE_OF[scene.verb]} the {scene.thing}?"
+
+
+def _mood(draw: Draw) -> Case:
+    feeling = draw.pick(draw.pick((HAPPY, SAD)))
+    text = f"{draw.pick(NAMES)} was {feeling} in the {draw.pick(PLACES)}."
+    return Case(text, f"{'good' if feeling in HAPPY else 'bad'} mood")
+
+
+def _thanks(draw: Draw) -> Case:
+    giver, taker = draw.several(NAMES, 2)
+    thing = draw.pick(NOUNS)
+    return Case(f"{giver} brought {taker} the {thing}.", f"Thank you for the {thing}, {giver}!")
+
+
+def _both(draw: Draw) -> Case:
+    first, second = draw.several(NAMES, 2)
+    verb, thing = draw.pick(PAST_VERBS), draw.pick(NOUNS)
+    return Case(
+        f"{first} {verb} the {thing}. {second} {verb} the {thing}.",
+        f"{first} and {second} {verb} the {thing}.",
+    )
+
+
+def _bill(draw: Draw) -> Case:
+    foods = draw.several(FOODS, 2)
+    counts = (draw.between(2, 12), draw.between(2, 12))
+    bought = " and ".join(
+        f"{count} {plural(food)}" for count, food in zip(counts, foods, strict=True)
+    )
+    bill = "; ".join(f"{food}: {count}" for count, food in zip(counts, foods, strict=True))
+    return Case(f"{draw.pick(NAMES)} bought {bought}.", bill)
+
+
+def _denial(draw: Draw) -> Case:
+    scene = draw_scene(draw)
+    text = f"{scene.name} did not {BASE_OF[scene.verb]} the {scene.thing}."
+    return Case(scene.text, text)
+
+
+def _kinds_of_things(words: list[str]) -> str:
+    return "; ".join(f"{word}: {GROUP_OF[word]}" for word in words)
+
+
+FEDERATED: dict[str, Kind] = {
+    # Lists of words.
+    "second_place": Kind(
+        "lists",
+        ("Tell which word won the silver medal.",),
+        of_words(lambda words: f"Silver goes to {words[1]}."),
+    ),
+    "swap_ends": Kind(
+        "lists",
+        ("Exchange the two outer words.",),
+        of_words(lambda words: listed([words[-1], *words[1:-1], words[0]])),
+    ),
+    "without_last": Kind(
+        "lists",
+        ("Leave out what stands at the end.",),
+        of_words(lambda words: listed(words[:-1])),
+    ),
+    "offer": Kind(
+        "lists",
+        ("Offer a choice.",),
+        of_words(lambda words: f"Would you like {', '.join(words[:-1])} or {words[-1]}?"),
+    ),
+    "twice_each": Kind(
+        "lists",
+        ("Double everything.",),
+        of_words(lambda words: listed([f"{word} {word}" for word in words]), longest=4),
+    ),
+    "arrows": Kind("lists", ("Draw a path.",), of_words(" -> ".join)),
+    "headed_list": Kind(
+        "lists",
+        ("Summarize by size and start.",),
+        of_words(lambda words: f"{len(words)} words from {words[0]}"),
+    ),
+    "initials": Kind(
+        "lists",
+        ("Abbreviate.",),
+        of_words(lambda words: " ".join(f"{word[0]}." for word in words)),
+    ),
+    "classify_each": Kind("lists", ("Label every item.",), of_words(_kinds_of_things, longest=3)),
+    # Numbers.
+    "smaller": Kind("numbers", ("Compare the values.",), _smaller),
+    "whole_sum": Kind("numbers", ("Show the complete calculation.",), _whole_sum),
+    "amount": Kind("numbers", ("Name the amount.",), _amount),
+    "bill": Kind("numbers", ("Prepare the bill.",), _bill),
+    # Sentences.
+    "opposite_sentence": Kind("sentences", ("Claim the contrary.",), _opposite_sentence),
+    "day_before": Kind("sentences", ("Move the visit forward by a day.",), _day_before),
+    "record": Kind(
+        "sentences",
+        ("Fill in the form.",),
+        of_scene(lambda scene: f"name: {scene.name}; place: {scene.place}"),
+    ),
+    "question": Kind("sentences", ("Inquire about the location.",), of_scene(_question)),
+    "noun_phrase": Kind(
+        "sentences",
+        ("Describe the object.",),
+        of_scene(lambda scene: f"{with_article(scene.color)} {scene.thing}"),
+    ),
+    "mood": Kind("sentences", ("Judge the atmosphere.",), _mood),
+    "thanks": Kind("sentences", ("Reply politely.",), _thanks),
+    "said": Kind(
+        "sentences",
+        ("Let them speak for themselves.",),
+        of_scene(lambda scene: f"{scene.name}: I {scene.verb} the {scene.thing}."),
+    ),
+    "denial": Kind("sentences", ("Deny that.",), _denial),
+    "both": Kind("sentences", ("Merge what is common.",), _both),
+    "search": Kind(
+        "sentences",
+        ("Give directions.",),
+        of_scene(lambda scene: f"Go to the {scene.place} and ask {scene.name}."),
+    ),
+}
+
+FEDERATED_KINDS = tuple(FEDERATED)

@@ -52,11 +52,6 @@ OPPOSITES = {
 }  # fmt: skip
 OPPOSITES |= {second: first for first, second in OPPOSITES.items()}
 
-SOUNDS = {
-    "dog": "woof", "cat": "meow", "cow": "moo", "sheep": "baa", "duck": "quack",
-    "lion": "roar", "snake": "hiss", "bird": "tweet", "pig": "oink", "horse": "neigh",
-}  # fmt: skip
-
 # Base form to past form.
 VERBS = {
     "find": "found", "lose": "lost", "see": "saw", "take": "took", "hide": "hid",
@@ -70,10 +65,6 @@ HAPPY = ("happy", "glad", "cheerful", "proud", "delighted", "excited")
 SAD = ("sad", "angry", "afraid", "lonely", "bored", "worried")
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
-)  # fmt: skip
 NUMBER_WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
     "eleven", "twelve",

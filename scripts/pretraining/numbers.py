@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fullfed.quickstart.draw import Draw
-from fullfed.quickstart.kinds import Case, Kind, of_each
+from fullfed.quickstart.kinds import Case, Draw, Kind
 from fullfed.quickstart.words import NAMES, NOUNS, NUMBER_WORDS, PAST_VERBS, plural
+from pretraining.single_words import of_each
 
 _NUMBERS = [str(number) for number in range(61)]
 _NUMBER_OF_WORD = {word: str(number) for number, word in enumerate(NUMBER_WORDS)}

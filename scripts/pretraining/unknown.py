@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fullfed.quickstart.draw import Draw
-from fullfed.quickstart.kinds import Case, Kind, draw_scene, listed
+from fullfed.quickstart.kinds import Case, Draw, Kind, draw_scene, listed
 from fullfed.quickstart.words import (
     BASE_OF,
     DAYS,

@@ -8,9 +8,11 @@ tell many instructions apart is quick to learn one more.
 from __future__ import annotations
 
 from fullfed.quickstart.kinds import Kind
-from fullfed.quickstart.pretraining.lists import LISTS
-from fullfed.quickstart.pretraining.numbers import NUMBERS
-from fullfed.quickstart.pretraining.sentences import SENTENCES
-from fullfed.quickstart.pretraining.single_words import SINGLE_WORDS
+from pretraining.lists import LISTS
+from pretraining.numbers import NUMBERS
+from pretraining.sentences import SENTENCES
+from pretraining.single_words import SINGLE_WORDS
+from pretraining.unknown import UNKNOWN
 
-PRETRAINING: dict[str, Kind] = LISTS | SINGLE_WORDS | NUMBERS | SENTENCES
+UNDERSTOOD: dict[str, Kind] = LISTS | SINGLE_WORDS | NUMBERS | SENTENCES
+PRETRAINING: dict[str, Kind] = UNDERSTOOD | UNKNOWN

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fullfed.quickstart.draw import Draw
-from fullfed.quickstart.kinds import Case, Kind, listed, of_words
+from fullfed.quickstart.kinds import Case, Draw, Kind, listed, of_words
 from fullfed.quickstart.words import GROUPS, WORDS
 
 _POSITIONS = ("first", "second", "third", "fourth", "fifth")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fullfed.quickstart.draw import Draw
-from fullfed.quickstart.kinds import Case, Kind, draw_scene, listed, of_scene
+from fullfed.quickstart.kinds import Case, Draw, Kind, draw_scene, listed, of_scene
 from fullfed.quickstart.words import (
     ANIMALS,
     BASE_OF,

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from fullfed.quickstart.draw import Draw
-from fullfed.quickstart.kinds import Case, Kind, listed, of_each
+from collections.abc import Callable, Sequence
+
+from fullfed.quickstart.kinds import Case, Draw, Kind, listed
 from fullfed.quickstart.words import (
     BASE_OF,
     COLORS,
     DAYS,
     GROUP_OF,
-    MONTHS,
     NOUNS,
     NUMBER_WORDS,
     OPPOSITES,
     PAST_VERBS,
-    SOUNDS,
     VERBS,
     WORDS,
     plural,
     with_article,
 )
 
+_MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+)  # fmt: skip
+_SOUNDS = {
+    "dog": "woof", "cat": "meow", "cow": "moo", "sheep": "baa", "duck": "quack",
+    "lion": "roar", "snake": "hiss", "bird": "tweet", "pig": "oink", "horse": "neigh",
+}  # fmt: skip
+
 _DAY_AFTER = dict(zip(DAYS, DAYS[1:] + DAYS[:1], strict=True))
-_MONTH_AFTER = dict(zip(MONTHS, MONTHS[1:] + MONTHS[:1], strict=True))
+_MONTH_AFTER = dict(zip(_MONTHS, _MONTHS[1:] + _MONTHS[:1], strict=True))
+
+
+def of_each(answer: Callable[[str], str], vocabulary: Sequence[str]) -> Callable[[Draw], Case]:
+    """Makes cases whose input is one to three words and whose output is the answer to each.
+
+    Not always one word, or the words of the test inputs would be missing from the training split.
+    """
+
+    def make(draw: Draw) -> Case:
+        words = draw.several(vocabulary, draw.between(1, 3))
+        return Case(listed(words), listed([answer(word) for word in words]))
+
+    return make
 
 
 def _say_after(draw: Draw) -> Case:
@@ -103,7 +124,7 @@ SINGLE_WORDS: dict[str, Kind] = {
     "sound": Kind(
         "words",
         ("Which sound does the animal make?", "What does it say?"),
-        of_each(SOUNDS.__getitem__, list(SOUNDS)),
+        of_each(_SOUNDS.__getitem__, list(_SOUNDS)),
     ),
     "article": Kind(
         "words", ("Write the word with a or an.", "Put the article."), of_each(with_article, WORDS)
@@ -116,6 +137,6 @@ SINGLE_WORDS: dict[str, Kind] = {
     "following_month": Kind(
         "words",
         ("Which month comes next?", "Write the month after."),
-        of_each(_MONTH_AFTER.__getitem__, MONTHS),
+        of_each(_MONTH_AFTER.__getitem__, _MONTHS),
     ),
 }
