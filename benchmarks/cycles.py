@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fullfed.reports.text import bytes_text, seconds_text
+from fullfed.units import bytes_text, seconds_text
 from share_of_fedavg import spread
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "fedcybgd.toml"

@@ -43,8 +43,8 @@ from fullfed.federation.worker import Worker
 from fullfed.methods import fedavg, ferret
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
-from fullfed.reports.text import bytes_text
 from fullfed.training.first_order import FirstOrder
+from fullfed.units import bytes_text
 from machine import machine
 from shapes import SHAPES, random_clients
 

@@ -28,10 +28,10 @@ from typing import Any
 from fullfed.config import load_recipe
 from fullfed.methods.ferret import REPORT_HEADER
 from fullfed.reports.plots import can_plot, plot_runs
-from fullfed.reports.text import bytes_text, seconds_text
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model
 from fullfed.sketch import BITS
+from fullfed.units import bytes_text, seconds_text
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from fullfed.config import Recipe, load_recipe
 from fullfed.deployment import commands
 from fullfed.errors import UserError
 from fullfed.files import write_atomically
+
+if TYPE_CHECKING:
+    from fullfed.runs.callbacks import Callback
 
 app = typer.Typer(
     help="Federated full-parameter fine-tuning of language models in kilobytes a round.",
@@ -47,8 +50,8 @@ def resume(directory: RunDirectory) -> None:
     """Carry a stopped run on to its end."""
     from fullfed.runs import run as runs
 
-    with _watching(directory) as watcher:
-        summary = runs.resume(directory, watcher)
+    with _progress(directory) as callbacks:
+        summary = runs.resume(directory, callbacks)
     _show_end(directory, summary)
 
 
@@ -134,7 +137,7 @@ def compare(
     """Several methods on the same clients, samples, rounds and evaluation."""
     from fullfed.compare.comparison import Comparison
     from fullfed.compare.folder import ComparisonFolder
-    from fullfed.reports.comparing import watching_comparison
+    from fullfed.compare.progress import comparison_progress
     from fullfed.reports.comparison_document import comparison_document
     from fullfed.reports.comparison_page import write_page
     from fullfed.reports.comparison_tables import comparison_table
@@ -145,8 +148,8 @@ def compare(
     folder = ComparisonFolder(out or Path("runs") / f"{recipe.stem}-compared")
     command = shlex.join(["fullfed", *sys.argv[1:]])
     try:
-        with watching_comparison(Console()) as watcher:
-            data = comparison.carry_out(folder, command, watcher)
+        with comparison_progress(Console()) as callback:
+            data = comparison.carry_out(folder, command, callback)
     except KeyboardInterrupt:
         _print("stopped; the same command carries on with what is missing")
         sys.exit(130)
@@ -189,19 +192,20 @@ def carry_out(recipe: Recipe, directory: Path, table: bool = True) -> dict[str, 
     """Run a recipe into a folder, showing progress; return the summary."""
     from fullfed.runs import run as runs
 
-    with _watching(directory) as watcher:
-        summary = runs.start(recipe, directory, watcher)
+    with _progress(directory) as callbacks:
+        summary = runs.start(recipe, directory, callbacks)
     _show_end(directory, summary, table)
     return summary
 
 
 @contextmanager
-def _watching(directory: Path) -> Iterator[Any]:
-    from fullfed.reports.progress import watching
+def _progress(directory: Path) -> Iterator[list[Callback]]:
+    """What shows a run's progress; an interruption ends the program with a word on how to go on."""
+    from fullfed.runs.progress import progress_callbacks
 
     try:
-        with watching(Console(), directory) as watcher:
-            yield watcher
+        with progress_callbacks(Console(), directory) as callbacks:
+            yield callbacks
     except KeyboardInterrupt:
         _print(f"stopped; carry on with: fullfed resume {directory}")
         sys.exit(130)

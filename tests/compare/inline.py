@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fullfed.compare import child
+from fullfed.compare import processes
 from fullfed.compare.folder import ComparisonFolder
-from fullfed.compare.processes import Task, Watcher
+from fullfed.compare.plan import Task
+from fullfed.compare.progress import ComparisonCallback
 from fullfed.errors import UserError
 
 
 def carry_out(
-    tasks: Sequence[Task], folder: Path, jobs: int, threads: int, watcher: Watcher
+    tasks: Sequence[Task], folder: Path, jobs: int, threads: int, callback: ComparisonCallback
 ) -> dict[Task, str]:
     """As fullfed.compare.processes.carry_out, one task after another."""
     here, failures = ComparisonFolder(folder), {}
@@ -21,13 +22,13 @@ def carry_out(
 
         def say(event: dict[str, Any], task: Task = task) -> None:
             if "line" in event:
-                watcher.line(task, event["line"])
+                callback.on_message(task, event["line"])
 
         try:
             if task.seed is None:
-                child.search(here, task.label, say)
+                processes.carry_out_search(here, task.label, say)
             else:
-                child.carry_out(here, task.label, task.seed, say)
+                processes.carry_out_run(here, task.label, task.seed, say)
         except UserError as error:
             failures[task] = str(error)
     return failures

@@ -16,9 +16,9 @@ from compare import inline
 from fullfed.compare import comparison
 from fullfed.compare.comparison import Comparison
 from fullfed.compare.folder import ComparisonFolder
-from fullfed.compare.processes import Silence, Task
-from fullfed.compare.trials import Trials
-from fullfed.compare.validation import hold_out
+from fullfed.compare.plan import Task
+from fullfed.compare.progress import ComparisonCallback
+from fullfed.compare.search import Trials, hold_out
 from fullfed.config import load_recipe
 from fullfed.data.federated import FederatedData
 from fullfed.errors import UserError
@@ -54,22 +54,22 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "small.toml"
 
 
-class Lines(Silence):
-    """A watcher that keeps what is worth keeping."""
+class Lines(ComparisonCallback):
+    """Keeps what is worth keeping."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def line(self, task: Task, text: str) -> None:
+    def on_message(self, task: Task, text: str) -> None:
         self.lines.append(f"{task}: {text}")
 
 
 def carry_out(
     recipe: Path, out: Path, labels: list[str] = LABELS, seeds: int = 2
 ) -> tuple[dict[str, Any], list[str]]:
-    watcher = Lines()
+    told = Lines()
     ours = Comparison(recipe, labels, seeds=seeds, trials=3)
-    return ours.carry_out(ComparisonFolder(out), "typed", watcher), watcher.lines
+    return ours.carry_out(ComparisonFolder(out), "typed", told), told.lines
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_it_goes_on_with_what_is_missing(recipe: Path, finished: Path, tmp_path:
     out = tmp_path / "out"
     carry_out(recipe, out, ["few"], seeds=1)
     kept = (out / "runs" / "few" / "seed-0" / "summary.json").read_bytes()
-    real, calls = inline.child.carry_out, []
+    real, calls = inline.processes.carry_out_run, []
 
     def interrupted(*arguments: Any) -> None:
         calls.append(arguments[1:3])
@@ -216,7 +216,7 @@ def test_it_goes_on_with_what_is_missing(recipe: Path, finished: Path, tmp_path:
         real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inline.child, "carry_out", interrupted)
+        patch.setattr(inline.processes, "carry_out_run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             carry_out(recipe, out, ["fedavg", "few"])
     assert calls == [("fedavg", 0), ("fedavg", 1)], "what is finished is not done again"
@@ -252,7 +252,7 @@ def test_a_method_whose_search_fails_is_recorded_and_the_others_go_on(
     def refuse(*arguments: Any) -> Trials:
         raise UserError("the disk is full.")
 
-    monkeypatch.setattr(inline.child, "Trials", refuse)
+    monkeypatch.setattr(inline.processes, "Trials", refuse)
     found, _ = carry_out(recipe, out, ["fedavg", "few"])
     assert [r["failed"] for r in methods(found)["few"]["runs"]] == [
         "in its search: the disk is full."

@@ -16,6 +16,7 @@ from fullfed.errors import UserError
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
 from fullfed.runs import run
+from fullfed.runs.callbacks import Callback
 from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.measure import measure
@@ -44,13 +45,13 @@ def runs(ingredients: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {name: folder / name for name in NAMES}
 
 
-class StopAfter(run.Silence):
+class StopAfter(Callback):
     """Interrupts a run once a round's line is written."""
 
     def __init__(self, round: int) -> None:
         self._round = round
 
-    def round(self, record: dict[str, Any]) -> None:
+    def on_round_end(self, record: dict[str, Any]) -> None:
         if record["round"] == self._round:
             raise KeyboardInterrupt
 
@@ -69,7 +70,7 @@ def test_a_stopped_run_resumes_to_the_same_end(
     """Stopped after round 0 there is no snapshot to resume from, after round 2 there is."""
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run.start(of(ingredients, name), out, StopAfter(last))
+        run.start(of(ingredients, name), out, [StopAfter(last)])
     assert (out / "snapshot.safetensors").exists() == (last == 2)
     run.resume(out)
     assert (out / "updates.log").read_bytes() == (runs[name] / "updates.log").read_bytes()

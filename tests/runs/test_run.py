@@ -15,6 +15,7 @@ from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
 from fullfed.randomness import Purpose, Stream, uniforms
 from fullfed.runs import run
+from fullfed.runs.callbacks import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify
 from runs.small import ROUNDS, recipe
@@ -185,30 +186,33 @@ def test_a_folder_that_cannot_be_made_is_an_error_in_one_sentence(
         run.start(recipe(ingredients), tmp_path / "file" / "run")
 
 
-class Recorder(run.Silence):
-    """A watcher that remembers what it was told."""
+class Recorder(Callback):
+    """Remembers what it was told."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def begin(self, assembly: Any, version: int) -> None:
+    def on_run_begin(self, assembly: Any, version: int) -> None:
         self.told.append(f"begin {version}")
 
-    def visit(self, round: int, arrival: Any) -> None:
+    def on_visit_end(self, round: int, arrival: Any) -> None:
         self.told.append(f"visit {round}")
 
-    def round(self, record: dict[str, Any]) -> None:
+    def on_round_end(self, record: dict[str, Any]) -> None:
         self.told.append(f"round {record['round']}")
 
-    def end(self, summary: dict[str, Any]) -> None:
+    def on_run_end(self, summary: dict[str, Any]) -> None:
         self.told.append("end")
 
 
-def test_a_watcher_is_told_of_every_visit_and_round(ingredients: Path, tmp_path: Path) -> None:
-    watcher = Recorder()
-    run.start(recipe(ingredients, federation={"rounds": 2}), tmp_path / "run", watcher)
+def test_callbacks_are_told_of_every_visit_and_round_in_order(
+    ingredients: Path, tmp_path: Path
+) -> None:
+    recorders = [Recorder(), Recorder()]
+    run.start(recipe(ingredients, federation={"rounds": 2}), tmp_path / "run", recorders)
     visits = [["visit 0"] * 2 + ["round 0"], ["visit 1"] * 2 + ["round 1"]]
-    assert watcher.told == ["begin 0", *visits[0], *visits[1], "end"]
+    for recorder in recorders:
+        assert recorder.told == ["begin 0", *visits[0], *visits[1], "end"]
 
 
 def test_a_full_disk_ends_the_run_in_one_sentence_and_it_can_be_resumed(

@@ -1,8 +1,9 @@
-"""Carrying out a comparison, from the first search or from wherever it was stopped."""
+"""A comparison: carried out from wherever it was stopped, and what came of it, comparison.json."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,17 +11,27 @@ from typing import Any
 
 import torch
 
-from fullfed.compare.environment import environment
 from fullfed.compare.folder import ComparisonFolder
-from fullfed.compare.plan import Contestant, contestants
-from fullfed.compare.processes import Silence, Task, Watcher, carry_out
-from fullfed.compare.result import collect
-from fullfed.compare.validation import hold_out
+from fullfed.compare.plan import Contestant, Task, contestants
+from fullfed.compare.processes import carry_out
+from fullfed.compare.progress import ComparisonCallback
+from fullfed.compare.search import hold_out
 from fullfed.config import load_tables, parse_recipe
 from fullfed.errors import UserError
 from fullfed.files import write_json
+from fullfed.methods.catalogue import METHODS
 from fullfed.runs.assembly import build_method, method_options
+from fullfed.runs.environment import environment
 from fullfed.runs.loading import load_data, load_model
+
+TARGET_SHARE = 0.9  # of the way from the base model's loss to the best method's
+COLUMNS = (
+    "rounds_to_target",
+    *("up_bytes", "down_bytes"),
+    *("train_seconds", "encode_seconds", "aggregate_seconds", "total_seconds"),
+    "peak_memory_bytes",
+)
+_PARTS = ("train", "encode", "aggregate")
 
 
 class Comparison:
@@ -81,27 +92,30 @@ class Comparison:
         )
 
     def carry_out(
-        self, folder: ComparisonFolder, command: str, watcher: Watcher | None = None
+        self,
+        folder: ComparisonFolder,
+        command: str,
+        callback: ComparisonCallback | None = None,
     ) -> dict[str, Any]:
         """Do what is missing in the folder; return what comparison.json then holds.
 
         Args:
             folder: new, or begun by the same recipe.
             command: what was typed, for the record.
-            watcher: is told how it is getting on.
+            callback: is told how it is getting on.
 
         Raises:
             UserError: there is something else in the folder, or every run fails.
         """
-        watcher = watcher or Silence()
+        callback = callback or ComparisonCallback()
         with folder.held():
             folder.accept(self._contestants, self._trials, self._trial_rounds)
-            found = self._search(folder, watcher)
+            found = self._search(folder, callback)
             runs = [Task(c.label, s) for s in self._seeds for c in self._contestants]
             failures = {task: found[task.label] for task in runs if task.label in found}
             due = [t for t in runs if t not in failures and not self._finished(folder, t)]
-            watcher.stage("runs", len(due))
-            failures |= carry_out(due, folder.path, self._jobs, self._threads, watcher)
+            callback.on_stage_begin("runs", len(due))
+            failures |= carry_out(due, folder.path, self._jobs, self._threads, callback)
             if len(failures) == len(runs):
                 raise UserError(f"every run failed; {runs[0]}: {failures[runs[0]]}")
             data = self._describe(command) | collect(
@@ -111,13 +125,13 @@ class Comparison:
             write_json(folder.data_file, data)
         return data
 
-    def _search(self, folder: ComparisonFolder, watcher: Watcher) -> dict[str, str]:
+    def _search(self, folder: ComparisonFolder, callback: ComparisonCallback) -> dict[str, str]:
         """Carry out what is missing of the searches; return why some could not be."""
         due = [
             Task(c.label) for c in self._contestants if len(folder.trials(c.label)) < self._trials
         ]
-        watcher.stage("searches", len(due))
-        failures = carry_out(due, folder.path, self._jobs, self._threads, watcher)
+        callback.on_stage_begin("searches", len(due))
+        failures = carry_out(due, folder.path, self._jobs, self._threads, callback)
         return {task.label: f"in its search: {reason}" for task, reason in failures.items()}
 
     def _finished(self, folder: ComparisonFolder, task: Task) -> bool:
@@ -135,7 +149,7 @@ class Comparison:
             "command": command,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "recipe": self._recipe.model_dump(mode="json", exclude_none=True),
-            "environment": environment(self._jobs, self._threads),
+            "environment": {**environment(), "jobs": self._jobs, "threads": self._threads},
         }
 
     def _search_record(self, folder: ComparisonFolder) -> dict[str, Any]:
@@ -167,3 +181,121 @@ def _check(contestants: Sequence[Contestant]) -> int:
         method.plans(0, None)  # a schedule that does not fit shows at once
     _, validation = hold_out([c.examples for c in data.clients], recipe.federation.seed)
     return len(validation)
+
+
+def collect(
+    folder: ComparisonFolder,
+    contestants: Sequence[Contestant],
+    seeds: Sequence[int],
+    failures: Mapping[Task, str],
+) -> dict[str, Any]:
+    """Metrics, target and methods of comparison.json, from what the run folders hold."""
+    metrics = list(contestants[0].recipe.evaluation.metrics)
+    runs = {
+        c.label: [
+            _run(folder, c.label, seed, metrics, failures.get(Task(c.label, seed)))
+            for seed in seeds
+        ]
+        for c in contestants
+    }
+    target = _target(runs, contestants[0].recipe.evaluation.every)
+    return {
+        "metrics": metrics,
+        "target": target,
+        "methods": [
+            {
+                "label": c.label,
+                "method": c.recipe.method.name,
+                "title": METHODS[c.recipe.method.name].title,
+                "paper": METHODS[c.recipe.method.name].paper,
+                "learning_rate": folder.learning_rate(c.label),
+                "changes": dict(c.changes),
+                "runs": runs[c.label],
+                "columns": _columns(runs[c.label], metrics, target["value"]),
+            }
+            for c in contestants
+        ],
+    }
+
+
+def _run(
+    folder: ComparisonFolder, label: str, seed: int, metrics: Sequence[str], failed: str | None
+) -> dict[str, Any]:
+    run = folder.run(label, seed)
+    base = run.base() if run.base_file.exists() else {}
+    records = run.metrics()
+    return {
+        "seed": seed,
+        "folder": str(run.path.relative_to(folder.path)),
+        "failed": failed,
+        "base": {metric: base[metric] for metric in metrics if base},
+        "rounds": [_round(record, metrics) for record in records],
+        "peak_memory_bytes": max((r["peak_memory_bytes"] for r in records), default=0),
+    }
+
+
+def _round(record: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    return {
+        "round": record["round"] + 1,
+        **{metric: record.get(metric) for metric in metrics},
+        "up": record["bytes"]["up"],
+        "down": record["bytes"]["down"],
+        "seconds": {part: record["seconds"][part] for part in _PARTS},
+        "refused": len(record["refused"]),
+    }
+
+
+def _finished(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [run for run in runs if run["failed"] is None]
+
+
+def _target(runs: Mapping[str, Sequence[Mapping[str, Any]]], every: int) -> dict[str, Any]:
+    """The loss that counts as reached: most of the way to the best mean final loss."""
+    done = {label: finished for label, own in runs.items() if (finished := _finished(own))}
+    base = next(iter(done.values()))[0]["base"]["loss"]
+    means = {
+        label: statistics.fmean(run["rounds"][-1]["loss"] for run in finished)
+        for label, finished in done.items()
+    }
+    leader = min(means, key=lambda label: means[label])
+    return {
+        "metric": "loss",
+        "value": base - TARGET_SHARE * (base - means[leader]),
+        "meaning": (
+            f"{TARGET_SHARE:.0%} of the way from the base model's loss, {base:.4f}, to the lowest "
+            f"mean final loss, {means[leader]:.4f} of {leader}; the loss is measured every "
+            f"{f'{every} rounds' if every > 1 else 'round'}"
+        ),
+    }
+
+
+def _columns(
+    runs: Sequence[Mapping[str, Any]], metrics: Sequence[str], target: float
+) -> dict[str, Any]:
+    """Each column's value for every seed, and their mean and spread over the finished runs."""
+    finished = {run["seed"]: _values(run, metrics, target) for run in _finished(runs)}
+    columns = {}
+    for name in (*metrics, *COLUMNS):
+        present = [values[name] for values in finished.values()]
+        known = bool(present) and None not in present
+        columns[name] = {
+            "values": [finished[r["seed"]][name] if r["seed"] in finished else None for r in runs],
+            "mean": statistics.fmean(present) if known else None,
+            "spread": statistics.stdev(present) if known and len(present) > 1 else None,
+        }
+    return columns
+
+
+def _values(run: Mapping[str, Any], metrics: Sequence[str], target: float) -> dict[str, Any]:
+    rounds = run["rounds"]
+    seconds = {part: sum(r["seconds"][part] for r in rounds) for part in _PARTS}
+    reached = (r["round"] for r in rounds if r["loss"] is not None and r["loss"] <= target)
+    return {
+        **{metric: rounds[-1][metric] for metric in metrics},
+        "rounds_to_target": next(reached, None),
+        "up_bytes": sum(r["up"] for r in rounds),
+        "down_bytes": sum(r["down"] for r in rounds),
+        **{f"{part}_seconds": value for part, value in seconds.items()},
+        "total_seconds": sum(seconds.values()),
+        "peak_memory_bytes": run["peak_memory_bytes"],
+    }

@@ -4,15 +4,14 @@ plan.json           what is to be carried out
 search/LABEL.json   the trials of a method's search for a learning rate
 runs/LABEL/seed-S   an ordinary run's folder
 comparison.json     what came of it; comparison.md and comparison.html show it
+comparison.lock     held while a comparison is at work here
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from fullfed.compare.plan import OWN, Contestant, flat, with_learning_rate, with
 from fullfed.compare.search import Trial, best
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
-from fullfed.files import write_json
+from fullfed.files import locked, write_json
 from fullfed.runs.folder import RunFolder
 
 
@@ -38,6 +37,7 @@ class ComparisonFolder:
         self.data_file = path / "comparison.json"
         self.markdown_file = path / "comparison.md"
         self.page_file = path / "comparison.html"
+        self._lock_file = path / "comparison.lock"
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -46,29 +46,24 @@ class ComparisonFolder:
         Raises:
             UserError: it cannot be made, holds anything else, or is in use.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: the folder cannot be made ({error.strerror}); name another."
-            ) from error
-        try:
-            self._lock(descriptor)
-            others = [file for file in self.path.iterdir() if file.suffix != ".partial"]
-            if others and not self.plan_file.exists():
-                raise UserError(f"{self.path}: there is something here already; name a new folder.")
+        busy = f"{self.path}: another comparison is at work here; wait for its end."
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._check_is_ours()
+                stack.enter_context(locked(self._lock_file, busy))
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: the folder cannot be made ({error.strerror}); name another."
+                ) from error
             yield
-        finally:
-            os.close(descriptor)
 
-    def _lock(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: another comparison is at work here; wait for its end."
-            ) from error
+    def _check_is_ours(self) -> None:
+        ours = self.plan_file.exists() or all(
+            file == self._lock_file or file.suffix == ".partial" for file in self.path.iterdir()
+        )
+        if not ours:
+            raise UserError(f"{self.path}: there is something here already; name a new folder.")
 
     def accept(self, contestants: Sequence[Contestant], trials: int, rounds: int) -> None:
         """Write the plan down, or see that it is that of the comparison which is here.
@@ -82,7 +77,7 @@ class ComparisonFolder:
             c.label: c.recipe.model_dump(mode="json", exclude_none=True) for c in contestants
         }
         common = {name: t for name, t in next(iter(recipes.values())).items() if name not in OWN}
-        methods = {label: {n: t[n] for n in OWN} for label, t in recipes.items()}
+        methods = {label: {n: t[n] for n in OWN if n in t} for label, t in recipes.items()}
         plan = {
             "common": common,
             "search": {"trials": trials, "rounds": rounds},

@@ -6,14 +6,15 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fullfed.config import Recipe, change_method, expand_variables, parse_recipe
 from fullfed.errors import UserError
 from fullfed.methods.catalogue import METHODS
 from fullfed.runs.assembly import method_options, resolved
 
-OWN = ("local", "memory", "method")  # the tables in which the methods of a comparison may differ
+# The tables in which the methods of a comparison may differ; a recipe need not have all of them.
+OWN = ("local", "memory", "method", "codec", "aggregation")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -30,6 +31,16 @@ class Contestant:
     label: str
     recipe: Recipe
     changes: Mapping[str, Any]
+
+
+class Task(NamedTuple):
+    """What one process does: a run with a seed, or, without one, a method's search."""
+
+    label: str
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.label} {'search' if self.seed is None else f'seed {self.seed}'}"
 
 
 def contestants(tables: Mapping[str, Any], labels: Sequence[str], source: str) -> list[Contestant]:

@@ -1,64 +1,35 @@
-"""The processes of a comparison: so many at once, each with its share of the threads."""
+"""The processes of a comparison: so many at once, and what each of them does."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 
-from fullfed.compare import child
+import torch
 
+from fullfed.compare.folder import ComparisonFolder
+from fullfed.compare.plan import Task
+from fullfed.compare.progress import ComparisonCallback
+from fullfed.compare.search import Trial, Trials, next_rate
+from fullfed.errors import UserError
+from fullfed.federation.inbox import Arrival
+from fullfed.runs import run as runs
+from fullfed.runs.assembly import Assembly
+from fullfed.runs.callbacks import Callback
 
-class Task(NamedTuple):
-    """What one process does: a run with a seed, or, without one, a method's search."""
-
-    label: str
-    seed: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.label} {'search' if self.seed is None else f'seed {self.seed}'}"
-
-
-class Watcher(Protocol):
-    """Is told how a comparison is getting on."""
-
-    def stage(self, name: str, tasks: int) -> None:
-        """So many tasks of one kind come next."""
-
-    def begin(self, task: Task) -> None:
-        """A process starts."""
-
-    def progress(self, task: Task, done: int, total: int, text: str) -> None:
-        """A visit is over, ``done`` of ``total``."""
-
-    def line(self, task: Task, text: str) -> None:
-        """Something is worth keeping."""
-
-    def end(self, task: Task, failure: str | None) -> None:
-        """A process has ended."""
-
-
-class Silence:
-    """A Watcher that says nothing."""
-
-    def stage(self, name: str, tasks: int) -> None: ...
-
-    def begin(self, task: Task) -> None: ...
-
-    def progress(self, task: Task, done: int, total: int, text: str) -> None: ...
-
-    def line(self, task: Task, text: str) -> None: ...
-
-    def end(self, task: Task, failure: str | None) -> None: ...
+Say = Callable[[dict[str, Any]], None]
 
 
 def carry_out(
-    tasks: Sequence[Task], folder: Path, jobs: int, threads: int, watcher: Watcher
+    tasks: Sequence[Task], folder: Path, jobs: int, threads: int, callback: ComparisonCallback
 ) -> dict[Task, str]:
     """Carry out every task in a process of its own; return why some of them failed.
 
@@ -75,23 +46,23 @@ def carry_out(
         while due or running:
             while due and len(running) < jobs:
                 task = due.popleft()
-                watcher.begin(task)
-                words, process = _start(task, folder, threads)
-                running[words] = task, process
+                callback.on_task_begin(task)
+                events, process = _start(task, folder, threads)
+                running[events] = task, process
             for ready in wait(list(running)):
-                words = cast(Connection, ready)
-                task, process = running[words]
+                events = cast(Connection, ready)
+                task, process = running[events]
                 try:
-                    _pass_on(words.recv(), task, watcher, failures)
+                    _pass_on(events.recv(), task, callback, failures)
                 except EOFError:
-                    del running[words]
+                    del running[events]
                     process.join()
                     if process.exitcode != 0:
                         failures[task] = (
                             f"its process ended with code {process.exitcode}; what it wrote to "
                             "standard error, if anything, says why."
                         )
-                    watcher.end(task, failures.get(task))
+                    callback.on_task_end(task, failures.get(task))
     finally:
         for _, process in running.values():
             process.terminate()
@@ -103,7 +74,7 @@ def _start(task: Task, folder: Path, threads: int) -> tuple[Connection, BaseProc
     context = multiprocessing.get_context("spawn")  # its memory is what it needs itself
     ours, theirs = context.Pipe(duplex=False)
     arguments = (folder, task.label, task.seed, threads, theirs)
-    process = context.Process(target=child.work, args=arguments, name=str(task))
+    process = context.Process(target=work, args=arguments, name=str(task))
     # A Ctrl-C is for us, who end the processes: they start with it ignored.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -115,11 +86,117 @@ def _start(task: Task, folder: Path, threads: int) -> tuple[Connection, BaseProc
 
 
 def _pass_on(
-    event: dict[str, Any], task: Task, watcher: Watcher, failures: dict[Task, str]
+    event: dict[str, Any], task: Task, callback: ComparisonCallback, failures: dict[Task, str]
 ) -> None:
     if "failed" in event:
         failures[task] = event["failed"]
     elif "line" in event:
-        watcher.line(task, event["line"])
+        callback.on_message(task, event["line"])
     else:
-        watcher.progress(task, event["done"], event["total"], event["text"])
+        callback.on_visit_end(task, event["done"], event["total"], event["text"])
+
+
+def work(folder: Path, label: str, seed: int | None, threads: int, events: Connection) -> None:
+    """Carry out a method's run with a seed, or, without one, its search.
+
+    What it says is {"done", "total", "text"} after each visit, {"line"} for what is worth
+    keeping, and {"failed"} if a UserError ends it.
+
+    Args:
+        folder: the comparison's.
+        threads: of torch.
+        events: where it says how it gets on.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        if seed is None:
+            carry_out_search(ComparisonFolder(folder), label, events.send)
+        else:
+            carry_out_run(ComparisonFolder(folder), label, seed, events.send)
+    except UserError as error:
+        events.send({"failed": str(error)})
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def carry_out_search(folder: ComparisonFolder, label: str, say: Say) -> None:
+    """Carry out the trials of a method's search that are missing.
+
+    Raises:
+        UserError: the recipe does not fit its data or its model.
+    """
+    recipe, (budget, rounds) = folder.recipe(label), folder.budget()
+    found = folder.trials(label)
+    visits = 0
+
+    def tell(arrival: Arrival | None = None) -> None:
+        nonlocal visits
+        each = rounds * recipe.federation.clients_per_round
+        visits = len(found) * each if arrival is None else visits + 1
+        text = f"trial {min(len(found) + 1, budget)}/{budget}"
+        say({"done": visits, "total": budget * each, "text": text})
+
+    tell()
+    trials = Trials(recipe, rounds, tell)
+    while len(found) < budget:
+        trial = trials.run(next_rate(recipe.local.learning_rate, found))
+        found.append(trial)
+        folder.write_trials(label, found)
+        tell()
+        say({"line": f"trial {len(found)}/{budget}  {_describe(trial)}"})
+
+
+def _describe(trial: Trial) -> str:
+    result = trial.reason if trial.loss is None else f"validation loss {trial.loss:.4f}"
+    return f"learning rate {trial.learning_rate:g}  {result}"
+
+
+def carry_out_run(folder: ComparisonFolder, label: str, seed: int, say: Say) -> None:
+    """Carry out one run, or the rest of it.
+
+    Raises:
+        UserError: the run cannot be carried to its end.
+    """
+    run = folder.run(label, seed)
+    if run.recipe_file.exists():
+        runs.resume(run.path, [_RunMessages(say)])
+    else:
+        runs.start(folder.run_recipe(label, seed), run.path, [_RunMessages(say)])
+
+
+class _RunMessages(Callback):
+    """Says how a run gets on."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._rounds = self._cohort = self._version = self._visits = 0
+        self._loss = ""
+
+    def on_run_begin(self, assembly: Assembly, version: int) -> None:
+        federation = assembly.recipe.federation
+        self._rounds, self._cohort = federation.rounds, federation.clients_per_round
+        self._version, self._visits = version, version * self._cohort
+        self._tell()
+
+    def on_visit_end(self, round: int, arrival: Arrival) -> None:
+        self._visits += 1
+        self._tell()
+
+    def on_round_end(self, record: dict[str, Any]) -> None:
+        self._version = record["round"] + 1
+        if record["loss"] is not None:
+            self._loss = f"  loss {record['loss']:.4f}"
+        self._tell()
+
+    def on_run_end(self, summary: dict[str, Any]) -> None:
+        self._say({"line": f"{summary['rounds']} rounds{self._loss}"})
+
+    def _tell(self) -> None:
+        text = f"round {min(self._version + 1, self._rounds)}/{self._rounds}{self._loss}"
+        self._say({"done": self._visits, "total": self._rounds * self._cohort, "text": text})

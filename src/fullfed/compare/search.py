@@ -1,4 +1,4 @@
-"""A short search for a learning rate: which rate to try next, from what was tried.
+"""The search for a method's learning rate: short runs, measured on data held out of the clients'.
 
 Rates lie on a logarithmic grid around a start. First the start and its two neighbours, a factor
 of sqrt(10) away (what diverges at the start is not tried above it); then on in the better
@@ -10,10 +10,29 @@ use the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fullfed.compare.plan import with_learning_rate
+from fullfed.config import Recipe
+from fullfed.data.packed import PackedExamples
+from fullfed.data.tokens import TokenizedExample
+from fullfed.engines.simulation import Simulation
+from fullfed.errors import UserError
+from fullfed.evaluation.loss import evaluate_loss
+from fullfed.federation.inbox import Arrival
+from fullfed.federation.messages import encode
+from fullfed.federation.rounds import run_round
+from fullfed.federation.worker import Worker
+from fullfed.randomness import Purpose, Stream, permutation
+from fullfed.runs.assembly import build_method, make_replica, method_options
+from fullfed.runs.loading import load_data, load_model
+
 _STRIDE = 0.5  # decades between neighbours
+_SHARE = 10  # one example in so many is held out
+_MOST = 500  # enough to tell learning rates apart
 
 
 @dataclass(frozen=True)
@@ -67,3 +86,85 @@ def _next_place(losses: Mapping[float, float]) -> float:
 
 def _loss(trial: Trial) -> float:
     return math.inf if trial.loss is None else trial.loss
+
+
+class Trials:
+    """Trains on the clients' data without the validation part, and measures on that part.
+
+    Args:
+        recipe: everything but the learning rate.
+        rounds: of each trial.
+        on_arrival: called after every visit, for progress.
+
+    Raises:
+        UserError: anything in the recipe does not fit.
+    """
+
+    def __init__(
+        self, recipe: Recipe, rounds: int, on_arrival: Callable[[Arrival], None] = lambda _: None
+    ) -> None:
+        self._recipe = recipe
+        self._rounds = rounds
+        self._on_arrival = on_arrival
+        model, tokenizer = self._load()
+        data = load_data(recipe, model, tokenizer)
+        examples = [client.examples for client in data.clients]
+        kept, self._validation = hold_out(examples, recipe.federation.seed)
+        self._clients = dict(enumerate(kept))
+
+    def run(self, learning_rate: float) -> Trial:
+        """One trial; one that fails says why."""
+        try:
+            loss = self._loss(with_learning_rate(self._recipe, learning_rate))
+        except UserError as error:
+            return Trial(learning_rate, None, str(error))
+        if not math.isfinite(loss):
+            return Trial(learning_rate, None, "the validation loss is not finite.")
+        return Trial(learning_rate, loss)
+
+    def _loss(self, recipe: Recipe) -> float:
+        model, _ = self._load()  # anew: a method may add parameters to it
+        options = method_options(recipe.method)
+        method = build_method(recipe, options, model, len(self._clients))
+        worker = Worker(make_replica(recipe, model, method), method, self._clients)
+        engine = Simulation(worker, recipe.simulation.failures, recipe.federation.seed)
+        for number in range(self._rounds):
+            result = run_round(method, engine, number, worker.last, self._on_arrival)
+            worker.deliver(encode(result.update))
+        return evaluate_loss(model, self._validation, recipe.evaluation.batch_size)
+
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        table = self._recipe.model
+        return load_model(table.path, table.dtype, table.device)
+
+
+def hold_out(
+    clients: Sequence[Sequence[TokenizedExample]], seed: int
+) -> tuple[list[PackedExamples], list[TokenizedExample]]:
+    """(what each client keeps, the validation part of all).
+
+    About a tenth of every client's examples, chosen at random, and at most 500 in all; a client
+    keeps at least one.
+
+    Raises:
+        UserError: no client has two examples.
+    """
+    orders = [
+        permutation(Stream(seed, Purpose.VALIDATION, owner=number), len(examples)).tolist()
+        for number, examples in enumerate(clients)
+    ]
+    # Evenly spaced over the clients' shuffled examples in one row, so that each client gives its
+    # share, rounded up or down.
+    row = [(n, i) for n, order in enumerate(orders) if len(order) > 1 for i in order]
+    if not row:
+        raise UserError(
+            "no client has two examples, so that none can be held out to choose a learning rate; "
+            "ask for fewer clients."
+        )
+    count = min(_MOST, -(-len(row) // _SHARE))
+    chosen = {row[position * len(row) // count] for position in range(count)}
+    kept = [
+        PackedExamples([e for i, e in enumerate(examples) if (number, i) not in chosen])
+        for number, examples in enumerate(clients)
+    ]
+    return kept, [clients[number][i] for number, i in sorted(chosen)]

@@ -13,9 +13,9 @@ from fullfed.deployment.run_files import MembersFile, ServerStatus
 from fullfed.deployment.server_folder import ServerFolder
 from fullfed.deployment.sockets import check_server
 from fullfed.errors import UserError
-from fullfed.reports.progress import describe_round
 from fullfed.runs.assembly import method_options, resolved
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.progress import describe_round
 
 _START_SECONDS = 120.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +11,6 @@ from fullfed.config import Recipe
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate
-from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Plan, Update, decode, encode
 from fullfed.federation.rounds import Engine, RoundResult, run_round
@@ -19,40 +19,13 @@ from fullfed.federation.traffic import Traffic
 from fullfed.federation.worker import Worker
 from fullfed.files import write_json
 from fullfed.runs.assembly import Assembly, assemble, make_replica
+from fullfed.runs.callbacks import Callback, Callbacks
+from fullfed.runs.environment import peak_memory_bytes
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.memory import peak_memory_bytes
 from fullfed.runs.summary import summarize
 
 
-class Watcher(Protocol):
-    """Is told how a run is getting on."""
-
-    def begin(self, assembly: Assembly, version: int) -> None:
-        """The run starts, or goes on, at model version ``version``."""
-
-    def visit(self, round: int, arrival: Arrival) -> None:
-        """A client's answer has arrived."""
-
-    def round(self, record: dict[str, Any]) -> None:
-        """A line of metrics.jsonl has been written."""
-
-    def end(self, summary: dict[str, Any]) -> None:
-        """The run is over."""
-
-
-class Silence:
-    """A Watcher that says nothing."""
-
-    def begin(self, assembly: Assembly, version: int) -> None: ...
-
-    def visit(self, round: int, arrival: Arrival) -> None: ...
-
-    def round(self, record: dict[str, Any]) -> None: ...
-
-    def end(self, summary: dict[str, Any]) -> None: ...
-
-
-def start(recipe: Recipe, path: Path, watcher: Watcher | None = None) -> dict[str, Any]:
+def start(recipe: Recipe, path: Path, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Carry out a recipe into a new folder; return the summary.
 
     Raises:
@@ -61,17 +34,17 @@ def start(recipe: Recipe, path: Path, watcher: Watcher | None = None) -> dict[st
     assembly = assemble(recipe)
     folder = RunFolder(path)
     folder.create(assembly.recipe)
-    return carry_out(folder, assembly, watcher)
+    return carry_out(folder, assembly, callbacks)
 
 
-def resume(path: Path, watcher: Watcher | None = None) -> dict[str, Any]:
+def resume(path: Path, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Carry a run on from where it stopped; return the summary.
 
     Raises:
         UserError: there is no run here, or it is damaged.
     """
     folder = RunFolder(path)
-    return carry_out(folder, assemble(folder.recipe()), watcher)
+    return carry_out(folder, assemble(folder.recipe()), callbacks)
 
 
 class Connect(Protocol):
@@ -94,20 +67,21 @@ def simulate(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engi
 def carry_out(
     folder: RunFolder,
     assembly: Assembly,
-    watcher: Watcher | None = None,
+    callbacks: Sequence[Callback] = (),
     connect: Connect = simulate,
     quorum: float = 0.0,
 ) -> dict[str, Any]:
     """Carry a run on from wherever its folder says it is to its end; return the summary.
 
     Args:
+        callbacks: are told how the run gets on.
         connect: makes the engine.
         quorum: the share of a cohort without whose reports the run stops.
 
     Raises:
         UserError: the folder is damaged, or a round in which too few clients could work.
     """
-    return _Run(folder, assembly, watcher or Silence(), connect, quorum).carry_out()
+    return _Run(folder, assembly, Callbacks(callbacks), connect, quorum).carry_out()
 
 
 class _Run:
@@ -117,14 +91,14 @@ class _Run:
         self,
         folder: RunFolder,
         assembly: Assembly,
-        watcher: Watcher,
+        callbacks: Callbacks,
         connect: Connect,
         quorum: float,
     ) -> None:
         self._folder = folder
         self._assembly = assembly
         self._recipe = assembly.recipe
-        self._watcher = watcher
+        self._callbacks = callbacks
         self._connect = connect
         self._quorum = quorum
         self._replica = make_replica(assembly.recipe, assembly.model, assembly.method)
@@ -139,7 +113,7 @@ class _Run:
         with Log(self._folder.log_file) as log:
             self._folder.clear_partial()
             base = self._evaluate_base()
-            self._watcher.begin(self._assembly, len(log))
+            self._callbacks.on_run_begin(self._assembly, len(log))
             self._recover(log)
             engine = self._connect(self._recipe, self._worker, log, self._traffic)
             while self._replica.version < self._recipe.federation.rounds:
@@ -152,7 +126,7 @@ class _Run:
             records=self._folder.metrics(),
         )
         write_json(self._folder.summary_file, summary)
-        self._watcher.end(summary)
+        self._callbacks.on_run_end(summary)
         return summary
 
     def _evaluate_base(self) -> dict[str, Any]:
@@ -218,7 +192,7 @@ class _Run:
             engine,
             number,
             self._worker.last,
-            on_arrival=lambda arrival: self._watcher.visit(number, arrival),
+            on_arrival=lambda arrival: self._callbacks.on_visit_end(number, arrival),
             quorum=self._quorum,
         )
         payload = encode(result.update)
@@ -260,7 +234,7 @@ class _Run:
             "peak_memory_bytes": peak_memory_bytes(),
         }
         self._folder.append_metrics(record)
-        self._watcher.round(record)
+        self._callbacks.on_round_end(record)
         if version % self._recipe.federation.snapshot_every == 0:
             self._replica.save_snapshot(self._folder.snapshot_file)
 

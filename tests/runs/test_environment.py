@@ -7,12 +7,12 @@ import sys
 
 import torch
 
-from fullfed.runs.memory import peak_memory_bytes
+from fullfed.runs.environment import peak_memory_bytes
 
 LARGER = """
 import subprocess, sys
 block = b"1" * (1200 << 20)
-tell = "from fullfed.runs.memory import peak_memory_bytes; print(peak_memory_bytes())"
+tell = "from fullfed.runs.environment import peak_memory_bytes; print(peak_memory_bytes())"
 subprocess.run([sys.executable, "-c", tell], check=True)
 """
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from fullfed.errors import UserError
-from fullfed.reports.progress import watching
 from fullfed.runs import run
+from fullfed.runs.progress import progress_callbacks
 from runs.small import ROUNDS, recipe, write_ingredients
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -26,8 +26,8 @@ def shown(ingredients: Path, out: Path, terminal: bool, failures: float = 0.0) -
     """Everything a small run writes to its console."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=160)
-    with watching(console, out) as watcher:
-        run.start(recipe(ingredients, simulation={"failures": failures}), out, watcher)
+    with progress_callbacks(console, out) as callbacks:
+        run.start(recipe(ingredients, simulation={"failures": failures}), out, callbacks)
     return text.getvalue()
 
 
@@ -70,6 +70,6 @@ def test_the_bar_goes_away_after_an_error(ingredients: Path, tmp_path: Path) -> 
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=160)
     wild = recipe(ingredients, local={"learning_rate": 1e30, "steps": 4})
-    with pytest.raises(UserError), watching(console, tmp_path / "run") as watcher:
-        run.start(wild, tmp_path / "run", watcher)
+    with pytest.raises(UserError), progress_callbacks(console, tmp_path / "run") as callbacks:
+        run.start(wild, tmp_path / "run", callbacks)
     assert "\x1b[?25h" in text.getvalue()

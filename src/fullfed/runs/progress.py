@@ -1,25 +1,44 @@
-"""Telling a person how a run is getting on: live in a terminal, in plain lines elsewhere."""
+"""Callbacks that show how a run is getting on: a line a round, a live bar, TensorBoard events."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fullfed.evaluation.metrics import METRICS
 from fullfed.federation.inbox import Arrival
-from fullfed.reports.text import bytes_text, seconds_text
-from fullfed.reports.tracking import TensorBoard, can_track
 from fullfed.runs.assembly import Assembly
-from fullfed.runs.run import Watcher
+from fullfed.runs.callbacks import Callback
+from fullfed.units import bytes_text, seconds_text
 
 
-class PlainProgress:
-    """A Watcher that prints one line a round."""
+@contextmanager
+def progress_callbacks(console: Console, folder: Path) -> Iterator[list[Callback]]:
+    """What shows a run's progress on a console, and writes its TensorBoard events if it can.
+
+    Args:
+        folder: the run's.
+    """
+    events = [TensorBoard(folder / "tensorboard")] if can_track() else []
+    if not console.is_terminal:
+        yield [ProgressLines(console), *events]
+        return
+    bar = ProgressBar(console)
+    try:
+        yield [bar, *events]
+    finally:
+        bar.stop()
+
+
+class ProgressLines(Callback):
+    """Prints one line a round."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -27,29 +46,23 @@ class PlainProgress:
         self._first = 0
         self._started = 0.0
 
-    def begin(self, assembly: Assembly, version: int) -> None:
+    def on_run_begin(self, assembly: Assembly, version: int) -> None:
         self._rounds = assembly.recipe.federation.rounds
         self._first, self._started = version, time.monotonic()
         self._console.print(describe(assembly), highlight=False, soft_wrap=True)
         if version > 0:
             self._console.print(f"going on after round {version}", highlight=False)
 
-    def visit(self, round: int, arrival: Arrival) -> None:
-        pass
-
-    def round(self, record: dict[str, Any]) -> None:
+    def on_round_end(self, record: dict[str, Any]) -> None:
         done = record["round"] + 1
         each = (time.monotonic() - self._started) / max(done - self._first, 1)
         left = f"  {seconds_text(each * (self._rounds - done))} left" if done < self._rounds else ""
         line = f"{describe_round(record, self._rounds)}{left}"
         self._console.print(line, highlight=False, soft_wrap=True)
 
-    def end(self, summary: dict[str, Any]) -> None:
-        pass
 
-
-class LiveProgress:
-    """A Watcher that shows a bar of visits under the rounds' lines."""
+class ProgressBar(Callback):
+    """Shows a bar of visits under the rounds' lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -66,7 +79,7 @@ class LiveProgress:
         )
         self._task = self._bar.add_task("loading", total=None)
 
-    def begin(self, assembly: Assembly, version: int) -> None:
+    def on_run_begin(self, assembly: Assembly, version: int) -> None:
         self._assembly, federation = assembly, assembly.recipe.federation
         self._rounds = federation.rounds
         self._console.print(describe(assembly), highlight=False, soft_wrap=True)
@@ -78,17 +91,17 @@ class LiveProgress:
         )
         self._bar.start()
 
-    def visit(self, round: int, arrival: Arrival) -> None:
-        assert self._assembly is not None  # begin comes first
+    def on_visit_end(self, round: int, arrival: Arrival) -> None:
+        assert self._assembly is not None  # on_run_begin comes first
         name = self._assembly.data.clients[arrival.sender].name
         what = "failed" if arrival.payload is None else f"sent {bytes_text(len(arrival.payload))}"
         text = f"round {round + 1}: {name[:32]} {what}"
         self._bar.update(self._task, advance=1, description=text, refresh=True)
 
-    def round(self, record: dict[str, Any]) -> None:
+    def on_round_end(self, record: dict[str, Any]) -> None:
         self._bar.print(describe_round(record, self._rounds), highlight=False)
 
-    def end(self, summary: dict[str, Any]) -> None:
+    def on_run_end(self, summary: dict[str, Any]) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -113,9 +126,7 @@ def describe(assembly: Assembly) -> str:
 def describe_round(record: dict[str, Any], rounds: int) -> str:
     """A line of metrics.jsonl as a line of text."""
     measured = "".join(
-        f"  {name} {record[name]:.4f}"
-        for name in ("loss", "rouge_l", "exact_match", "gsm8k")
-        if record.get(name) is not None
+        f"  {name} {record[name]:.4f}" for name in METRICS if record.get(name) is not None
     )
     trained = (
         f"train loss {record['train_loss']:.4f}{measured}  step {record['step']['server_step']:.2f}"
@@ -131,38 +142,38 @@ def describe_round(record: dict[str, Any], rounds: int) -> str:
     )
 
 
-class _Several:
-    """A Watcher that tells several."""
-
-    def __init__(self, watchers: list[Watcher]) -> None:
-        self._watchers = watchers
-
-    def begin(self, assembly: Assembly, version: int) -> None:
-        for watcher in self._watchers:
-            watcher.begin(assembly, version)
-
-    def visit(self, round: int, arrival: Arrival) -> None:
-        for watcher in self._watchers:
-            watcher.visit(round, arrival)
-
-    def round(self, record: dict[str, Any]) -> None:
-        for watcher in self._watchers:
-            watcher.round(record)
-
-    def end(self, summary: dict[str, Any]) -> None:
-        for watcher in self._watchers:
-            watcher.end(summary)
+def can_track() -> bool:
+    """Whether the extra ``tracking`` is installed."""
+    return find_spec("tensorboard") is not None
 
 
-@contextmanager
-def watching(console: Console, directory: Path) -> Iterator[Watcher]:
-    """What shows a run's progress here, and writes its TensorBoard events if it can."""
-    live = LiveProgress(console) if console.is_terminal else None
-    watchers: list[Watcher] = [live or PlainProgress(console)]
-    if can_track():
-        watchers.append(TensorBoard(directory / "tensorboard"))
-    try:
-        yield _Several(watchers)
-    finally:
-        if live is not None:
-            live.stop()
+class TensorBoard(Callback):
+    """Writes every round's numbers as TensorBoard events (extra ``tracking``).
+
+    Args:
+        folder: where the event file goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def on_run_begin(self, assembly: Assembly, version: int) -> None:
+        # Only now is it certain that there is a run whose folder this belongs into.
+        from tensorboard.summary import Writer
+
+        self._writer = Writer(str(self._folder))
+
+    def on_round_end(self, record: dict[str, Any]) -> None:
+        step = record["round"] + 1
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._writer.add_scalar(name, value, step)
+        for way in ("up", "down"):
+            self._writer.add_scalar(f"bytes/{way}", record["bytes"][way], step)
+        for part, seconds in record["seconds"].items():
+            self._writer.add_scalar(f"seconds/{part}", seconds, step)
+        self._writer.flush()
+
+    def on_run_end(self, summary: dict[str, Any]) -> None:
+        self._writer.close()
