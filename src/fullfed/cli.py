@@ -138,9 +138,8 @@ def compare(
     from fullfed.compare.comparison import Comparison
     from fullfed.compare.folder import ComparisonFolder
     from fullfed.compare.progress import comparison_progress
-    from fullfed.reports.comparison_document import comparison_document
     from fullfed.reports.comparison_page import write_page
-    from fullfed.reports.comparison_tables import comparison_table
+    from fullfed.reports.comparison_text import comparison_document, comparison_table
 
     labels = [label.strip() for label in methods.split(",")]
     comparison = Comparison(recipe, labels, set_, seeds, trials, trial_rounds, jobs)

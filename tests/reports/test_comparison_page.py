@@ -262,7 +262,7 @@ def test_strings_stay_text(open_page: Open, text: str) -> None:
         data["methods"][0]["changes"] = {"data.train": text}
     page = open_page(data)
     assert page.execute_script("return window.hacked") is None
-    embedded = "return JSON.parse(document.getElementById('comparison').textContent).comparison"
+    embedded = "return JSON.parse(document.getElementById('data').textContent).data"
     assert page.execute_script(f"{embedded}.methods.length") == 2
     shown = text.encode("utf-8", "backslashreplace").decode()
     assert page.execute_script("return document.querySelector('h1').textContent") == shown
@@ -300,9 +300,9 @@ def test_recipe_search_and_environment(open_page: Open) -> None:
 
 def test_the_page_holds_the_data_itself() -> None:
     data = comparison(methods=1, rounds=2)
-    block = re.search(r'id="comparison">(.*?)</script>', comparison_page(data), re.DOTALL)
+    block = re.search(r'id="data">(.*?)</script>', comparison_page(data), re.DOTALL)
     assert block is not None
-    assert json.loads(block[1])["comparison"] == data
+    assert json.loads(block[1])["data"] == data
 
 
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:

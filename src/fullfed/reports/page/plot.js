@@ -1,4 +1,38 @@
-// One plot: a metric against rounds, bytes or seconds.
+// A plot of a metric against rounds, bytes or seconds.
+
+// What a plot can have along the bottom.
+const AXES = {
+  rounds: {
+    title: "rounds",
+    x: (point) => point.round,
+    ticks: (low, high, count) => linearTicks(low, high, count, 1).ticks.map((t) => [t, `${t}`]),
+    label: () => "rounds",
+  },
+  bytes: {
+    title: "bytes",
+    log: true,
+    x: (point, way) => (way === "both" ? point.up + point.down : point[way]),
+    ticks: (low, high, count) => binaryTicks(low, high, count).map((t) => [t, shortBytes(t)]),
+    label: (way) => `bytes ${way === "both" ? "up and down" : way} so far, all clients (log scale)`,
+  },
+  seconds: {
+    title: "time",
+    x: (point) => point.seconds,
+    ticks: secondTicks,
+    label: () => "time so far: training, encoding, aggregation",
+  },
+};
+
+function shortBytes(value) {
+  const [name, size] = unitFor(value, BYTES);
+  return `${Number((value / size).toPrecision(3))} ${name}`;
+}
+
+function secondTicks(low, high, count) {
+  const [name, size] = unitFor(high / 2, SECONDS);
+  const { ticks, digits } = linearTicks(low / size, high / size, count);
+  return ticks.map((t) => [t * size, `${t.toFixed(digits)} ${name}`]);
+}
 
 const MARGIN = { top: 24, right: 24, bottom: 42, left: 46 };
 
@@ -163,4 +197,31 @@ class Plot {
       .map(([name, highest]) => `${name} (up to ${highest.toPrecision(4)})`);
     return names.length ? `Above the plot: ${names.join(", ")}.` : "";
   }
+}
+
+// Where a name can stand without hiding a curve: on the line at height y from left to right, the end and base of a name of this width; of the
+// places above and below the line, the rightmost that covers the least of the polylines.
+function quietPlace(polylines, left, right, y, width) {
+  const dots = polylines.flatMap(dotted);
+  const places = [];
+  for (const base of [y - 5, y + 15]) {
+    for (let end = right; end - width >= left; end -= 12) {
+      const covers = ([px, py]) => px > end - width - 4 && px < end + 4 && py > base - 14 && py < base + 5;
+      places.push({ x: end, y: base, covered: dots.filter(covers).length });
+    }
+  }
+  const best = places.reduce((best, place) => (place.covered < best.covered ? place : best));
+  return { x: best.x, y: best.y };
+}
+
+// A polyline as dots at most 4 pixels apart.
+function dotted(points) {
+  return points.flatMap(([x, y], n) => {
+    const [x0, y0] = points[Math.max(n - 1, 0)];
+    const steps = Math.ceil(Math.hypot(x - x0, y - y0) / 4) + 1;
+    return Array.from({ length: steps }, (_, k) => {
+      const share = (k + 1) / steps;
+      return [x0 + (x - x0) * share, y0 + (y - y0) * share];
+    });
+  });
 }

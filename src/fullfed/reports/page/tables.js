@@ -1,4 +1,4 @@
-// A table's rows in the order of a column, by the button in its heading.
+// Tables: rows in the order of a column, by the button in its heading.
 
 function makeSortable(table) {
   const headings = [...table.tHead.rows[0].cells];

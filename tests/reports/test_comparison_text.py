@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fullfed.reports.comparison_columns import BYTES, SECONDS, Units, scaled
-from fullfed.reports.comparison_tables import comparison_markdown, comparison_table
+from fullfed.reports.comparison_text import comparison_markdown, comparison_table
+from fullfed.units import BYTES, SECONDS, Units, scaled
 from reports.invented import comparison, fail
 
 SIZES = {name: size for units in (BYTES, SECONDS) for name, size in units}
@@ -145,5 +145,5 @@ def test_markup_in_strings_is_text() -> None:
     st.floats(min_value=1e-5, max_value=1e15, allow_subnormal=False),
 )
 def test_quantities_keep_three_digits(units: Units, value: float) -> None:
-    digits, name = scaled(units)(value, value)
+    digits, name = scaled(units, value, value)
     assert float(digits.replace(",", "")) * SIZES[name] == pytest.approx(value, rel=0.0051)

@@ -1,13 +1,13 @@
 // The page's state and what changes it: controls, legend, pointing, size.
 
-const { comparison, metrics } = JSON.parse(document.getElementById("comparison").textContent);
+const { metrics, data } = JSON.parse(document.getElementById("data").textContent);
 const WAYS = { both: "up + down", up: "up", down: "down" };
 const view = { metric: metrics[0], way: "both", hidden: new Set() };
 const plots = Object.keys(AXES).map((kind) => new Plot(kind));
 const pointings = plots.map((plot) => new Pointing(plot, look));
 
 function prepare() {
-  view.curves = comparison.methods
+  view.curves = data.methods
     .map((method, index) => ({ ...curveOf(method, view.metric.name), index }))
     .filter((curve) => !view.hidden.has(curve.label));
   view.references = references();
@@ -16,10 +16,12 @@ function prepare() {
 
 function references() {
   const { name, heading } = view.metric;
-  const run = comparison.methods.flatMap((method) => method.runs).find((run) => name in run.base);
+  const run = data.methods.flatMap((method) => method.runs).find((run) => name in run.base);
   const lines = run ? [{ value: run.base[name], text: `base model ${run.base[name].toPrecision(3)}` }] : [];
-  const { metric, value } = comparison.target;
-  if (metric === name) lines.push({ value, text: `target: ${heading} ${value.toPrecision(3)}` });
+  const { target } = data;
+  if (target?.metric === name) {
+    lines.push({ value: target.value, text: `target: ${heading} ${target.value.toPrecision(3)}` });
+  }
   return lines;
 }
 
@@ -33,9 +35,9 @@ function range() {
   if (!Number.isFinite(low)) return [0, 1];
   const base = Math.max(...marks);
   const bearable = base + Math.max(0.3 * (base - low), 0.1 * base);
-  const top = view.metric.rising || marks.length === 0 ? high : Math.min(high, bearable);
+  const top = view.metric.more_is_better || marks.length === 0 ? high : Math.min(high, bearable);
   const room = (top - low) * 0.05 || 0.05;
-  return [view.metric.rising ? Math.max(low - room, 0) : low - room, top + room];
+  return [view.metric.more_is_better ? Math.max(low - room, 0) : low - room, top + room];
 }
 
 function draw() {
@@ -98,7 +100,7 @@ function controls() {
 }
 
 function legend() {
-  const labels = comparison.methods.map(({ label }, index) => {
+  const labels = data.methods.map(({ label }, index) => {
     const input = html("input", { type: "checkbox" });
     input.checked = true;
     input.addEventListener("change", () => {
@@ -112,20 +114,22 @@ function legend() {
   document.getElementById("legend").append(...labels);
 }
 
-function results() {
-  const table = document.querySelector("table.results");
+// The mark of a method's curve beside its row.
+function markRows(table) {
   [...table.tBodies[0].rows].forEach((row, index) => {
     row.cells[0].prepend(swatch(index));
-    emphasizes(row, comparison.methods[index].label);
+    emphasizes(row, data.methods[index].label);
   });
-  makeSortable(table);
 }
 
-controls();
-legend();
-results();
-document.getElementById("plots").append(...plots.map((plot) => plot.figure));
-draw();
-new ResizeObserver(() => plots.some((plot) => plot.resized()) && draw()).observe(
-  document.getElementById("plots"),
-);
+function showCurves(element) {
+  controls();
+  legend();
+  element.append(...plots.map((plot) => plot.figure));
+  draw();
+  new ResizeObserver(() => plots.some((plot) => plot.resized()) && draw()).observe(element);
+}
+
+document.querySelectorAll("table.marks").forEach(markRows);
+document.querySelectorAll("table.sortable").forEach(makeSortable);
+document.querySelectorAll("#plots").forEach(showCurves);

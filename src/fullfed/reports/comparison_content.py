@@ -1,25 +1,21 @@
-"""What a comparison's table shows: its columns, and each cell as text with its unit.
+"""What a report of a comparison says, whatever its form: columns, cells, notes, recipe.
 
 The data of a comparison is the dict that ``fullfed compare`` writes as comparison.json.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-Units = Sequence[tuple[str, float]]
+import tomli_w
 
-BYTES: Units = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("TiB", 2**40))
-SECONDS: Units = (("ms", 1e-3), ("s", 1), ("min", 60), ("h", 3600))
-METRICS = {
-    "loss": ("loss", "nats per token"),
-    "rouge_l": ("ROUGE-L", "0 to 1"),
-    "exact_match": ("exact match", "0 to 1"),
-    "gsm8k": ("GSM8K", "0 to 1"),
-}
+from fullfed.evaluation.metrics import METRICS
+from fullfed.units import BYTES, SECONDS, scaled
+
+Number = Callable[[float, float], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -33,15 +29,15 @@ class Column:
             empty where ``detail`` names it.
         detail: the unit of all its numbers, or what they count; empty where each has its own.
         missing: what stands where no seed has a value.
-        rising: whether more is better.
+        more_is_better: whether a higher number is the better one.
     """
 
     name: str
     heading: str
-    number: Callable[[float, float], tuple[str, str]]
+    number: Number
     detail: str = ""
     missing: str = "–"
-    rising: bool = False
+    more_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,18 +70,18 @@ def table_columns(data: Mapping[str, Any]) -> list[Column]:
     """The columns of a comparison, in order; metrics are those it measured."""
     return [
         *(
-            Column(name, heading, _metric, unit, rising=name != "loss")
-            for name, (heading, unit) in METRICS.items()
-            if name in data["metrics"]
+            Column(m.name, m.heading, _metric, m.unit, more_is_better=m.more_is_better)
+            for m in METRICS.values()
+            if m.name in data["metrics"]
         ),
         Column("rounds_to_target", "rounds to target", _rounds, goal(data), "not reached"),
-        Column("up_bytes", "bytes up", scaled(BYTES)),
-        Column("down_bytes", "bytes down", scaled(BYTES)),
-        Column("train_seconds", "training", scaled(SECONDS)),
-        Column("encode_seconds", "encoding", scaled(SECONDS)),
-        Column("aggregate_seconds", "aggregation", scaled(SECONDS)),
-        Column("total_seconds", "total time", scaled(SECONDS)),
-        Column("peak_memory_bytes", "peak memory", scaled(BYTES)),
+        Column("up_bytes", "bytes up", _bytes),
+        Column("down_bytes", "bytes down", _bytes),
+        Column("train_seconds", "training", _seconds),
+        Column("encode_seconds", "encoding", _seconds),
+        Column("aggregate_seconds", "aggregation", _seconds),
+        Column("total_seconds", "total time", _seconds),
+        Column("peak_memory_bytes", "peak memory", _bytes),
     ]
 
 
@@ -106,24 +102,11 @@ def cell(column: Column, method: Mapping[str, Any]) -> Cell:
     return Cell(each, seeds=f"{present} of {len(values)} seeds")
 
 
-def scaled(units: Units) -> Callable[[float, float], tuple[str, str]]:
-    """Numbers in the largest of ``units`` (ascending) that fits, three digits of the mean."""
-
-    def number(value: float, mean: float) -> tuple[str, str]:
-        if mean == 0:
-            return "0", units[0][0]
-        name, size = next((u for u in reversed(units) if mean >= u[1]), units[0])
-        digits = 2 - math.floor(math.log10(mean / size))
-        return f"{value / size:,.{max(digits, 0)}f}", name
-
-    return number
-
-
 def goal(data: Mapping[str, Any]) -> str:
     """The target that rounds are counted to: "loss ≤ 3.6"."""
     target = data["target"]
-    better = "≤" if target["metric"] == "loss" else "≥"
-    return f"{METRICS[target['metric']][0]} {better} {target['value']:.4g}"
+    metric = METRICS[target["metric"]]
+    return f"{metric.heading} {'≥' if metric.more_is_better else '≤'} {target['value']:.4g}"
 
 
 def failed(method: Mapping[str, Any]) -> str:
@@ -154,9 +137,35 @@ def legend(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def changes(method: Mapping[str, Any]) -> list[str]:
+    """What a method's table under ``compare`` says, as lines of TOML with dotted keys."""
+    return [f"{key} = {_toml(value)}" for key, value in method["changes"].items()]
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """The recipe as TOML, without the keys that are not set."""
+    return tomli_w.dumps(_set_only(recipe))
+
+
+def _set_only(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _set_only(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }
+
+
+def _toml(value: Any) -> str:
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip()
+
+
 def _metric(value: float, mean: float) -> tuple[str, str]:
     return f"{value:.3f}", ""
 
 
 def _rounds(value: float, mean: float) -> tuple[str, str]:
     return f"{value:.1f}".removesuffix(".0"), ""
+
+
+_bytes: Number = partial(scaled, BYTES)
+_seconds: Number = partial(scaled, SECONDS)

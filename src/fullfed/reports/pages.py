@@ -1,0 +1,125 @@
+"""Builds HTML pages that open from disk, without a network: all they need is in the one file.
+
+A page's template extends ``page/layout.html`` and fills it with the parts of ``page/parts.html``:
+learning curves, tables that sort, lists of pairs. What is text stands in the page as it is sent;
+the scripts draw the curves from the embedded data and sort the tables.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fullfed.evaluation.metrics import METRICS
+from fullfed.files import write_atomically
+
+_SCRIPTS = (
+    "numbers.js",
+    "drawing.js",
+    "curves.js",
+    "plot.js",
+    "pointing.js",
+    "tables.js",
+    "page.js",
+)
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading of a table that sorts.
+
+    Attributes:
+        text: what the button says.
+        detail: what stands under it, such as a unit.
+        first: how the first press sorts, "ascending" or "descending".
+    """
+
+    text: str
+    detail: str = ""
+    first: str = "ascending"
+
+
+@dataclass(frozen=True)
+class SortableCell:
+    """A cell of a table that sorts; the first one of a row names the row.
+
+    Attributes:
+        lines: its text, all but the first line in small print.
+        key: what it is sorted by; None comes last.
+    """
+
+    lines: Sequence[str]
+    key: float | str | None
+
+
+def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
+    """A page as text.
+
+    Whatever the strings in it are, they stay text: the template escapes them, and the page's
+    policy lets only its own style and script work, named by their hashes, and nothing be loaded.
+
+    Args:
+        template: a file under ``page/``.
+        data: is embedded as JSON. Learning curves are drawn of its "metrics", "methods" and, if
+            there is one, "target"; see comparison.json.
+        values: what the template shows.
+    """
+    style, script = _asset("style.css"), "\n".join(_asset(name) for name in _SCRIPTS)
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            **values,
+            style=style,
+            style_hash=_hash(style),
+            script=script,
+            script_hash=_hash(script),
+            embedded={"metrics": [asdict(METRICS[m]) for m in data["metrics"]], "data": data},
+        )
+    )
+
+
+def write(page: str, path: Path) -> None:
+    """Write a page's text; the file is replaced at once or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    # A lone surrogate (an undecodable byte of a file's name) has no UTF-8.
+    write_atomically(path, page.encode("utf-8", "backslashreplace"))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fullfed.reports", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    environment.filters["count"] = count
+    return environment
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 round", "1,000 rounds"."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def _asset(name: str) -> str:
+    return files("fullfed.reports").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """A source's name in a Content-Security-Policy."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
