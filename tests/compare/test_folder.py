@@ -95,3 +95,11 @@ def test_one_comparison_at_a_time(folder: ComparisonFolder) -> None:
         pass
     with other.held():
         pass
+
+
+def test_a_comparison_that_was_stopped_before_its_plan_leaves_its_folder_usable(
+    tmp_path: Path,
+) -> None:
+    for _ in range(2):
+        with ComparisonFolder(tmp_path).held():
+            assert not ComparisonFolder(tmp_path).plan_file.exists()

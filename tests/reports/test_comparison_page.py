@@ -72,6 +72,15 @@ def test_nothing_is_loaded_but_the_page(open_page: Open) -> None:
     assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
+def test_the_policy_names_style_and_script_by_their_hashes() -> None:
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', comparison_page(comparison()))
+    assert policy is not None
+    rules = dict(rule.split(" ", 1) for rule in policy[1].split("; "))
+    assert rules["default-src"] == "'none'"
+    for kind in ("style-src", "script-src"):
+        assert re.fullmatch(r"'sha256-[\w+/]{43}='", rules[kind])
+
+
 def test_lines_skip_rounds_without_evaluation(open_page: Open) -> None:
     page = open_page(comparison(methods=1, rounds=5, every=2))
     # The base model, rounds 2, 4 and 5; nothing is at zero bytes, as that axis is logarithmic.

@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fullfed.reports.comparison_text import comparison_markdown, comparison_table
-from fullfed.units import BYTES, SECONDS, Units, scaled
 from reports.invented import comparison, fail
-
-SIZES = {name: size for units in (BYTES, SECONDS) for name, size in units}
 
 
 def by_hand() -> dict[str, Any]:
@@ -138,12 +135,3 @@ def test_markup_in_strings_is_text() -> None:
     assert "[bold]title[/bold]" in screen(data)
     assert "[red]a[/red]" in screen(data)
     assert r"\[red\]a\[/red\]" in comparison_markdown(data)
-
-
-@given(
-    st.sampled_from([BYTES, SECONDS]),
-    st.floats(min_value=1e-5, max_value=1e15, allow_subnormal=False),
-)
-def test_quantities_keep_three_digits(units: Units, value: float) -> None:
-    digits, name = scaled(units, value, value)
-    assert float(digits.replace(",", "")) * SIZES[name] == pytest.approx(value, rel=0.0051)

@@ -1,1 +1,1 @@
-"""Tables and plots of finished runs."""
+"""Finished runs and comparisons as tables, plots and pages."""

@@ -16,13 +16,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from fullfed.evaluation.metrics import METRICS
 from fullfed.files import write_atomically
 
 _SCRIPTS = (
-    "numbers.js",
+    "axes.js",
     "drawing.js",
     "curves.js",
     "plot.js",
@@ -60,30 +60,28 @@ class SortableCell:
     key: float | str | None
 
 
-def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
+def render(template: str | Template, data: Mapping[str, Any], **values: Any) -> str:
     """A page as text.
 
     Whatever the strings in it are, they stay text: the template escapes them, and the page's
     policy lets only its own style and script work, named by their hashes, and nothing be loaded.
 
     Args:
-        template: a file under ``page/``.
+        template: a file under ``page/``, or one of environment().
         data: is embedded as JSON. Learning curves are drawn of its "metrics", "methods" and, if
             there is one, "target"; see comparison.json.
         values: what the template shows.
     """
     style, script = _asset("style.css"), "\n".join(_asset(name) for name in _SCRIPTS)
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            **values,
-            style=style,
-            style_hash=_hash(style),
-            script=script,
-            script_hash=_hash(script),
-            embedded={"metrics": [asdict(METRICS[m]) for m in data["metrics"]], "data": data},
-        )
+    metrics = [asdict(METRICS[name]) for name in data.get("metrics", ())]
+    page = environment().get_template(template)
+    return page.render(
+        **values,
+        style=style,
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
+        embedded={"metrics": metrics, "data": data},
     )
 
 
@@ -98,17 +96,18 @@ def write(page: str, path: Path) -> None:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Finds the templates under ``page/`` and escapes what they show."""
+    made = Environment(
         loader=PackageLoader("fullfed.reports", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    environment.filters["count"] = count
-    return environment
+    made.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    made.filters["count"] = count
+    return made
 
 
 def count(number: int, noun: str) -> str:

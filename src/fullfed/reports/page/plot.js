@@ -1,39 +1,5 @@
 // A plot of a metric against rounds, bytes or seconds.
 
-// What a plot can have along the bottom.
-const AXES = {
-  rounds: {
-    title: "rounds",
-    x: (point) => point.round,
-    ticks: (low, high, count) => linearTicks(low, high, count, 1).ticks.map((t) => [t, `${t}`]),
-    label: () => "rounds",
-  },
-  bytes: {
-    title: "bytes",
-    log: true,
-    x: (point, way) => (way === "both" ? point.up + point.down : point[way]),
-    ticks: (low, high, count) => binaryTicks(low, high, count).map((t) => [t, shortBytes(t)]),
-    label: (way) => `bytes ${way === "both" ? "up and down" : way} so far, all clients (log scale)`,
-  },
-  seconds: {
-    title: "time",
-    x: (point) => point.seconds,
-    ticks: secondTicks,
-    label: () => "time so far: training, encoding, aggregation",
-  },
-};
-
-function shortBytes(value) {
-  const [name, size] = unitFor(value, BYTES);
-  return `${Number((value / size).toPrecision(3))} ${name}`;
-}
-
-function secondTicks(low, high, count) {
-  const [name, size] = unitFor(high / 2, SECONDS);
-  const { ticks, digits } = linearTicks(low / size, high / size, count);
-  return ticks.map((t) => [t * size, `${t.toFixed(digits)} ${name}`]);
-}
-
 const MARGIN = { top: 24, right: 24, bottom: 42, left: 46 };
 
 class Plot {
@@ -45,7 +11,7 @@ class Plot {
     this.figure = html("figure", { "data-axis": kind }, this.caption, this.svg, this.outside);
   }
 
-  // view: { metric, way, curves, references, range }; see main.js.
+  // view: { metric, way, curves, references, range }; see page.js.
   draw(view) {
     this.view = view;
     this.width = this.svg.clientWidth;

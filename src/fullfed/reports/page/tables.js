@@ -1,4 +1,4 @@
-// Tables: rows in the order of a column, by the button in its heading.
+// Tables that sort: rows in the order of a column, by the button in its heading.
 
 function makeSortable(table) {
   const headings = [...table.tHead.rows[0].cells];

@@ -1,4 +1,5 @@
-// Numbers as people read them, each with its unit, and the ticks of an axis.
+// Numbers as people read them, each with its unit (as fullfed/units.py has them), and the axes
+// that they stand on.
 
 const BYTES = [["B", 1], ["KiB", 2 ** 10], ["MiB", 2 ** 20], ["GiB", 2 ** 30], ["TiB", 2 ** 40]];
 const SECONDS = [["ms", 1e-3], ["s", 1], ["min", 60], ["h", 3600]];
@@ -31,4 +32,38 @@ function binaryTicks(low, high, count) {
   const ticks = [];
   for (let n = Math.ceil(first / step) * step; n <= last; n += step) ticks.push(2 ** n);
   return ticks.length > 1 ? ticks : linearTicks(low, high, count).ticks;
+}
+
+// What a plot can have along the bottom.
+const AXES = {
+  rounds: {
+    title: "rounds",
+    x: (point) => point.round,
+    ticks: (low, high, count) => linearTicks(low, high, count, 1).ticks.map((t) => [t, `${t}`]),
+    label: () => "rounds",
+  },
+  bytes: {
+    title: "bytes",
+    log: true,
+    x: (point, way) => (way === "both" ? point.up + point.down : point[way]),
+    ticks: (low, high, count) => binaryTicks(low, high, count).map((t) => [t, shortBytes(t)]),
+    label: (way) => `bytes ${way === "both" ? "up and down" : way} so far, all clients (log scale)`,
+  },
+  seconds: {
+    title: "time",
+    x: (point) => point.seconds,
+    ticks: secondTicks,
+    label: () => "time so far: training, encoding, aggregation",
+  },
+};
+
+function shortBytes(value) {
+  const [name, size] = unitFor(value, BYTES);
+  return `${Number((value / size).toPrecision(3))} ${name}`;
+}
+
+function secondTicks(low, high, count) {
+  const [name, size] = unitFor(high / 2, SECONDS);
+  const { ticks, digits } = linearTicks(low / size, high / size, count);
+  return ticks.map((t) => [t * size, `${t.toFixed(digits)} ${name}`]);
 }
