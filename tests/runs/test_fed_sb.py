@@ -34,7 +34,7 @@ def test_a_stopped_run_resumes_to_the_same_end(
     """Stopped after round 0 the factors come from the log, after round 2 from a snapshot."""
     again = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run.start(of(ingredients, "fed-sb"), again, StopAfter(last))
+        run.start(of(ingredients, "fed-sb"), again, [StopAfter(last)])
     run.resume(again)
     assert (again / "updates.log").read_bytes() == (out / "updates.log").read_bytes()
     assert untimed(again) == untimed(out)
