@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fullfed.errors import UserError
 
@@ -40,18 +40,23 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-@contextmanager
-def locked(path: Path, otherwise: str) -> Iterator[None]:
-    """Hold a lock on the file at ``path``, which is made; a process that dies lets go of it.
+def lock(file: BinaryIO, otherwise: str) -> None:
+    """Lock an open file against other processes, until it is closed or this process ends.
 
     Raises:
-        UserError: another process holds it; says ``otherwise``.
+        UserError: another process has locked it; says ``otherwise``.
     """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(otherwise) from error
+
+
+@contextmanager
+def locked(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold the lock of the file at ``path``, which is made if it is not there; see lock."""
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(otherwise) from error
+        lock(file, otherwise)
         yield
 
 

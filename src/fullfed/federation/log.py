@@ -12,7 +12,6 @@ a torn tail, which is cut off when the log is next opened for writing.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import struct
@@ -23,7 +22,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from fullfed.errors import UserError
-from fullfed.files import sync_folder
+from fullfed.files import lock, sync_folder
 
 MAGIC = b"fullfed-log-1\n"
 _HEAD = struct.Struct("<Q8s32s")
@@ -149,10 +148,10 @@ def _open(path: Path) -> BinaryIO:
             f"{path}: cannot be opened ({error.strerror}); check the folder and its permissions."
         ) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        lock(file, f"{path}: another process is writing this run; wait for it.")
+    except UserError:
         file.close()
-        raise UserError(f"{path}: another process is writing this run; wait for it.") from error
+        raise
     return file
 
 
