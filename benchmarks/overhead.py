@@ -131,7 +131,7 @@ def one_round(
         "messages": carrying + result.aggregate_seconds - timed.seconds,
         "memory": peak_memory(),
         "up": max(result.up.values()),
-        "down": len(payload) + max(result.plans.values()),
+        "down": len(payload) + max(result.down.values()),
     }
 
 

@@ -48,9 +48,9 @@ def test_clients_are_visited_only_as_their_reports_are_taken() -> None:
     visited: list[bytes] = []
     real = ours.worker.visit
 
-    def visit(plan: bytes) -> Arrival:
+    def visit(plan: bytes, submodel: bytes | None = None) -> Arrival:
         visited.append(plan)
-        return real(plan)
+        return real(plan, submodel)
 
     ours.worker.visit = visit  # type: ignore[method-assign]
     plans = {plan.client: encode(plan) for plan in ours.method.plans(0, None)}

@@ -290,18 +290,18 @@ def test_a_round_in_which_nobody_answered_says_so(method: Composition) -> None:
         merged(method, [])
 
 
-def test_the_account_counts_every_byte_that_was_received(method: Composition) -> None:
+def test_the_account_counts_every_byte_that_was_sent_and_received(method: Composition) -> None:
     arrivals = [
+        replace(arrival(method, 0), down=70),
         arrival(method, 0),
-        arrival(method, 0),
-        Arrival(1, b"junk", train_seconds=2.0, encode_seconds=0.5),
-        Arrival(2, None, failure="out of memory", train_seconds=1.0),
+        Arrival(1, b"junk", train_seconds=2.0, encode_seconds=0.5, down=5),
+        Arrival(2, None, failure="out of memory", train_seconds=1.0, down=30),
         Arrival(9, b"from a stranger"),
     ]
     result = merged(method, arrivals)
     once = len(encode(honest(method, 0)))
     assert result.up == {0: 2 * once, 1: 4, 2: 0, 9: 15}
-    assert result.plans == {p.client: len(encode(p)) for p in method.plans(0, None)}
+    assert result.down == dict.fromkeys(CLIENTS, 0) | {0: 70, 1: 5, 2: 30}
     assert (result.train_seconds, result.encode_seconds) == (3.0, 0.5)
     assert [client for client, _ in result.refused] == [0, 1, 2, 9]
 

@@ -183,6 +183,7 @@ def test_a_snapshot_brings_weights_and_version_back(
 ) -> None:
     other = Replica(copy.deepcopy(tiny_llama), AddOne())  # type: ignore[arg-type]
     replica.apply(Update(0, {"step": 0.5}))
+    assert replica.snapshot_bytes == len(replica.snapshot())
     replica.save_snapshot(tmp_path / "snapshot")
     other.load_snapshot(tmp_path / "snapshot")
     assert other.version == 1

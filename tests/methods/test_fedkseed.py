@@ -287,7 +287,7 @@ def test_pros_history_is_of_clipped_amplitudes_and_tells_the_next_plans() -> Non
 
 def test_the_plans_of_pro_are_in_the_accounts() -> None:
     plain, pro = three(tiny_model(), seeds=1000), three(tiny_model(), seeds=1000, pro=True)
-    plans, more = plain.round().plans, pro.round().plans
+    plans, more = plain.round().down, pro.round().down
     assert all(0 <= more[client] - plans[client] - 4 * 1000 < 128 for client in plans)
 
 

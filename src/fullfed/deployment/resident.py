@@ -132,7 +132,8 @@ class Resident:
         if self._joined is not None and self._joined.run == order.run:
             return self._joined
         state = NodeState(self._folder, order.run)
-        if order.terms and not state.terms_file.exists():
+        complete = order.terms and (order.equipment or not order.handout)
+        if complete and not state.terms_file.exists():
             state.create(order.terms, order.equipment)
         if not state.terms_file.exists():
             return None

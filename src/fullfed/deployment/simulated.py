@@ -49,8 +49,9 @@ class SimulatedNode:
         """Answer one order."""
         order = Order.of(pieces)
         plan = decode(order.plan, Plan)
-        self._catch_up(order, plan.round)
-        arrival = self._worker.visit(order.plan)
+        if not order.handout:
+            self._catch_up(order, plan.round)
+        arrival = self._worker.visit(order.plan, order.handout)
         seconds = arrival.train_seconds, arrival.encode_seconds
         return Answer(plan.round, arrival.payload or b"", arrival.failure, *seconds).pieces()
 

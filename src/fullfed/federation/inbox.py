@@ -19,7 +19,7 @@ class Arrival:
         failure: why there is no payload.
         train_seconds, encode_seconds: as the client measured them.
         late: it answers an earlier round's plan.
-        reached: whether the client was sent its plan at all.
+        down: bytes of the messages that the client was sent for this visit; 0 if none reached it.
     """
 
     sender: int
@@ -28,7 +28,7 @@ class Arrival:
     train_seconds: float = 0.0
     encode_seconds: float = 0.0
     late: bool = False
-    reached: bool = True
+    down: int = 0
 
 
 class Inbox:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -20,6 +21,9 @@ from fullfed.federation.method import Method
 from fullfed.federation.precision import Rounding
 from fullfed.files import write_atomically
 from fullfed.training.parking import Parking
+
+# The types that a snapshot may hold, in the order in which the safetensors format puts them.
+_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class Replica:
@@ -83,8 +87,22 @@ class Replica:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what updates change: what a snapshot costs to send."""
+        """Bytes of what updates change."""
         return sum(p.numel() * p.element_size() for p in self._parameters().values())
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """How long ``snapshot`` is, from names, shapes and types alone."""
+        about = json.dumps({"version": self.version, "hash": "0" * 64})
+        header: dict[str, Any] = {"__metadata__": {"fullfed": about}}
+        ranks, end = list(_TYPES), 0
+        parameters = self._parameters().items()
+        for name, p in sorted(parameters, key=lambda item: (ranks.index(item[1].dtype), item[0])):
+            begin, end = end, end + p.nbytes
+            offsets = {"data_offsets": [begin, end]}
+            header[name] = {"dtype": _TYPES[p.dtype], "shape": [*p.shape], **offsets}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        return 8 + len(text) + -len(text) % 8 + end
 
     def save_snapshot(self, path: Path) -> None:
         """Write a snapshot to a file, atomically."""

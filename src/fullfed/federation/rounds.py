@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,7 +33,7 @@ class RoundResult:
         loss: the merged clients' mean training loss, nats per answer token, each client
             weighted equally; None if there are none.
         up: encoded bytes received from each client, refused ones included.
-        plans: encoded bytes of each client's plan; 0 where the client was not reached.
+        down: encoded bytes sent to each client of the cohort, as the engine counted them.
         train_seconds, encode_seconds: summed over the clients.
         aggregate_seconds: the server's own work.
     """
@@ -43,7 +43,7 @@ class RoundResult:
     refused: tuple[tuple[int, str], ...]
     loss: float | None
     up: Mapping[int, int]
-    plans: Mapping[int, int]
+    down: Mapping[int, int]
     train_seconds: float
     encode_seconds: float
     aggregate_seconds: float
@@ -71,7 +71,7 @@ def run_round(
     started = time.perf_counter()
     plans = method.plans(round, last)
     outgoing = {plan.client: encode(plan) for plan in plans}
-    inbox, account = Inbox(method, plans), _Account(on_arrival)
+    inbox, account = Inbox(method, plans), _Account(outgoing, on_arrival)
     arrivals = account.of_arrivals(engine.exchange(outgoing))
     reports = account.of_reports(inbox.in_client_order(arrivals))
     first = next(reports, None)
@@ -93,7 +93,7 @@ def run_round(
         refused=tuple(inbox.refused),
         loss=account.loss / len(inbox.accepted) if inbox.accepted else None,
         up=account.up,
-        plans={c: 0 if c in account.unreached else len(plan) for c, plan in outgoing.items()},
+        down=account.down,
         train_seconds=account.train_seconds,
         encode_seconds=account.encode_seconds,
         aggregate_seconds=time.perf_counter() - started - account.waiting_seconds,
@@ -114,10 +114,10 @@ def _too_few(round: int, inbox: Inbox) -> UserError:
 class _Account:
     """Counts what passes on its way to the merge."""
 
-    def __init__(self, on_arrival: Callable[[Arrival], None]) -> None:
+    def __init__(self, cohort: Iterable[int], on_arrival: Callable[[Arrival], None]) -> None:
         self._on_arrival = on_arrival
         self.up: dict[int, int] = {}
-        self.unreached: set[int] = set()
+        self.down = dict.fromkeys(cohort, 0)
         self.loss = self.train_seconds = self.encode_seconds = self.waiting_seconds = 0.0
 
     def of_arrivals(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
@@ -128,8 +128,8 @@ class _Account:
             if arrival is None:
                 return
             self.up[arrival.sender] = self.up.get(arrival.sender, 0) + len(arrival.payload or b"")
-            if not arrival.reached:
-                self.unreached.add(arrival.sender)
+            if arrival.sender in self.down:
+                self.down[arrival.sender] += arrival.down
             self.train_seconds += arrival.train_seconds
             self.encode_seconds += arrival.encode_seconds
             self._on_arrival(arrival)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -52,28 +53,59 @@ class Worker:
         if isinstance(merged := decoded.values.get("merged"), list):
             self._states.settle(decoded.round, [c for c in merged if isinstance(c, int)])
 
-    def visit(self, plan: bytes) -> Arrival:
+    def visit(self, plan: bytes, submodel: bytes | None = None) -> Arrival:
         """Carry out one encoded plan; a failure comes back as an arrival without payload.
 
-        Where the method's clients hold no replica, this one makes what they are sent, and is such
-        a client in its turn.
+        Args:
+            submodel: what ``submodel`` makes for the plan, and is made here if it is not given.
+                Unless it is empty, training is on what was sent, as at a client without a replica.
         """
         order = decode(plan, Plan)
         try:
-            handout = self._method.handout(self.replica.model, order)
+            submodel = self.submodel(plan) if submodel is None else submodel
         except MessageError as error:
             return Arrival(order.client, None, failure=str(error))
-        if handout is not None:
-            return self._guest.visit(plan, encode(handout))
+        if submodel:
+            return self._guest.visit(plan, submodel)
         return _carry_out(
             order, self._method, self.replica.model, self._examples, self.last, self._states
         )
 
+    def submodel(self, plan: bytes) -> bytes:
+        """What a client without a replica is sent with a plan; empty where clients hold replicas.
+
+        Raises:
+            MessageError: there can be no such plan.
+        """
+        handout = self._method.handout(self.replica.model, decode(plan, Plan))
+        return b"" if handout is None else encode(handout)
+
+    def static_weights(self) -> bytes:
+        """What a client without a replica is sent once."""
+        return encode(self._method.equipment(self.replica.model))
+
+    @property
+    def static_bytes(self) -> int:
+        """How long ``static_weights`` are."""
+        return self._guest.equipment_bytes
+
+    def snapshot(self) -> tuple[bytes, bytes]:
+        """The replica whole, and the update that led to it without its tensors."""
+        return self.replica.snapshot(), self._last_values()
+
+    def snapshot_bytes(self) -> int:
+        """How long the two parts of ``snapshot`` are together."""
+        return self.replica.snapshot_bytes + len(self._last_values())
+
+    def _last_values(self) -> bytes:
+        assert self.last is not None  # nobody asks for a snapshot of the base model
+        return encode(replace(self.last, tensors={}))
+
     @cached_property
     def _guest(self) -> Guest:
         model = self.replica.model
-        equipment = encode(self._method.equipment(model))
-        return Guest(model, self._method, equipment, self._examples, self._states, model.device)
+        sent = self.static_weights()
+        return Guest(model, self._method, sent, self._examples, self._states, model.device)
 
 
 class Guest:
@@ -87,6 +119,9 @@ class Guest:
         examples: each client's own tokenised samples.
         states: where clients keep what they keep between visits.
         device: to train on.
+
+    Attributes:
+        equipment_bytes: how long the equipment was.
     """
 
     def __init__(
@@ -101,6 +136,7 @@ class Guest:
         self._like = like
         self._method = method
         self._equipment = decode(equipment, Update)
+        self.equipment_bytes = len(equipment)
         self._examples = examples
         self._states = states or StatesInMemory()
         self._device = device

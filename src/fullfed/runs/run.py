@@ -12,7 +12,7 @@ from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate
 from fullfed.federation.log import Log
-from fullfed.federation.messages import Plan, Update, decode, encode
+from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.rounds import Engine, RoundResult, run_round
 from fullfed.federation.states import StatesOnDisk
 from fullfed.federation.traffic import Traffic
@@ -55,13 +55,13 @@ class Connect(Protocol):
         Args:
             worker: the server's replica, with the data of the clients in this process.
             log: what was done so far.
-            traffic: knows which version each client holds.
+            traffic: knows what each client holds.
         """
 
 
 def simulate(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engine:
     """Every client in this process."""
-    return Simulation(worker, recipe.simulation.failures, recipe.federation.seed)
+    return Simulation(worker, recipe.simulation.failures, recipe.federation.seed, traffic)
 
 
 def carry_out(
@@ -106,8 +106,6 @@ class _Run:
         self._worker = Worker(
             self._replica, assembly.method, clients, StatesOnDisk(folder.states_folder)
         )
-        self._traffic = Traffic(self._replica.nbytes, assembly.method.cumulative)
-        self._equipped: set[int] = set()  # who has been sent something
 
     def carry_out(self) -> dict[str, Any]:
         with Log(self._folder.log_file) as log:
@@ -115,7 +113,10 @@ class _Run:
             base = self._evaluate_base()
             self._callbacks.on_run_begin(self._assembly, len(log))
             self._recover(log)
-            engine = self._connect(self._recipe, self._worker, log, self._traffic)
+            cumulative = self._assembly.method.cumulative
+            traffic = Traffic(log, self._worker.snapshot_bytes, cumulative)
+            traffic.restore(self._folder.metrics())
+            engine = self._connect(self._recipe, self._worker, log, traffic)
             while self._replica.version < self._recipe.federation.rounds:
                 self._round(log, engine)
         summary = summarize(
@@ -178,11 +179,6 @@ class _Run:
                     "restore a copy of it."
                 )
             self._close_round(account)
-        for record in self._folder.metrics():
-            for client, down in record["bytes"]["down_by_client"].items():
-                if down > 0:
-                    self._equipped.add(int(client))
-                    self._traffic.catch_up(int(client), record["round"], log.sizes)
 
     def _round(self, log: Log, engine: Engine) -> None:
         """One round, committed by the log: before it nothing counts, after it nothing is lost."""
@@ -196,29 +192,13 @@ class _Run:
             quorum=self._quorum,
         )
         payload = encode(result.update)
-        down = {
-            plan.client: self._download(plan, result.plans[plan.client], log)
-            for plan in self._assembly.method.plans(number, self._worker.last)
-        }
-        self._folder.write_account(account_of(result, down, len(payload)))
+        self._folder.write_account(account_of(result, len(payload)))
         log.append(payload)
         started = time.perf_counter()
         self._worker.deliver(payload)
         account = self._folder.account()
         account["seconds"]["aggregate"] += time.perf_counter() - started
         self._close_round(account)
-
-    def _download(self, plan: Plan, sent: int, log: Log) -> int:
-        """Bytes that a client fetches: its plan's, and those of what it lacks; 0 if not reached."""
-        if sent == 0:
-            return 0
-        method, model = self._assembly.method, self._assembly.model
-        handout = method.handout(model, plan)
-        if handout is not None:
-            equipment = b"" if plan.client in self._equipped else encode(method.equipment(model))
-            self._equipped.add(plan.client)
-            return sent + len(encode(handout)) + len(equipment)
-        return sent + self._traffic.catch_up(plan.client, plan.round, log.sizes)
 
     def _close_round(self, account: dict[str, Any]) -> None:
         """Evaluate if it is due, write the round's line, take a snapshot if that is due."""
@@ -251,22 +231,22 @@ class _Run:
         )
 
 
-def account_of(result: RoundResult, down: dict[int, int], update_bytes: int) -> dict[str, Any]:
+def account_of(result: RoundResult, update_bytes: int) -> dict[str, Any]:
     """A round's line of metrics.jsonl, but for what is measured on the updated model."""
     values = result.update.values
     return {
         "round": result.update.round,
-        "cohort": list(result.plans),
+        "cohort": list(result.down),
         "merged": list(result.merged),
         "refused": [{"client": c, "reason": reason} for c, reason in result.refused],
         "train_loss": result.loss,
         "step": {name: v for name, v in values.items() if isinstance(v, float)},
         "bytes": {
             "up": sum(result.up.values()),
-            "down": sum(down.values()),
+            "down": sum(result.down.values()),
             "update": update_bytes,
             "up_by_client": {str(client): n for client, n in result.up.items()},
-            "down_by_client": {str(client): n for client, n in down.items()},
+            "down_by_client": {str(client): n for client, n in result.down.items()},
         },
         "seconds": {
             "train": result.train_seconds,

@@ -16,13 +16,12 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fullfed.config import DeploymentTable
-from fullfed.engines.flower.handouts import Handouts
 from fullfed.engines.flower.orders import Answer, Order
 from fullfed.engines.flower.post import Letter, Loss, Post, Station
 from fullfed.engines.flower.records import pieces_of
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
-from fullfed.federation.messages import MessageError, encode
+from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.traffic import Traffic
 from fullfed.federation.worker import Worker
 
@@ -59,6 +58,7 @@ class _Visit:
         losses: of letters, since the node has been there.
         lacked: how often the node answered that it lacks something.
         trouble: why there is no report yet.
+        down: bytes of messages sent so far.
     """
 
     plan: bytes
@@ -68,6 +68,7 @@ class _Visit:
     losses: int = 0
     lacked: int = 0
     trouble: str = "the node was not there"
+    down: int = 0
 
 
 class FlowerEngine:
@@ -95,11 +96,12 @@ class FlowerEngine:
         self._membership = membership
         self._server = server
         self._log = log
-        self._handouts = Handouts(server, log)
         self._traffic = traffic
         self._table = table
         self._told: set[int] = set()  # clients that know the terms
         self._strays: dict[Letter, tuple[int, int]] = {}  # (client, round) no longer waited for
+        self._merged: dict[int, int] = {}  # the last round with each client's report, ...
+        self._seen = 0  # ... as far as the log has been looked through
 
     def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
         """Send every client its plan; yield reports and failures as they come.
@@ -120,15 +122,12 @@ class FlowerEngine:
             for client in sorted(visits):
                 arrival = self._receive(client, visits[client], enough=reports >= quorum)
                 if arrival is not None:
-                    self._give_up(client, visits.pop(client))
                     reports += arrival.payload is not None
-                    yield arrival
+                    yield replace(arrival, down=self._end(client, visits.pop(client)))
             yield from self._receive_strays()
             time.sleep(_PAUSE)
         for client, visit in sorted(visits.items()):
-            self._give_up(client, visit)
-            reached = visit.station is not None
-            yield Arrival(client, None, failure=visit.trouble, reached=reached)
+            yield Arrival(client, None, visit.trouble, down=self._end(client, visit))
 
     def _send_due(
         self, visits: Mapping[int, _Visit], stations: Mapping[int, Station], ends: float
@@ -142,12 +141,14 @@ class FlowerEngine:
             elif now < visit.again or any(stations[client] == o.station for o in visit.letters):
                 continue
             visit.trouble = "no report before the round ended"
-            pieces, version = self._order(client, visit.plan).pieces(), self._server.replica.version
-            letter = self._post.send(visit.station, pieces, max(ends - now, 1.0), str(version))
+            order, version = self._order(client, visit.plan), self._server.replica.version
+            seconds = max(ends - now, 1.0)
+            letter = self._post.send(visit.station, order.pieces(), seconds, str(version))
             if letter is None:
                 self._lose(visit, "the server's SuperLink does not take the order")
             else:
                 visit.letters.append(letter)
+                visit.down += order.message_bytes
 
     def _order(self, client: int, plan: bytes) -> Order:
         """The plan, with what the client lacks for it as far as is known."""
@@ -155,15 +156,25 @@ class FlowerEngine:
         order = Order(run, plan)
         if client not in self._told:
             order = replace(order, terms=self._membership.terms)
-        if (handed := self._handouts.order(order, client)) is not None:
-            return handed
-        if self._traffic.by_snapshot(client, version, self._log.sizes):
-            assert self._server.last is not None  # there are updates
-            last = encode(replace(self._server.last, tensors={}))
-            return replace(order, snapshot=self._server.replica.snapshot(), last=last)
+        if handout := self._server.submodel(plan):
+            equipment = self._server.static_weights() if self._traffic.is_new(client) else b""
+            merged = self._last_merged(client)
+            return replace(order, equipment=equipment, handout=handout, merged=merged)
+        if self._traffic.by_snapshot(client, version):
+            snapshot, last = self._server.snapshot()
+            return replace(order, snapshot=snapshot, last=last)
         missed = self._traffic.missed(client, version)
         updates = tuple(self._log.read(number) for number in missed)
         return replace(order, updates=updates, first=missed.start)
+
+    def _last_merged(self, client: int) -> int:
+        """The last round whose update has the client's report in it; -1 if there is none."""
+        for number in range(self._seen, len(self._log)):
+            merged = decode(self._log.read(number), Update).values.get("merged")
+            if isinstance(merged, list):
+                self._merged |= {c: number for c in merged if isinstance(c, int)}
+        self._seen = len(self._log)
+        return self._merged.get(client, -1)
 
     def _receive(self, client: int, visit: _Visit, enough: bool) -> Arrival | None:
         """What a client came to, or None as long as it has not come to anything."""
@@ -198,14 +209,20 @@ class FlowerEngine:
             return Arrival(client, None, failure="the node does not keep what it is sent")
         if answer.version < 0:
             self._told.discard(client)
-        self._traffic.found(client, max(answer.version, 0))
+        self._traffic.found(client, answer.version)
         visit.again = 0.0
         return None
 
-    def _give_up(self, client: int, visit: _Visit) -> None:
-        """Wait no longer for what else a client may answer; it is recorded if it comes."""
+    def _end(self, client: int, visit: _Visit) -> int:
+        """Wait no longer for what else a client may answer; return the bytes it was sent.
+
+        It counts as holding what it was sent, until it says otherwise.
+        """
         round = self._server.replica.version
         self._strays |= dict.fromkeys(visit.letters, (client, round))
+        if visit.down:
+            self._traffic.catch_up(client, round)
+        return visit.down
 
     def _receive_strays(self) -> Iterator[Arrival]:
         """Reports nobody waits for any more: from earlier rounds, and second ones."""

@@ -63,6 +63,11 @@ class Order:
         }
         return {_ABOUT: _encode(about), **{name: piece for name, piece in named.items() if piece}}
 
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of the federation's messages in the order: not of its description and the terms."""
+        return sum(len(p) for name, p in self.pieces().items() if name not in (_ABOUT, "terms"))
+
     @staticmethod
     def of(pieces: Pieces) -> Order:
         """The order in ``pieces``.
