@@ -26,13 +26,10 @@ from pathlib import Path
 import tomli_w
 
 from fullfed.config import load_recipe
-from fullfed.deployment.app_folder import write_app
-from fullfed.deployment.flower import environment, submit
-from fullfed.deployment.node_folder import NodeFolder
-from fullfed.deployment.processes import Child, running
-from fullfed.deployment.server_folder import ServerFolder
-from fullfed.deployment.sockets import free_port
-from fullfed.deployment.starting import start
+from fullfed.deployment.flower_runs import start
+from fullfed.deployment.folders import NodeFolder, ServerFolder
+from fullfed.deployment.processes import Child, environment, free_port, running
+from fullfed.deployment.server import submit, write_app
 from fullfed.quickstart import tasks
 from fullfed.runs.folder import RunFolder
 

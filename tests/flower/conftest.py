@@ -9,9 +9,9 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from flower.real import PARTNERS, write_ingredients
-from flower.small import resident
-from fullfed.deployment.resident import Resident
-from fullfed.engines.flower import engine
+from flower.small import node_worker
+from fullfed.engines import flower as engine
+from fullfed.engines.node import NodeWorker
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def residents(folder: Path, tmp_path: Path) -> Iterator[list[Resident]]:
+def workers(folder: Path, tmp_path: Path) -> Iterator[list[NodeWorker]]:
     """Each partner's worker."""
-    nodes = [resident(folder, n, tmp_path / f"state-{n}") for n in range(len(PARTNERS))]
+    nodes = [node_worker(folder, n, tmp_path / f"state-{n}") for n in range(len(PARTNERS))]
     yield nodes
     for node in nodes:
         node.leave()

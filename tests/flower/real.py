@@ -20,8 +20,7 @@ from typer.testing import CliRunner
 
 from flower.proxy import CountingProxy
 from fullfed.cli import app
-from fullfed.deployment.node_folder import NodeFolder
-from fullfed.deployment.server_folder import ServerFolder
+from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.errors import UserError
 from runs.small import CATEGORIES, tables, write_data, write_model
 

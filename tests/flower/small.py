@@ -9,9 +9,9 @@ from typing import Any
 
 from flower.real import PARTNERS, write_recipe
 from fullfed.config import Recipe, load_recipe
-from fullfed.deployment.resident import Resident
-from fullfed.deployment.terms import encode_terms
-from fullfed.engines.flower.orders import Order
+from fullfed.deployment.flower_runs import TaskLoader
+from fullfed.engines.node import NodeWorker
+from fullfed.engines.node_orders import Order, encode_settings
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica
@@ -28,14 +28,14 @@ class Reference:
 
     Attributes:
         recipe: what was carried out.
-        terms: of the run.
+        settings: of the run.
         updates: one a round.
         plans, reports: by (round, client).
         snapshots: with the update that led to each, without its tensors; by version.
     """
 
     recipe: Recipe
-    terms: bytes
+    settings: bytes
     updates: list[bytes] = field(default_factory=list)
     plans: dict[tuple[int, int], bytes] = field(default_factory=dict)
     reports: dict[tuple[int, int], bytes | None] = field(default_factory=dict)
@@ -44,7 +44,8 @@ class Reference:
     def order(self, round: int, client: int, since: int = 0) -> Order:
         """The plan of a round for a client that holds version ``since``."""
         updates = tuple(self.updates[since:round])
-        return Order(RUN, self.plans[round, client], updates, since, terms=self.terms)
+        plan = self.plans[round, client]
+        return Order(RUN, plan, self.settings, updates=updates, first=since)
 
 
 class _Listening:
@@ -68,8 +69,8 @@ def reference(folder: Path, rounds: int, method: dict[str, Any]) -> Reference:
     clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
     replica = Replica(assembly.model, assembly.method)
     worker = Worker(replica, assembly.method, clients)
-    terms = encode_terms(assembly.recipe, len(clients), replica.content_hash())
-    heard = Reference(assembly.recipe, terms)
+    settings = encode_settings(assembly.recipe, len(clients), replica.content_hash())
+    heard = Reference(assembly.recipe, settings)
     for number in range(rounds):
         result = run_round(assembly.method, _Listening(worker, heard), number, worker.last)
         heard.updates.append(encode(result.update))
@@ -79,7 +80,7 @@ def reference(folder: Path, rounds: int, method: dict[str, Any]) -> Reference:
     return heard
 
 
-def resident(folder: Path, client: int, state: Path, model: str = "model") -> Resident:
+def node_worker(folder: Path, client: int, state: Path, model: str = "model") -> NodeWorker:
     """A partner's worker, without the processes around it."""
     data = str(folder / f"{PARTNERS[client]}.jsonl")
-    return Resident(state, data, str(folder / model))
+    return NodeWorker(state, TaskLoader(data, str(folder / model)))

@@ -14,11 +14,10 @@ from flwr.app import Message
 from flower.real import PARTNERS, write_recipe
 from flower.small import RUN
 from fullfed.config import Recipe, load_recipe
-from fullfed.deployment.resident import Resident
-from fullfed.deployment.terms import encode_terms
-from fullfed.engines.flower.engine import FlowerEngine, Membership
-from fullfed.engines.flower.orders import Order
-from fullfed.engines.flower.records import content_of, pieces_of
+from fullfed.engines.flower import FlowerEngine, Membership
+from fullfed.engines.flower_messages import content_of, frames_of
+from fullfed.engines.node import NodeWorker
+from fullfed.engines.node_orders import Order, encode_settings
 from fullfed.federation.log import Log
 from fullfed.federation.traffic import Traffic
 from fullfed.federation.worker import Worker
@@ -68,8 +67,8 @@ class Dictionary:
         self._numbers = itertools.count()
 
     @staticmethod
-    def of(residents: Iterable[Resident]) -> Dictionary:
-        return Dictionary({n: Node(node.handle) for n, node in enumerate(residents)})
+    def of(workers: Iterable[NodeWorker]) -> Dictionary:
+        return Dictionary({n: Node(node.handle) for n, node in enumerate(workers)})
 
     def sent_to(self, client: int) -> list[Order]:
         return [order for to, order in self.orders if to == client]
@@ -86,10 +85,10 @@ class Dictionary:
 
     def _push(self, message: Message) -> str:
         client, name = message.metadata.dst_node_id - 100, str(next(self._numbers))
-        node, pieces = self.nodes[client], pieces_of(message.content)
-        self.orders.append((client, Order.of(pieces)))
+        node, frames = self.nodes[client], frames_of(message.content)
+        self.orders.append((client, Order.of(frames)))
         try:
-            answer = node.handle(pieces)
+            answer = node.handle(frames)
         except ConnectionError:
             error = SimpleNamespace(code=8)
             self._replies[name] = client, SimpleNamespace(has_error=lambda: True, error=error)
@@ -134,8 +133,8 @@ def carry_out(recipe: Recipe, grid: Dictionary, out: Path) -> RunFolder:
         folder.create(assembly.recipe)
 
     def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> FlowerEngine:
-        terms = encode_terms(recipe, len(PARTNERS), folder.base()["model_hash"])
-        membership = Membership(RUN, KEYS, terms)
+        settings = encode_settings(recipe, len(PARTNERS), folder.base()["model_hash"])
+        membership = Membership(RUN, KEYS, settings)
         return FlowerEngine(grid, membership, worker, log, traffic, recipe.deployment)  # type: ignore[arg-type]
 
     run.carry_out(folder, assembly, connect=connect, quorum=recipe.deployment.quorum)

@@ -13,11 +13,10 @@ from typer.testing import CliRunner
 
 from flower.real import free_port, refusal
 from fullfed.cli import app
+from fullfed.deployment.folders import ServerFolder
 from fullfed.deployment.identities import certify_server
-from fullfed.deployment.joining import errors
-from fullfed.deployment.processes import Child
-from fullfed.deployment.server_folder import ServerFolder
-from fullfed.deployment.sockets import check_server
+from fullfed.deployment.node import errors
+from fullfed.deployment.processes import Child, check_server
 
 
 def test_what_the_worker_cannot_do_is_told_where_the_node_runs(tmp_path: Path) -> None:
@@ -115,7 +114,7 @@ def test_partners_come_and_go(idle: ServerFolder) -> None:
 
     invoke("add", "c")
     invoke("remove", "a")
-    assert [member.name for member in idle.members()] == ["b", "c"]
+    assert [member.name for member in idle.partners()] == ["b", "c"]
     assert "there is a partner of this name" in refusal("federation", "add", idle.federation, "b")
     assert "there is no such partner" in refusal("federation", "remove", idle.federation, "a")
 

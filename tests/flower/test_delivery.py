@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flower.standin import Dictionary, Node, carry_out, recipe_of
-from fullfed.deployment.resident import Resident
+from fullfed.engines.node import NodeWorker
 from fullfed.errors import UserError
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
@@ -20,11 +20,11 @@ ALL = {"quorum": 1.0, "deadline_seconds": 1e6}
 
 @pytest.mark.parametrize("method", ["ferret", "fedavg"])
 def test_a_node_that_was_away_is_caught_up_by_what_is_smaller(
-    folder: Path, tmp_path: Path, residents: list[Resident], method: str
+    folder: Path, tmp_path: Path, workers: list[NodeWorker], method: str
 ) -> None:
     options = {"coordinates": 300} if method == "ferret" else {}
     recipe = recipe_of(folder, 5, method={"name": method, **options})
-    grid = Dictionary.of(residents)
+    grid = Dictionary.of(workers)
     grid.nodes[2].there = lambda: len(RunFolder(tmp_path / "run").metrics()) in (0, 4)
     grid.nodes[3].there = lambda: False
     records = carry_out(recipe, grid, tmp_path / "run").metrics()
@@ -46,17 +46,17 @@ def test_a_node_that_was_away_is_caught_up_by_what_is_smaller(
 
 
 def test_a_restarted_server_sends_what_each_node_lacks_and_no_more(
-    folder: Path, tmp_path: Path, residents: list[Resident]
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
 ) -> None:
     recipe, stop = recipe_of(folder, 3), [False]
 
-    def stopping(pieces: Mapping[str, bytes]) -> Mapping[str, bytes] | None:
+    def stopping(frames: Mapping[str, bytes]) -> Mapping[str, bytes] | None:
         stop[0] = len(RunFolder(tmp_path / "run").metrics()) == 2 and not stop[0]
         if stop[0]:
             raise KeyboardInterrupt
-        return residents[0].handle(pieces)
+        return workers[0].handle(frames)
 
-    grid = Dictionary.of(residents)
+    grid = Dictionary.of(workers)
     grid.nodes[0].handle = stopping
     with pytest.raises(KeyboardInterrupt):
         carry_out(recipe, grid, tmp_path / "run")
@@ -67,13 +67,13 @@ def test_a_restarted_server_sends_what_each_node_lacks_and_no_more(
 
 
 def test_a_node_that_comes_back_is_asked_again_and_answers(
-    folder: Path, tmp_path: Path, residents: list[Resident]
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
 ) -> None:
-    grid = Dictionary.of(residents)
+    grid = Dictionary.of(workers)
 
-    def lost(pieces: Mapping[str, bytes]) -> None:
-        residents[1].handle(pieces)
-        grid.nodes[1] = Node(residents[1].handle, since="later")
+    def lost(frames: Mapping[str, bytes]) -> None:
+        workers[1].handle(frames)
+        grid.nodes[1] = Node(workers[1].handle, since="later")
 
     grid.nodes[1].handle = lost
     recipe = recipe_of(folder, 1, deployment=ALL)
@@ -84,14 +84,14 @@ def test_a_node_that_comes_back_is_asked_again_and_answers(
 
 
 def test_a_lost_order_is_sent_again_until_there_is_a_quorum(
-    folder: Path, tmp_path: Path, residents: list[Resident]
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
 ) -> None:
-    grid = Dictionary.of(residents)
+    grid = Dictionary.of(workers)
 
-    def at_last(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    def at_last(frames: Mapping[str, bytes]) -> Mapping[str, bytes]:
         if len(grid.sent_to(1)) < 10:
             raise ConnectionError
-        return residents[1].handle(pieces)
+        return workers[1].handle(frames)
 
     grid.nodes[1].handle = at_last
     recipe = recipe_of(folder, 1, deployment=ALL)
@@ -101,11 +101,11 @@ def test_a_lost_order_is_sent_again_until_there_is_a_quorum(
 
 
 def test_where_there_is_a_quorum_an_order_is_lost_only_so_often(
-    folder: Path, tmp_path: Path, residents: list[Resident]
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
 ) -> None:
-    grid = Dictionary.of(residents)
+    grid = Dictionary.of(workers)
 
-    def lose(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    def lose(frames: Mapping[str, bytes]) -> Mapping[str, bytes]:
         raise ConnectionError
 
     grid.nodes[2].handle = lose
@@ -117,14 +117,14 @@ def test_where_there_is_a_quorum_an_order_is_lost_only_so_often(
 
 
 def test_of_two_answers_to_two_orders_one_counts(
-    folder: Path, tmp_path: Path, residents: list[Resident]
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
 ) -> None:
     """A node that only seemed to be away answers the order sent before and the one after."""
-    grid = Dictionary.of(residents)
+    grid = Dictionary.of(workers)
 
-    def seen_again(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    def seen_again(frames: Mapping[str, bytes]) -> Mapping[str, bytes]:
         grid.nodes[1].since = "later"
-        return residents[1].handle(pieces)
+        return workers[1].handle(frames)
 
     grid.nodes[1].handle = seen_again
     grid.nodes[1].silent = lambda: len(grid.sent_to(1)) < 2
@@ -140,16 +140,16 @@ def test_of_two_answers_to_two_orders_one_counts(
 
 @pytest.mark.parametrize("malformed", [False, True])
 def test_a_late_report_is_refused_recorded_and_in_nobodys_way(
-    folder: Path, tmp_path: Path, residents: list[Resident], malformed: bool
+    folder: Path, tmp_path: Path, workers: list[NodeWorker], malformed: bool
 ) -> None:
     """Node 1 vanishes once it has its order; it is back, with what it made of it, a round later."""
-    grid = Dictionary.of(residents)
+    grid = Dictionary.of(workers)
     if malformed:
-        answer = residents[1].handle
+        answer = workers[1].handle
 
-        def spoilt(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
-            pieces = answer(pieces)
-            return {"nonsense": b""} if len(grid.sent_to(1)) == 1 else pieces
+        def spoilt(frames: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            frames = answer(frames)
+            return {"nonsense": b""} if len(grid.sent_to(1)) == 1 else frames
 
         grid.nodes[1].handle = spoilt
 
@@ -169,9 +169,9 @@ def test_a_late_report_is_refused_recorded_and_in_nobodys_way(
 
 
 def test_the_deadline_closes_a_round_without_a_node_that_does_not_answer(
-    folder: Path, tmp_path: Path, residents: list[Resident]
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
 ) -> None:
-    grid = Dictionary.of(residents)
+    grid = Dictionary.of(workers)
     grid.nodes[1].silent = lambda: True
     recipe = recipe_of(folder, 1, deployment={"quorum": 0.75, "deadline_seconds": 1.0})
     [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
@@ -180,29 +180,29 @@ def test_the_deadline_closes_a_round_without_a_node_that_does_not_answer(
 
 
 def test_without_a_quorum_at_the_deadline_the_run_stops_and_can_go_on(
-    folder: Path, tmp_path: Path, residents: list[Resident]
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
 ) -> None:
     recipe = recipe_of(folder, 1, deployment={"deadline_seconds": 1.0, "quorum": 0.75})
-    grid = Dictionary.of(residents)
-    grid.nodes[1].handle = grid.nodes[2].handle = lambda pieces: None
+    grid = Dictionary.of(workers)
+    grid.nodes[1].handle = grid.nodes[2].handle = lambda frames: None
     with pytest.raises(UserError, match="only 2 clients sent a usable report"):
         carry_out(recipe, grid, tmp_path / "run")
     assert RunFolder(tmp_path / "run").metrics() == []
     for n in (1, 2):
-        grid.nodes[n].handle = residents[n].handle
+        grid.nodes[n].handle = workers[n].handle
     [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
     assert record["merged"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("method", ["ferret", "fedavg"])
 def test_log_and_bytes_are_those_of_a_run_in_one_process(
-    folder: Path, tmp_path: Path, residents: list[Resident], method: str
+    folder: Path, tmp_path: Path, workers: list[NodeWorker], method: str
 ) -> None:
     """With cohorts of two, so that clients miss updates."""
     options = {"coordinates": 300} if method == "ferret" else {}
     federation = {"rounds": 6, "clients_per_round": 2}
     recipe = recipe_of(folder, 6, method={"name": method, **options}, federation=federation)
-    ours, grid = RunFolder(tmp_path / "ours"), Dictionary.of(residents)
+    ours, grid = RunFolder(tmp_path / "ours"), Dictionary.of(workers)
     flowers = carry_out(recipe, grid, tmp_path / "flowers")
     run.start(recipe, ours.path)
     assert flowers.log_file.read_bytes() == ours.log_file.read_bytes()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flower.standin import Dictionary, Handle, carry_out, recipe_of
-from fullfed.deployment.resident import Resident
-from fullfed.engines.flower.orders import Answer
+from fullfed.engines.node import NodeWorker
+from fullfed.engines.node_orders import Answer
 from fullfed.errors import UserError
 from fullfed.federation.messages import Report, decode, encode
 from fullfed.runs.folder import RunFolder
@@ -17,15 +17,15 @@ from fullfed.runs.folder import RunFolder
 pytestmark = pytest.mark.usefixtures("flower_process")
 
 
-def spoiled(node: Resident, spoil: Callable[[Answer], Mapping[str, bytes]]) -> Handle:
-    return lambda pieces: spoil(Answer.of(node.handle(pieces)))
+def spoiled(node: NodeWorker, spoil: Callable[[Answer], Mapping[str, bytes]]) -> Handle:
+    return lambda frames: spoil(Answer.of(node.handle(frames)))
 
 
 def _not_finite(answer: Answer) -> Mapping[str, bytes]:
     report = decode(answer.report, Report)
     for tensor in report.tensors.values():
         tensor.view(-1)[0] = float("nan")
-    return Answer(answer.version, encode(report)).pieces()
+    return Answer(answer.version, encode(report)).frames()
 
 
 def _another_clients(answer: Answer) -> Mapping[str, bytes]:
@@ -33,27 +33,27 @@ def _another_clients(answer: Answer) -> Mapping[str, bytes]:
     fields = {name: getattr(report, name) for name in ("round", "samples", "loss", "values")}
     return Answer(
         answer.version, encode(Report(client=0, tensors=report.tensors, **fields))
-    ).pieces()
+    ).frames()
 
 
 SPOILERS: dict[str, tuple[Callable[[Answer], Mapping[str, bytes]], str]] = {
     "not ours": (lambda answer: {"x": b"y"}, "malformed"),
-    "no report": (lambda answer: Answer(0, b"nonsense").pieces(), "shorter than its header"),
-    "oversized": (lambda answer: Answer(0, bytes(1 << 20)).pieces(), "more than the"),
+    "no report": (lambda answer: Answer(0, b"nonsense").frames(), "shorter than its header"),
+    "oversized": (lambda answer: Answer(0, bytes(1 << 20)).frames(), "more than the"),
     "not finite": (_not_finite, "not finite"),
     "another client's": (_another_clients, "claims to be client 0's"),
-    "failure": (lambda answer: Answer(0, failure="no\nway").pieces(), "no way"),
-    "never content": (lambda answer: Answer(-1).pieces(), "does not keep what it is sent"),
+    "failure": (lambda answer: Answer(0, failure="no\nway").frames(), "no way"),
+    "never content": (lambda answer: Answer(-1).frames(), "does not keep what it is sent"),
 }
 
 
 @pytest.mark.parametrize("kind", SPOILERS)
 def test_a_bad_answer_is_refused_and_recorded_and_the_round_goes_on(
-    folder: Path, tmp_path: Path, residents: list[Resident], kind: str
+    folder: Path, tmp_path: Path, workers: list[NodeWorker], kind: str
 ) -> None:
     spoil, reason = SPOILERS[kind]
-    grid = Dictionary.of(residents)
-    grid.nodes[1].handle = spoiled(residents[1], spoil)
+    grid = Dictionary.of(workers)
+    grid.nodes[1].handle = spoiled(workers[1], spoil)
     [record] = carry_out(recipe_of(folder, 1), grid, tmp_path / "run").metrics()
     assert record["merged"] == [0, 2, 3]
     [refused] = record["refused"]
@@ -62,9 +62,9 @@ def test_a_bad_answer_is_refused_and_recorded_and_the_round_goes_on(
 
 
 def test_an_answer_from_another_node_than_was_asked_changes_nothing(
-    folder: Path, tmp_path: Path, residents: list[Resident]
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
 ) -> None:
-    grid = Dictionary.of(residents)
+    grid = Dictionary.of(workers)
     grid.nodes[1].speaks_as = 100
     [record] = carry_out(recipe_of(folder, 1), grid, tmp_path / "run").metrics()
     assert record["merged"] == [0, 2, 3]
@@ -72,11 +72,11 @@ def test_an_answer_from_another_node_than_was_asked_changes_nothing(
 
 
 def test_a_refusal_ends_the_round_where_it_leaves_no_quorum(
-    folder: Path, tmp_path: Path, residents: list[Resident]
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
 ) -> None:
     """Though the deadline is far and a node that is there has not answered yet."""
-    grid = Dictionary.of(residents)
-    grid.nodes[1].handle = lambda pieces: Answer(-1, failure="this is another model").pieces()
+    grid = Dictionary.of(workers)
+    grid.nodes[1].handle = lambda frames: Answer(-1, failure="this is another model").frames()
     grid.nodes[2].silent = lambda: True
     recipe = recipe_of(folder, 1, deployment={"quorum": 1.0, "deadline_seconds": 1e6})
     with pytest.raises(

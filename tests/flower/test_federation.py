@@ -27,10 +27,10 @@ from flower.real import (
 )
 from fullfed.cli import app
 from fullfed.config import load_recipe
-from fullfed.deployment.flower import registered
+from fullfed.deployment.flower_runs import start
+from fullfed.deployment.folders import ServerFolder
 from fullfed.deployment.identities import create_authority, create_node_key
-from fullfed.deployment.server_folder import ServerFolder
-from fullfed.deployment.starting import start
+from fullfed.deployment.server import registered
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 
@@ -38,7 +38,7 @@ METHODS = {
     "ferret": {"name": "ferret", "coordinates": 300},
     "fedavg": {"name": "fedavg"},
 }  # FedCyBGD is what is killed
-MESSAGE = 24 << 10  # bytes that a visit may cost beyond its pieces, each way
+MESSAGE = 24 << 10  # bytes that a visit may cost beyond its frames, each way
 NODE_SECOND = 2 << 10  # bytes a second that a node may cost by asking for messages, each way
 ROUNDS = 8
 A_ROUND = 3.0  # seconds; about what one takes on a quiet machine

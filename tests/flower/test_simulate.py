@@ -14,7 +14,7 @@ from flower.real import PARTNERS, write_recipe
 from flower.standin import Dictionary, Node, carry_out
 from fullfed.cli import app
 from fullfed.config import load_recipe
-from fullfed.deployment.simulated import SimulatedNode
+from fullfed.deployment.flower_runs import SimulatedNode
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 
@@ -50,8 +50,8 @@ def test_which_process_is_asked_makes_no_difference(
     ours, flowers = RunFolder(tmp_path / "ours"), RunFolder(tmp_path / "flowers")
     process = cache(lambda number: SimulatedNode(flowers))
 
-    def handle(pieces: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        return process(turns.randrange(3)).handle(pieces)
+    def handle(frames: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        return process(turns.randrange(3)).handle(frames)
 
     carry_out(recipe, Dictionary({n: Node(handle) for n in range(len(PARTNERS))}), flowers.path)
     run.start(recipe, ours.path)

@@ -1,8 +1,9 @@
-"""The commands of a federation across organisations."""
+"""The commands of a federation across organisations; each calls one function of this room."""
 
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fullfed.config import load_recipe
-from fullfed.deployment.console import check_installed, say
-from fullfed.deployment.federation_commands import FederationDirectory, federation
+from fullfed.errors import UserError
 
+FederationDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A federation's folder.")]
 NodeDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A partner's folder.")]
 Data = Annotated[
     str | None, typer.Option("--data", metavar="PATH", help="The partner's own training data.")
@@ -21,6 +22,13 @@ Data = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", metavar="PATH", help="The partner's copy of the model.")
 ]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+]
+
+federation = typer.Typer(help="Make a federation's folder and change its partners.")
 
 
 def register(app: typer.Typer) -> None:
@@ -33,60 +41,55 @@ def register(app: typer.Typer) -> None:
 def serve(directory: FederationDirectory) -> None:
     """Run a federation's server (Flower's SuperLink)."""
     check_installed()
-    from fullfed.deployment import serving
-    from fullfed.deployment.server_folder import ServerFolder
+    from fullfed.deployment import server
+    from fullfed.deployment.folders import ServerFolder
 
-    serving.serve(ServerFolder(directory), say)
+    server.serve(ServerFolder(directory), say)
 
 
 def join(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
     """Take part in a federation (Flower's SuperNode and fullfed's worker)."""
     check_installed()
-    from fullfed.deployment import joining
-    from fullfed.deployment.node_folder import NodeFolder
+    from fullfed.deployment import node
+    from fullfed.deployment.folders import NodeFolder
 
-    joining.join(NodeFolder(directory.absolute()), data, model, say)
+    node.join(NodeFolder(directory.absolute()), data, model, say)
 
 
 def start(
     directory: FederationDirectory,
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
-    ] = None,
+    recipe: RecipeFile,
+    set_: Overrides = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="RUN", help="The run's folder.")
     ] = None,
 ) -> None:
     """Carry out a recipe on a federation, or carry on where the run was stopped."""
     check_installed()
-    from fullfed.deployment import starting
-    from fullfed.deployment.server_folder import ServerFolder
+    from fullfed.deployment import flower_runs
+    from fullfed.deployment.folders import ServerFolder
 
     folder = ServerFolder(directory)
     path = out or folder.runs / recipe.stem
-    summary = starting.start(folder, load_recipe(recipe, set_), path, say)
-    _show_end(summary, path)
+    _show_end(flower_runs.start(folder, load_recipe(recipe, set_), path, say), path)
 
 
 def status(directory: FederationDirectory) -> None:
     """Who is connected, and how far the runs are."""
     check_installed()
-    from fullfed.deployment import flower
-    from fullfed.deployment.run_files import ServerStatus
-    from fullfed.deployment.server_folder import ServerFolder
-    from fullfed.deployment.sockets import check_server
+    from fullfed.deployment import server
+    from fullfed.deployment.folders import ServerFolder, ServerStatus
+    from fullfed.deployment.processes import check_server
     from fullfed.runs.folder import RunFolder
 
     folder = ServerFolder(directory)
     settings = folder.settings()
-    up = check_server(f"127.0.0.1:{settings.port}", folder.authority)
-    states, nodes = flower.node_states(folder) if up else {}, flower.registered(folder)
+    up = check_server(folder.local_address, folder.authority)
+    states, nodes = server.node_states(folder) if up else {}, server.registered(folder)
     table = Table("client", "partner", "node", "state")
-    for number, member in enumerate(folder.members()):
-        node = nodes.get(member.key, "")
-        table.add_row(str(number), member.name, node, states.get(node, "not registered"))
+    for number, partner in enumerate(folder.partners()):
+        node = nodes.get(partner.key, "")
+        table.add_row(str(number), partner.name, node, states.get(node, "not registered"))
     say(f"server {'runs' if up else 'does not run'} at {settings.address}:{settings.port}")
     Console().print(table)
     for path in sorted(folder.runs.iterdir()) if folder.runs.exists() else ():
@@ -99,27 +102,25 @@ def status(directory: FederationDirectory) -> None:
 
 
 def simulate(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    recipe: RecipeFile,
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="A new folder.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """Carry out a recipe in Flower's own simulation (Ray), by the app that a federation runs."""
     check_installed("ray", "simulation")
-    from fullfed.deployment.simulating import simulate as carry_out
+    from fullfed.deployment import flower_runs
 
-    _show_end(carry_out(load_recipe(recipe, set_), out, say), out)
+    _show_end(flower_runs.simulate(load_recipe(recipe, set_), out, say), out)
 
 
 def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
     """A node's resident worker, which `fullfed join` runs."""
     check_installed()
-    from fullfed.deployment.joining import LOG_FORMAT, configured
-    from fullfed.deployment.node_folder import NodeFolder
-    from fullfed.deployment.resident import Resident
-    from fullfed.engines.flower.channel import serve as answer
+    from fullfed.deployment.flower_runs import TaskLoader
+    from fullfed.deployment.folders import NodeFolder
+    from fullfed.deployment.node import LOG_FORMAT, configured
+    from fullfed.engines import node_channel
+    from fullfed.engines.node import NodeWorker
     from fullfed.files import locked
 
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
@@ -127,8 +128,80 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     settings = configured(folder, data, model)
     assert settings.data is not None  # configured sees to it
     with locked(folder.path / "worker.lock", f"{folder.path}: a worker runs here already; end it."):
-        resident = Resident(folder.state, settings.data, settings.model, settings.device)
-        answer(folder.worker_address, resident.handle)
+        load = TaskLoader(settings.data, settings.model, settings.device)
+        node_channel.serve(folder.worker_address, NodeWorker(folder.state, load).handle)
+
+
+@federation.command()
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    partner: Annotated[list[str], typer.Option(help="A partner's name; repeatable.")],
+    address: Annotated[str, typer.Option(help="What partners reach the server by.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The one port of the server.")] = 8443,
+    listen: Annotated[str, typer.Option(help="The server's interface.")] = "0.0.0.0",
+    model: Annotated[str, typer.Option(help="The base model, as partners have it.")] = "builtin",
+) -> None:
+    """Make a federation: authority, certificate, keys, and a folder for each partner."""
+    check_installed()
+    from fullfed.deployment.folders import ServerFolder
+
+    folder = ServerFolder.create(directory, partner, address, port, listen, model)
+    say(f"{folder.path}: stays here; next: fullfed serve {directory}")
+    for name in partner:
+        say(f"{directory / 'partners' / name}: for {name}, who runs: fullfed join {name} --data")
+
+
+@federation.command()
+def add(
+    directory: FederationDirectory,
+    partner: Annotated[str, typer.Argument(help="The new partner's name.")],
+    model: Annotated[str, typer.Option(help="The base model, as the partner has it.")] = "builtin",
+    key: Annotated[
+        Path | None, typer.Option(help="The public key of a pair that the partner made.")
+    ] = None,
+) -> None:
+    """Take a partner in, from the next run on."""
+    check_installed()
+    from fullfed.deployment.folders import ServerFolder
+
+    folder = ServerFolder(directory)
+    say(f"{folder.add(partner, model, key)}: for {partner}")
+    _tell_server(directory)
+
+
+@federation.command()
+def remove(
+    directory: FederationDirectory,
+    partner: Annotated[str, typer.Argument(help="The partner's name.")],
+) -> None:
+    """Take a partner out, at once: its node is turned away."""
+    check_installed()
+    from fullfed.deployment.folders import ServerFolder
+
+    ServerFolder(directory).remove(partner)
+    _tell_server(directory)
+
+
+@federation.command()
+def renew(directory: FederationDirectory) -> None:
+    """Give the server a new certificate; partners need nothing new."""
+    check_installed()
+    from fullfed.deployment.folders import ServerFolder
+
+    folder = ServerFolder(directory)
+    folder.renew_certificate()
+    say(f"{folder.certificate}: renewed; stop and start `fullfed serve {directory}`")
+
+
+def _tell_server(directory: Path) -> None:
+    """Register and unregister at the running server; one that does not run does it at its start."""
+    from fullfed.deployment import server
+    from fullfed.deployment.folders import ServerFolder
+    from fullfed.deployment.processes import check_server
+
+    folder = ServerFolder(directory)
+    if check_server(folder.local_address, folder.authority):
+        server.sync_nodes(folder, say)
 
 
 def _show_end(summary: dict[str, Any], path: Path) -> None:
@@ -136,3 +209,19 @@ def _show_end(summary: dict[str, Any], path: Path) -> None:
 
     Console().print(summary_table([summary]))
     say(f"model {summary['model_hash'][:16]}  written to {path}")
+
+
+def check_installed(package: str = "flwr", extra: str = "flower") -> None:
+    """
+    Raises:
+        UserError: the package is not.
+    """
+    if find_spec(package) is None:
+        raise UserError(f'this needs {package}; install it: pip install "fullfed[{extra}]".')
+
+
+def say(text: str) -> None:
+    # Flushed, so that a service's log shows it at once.
+    console = Console()
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.file.flush()

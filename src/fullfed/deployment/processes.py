@@ -1,19 +1,88 @@
-"""Long-running processes: started with their output in a file, watched, ended with their parent."""
+"""The processes of a federation: Flower's programs, how they are run and watched, and their ports.
+
+A process is started with its output in a file, and ends with the process that started it.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
+import os
+import shlex
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from fullfed.deployment import WORKER
+from fullfed.deployment.folders import NodeFolder, ServerFolder
+from fullfed.errors import UserError
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _GRACE = 10.0  # seconds between asking a process to end and ending it
+_CONNECT_TIMEOUT = 10.0  # seconds
+
+Print = Callable[[str], None]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """What Flower's processes run under: no telemetry, no downloads, a home of their own."""
+    return {
+        **os.environ,
+        # Flower finds its own programs by name.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def superlink(folder: ServerFolder) -> list[str]:
+    """The command that runs the server."""
+    settings = folder.settings()
+    return [
+        "flower-superlink",
+        *("--host", settings.listen, "--port", str(settings.port)),
+        *("--ssl-ca-certfile", str(folder.authority)),
+        *("--ssl-certfile", str(folder.certificate), "--ssl-keyfile", str(folder.key)),
+        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+        *("--database", str(folder.flower / "superlink.db")),
+    ]
+
+
+def simulating_superlink(port: int) -> list[str]:
+    """The command that runs a server of simulated nodes, for this machine alone."""
+    return [
+        "flower-superlink",
+        *("--simulation", "--insecure", "--host", "127.0.0.1", "--port", str(port)),
+        "--disable-runtime-dependency-installation",
+    ]
+
+
+def supernode(folder: NodeFolder) -> list[str]:
+    """The command that runs a node."""
+    return [
+        "flower-supernode",
+        *("--superlink", folder.settings().server),
+        *("--root-certificates", str(folder.authority)),
+        *("--auth-supernode-private-key", str(folder.key)),
+        *("--port", str(free_port())),
+        *("--node-config", f"{WORKER}={json.dumps(str(folder.worker_address))}"),
+    ]
+
+
+def shown(command: Sequence[str]) -> str:
+    """The command as a shell takes it."""
+    return "$ " + shlex.join(command)
 
 
 class Child:
@@ -101,3 +170,54 @@ def running(*children: Child) -> Iterator[None]:
 def pause() -> None:
     """Between two looks at processes."""
     time.sleep(0.5)
+
+
+def check_server(address: str, authority: Path) -> bool:
+    """Whether the server at host:port is there and is the federation's.
+
+    Raises:
+        UserError: it is there and is not, or its certificate has expired.
+    """
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context(cafile=str(authority))
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return True
+    except ssl.SSLCertVerificationError as error:
+        raise UserError(
+            f"{address}: the server's certificate is refused ({error.verify_message}); "
+            "ask whoever runs the server."
+        ) from error
+    except (OSError, ValueError):
+        return False
+
+
+def check_port_free(host: str, port: int) -> None:
+    """
+    Raises:
+        UserError: something listens there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"{host}:{port}: the port cannot be used ({error.strerror}); stop what uses it, "
+                "or change `port` in federation.toml and in every node.toml."
+            ) from error
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Whether something on this machine does."""
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

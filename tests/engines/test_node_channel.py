@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from flower.backwards import answer
+from engines.backwards import answer
 from flower.real import wait_until
-from fullfed.engines.flower.channel import ChannelError, ask, serve
+from fullfed.engines.node_channel import ChannelError, ask, serve
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def address(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_pieces_come_back(address: Path) -> None:
-    pieces = {"ab": b"x", "cd": bytes(3 << 20)}
+    frames = {"ab": b"x", "cd": bytes(3 << 20)}
     for _ in range(2):
-        assert ask(address, pieces) == answer(pieces)
+        assert ask(address, frames) == answer(frames)
 
 
 def test_nobody_else_gets_at_the_socket_or_the_secret(address: Path) -> None:

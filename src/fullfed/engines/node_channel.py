@@ -1,8 +1,8 @@
-"""The local channel between a node's relay and its resident worker.
+"""The local channel between a node's resident worker and the processes that bring its orders.
 
 A Unix domain socket in a folder of its own (mode 0700), on which both sides prove that they know
-a secret (HMAC, by multiprocessing.connection) before anything is read. What passes are pieces:
-one frame that lists names and sizes, then a frame each. Nothing is unpickled.
+a secret (HMAC, by multiprocessing.connection) before anything is read. What passes is a list of
+the frames' names and sizes, then the frames. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 
 from fullfed.files import write_atomically
 
-WORKER = "worker"  # what a node's configuration calls the file with the worker's address
 _LIST_LIMIT = 1 << 20
 _TOTAL_LIMIT = 1 << 36  # bytes of an exchange: 64 GiB, more than any model trained in full here
 
@@ -33,7 +32,7 @@ def serve(address_file: Path, handle: Callable[[Mapping[str, bytes]], Mapping[st
 
     Args:
         address_file: says where the socket is, and the secret; readable by this user alone.
-        handle: from the pieces of a request to those of its answer.
+        handle: from the frames of a request to those of its answer.
     """
     _clear(address_file)
     folder, secret = tempfile.mkdtemp(prefix="fullfed-"), secrets.token_bytes(32)
@@ -63,7 +62,7 @@ def _clear(address_file: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def ask(address_file: Path, pieces: Mapping[str, bytes]) -> dict[str, bytes]:
+def ask(address_file: Path, frames: Mapping[str, bytes]) -> dict[str, bytes]:
     """Send one request and wait for its answer.
 
     Raises:
@@ -73,17 +72,17 @@ def ask(address_file: Path, pieces: Mapping[str, bytes]) -> dict[str, bytes]:
         about = json.loads(address_file.read_bytes())
         address, secret = f"{about['folder']}/worker", bytes.fromhex(about["secret"])
         with Client(address, "AF_UNIX", authkey=secret) as connection:
-            _send(connection, pieces)
+            _send(connection, frames)
             return _receive(connection)
     except (OSError, EOFError, ValueError, KeyError, AuthenticationError) as error:
         raise ChannelError("the node's worker does not answer") from error
 
 
-def _send(connection: Connection, pieces: Mapping[str, bytes]) -> None:
-    sizes = [[name, len(piece)] for name, piece in pieces.items()]
+def _send(connection: Connection, frames: Mapping[str, bytes]) -> None:
+    sizes = [[name, len(frame)] for name, frame in frames.items()]
     connection.send_bytes(json.dumps(sizes).encode())
-    for piece in pieces.values():
-        connection.send_bytes(piece)
+    for frame in frames.values():
+        connection.send_bytes(frame)
 
 
 def _receive(connection: Connection) -> dict[str, bytes]:

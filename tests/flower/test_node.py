@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flower.small import RUN, Reference, reference, resident
-from fullfed.deployment.resident import Resident
-from fullfed.engines.flower.orders import Answer, Order
+from flower.small import RUN, Reference, node_worker, reference
+from fullfed.engines.node import NodeWorker
+from fullfed.engines.node_orders import Answer, Order
 from runs.small import write_model
 
 ROUNDS = 5
@@ -32,14 +32,14 @@ def ferret(folder: Path) -> Reference:
     return reference(folder, ROUNDS, METHODS["ferret"])
 
 
-def ask(node: Resident, order: Order) -> Answer:
-    return Answer.of(node.handle(order.pieces()))
+def ask(node: NodeWorker, order: Order) -> Answer:
+    return Answer.of(node.handle(order.frames()))
 
 
 def test_a_node_answers_what_the_client_answers_in_one_process(
     known: Reference, folder: Path, tmp_path: Path
 ) -> None:
-    node = resident(folder, 1, tmp_path / "state")
+    node = node_worker(folder, 1, tmp_path / "state")
     for round in range(ROUNDS):
         answer = ask(node, known.order(round, 1, since=max(round - 1, 0)))
         assert (answer.version, answer.report) == (round, known.reports[round, 1])
@@ -50,12 +50,12 @@ def test_a_killed_worker_goes_on_from_its_disk(
     known: Reference, folder: Path, tmp_path: Path, killed_after: int
 ) -> None:
     """Nothing is closed or flushed on purpose: the first worker is only left where it is."""
-    first = resident(folder, 0, tmp_path / "state")
+    first = node_worker(folder, 0, tmp_path / "state")
     for round in range(killed_after):
         ask(first, known.order(round, 0, since=max(round - 1, 0)))
     first.leave()  # a killed process lets its locks go
-    second = resident(folder, 0, tmp_path / "state")
-    order = replace(known.order(killed_after, 0, since=killed_after - 1), terms=b"")
+    second = node_worker(folder, 0, tmp_path / "state")
+    order = replace(known.order(killed_after, 0, since=killed_after - 1), settings=b"")
     answer = ask(second, order)
     assert answer.report == known.reports[killed_after, 0]
 
@@ -63,12 +63,12 @@ def test_a_killed_worker_goes_on_from_its_disk(
 def test_a_worker_killed_before_its_answer_arrived_gives_it_again(
     known: Reference, folder: Path, tmp_path: Path
 ) -> None:
-    first = resident(folder, 0, tmp_path / "state")
+    first = node_worker(folder, 0, tmp_path / "state")
     for round in range(ROUNDS):
         answer = ask(first, known.order(round, 0, since=max(round - 1, 0)))
     first.leave()
-    second = resident(folder, 0, tmp_path / "state")
-    again = ask(second, replace(known.order(ROUNDS - 1, 0, since=ROUNDS - 1), terms=b""))
+    second = node_worker(folder, 0, tmp_path / "state")
+    again = ask(second, replace(known.order(ROUNDS - 1, 0, since=ROUNDS - 1), settings=b""))
     assert again.report == answer.report == known.reports[ROUNDS - 1, 0]
 
 
@@ -76,18 +76,18 @@ def test_a_worker_killed_before_its_answer_arrived_gives_it_again(
 def test_a_snapshot_is_as_good_as_the_updates(
     known: Reference, folder: Path, tmp_path: Path
 ) -> None:
-    node = resident(folder, 2, tmp_path / "state")
+    node = node_worker(folder, 2, tmp_path / "state")
     snapshot, last = known.snapshots[4]
-    order = Order(RUN, known.plans[4, 2], snapshot=snapshot, last=last, terms=known.terms)
+    order = Order(RUN, known.plans[4, 2], snapshot=snapshot, last=last, settings=known.settings)
     assert ask(node, order).report == known.reports[4, 2]
     node.leave()
-    again = resident(folder, 2, tmp_path / "state")
+    again = node_worker(folder, 2, tmp_path / "state")
     assert ask(again, Order(RUN, known.plans[4, 2])).report == known.reports[4, 2]
 
 
 def test_a_node_says_what_it_lacks(ferret: Reference, folder: Path, tmp_path: Path) -> None:
-    node = resident(folder, 0, tmp_path / "state")
-    assert ask(node, replace(ferret.order(0, 0), terms=b"")) == Answer(-1)
+    node = node_worker(folder, 0, tmp_path / "state")
+    assert ask(node, replace(ferret.order(0, 0), settings=b"")) == Answer(-1)
     assert ask(node, ferret.order(3, 0, since=2)) == Answer(0), "a gap is no use"
     assert ask(node, replace(ferret.order(3, 0), updates=())) == Answer(0)
     assert ask(node, ferret.order(3, 0)).report == ferret.reports[3, 0]
@@ -98,7 +98,7 @@ def test_the_same_plan_again_is_answered_without_training_again(
     ferret: Reference, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    node = resident(folder, 0, tmp_path / "state")
+    node = node_worker(folder, 0, tmp_path / "state")
     answers = [ask(node, ferret.order(0, 0)) for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]
     assert caplog.text.count("round 0 as client 0") == 1
@@ -106,7 +106,7 @@ def test_the_same_plan_again_is_answered_without_training_again(
 
 
 def test_a_stale_plan_is_refused(ferret: Reference, folder: Path, tmp_path: Path) -> None:
-    node = resident(folder, 0, tmp_path / "state")
+    node = node_worker(folder, 0, tmp_path / "state")
     ask(node, ferret.order(2, 0))
     answer = ask(node, ferret.order(1, 0))
     assert answer.failure == "the order was refused: the plan is for version 1, the node has 2"
@@ -116,7 +116,7 @@ def test_another_base_model_is_named_on_the_node_and_not_to_the_server(
     ferret: Reference, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_model(folder / "other", seed=1)
-    answer = ask(resident(folder, 0, tmp_path / "state", "other"), ferret.order(0, 0))
+    answer = ask(node_worker(folder, 0, tmp_path / "state", "other"), ferret.order(0, 0))
     assert answer.failure == "its base model is not the one the run begins with"
     assert "this is not the base model the run begins with" in caplog.text
 
@@ -125,15 +125,15 @@ def test_another_base_model_is_named_on_the_node_and_not_to_the_server(
 def test_a_damaged_disk_costs_a_catch_up_and_nothing_else(
     ferret: Reference, folder: Path, tmp_path: Path, file: str
 ) -> None:
-    node = resident(folder, 0, tmp_path / "state")
+    node = node_worker(folder, 0, tmp_path / "state")
     ask(node, ferret.order(3, 0))
     node.leave()
     path = tmp_path / "state" / RUN / file
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged + b"more")
-    again = resident(folder, 0, tmp_path / "state")
-    order = replace(ferret.order(4, 0, since=3), terms=b"")
+    again = node_worker(folder, 0, tmp_path / "state")
+    order = replace(ferret.order(4, 0, since=3), settings=b"")
     assert ask(again, order).lacks
     assert ask(again, ferret.order(4, 0)).report == ferret.reports[4, 0]
 
@@ -144,24 +144,24 @@ def test_a_damaged_disk_costs_a_catch_up_and_nothing_else(
         {"plan": b"no plan"},
         {"updates": (b"no update",)},
         {"snapshot": b"no snapshot", "last": b"x"},
-        {"terms": b"{}"},
-        {"terms": b"no terms"},
+        {"settings": b"{}"},
+        {"settings": b"no settings"},
     ],
 )
 def test_a_bad_order_is_answered_and_the_next_is_carried_out(
     ferret: Reference, folder: Path, tmp_path: Path, change: dict[str, object]
 ) -> None:
-    node = resident(folder, 0, tmp_path / "state")
+    node = node_worker(folder, 0, tmp_path / "state")
     answer = ask(node, replace(ferret.order(1, 0), **change))
     assert answer.failure
-    other = replace(ferret.order(1, 0), run="f" * 16) if "terms" in change else ferret.order(1, 0)
-    assert ask(node, other).report == ferret.reports[1, 0]
+    run = "f" * 16 if "settings" in change else RUN
+    assert ask(node, replace(ferret.order(1, 0), run=run)).report == ferret.reports[1, 0]
 
 
 def test_a_new_run_takes_the_place_of_the_last(
     ferret: Reference, folder: Path, tmp_path: Path
 ) -> None:
-    node = resident(folder, 0, tmp_path / "state")
+    node = node_worker(folder, 0, tmp_path / "state")
     ask(node, ferret.order(2, 0))
     answer = ask(node, replace(ferret.order(0, 0), run="f" * 16))
     assert answer.report == ferret.reports[0, 0]

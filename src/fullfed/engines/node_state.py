@@ -1,10 +1,10 @@
 """What a node keeps on its disk of a run: how far its replica is, and what it takes to rebuild it.
 
-terms.json             the run's terms
-equipment.safetensors  what a node without a replica was given; it has no snapshot and no updates
-snapshot.safetensors   the replica at some version
-updates.log            the updates since, and the one that led to the snapshot
-states/                what the client keeps between visits, where the method has it keep something
+settings.json               the task's settings
+static_weights.safetensors  of a node without a replica, which has no snapshot and no updates
+snapshot.safetensors        the replica at some version
+updates.log                 the updates since, and the one that led to the snapshot
+states/                     the client's state between visits, where the method has one
 """
 
 from __future__ import annotations
@@ -30,31 +30,41 @@ class NodeState:
 
     def __init__(self, folder: Path, run: str) -> None:
         self.path = folder / run
-        self.terms_file = self.path / "terms.json"
-        self.equipment_file = self.path / "equipment.safetensors"
+        self.settings_file = self.path / "settings.json"
+        self.static_weights_file = self.path / "static_weights.safetensors"
         self._snapshot_file = self.path / "snapshot.safetensors"
         self._log_file = self.path / "updates.log"
         self._log: Log | None = None
         self.states = StatesOnDisk(self.path / "states")
 
-    def create(self, terms: bytes, equipment: bytes) -> None:
+    @property
+    def begun(self) -> bool:
+        """Whether the node knows the run."""
+        return self.settings_file.exists()
+
+    @property
+    def has_replica(self) -> bool:
+        """Whether the node holds a replica in the run."""
+        return not self.static_weights_file.exists()
+
+    def create(self, settings: bytes, static_weights: bytes) -> None:
         """Begin the state of a new run, in place of every other run's.
 
         Args:
-            equipment: empty where the node is to hold a replica.
+            static_weights: empty where the node is to hold a replica.
         """
         self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
         for other in self.path.parent.iterdir():
             if other != self.path:
                 shutil.rmtree(other)
-        if equipment:
-            write_atomically(self.equipment_file, equipment)
-        write_atomically(self.terms_file, terms)
+        if static_weights:
+            write_atomically(self.static_weights_file, static_weights)
+        write_atomically(self.settings_file, settings)
 
     def remove(self) -> None:
-        """Forget the run's terms and the replica, not what its client keeps."""
+        """Forget the task's settings and the replica, not the client's state."""
         self.close()
-        for file in (self.terms_file, self._snapshot_file, self._log_file):
+        for file in (self.settings_file, self._snapshot_file, self._log_file):
             file.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Running a partner's node: the resident worker and Flower's SuperNode beside it."""
+"""A partner's node: the resident worker, and Flower's SuperNode beside it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fullfed.data.hub import is_hub_name
-from fullfed.deployment.flower import Print, environment, shown, supernode
-from fullfed.deployment.node_folder import NodeFolder
-from fullfed.deployment.processes import Child, pause, running
-from fullfed.deployment.settings import NodeFile
-from fullfed.deployment.sockets import check_server
+from fullfed.deployment.folders import NodeFile, NodeFolder
+from fullfed.deployment.processes import (
+    Child,
+    Print,
+    check_server,
+    environment,
+    pause,
+    running,
+    shown,
+    supernode,
+)
 from fullfed.errors import UserError
 
 _TURNED_AWAY = "code: 2004"  # Flower's error when a key is unknown, or in use by another node
@@ -101,9 +109,7 @@ def _watch(folder: NodeFolder, settings: NodeFile, worker: Child, node: Child, s
             say("Flower's node has died and is started again")
             time.sleep(_RESTART_SECONDS)
             if connected:
-                from fullfed.deployment.departure import take_leave  # imports much of Flower
-
-                take_leave(folder, connected)
+                deregister(folder, connected)
         connected = 0
         check_server(settings.server, folder.authority)
         node.start()
@@ -112,3 +118,36 @@ def _watch(folder: NodeFolder, settings: NodeFile, worker: Child, node: Child, s
 def errors(lines: Sequence[str]) -> list[str]:
     """What the worker's operator has to know of what the worker logs."""
     return [line.partition(_ERROR)[2] for line in lines if _ERROR in line]
+
+
+def deregister(folder: NodeFolder, node: int) -> None:
+    """Tell the server, if it is there, that a node of this folder's has died.
+
+    Flower's server takes a node whose process was killed for alive for another minute, sends it
+    orders, and lets no other process in with its key. Flower has no command for this; the call is
+    the one that a node makes when it ends in peace.
+
+    Args:
+        node: the id that Flower knew it by.
+    """
+    import httpx  # as much of Flower as this imports is not for every start
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+    from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    key = load_ssh_private_key(folder.key.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    signing: list[Any] = [
+        RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+        NodeAuthHttpInterceptor(key, key.public_key()),
+    ]
+    server, authority = folder.settings().server, str(folder.authority)
+    # Without it the server notices by itself, later.
+    with (
+        suppress(httpx.HTTPError, RuntimeError),
+        FleetHttpClient.from_server_address(server, False, authority, signing) as client,
+    ):
+        client.DeactivateNode(DeactivateNodeRequest(node_id=node))

@@ -2,8 +2,8 @@
 
 Orders are pushed to the SuperLink, answers pulled one at a time as they come. An order that was
 lost on its way, or to a node that went away, is sent again when the node is there: the worker
-remembers its answer, so nothing is done twice. What a worker itself answers is its last word. What
-an answer may contain is the inbox's business.
+remembers its answer, so nothing is done twice. What a worker itself answers is final. What an
+answer may contain is the inbox's business.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fullfed.config import DeploymentTable
-from fullfed.engines.flower.orders import Answer, Order
-from fullfed.engines.flower.post import Letter, Loss, Post, Station
-from fullfed.engines.flower.records import pieces_of
+from fullfed.engines.flower_messages import (
+    Connection,
+    FlowerMessenger,
+    LostMessage,
+    SentMessage,
+    frames_of,
+)
+from fullfed.engines.node_orders import Answer, Order
+from fullfed.errors import MessageError
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
-from fullfed.federation.messages import MessageError, Update, decode
+from fullfed.federation.messages import Update, decode
 from fullfed.federation.traffic import Traffic
 from fullfed.federation.worker import Worker
 
 _PAUSE = 0.2  # seconds between two looks into the SuperLink
-_NODES_PAUSE = 2.0  # seconds between two looks at who is there
+_NODES_PAUSE = 2.0  # seconds between two looks at who is connected
 _RETRY_SECONDS = (2.0, 60.0)  # before an order that was lost is sent again: at first, at most
 _TRIES = 3  # how often a node may lack what it was sent; orders lost once there is a quorum
 
@@ -38,12 +44,12 @@ class Membership:
     Attributes:
         run: names the run; 16 hexadecimal digits.
         clients: each client's public key, as the SuperLink knows it, in the clients' order.
-        terms: the run's terms, encoded.
+        settings: the task's, encoded.
     """
 
     run: str
     clients: Sequence[bytes]
-    terms: bytes
+    settings: bytes
 
 
 @dataclass
@@ -52,22 +58,22 @@ class _Visit:
 
     Attributes:
         plan: encoded.
-        station: where the order was last sent.
-        letters: that may still be answered.
-        again: not to be sent again before (time.monotonic()), unless the node has come back.
-        losses: of letters, since the node has been there.
+        connection: where the order was last sent.
+        sent: messages that may still be answered.
+        retry_at: not to be sent again before (time.monotonic()), unless the node has come back.
+        lost: messages, since the node has been connected.
         lacked: how often the node answered that it lacks something.
-        trouble: why there is no report yet.
-        down: bytes of messages sent so far.
+        reason: why there is no report yet.
+        down: bytes sent so far.
     """
 
     plan: bytes
-    station: Station | None = None
-    letters: list[Letter] = field(default_factory=list)
-    again: float = 0.0
-    losses: int = 0
+    connection: Connection | None = None
+    sent: list[SentMessage] = field(default_factory=list)
+    retry_at: float = 0.0
+    lost: int = 0
     lacked: int = 0
-    trouble: str = "the node was not there"
+    reason: str = "the node was not there"
     down: int = 0
 
 
@@ -79,7 +85,7 @@ class FlowerEngine:
         membership: which node is which client.
         server: the server's own replica and newest update.
         log: the run's.
-        traffic: knows which version each node holds, and is told what nodes say.
+        traffic: knows what each node holds, and is told what nodes say.
         table: how long a round waits, and for how many.
     """
 
@@ -92,16 +98,16 @@ class FlowerEngine:
         traffic: Traffic,
         table: DeploymentTable,
     ) -> None:
-        self._post = Post(grid, membership.clients)
+        self._messenger = FlowerMessenger(grid, membership.clients)
         self._membership = membership
         self._server = server
         self._log = log
         self._traffic = traffic
         self._table = table
-        self._told: set[int] = set()  # clients that know the terms
-        self._strays: dict[Letter, tuple[int, int]] = {}  # (client, round) no longer waited for
+        self._told: set[int] = set()  # clients that know the settings
+        self._no_longer_due: dict[SentMessage, tuple[int, int]] = {}  # with (client, round)
         self._merged: dict[int, int] = {}  # the last round with each client's report, ...
-        self._seen = 0  # ... as far as the log has been looked through
+        self._log_read = 0  # ... as far as the log has been read
 
     def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
         """Send every client its plan; yield reports and failures as they come.
@@ -112,54 +118,52 @@ class FlowerEngine:
         visits = {client: _Visit(plan) for client, plan in plans.items()}
         quorum, reports = self._table.quorum * len(plans), 0
         ends = time.monotonic() + self._table.deadline_seconds
-        looked, stations = float("-inf"), dict[int, Station]()
+        looked, connections = float("-inf"), dict[int, Connection]()
         while visits and time.monotonic() < ends and reports + len(visits) >= quorum:
             if time.monotonic() - looked > _NODES_PAUSE:
-                stations, looked = self._post.stations(), time.monotonic()
-            if reports >= quorum and not stations.keys() & visits.keys():
+                connections, looked = self._messenger.connections(), time.monotonic()
+            if reports >= quorum and not connections.keys() & visits.keys():
                 break
-            self._send_due(visits, stations, ends)
+            self._send_due(visits, connections, ends)
             for client in sorted(visits):
                 arrival = self._receive(client, visits[client], enough=reports >= quorum)
                 if arrival is not None:
                     reports += arrival.payload is not None
                     yield replace(arrival, down=self._end(client, visits.pop(client)))
-            yield from self._receive_strays()
+            yield from self._receive_late()
             time.sleep(_PAUSE)
         for client, visit in sorted(visits.items()):
-            yield Arrival(client, None, visit.trouble, down=self._end(client, visit))
+            yield Arrival(client, None, visit.reason, down=self._end(client, visit))
 
     def _send_due(
-        self, visits: Mapping[int, _Visit], stations: Mapping[int, Station], ends: float
+        self, visits: Mapping[int, _Visit], connections: Mapping[int, Connection], ends: float
     ) -> None:
         """Send orders to nodes that have come, or come back, or whose order was lost."""
-        now = time.monotonic()
-        for client in sorted(visits.keys() & stations.keys()):
-            visit = visits[client]
-            if stations[client] != visit.station:
-                visit.station, visit.losses = stations[client], 0
-            elif now < visit.again or any(stations[client] == o.station for o in visit.letters):
+        now, version = time.monotonic(), self._server.replica.version
+        for client in sorted(visits.keys() & connections.keys()):
+            visit, connection = visits[client], connections[client]
+            if connection != visit.connection:
+                visit.connection, visit.lost = connection, 0
+            elif now < visit.retry_at or any(connection == s.connection for s in visit.sent):
                 continue
-            visit.trouble = "no report before the round ended"
-            order, version = self._order(client, visit.plan), self._server.replica.version
-            seconds = max(ends - now, 1.0)
-            letter = self._post.send(visit.station, order.pieces(), seconds, str(version))
-            if letter is None:
-                self._lose(visit, "the server's SuperLink does not take the order")
+            visit.reason = "no report before the round ended"
+            order, seconds = self._order(client, visit.plan), max(ends - now, 1.0)
+            sent = self._messenger.send(connection, order.frames(), seconds, str(version))
+            if sent is None:
+                _lose(visit, "the server's SuperLink does not take the order")
             else:
-                visit.letters.append(letter)
+                visit.sent.append(sent)
                 visit.down += order.message_bytes
 
     def _order(self, client: int, plan: bytes) -> Order:
         """The plan, with what the client lacks for it as far as is known."""
-        run, version = self._membership.run, self._server.replica.version
-        order = Order(run, plan)
-        if client not in self._told:
-            order = replace(order, terms=self._membership.terms)
-        if handout := self._server.submodel(plan):
-            equipment = self._server.static_weights() if self._traffic.is_new(client) else b""
+        settings = b"" if client in self._told else self._membership.settings
+        order = Order(self._membership.run, plan, settings)
+        if submodel := self._server.submodel(plan):
+            static_weights = self._server.static_weights() if self._traffic.is_new(client) else b""
             merged = self._last_merged(client)
-            return replace(order, equipment=equipment, handout=handout, merged=merged)
+            return replace(order, submodel=submodel, static_weights=static_weights, merged=merged)
+        version = self._server.replica.version
         if self._traffic.by_snapshot(client, version):
             snapshot, last = self._server.snapshot()
             return replace(order, snapshot=snapshot, last=last)
@@ -169,36 +173,30 @@ class FlowerEngine:
 
     def _last_merged(self, client: int) -> int:
         """The last round whose update has the client's report in it; -1 if there is none."""
-        for number in range(self._seen, len(self._log)):
+        for number in range(self._log_read, len(self._log)):
             merged = decode(self._log.read(number), Update).values.get("merged")
             if isinstance(merged, list):
                 self._merged |= {c: number for c in merged if isinstance(c, int)}
-        self._seen = len(self._log)
+        self._log_read = len(self._log)
         return self._merged.get(client, -1)
 
     def _receive(self, client: int, visit: _Visit, enough: bool) -> Arrival | None:
         """What a client came to, or None as long as it has not come to anything."""
-        for letter in list(visit.letters):
-            reply = self._post.receive(letter)
+        for sent in list(visit.sent):
+            reply = self._messenger.receive(sent)
             if reply is None:
                 continue
-            visit.letters.remove(letter)
-            if not isinstance(reply, Loss):
+            visit.sent.remove(sent)
+            if not isinstance(reply, LostMessage):
                 return self._after_answer(client, visit, reply)
-            self._lose(visit, reply.reason)
-            if enough and visit.losses >= _TRIES:
-                return Arrival(client, None, failure=visit.trouble)
+            _lose(visit, reply.reason)
+            if enough and visit.lost >= _TRIES:
+                return Arrival(client, None, failure=visit.reason)
         return None
-
-    def _lose(self, visit: _Visit, reason: str) -> None:
-        first, most = _RETRY_SECONDS
-        visit.again = time.monotonic() + min(first * 2**visit.losses, most)
-        visit.losses += 1
-        visit.trouble = reason
 
     def _after_answer(self, client: int, visit: _Visit, reply: Message) -> Arrival | None:
         try:
-            answer = Answer.of(pieces_of(reply.content))
+            answer = Answer.of(frames_of(reply.content))
         except MessageError as error:
             return Arrival(client, None, failure=str(error))
         if not answer.lacks:
@@ -210,32 +208,32 @@ class FlowerEngine:
         if answer.version < 0:
             self._told.discard(client)
         self._traffic.found(client, answer.version)
-        visit.again = 0.0
+        visit.retry_at = 0.0
         return None
 
     def _end(self, client: int, visit: _Visit) -> int:
-        """Wait no longer for what else a client may answer; return the bytes it was sent.
+        """Wait for the client no longer; return the bytes it was sent.
 
         It counts as holding what it was sent, until it says otherwise.
         """
         round = self._server.replica.version
-        self._strays |= dict.fromkeys(visit.letters, (client, round))
+        self._no_longer_due |= dict.fromkeys(visit.sent, (client, round))
         if visit.down:
             self._traffic.catch_up(client, round)
         return visit.down
 
-    def _receive_strays(self) -> Iterator[Arrival]:
-        """Reports nobody waits for any more: from earlier rounds, and second ones."""
-        for letter, (client, round) in list(self._strays.items()):
-            reply = self._post.receive(letter)
+    def _receive_late(self) -> Iterator[Arrival]:
+        """Late replies: to orders of earlier rounds, and second ones of this round."""
+        for sent, (client, round) in list(self._no_longer_due.items()):
+            reply = self._messenger.receive(sent)
             if reply is None:
                 continue
-            del self._strays[letter]
-            if isinstance(reply, Loss):
+            del self._no_longer_due[sent]
+            if isinstance(reply, LostMessage):
                 continue
             late = round != self._server.replica.version
             try:
-                answer = Answer.of(pieces_of(reply.content))
+                answer = Answer.of(frames_of(reply.content))
             except MessageError as error:
                 yield Arrival(client, None, failure=str(error), late=late)
                 continue
@@ -243,11 +241,14 @@ class FlowerEngine:
                 yield replace(_arrival(client, answer), late=late)
 
 
+def _lose(visit: _Visit, reason: str) -> None:
+    """A message of the visit was lost."""
+    first, most = _RETRY_SECONDS
+    visit.retry_at = time.monotonic() + min(first * 2**visit.lost, most)
+    visit.lost += 1
+    visit.reason = reason
+
+
 def _arrival(client: int, answer: Answer) -> Arrival:
-    return Arrival(
-        client,
-        answer.report or None,
-        answer.failure,
-        answer.train_seconds,
-        answer.encode_seconds,
-    )
+    seconds = answer.train_seconds, answer.encode_seconds
+    return Arrival(client, answer.report or None, answer.failure, *seconds)

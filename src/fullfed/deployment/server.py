@@ -1,79 +1,101 @@
-"""Flower's own commands, with what fullfed sets for them; every one is printed before it runs."""
+"""A federation's server: running it, registering partners' nodes there, and giving it runs.
+
+The server is Flower's SuperLink. What is asked of it goes by Flower's own command, ``flwr``, and
+every command is printed before it runs.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from fullfed.deployment.node_folder import NodeFolder
-from fullfed.deployment.run_files import RUN
-from fullfed.deployment.server_folder import ServerFolder
-from fullfed.deployment.sockets import free_port
-from fullfed.engines.flower.channel import WORKER
+from fullfed.deployment import RUN
+from fullfed.deployment.folders import ServerFolder
+from fullfed.deployment.identities import check_not_expired
+from fullfed.deployment.processes import (
+    Child,
+    Print,
+    check_port_free,
+    check_server,
+    environment,
+    pause,
+    running,
+    shown,
+    superlink,
+)
 from fullfed.errors import UserError
 from fullfed.files import write_atomically
 
 CONNECTION = "federation"  # what Flower's configuration calls the server
+_START_SECONDS = 120.0
 _COMMAND_TIMEOUT = 180.0  # seconds
+_PROJECT = f"""\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
 
-Print = Callable[[str], None]
+[project]
+name = "fullfed-app"
+version = "1.0.0"
+description = "fullfed on Flower: the app is the installed fullfed"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fullfed"
+
+[tool.flwr.app.components]
+serverapp = "fullfed_app.server:app"
+clientapp = "fullfed_app.client:app"
+
+[tool.flwr.app.config]
+{RUN} = ""
+"""
 
 
-def environment(home: Path) -> dict[str, str]:
-    """What Flower's processes run under: no telemetry, no downloads, a home of their own."""
-    return {
-        **os.environ,
-        # Flower finds its own programs by name.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+def serve(folder: ServerFolder, say: Print) -> None:
+    """Run the server until it is stopped.
 
-
-def superlink(folder: ServerFolder) -> list[str]:
-    """The command that runs the server."""
+    Raises:
+        UserError: the port is in use, the certificate has expired, or Flower gives up.
+    """
     settings = folder.settings()
-    return [
-        "flower-superlink",
-        *("--host", settings.listen, "--port", str(settings.port)),
-        *("--ssl-ca-certfile", str(folder.authority)),
-        *("--ssl-certfile", str(folder.certificate), "--ssl-keyfile", str(folder.key)),
-        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-        *("--database", str(folder.flower / "superlink.db")),
-    ]
+    renew = f"renew it with `fullfed federation renew {folder.federation}`"
+    check_not_expired(folder.certificate, renew)
+    check_port_free(settings.listen, settings.port)
+    configure(folder.flower, settings.port, folder.authority)
+    command = superlink(folder)
+    say(shown(command))
+    log = folder.flower / "superlink.log"
+    server = Child(command, log, environment(folder.flower))
+    with running(server):
+        address, authority = folder.local_address, folder.authority
+        wait_for_start(server, log, lambda: check_server(address, authority))
+        sync_nodes(folder, say)
+        say(f"serving {len(settings.partners)} partners at {settings.address}:{settings.port}")
+        while server.exit_code is None:
+            pause()
+    raise UserError(f"{log}: Flower's server has ended; the log says why.")
 
 
-def simulating_superlink(port: int) -> list[str]:
-    """The command that runs a server of simulated nodes, for this machine alone."""
-    return [
-        "flower-superlink",
-        *("--simulation", "--insecure", "--host", "127.0.0.1", "--port", str(port)),
-        "--disable-runtime-dependency-installation",
-    ]
-
-
-def supernode(folder: NodeFolder) -> list[str]:
-    """The command that runs a node."""
-    return [
-        "flower-supernode",
-        *("--superlink", folder.settings().server),
-        *("--root-certificates", str(folder.authority)),
-        *("--auth-supernode-private-key", str(folder.key)),
-        *("--port", str(free_port())),
-        *("--node-config", f"{WORKER}={json.dumps(str(folder.worker_address))}"),
-    ]
+def wait_for_start(server: Child, log: Path, there: Callable[[], bool]) -> None:
+    """
+    Raises:
+        UserError: the server ends before it is there, or takes too long.
+    """
+    ends = time.monotonic() + _START_SECONDS
+    while not there():
+        if server.exit_code is not None or time.monotonic() > ends:
+            raise UserError(f"{log}: Flower's server does not start; the log says why.")
+        pause()
 
 
 def configure(home: Path, port: int, authority: Path | None) -> None:
@@ -88,6 +110,18 @@ def configure(home: Path, port: int, authority: Path | None) -> None:
     connection |= {"insecure": True} if authority is None else {"root-certificates": str(authority)}
     tables = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
     write_atomically(home / "config.toml", tomli_w.dumps(tables).encode())
+
+
+def write_app(folder: Path) -> None:
+    """Write the Flower app into a folder: it names what is installed, and brings no code."""
+    package = folder / "fullfed_app"
+    package.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "pyproject.toml", _PROJECT.encode())
+    write_atomically(package / "__init__.py", b"")
+    for side in ("server", "client"):
+        # An assignment, because Flower looks for one without importing the module.
+        code = f"from fullfed.deployment import flower_app\n\napp = flower_app.{side}\n"
+        write_atomically(package / f"{side}.py", code.encode())
 
 
 def submit(home: Path, app: Path, run: Path, say: Print, simulated: int | None = None) -> None:
@@ -113,7 +147,7 @@ def sync_nodes(folder: ServerFolder, say: Print) -> None:
     Raises:
         UserError: Flower refuses.
     """
-    wanted = {member.key: member.name for member in folder.members()}
+    wanted = {partner.key: partner.name for partner in folder.partners()}
     known = registered(folder)
     for key, node in known.items():
         if key not in wanted:
@@ -142,11 +176,6 @@ def node_states(folder: ServerFolder) -> dict[str, str]:
     """Flower's word for the state of each node, by its id: "online", "offline", ..."""
     listed = _flwr(folder.flower, ["supernode", "list", CONNECTION], lambda text: None)
     return {str(node["node-id"]): str(node["status"]) for node in listed["nodes"]}
-
-
-def shown(command: Sequence[str]) -> str:
-    """The command as a shell takes it."""
-    return "$ " + shlex.join(command)
 
 
 def _flwr(home: Path, arguments: list[str], say: Print) -> dict[str, Any]:

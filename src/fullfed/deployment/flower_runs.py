@@ -1,0 +1,306 @@
+"""Runs on Flower: starting and following one, and what its server and its nodes do.
+
+A run's folder is on the server, and its log is the run. A ServerApp that was killed leaves it
+whole, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fullfed.config import Recipe
+from fullfed.data.sources import read_examples
+from fullfed.data.tokens import tokenize
+from fullfed.deployment.folders import Members, MembersFile, ServerFolder, ServerStatus
+from fullfed.deployment.processes import (
+    Child,
+    Print,
+    check_server,
+    environment,
+    free_port,
+    listens,
+    pause,
+    running,
+    shown,
+    simulating_superlink,
+)
+from fullfed.deployment.server import configure, submit, wait_for_start, write_app
+from fullfed.engines.flower import FlowerEngine, Membership
+from fullfed.engines.node import RefusalError, Task
+from fullfed.engines.node_orders import (
+    Answer,
+    Frames,
+    Order,
+    decode_settings,
+    encode_settings,
+)
+from fullfed.errors import UserError
+from fullfed.federation.log import Log, read_log
+from fullfed.federation.messages import Plan, decode
+from fullfed.federation.rounds import Engine
+from fullfed.federation.states import StatesOnDisk
+from fullfed.federation.traffic import Traffic
+from fullfed.federation.worker import Worker
+from fullfed.reports.progress import describe_round
+from fullfed.runs.assembly import (
+    Assembly,
+    assemble,
+    assemble_server,
+    build_method,
+    make_replica,
+    method_options,
+    resolved,
+)
+from fullfed.runs.folder import RunFolder
+from fullfed.runs.loading import context_length, find_device, load_blank, load_model
+from fullfed.runs.run import carry_out
+
+_log = logging.getLogger(__name__)
+_START_SECONDS = 120.0
+
+
+def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
+    """Begin a run, or carry on the one in the folder; follow it to its end; return the summary.
+
+    Raises:
+        UserError: the recipe is bad, the server is not there, or the run stops.
+    """
+    run = _prepare(folder, recipe, path.absolute())
+    status = ServerStatus(run.path)
+    if run.summary_file.exists():
+        return run.summary()
+    if not check_server(folder.local_address, folder.authority):
+        raise UserError(
+            f"{folder.federation}: the server does not run; "
+            f"run `fullfed serve {folder.federation}`."
+        )
+    if not status.alive:
+        status.clear()
+        write_app(folder.app)
+        submit(folder.flower, folder.app, run.path, say)
+    return follow(run, folder.flower / "superlink.log", say)
+
+
+def _prepare(folder: ServerFolder, recipe: Recipe, path: Path) -> RunFolder:
+    """The run's folder, made if it is a new run."""
+    partners, run = folder.settings().partners, RunFolder(path)
+    chosen = resolved(recipe, method_options(recipe.method))
+    if chosen.federation.clients_per_round > len(partners):
+        raise UserError(
+            f"federation.clients_per_round: {chosen.federation.clients_per_round} clients a round, "
+            f"but the federation has only {len(partners)} partners; lower it."
+        )
+    if not run.recipe_file.exists():
+        run.create(chosen)
+    elif run.recipe() != chosen:
+        raise UserError(f"{path}: the run here is of another recipe; name another with --out.")
+    members = MembersFile(run.path)
+    if not members.path.exists():
+        members.create(folder.partners())
+    return run
+
+
+def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
+    """Carry out a recipe in Flower's own simulation, into a new folder; return the summary.
+
+    Raises:
+        UserError: bad input, or the run stops.
+    """
+    assembly, run = assemble(recipe), RunFolder(path.absolute())
+    run.create(assembly.recipe)
+    home, app, port = run.path / "flower", run.path / "app", free_port()
+    write_app(app)
+    configure(home, port, authority=None)
+    command, log = simulating_superlink(port), home / "superlink.log"
+    say(shown(command))
+    server = Child(command, log, environment(home))
+    with running(server):
+        wait_for_start(server, log, lambda: listens(port))
+        submit(home, app, run.path, say, simulated=len(assembly.data.clients))
+        return follow(run, log, say)
+
+
+def follow(run: RunFolder, log: Path, say: Print) -> dict[str, Any]:
+    """Tell of a run's rounds until it ends; return the summary.
+
+    Args:
+        log: the SuperLink's.
+
+    Raises:
+        UserError: it does not begin, or stops.
+    """
+    status = ServerStatus(run.path)
+    rounds, told = run.recipe().federation.rounds, len(run.metrics())
+    ends = time.monotonic() + _START_SECONDS
+    while not status.begun:
+        if time.monotonic() > ends:
+            raise UserError(f"{log}: Flower does not start the run; the log says why.")
+        pause()
+    while True:
+        alive = status.alive  # before looking, so that nothing written last is missed
+        for record in run.metrics()[told:]:
+            say(describe_round(record, rounds))
+            told += 1
+        if run.summary_file.exists():
+            return run.summary()
+        if status.error is not None:
+            raise UserError(status.error)
+        if not alive:
+            raise UserError(
+                f"{run.path}: the run's process has died after round {told}; the same command "
+                f"carries it on ({log} may say why)."
+            )
+        pause()
+
+
+# The ServerApp's part
+
+
+def carry_on(grid: Grid, path: Path) -> None:
+    """Carry the run in a folder on to its end.
+
+    Raises:
+        UserError: another process does, or the run stops.
+    """
+    folder, members = RunFolder(path), MembersFile(path)
+    with ServerStatus(path).held():
+        if members.path.exists():
+            _deploy(grid, folder, members.read())
+        else:
+            _simulate(grid, folder)
+
+
+def _deploy(grid: Grid, folder: RunFolder, members: Members) -> None:
+    """The run of a federation whose nodes have the data."""
+    keys = [partner.key.encode() for partner in members.clients]
+
+    def membership(recipe: Recipe) -> Membership:
+        settings = encode_settings(recipe, len(keys), folder.base()["model_hash"])
+        return Membership(members.run, keys, settings)
+
+    _carry_out(grid, folder, assemble_server(folder.recipe(), len(keys)), membership)
+
+
+def _simulate(grid: Grid, folder: RunFolder) -> None:
+    """A run in Flower's simulation, whose nodes know all that this process knows."""
+    assembly = assemble(folder.recipe())
+    keys = sorted(node.public_key for node in grid.get_nodes())
+    membership = Membership(secrets.token_hex(8), keys[: len(assembly.data.clients)], b"")
+    _carry_out(grid, folder, assembly, lambda recipe: membership)
+
+
+def _carry_out(
+    grid: Grid, folder: RunFolder, assembly: Assembly, membership: Callable[[Recipe], Membership]
+) -> None:
+    """
+    Args:
+        membership: is asked once the base model has been measured.
+    """
+
+    def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engine:
+        return FlowerEngine(grid, membership(recipe), worker, log, traffic, recipe.deployment)
+
+    carry_out(folder, assembly, connect=connect, quorum=assembly.recipe.deployment.quorum)
+
+
+# The nodes' part
+
+
+class TaskLoader:
+    """Makes a run's task of its settings and of what a node has itself.
+
+    Args:
+        data: the node's own training data, as read_examples takes it.
+        model: the node's copy of the base model: a folder, a hub name or "builtin".
+        device: a torch device, or "auto".
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+
+    def __init__(self, data: str, model: str, device: str = "auto") -> None:
+        self._data, self._model, self._device = data, model, device
+        self._examples = read_examples(data)
+
+    def __call__(self, settings: bytes, has_replica: bool) -> Task:
+        """See engines.node.LoadTask."""
+        told = decode_settings(settings, self._model, self._device, self._data)
+        recipe, table = told.recipe, told.recipe.model
+        if has_replica:
+            model, tokenizer = load_model(table.path, table.dtype, table.device)
+        else:
+            model, tokenizer = load_blank(table.path)
+        _log.info("model %s loaded", table.path)
+        length = recipe.data.max_length or context_length(model)
+        examples = tokenize(self._examples, tokenizer, recipe.data.template, length).examples
+        if not examples:
+            raise UserError(
+                f"{self._data}: no example's answer fits into {length} tokens; "
+                "leave the node out of this run."
+            )
+        method = build_method(recipe, method_options(recipe.method), model, told.clients)
+        replica = make_replica(recipe, model, method) if has_replica else None
+        if replica is not None and replica.content_hash() != told.base_hash:
+            raise RefusalError(
+                f"{self._model}: this is not the base model the run begins with; "
+                "name the right one by `fullfed join --model`.",
+                "its base model is not the one the run begins with",
+            )
+        device, every = find_device(table.device), recipe.federation.snapshot_every
+        return Task(model, method, replica, examples, device, every)
+
+
+@lru_cache(maxsize=1)
+def simulated_node(run: Path) -> SimulatedNode:
+    """This process's, with the run's model and data in memory."""
+    return SimulatedNode(RunFolder(run))
+
+
+class SimulatedNode:
+    """Answers orders for all clients of a run, in a process of Flower's own simulation.
+
+    Flower keeps such processes from one message to the next, and has several at once. Each holds
+    one replica; as they share the server's disk, a process that did not get the last order catches
+    up from the run's log.
+
+    Args:
+        folder: the run's.
+
+    Raises:
+        UserError: its recipe cannot be carried out.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        assembly = assemble(folder.recipe())
+        replica = make_replica(assembly.recipe, assembly.model, assembly.method)
+        clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
+        states = StatesOnDisk(folder.states_folder)
+        self._worker = Worker(replica, assembly.method, clients, states)
+        self._log_file = folder.log_file
+
+    def handle(self, frames: Frames) -> Mapping[str, bytes]:
+        """Answer one order."""
+        order = Order.of(frames)
+        plan = decode(order.plan, Plan)
+        if not order.submodel:
+            self._catch_up(order, plan.round)
+        arrival = self._worker.visit(order.plan, order.submodel)
+        seconds = arrival.train_seconds, arrival.encode_seconds
+        return Answer(plan.round, arrival.payload or b"", arrival.failure, *seconds).frames()
+
+    def _catch_up(self, order: Order, version: int) -> None:
+        replica, known = self._worker.replica, dict(enumerate(order.updates, order.first))
+        while replica.version < version:
+            number = version - 1 if replica.method.cumulative else replica.version
+            if number not in known:
+                known = dict(enumerate(islice(read_log(self._log_file), number, None), number))
+            self._worker.deliver(known[number])

@@ -1,0 +1,136 @@
+"""Named frames as Flower messages: their content, and sending and receiving them over the Grid.
+
+A client is known by its public key: its Flower node may come and go. Flower can lose a message (the
+node went away, the app's process died, time ran out) before the node's worker has answered; that is
+told apart from what a worker answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fullfed.errors import MessageError
+
+_RECORD = "fullfed"
+_FRAMES_LIMIT = 100_000
+_REASONS = {  # flwr.common.constant.ErrorCode
+    1: "its Flower app does not load",
+    2: "its Flower app failed",
+    3: "the order or its answer was lost",
+    4: "its answer came too late",
+    5: "the node went away",
+    7: "it does not accept the Flower app",
+    8: "its Flower app's process died",
+}
+
+
+def content_of(frames: Mapping[str, bytes]) -> RecordDict:
+    """The content of a message.
+
+    Each frame is an Array of its own: Flower cuts those into chunks, so that a frame of any size
+    passes, and sends a chunk that several messages share to its server once.
+    """
+    arrays = {
+        name: Array(dtype="uint8", shape=(len(frame),), stype=_RECORD, data=frame)
+        for name, frame in frames.items()
+    }
+    return RecordDict({_RECORD: ArrayRecord(arrays)})
+
+
+def frames_of(content: RecordDict) -> dict[str, bytes]:
+    """The frames in a message's content.
+
+    Raises:
+        MessageError: it has none.
+    """
+    record = content.get(_RECORD)
+    if not isinstance(record, ArrayRecord) or len(record) > _FRAMES_LIMIT:
+        raise MessageError("the message is not fullfed's")
+    return {name: array.data for name, array in record.items()}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """By what a client is reached.
+
+    Attributes:
+        node: Flower's id.
+        since: when it connected; changes when it went away and came back.
+    """
+
+    node: int
+    since: str
+
+
+@dataclass(frozen=True)
+class SentMessage:
+    """What was sent to a node and may be answered.
+
+    Attributes:
+        message_id: Flower's.
+        connection: where it was sent.
+    """
+
+    message_id: str
+    connection: Connection
+
+
+@dataclass(frozen=True)
+class LostMessage:
+    """No reply will come.
+
+    Attributes:
+        reason: in words.
+    """
+
+    reason: str
+
+
+class FlowerMessenger:
+    """Sends frames to clients and receives replies.
+
+    Args:
+        grid: Flower's.
+        keys: the clients' public keys, as the SuperLink knows them, in the clients' order.
+    """
+
+    def __init__(self, grid: Grid, keys: Sequence[bytes]) -> None:
+        self._grid = grid
+        self._clients = {key: client for client, key in enumerate(keys)}
+
+    def connections(self) -> dict[int, Connection]:
+        """Of the clients that are connected."""
+        return {
+            self._clients[node.public_key]: Connection(node.node_id, node.last_activated_at)
+            for node in self._grid.get_nodes()
+            if node.public_key in self._clients
+        }
+
+    def send(
+        self, connection: Connection, frames: Mapping[str, bytes], seconds: float, group: str
+    ) -> SentMessage | None:
+        """Send frames that may be answered within ``seconds``; None if Flower does not take them.
+
+        Args:
+            group: what Flower's logs call the round.
+        """
+        node, content = connection.node, content_of(frames)
+        message = Message(content, node, message_type="train", ttl=seconds, group_id=group)
+        ids = list(self._grid.push_messages([message]))
+        return SentMessage(ids[0], connection) if ids and ids[0] else None
+
+    def receive(self, sent: SentMessage) -> Message | LostMessage | None:
+        """The reply, once; None as long as there is none."""
+        for reply in self._grid.pull_messages([sent.message_id]):
+            if reply.has_error():
+                code = reply.error.code
+                reason = _REASONS.get(code, "it did not answer")
+                return LostMessage(f"{reason} (Flower's error {code})")
+            if reply.metadata.src_node_id != sent.connection.node:
+                return LostMessage("another node answered in its place")
+            return reply
+        return None

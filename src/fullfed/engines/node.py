@@ -1,0 +1,284 @@
+"""A node's resident worker: keeps model, replica and data in memory from one order to the next.
+
+A network engine may start a process for every message; the worker is what does not start anew.
+What it needs to go on where it was when it is killed is on the node's disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from fullfed.data.tokens import TokenizedExample
+from fullfed.engines.node_orders import Answer, Frames, Order
+from fullfed.engines.node_state import NodeState
+from fullfed.errors import MessageError, UserError
+from fullfed.federation.inbox import Arrival
+from fullfed.federation.messages import Plan, decode
+from fullfed.federation.method import Method
+from fullfed.federation.replica import Replica
+from fullfed.federation.worker import Guest, Worker
+
+_log = logging.getLogger(__name__)
+_UNSAID = "the node cannot take part; its operator finds the reason in the node's worker.log"
+
+Examples = Mapping[int, Sequence[TokenizedExample]]
+
+
+class RefusalError(UserError):
+    """Why a node cannot take part in a run.
+
+    Args:
+        reason: for the node's operator.
+        public: for the server; names no file and quotes no data.
+    """
+
+    def __init__(self, reason: str, public: str) -> None:
+        super().__init__(reason)
+        self.public = public
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run's task, loaded on a node.
+
+    Attributes:
+        model: the base model; without weights where the node is to hold no replica.
+        method: the run's.
+        replica: of the model, at version 0; None where the node is to hold none.
+        examples: the node's own.
+        device: to train on.
+        snapshot_every: rounds between two snapshots on the disk.
+    """
+
+    model: PreTrainedModel
+    method: Method
+    replica: Replica | None
+    examples: Sequence[TokenizedExample]
+    device: torch.device
+    snapshot_every: int
+
+
+class LoadTask(Protocol):
+    def __call__(self, settings: bytes, has_replica: bool) -> Task:
+        """The task with these encoded settings, on the node's own model and data.
+
+        Raises:
+            RefusalError: the node's model is not the run's.
+            UserError: anything else does not fit.
+        """
+
+
+class NodeClient(Protocol):
+    """A node's part in a run."""
+
+    @property
+    def version(self) -> int:
+        """The model version that the node is at."""
+
+    def follow(self, order: Order, version: int) -> None:
+        """Go towards ``version`` with what the order brings; keep it on disk.
+
+        Raises:
+            MessageError: what the order brings is no use.
+        """
+
+    def visit(self, order: Order) -> Arrival:
+        """Carry out the order's plan, which is of the version that the node is at."""
+
+
+class ReplicaNodeClient:
+    """Holds a replica, which it brings up to date by updates.
+
+    Args:
+        replica: at version 0; taken to where the disk says it was.
+        state: the node's, of the run.
+        examples: the node's data, by the number of the client that it is.
+        snapshot_every: rounds between two snapshots on the disk.
+
+    Raises:
+        UserError: the state on disk was damaged.
+    """
+
+    def __init__(
+        self, replica: Replica, state: NodeState, examples: Examples, snapshot_every: int
+    ) -> None:
+        self._worker = Worker(replica, replica.method, examples, state.states)
+        self._state = state
+        self._every = snapshot_every
+        state.restore(self._worker)
+
+    @property
+    def version(self) -> int:
+        return self._worker.replica.version
+
+    def follow(self, order: Order, version: int) -> None:
+        worker, state, replica = self._worker, self._state, self._worker.replica
+        if order.snapshot and replica.version < version:
+            state.receive_snapshot(worker, order.snapshot, order.last)
+        for number, payload in enumerate(order.updates, start=order.first):
+            if number < replica.version:
+                continue
+            if number > replica.version and not replica.method.cumulative:
+                return
+            worker.deliver(payload)
+            state.append(payload)
+            if replica.version % self._every == 0:
+                state.take_snapshot(worker, payload)
+
+    def visit(self, order: Order) -> Arrival:
+        return self._worker.visit(order.plan, submodel=b"")
+
+
+class SubmodelNodeClient:
+    """Holds no replica: trains on the submodel that comes with every order.
+
+    Args:
+        task: the run's.
+        state: the node's, of the run; has the static weights.
+        examples: as for ``ReplicaNodeClient``.
+
+    Raises:
+        MessageError: the static weights are malformed.
+    """
+
+    def __init__(self, task: Task, state: NodeState, examples: Examples) -> None:
+        static_weights = state.static_weights_file.read_bytes()
+        self._client = Guest(
+            task.model, task.method, static_weights, examples, state.states, task.device
+        )
+        self._states = state.states
+        self.version = 0
+
+    def follow(self, order: Order, version: int) -> None:
+        """It sees no updates, so the order says which of its visits count."""
+        for round in range(order.merged + 1, version):
+            self._states.settle(round, [])
+        self.version = version
+
+    def visit(self, order: Order) -> Arrival:
+        if not order.submodel:
+            raise MessageError("the order brings no submodel for a node without a replica")
+        return self._client.visit(order.plan, order.submodel)
+
+
+@dataclass
+class _Joined:
+    """A run that the worker takes part in.
+
+    Attributes:
+        run: names it.
+        state: on the node's disk.
+        client: the node's part.
+        answered: the plan last answered, by its digest, ...
+        answer: ... and the answer.
+    """
+
+    run: str
+    state: NodeState
+    client: NodeClient
+    answered: str = ""
+    answer: Answer | None = None
+
+
+class NodeWorker:
+    """Answers orders.
+
+    Args:
+        folder: for the state on disk.
+        load: makes a run's task of its settings.
+    """
+
+    def __init__(self, folder: Path, load: LoadTask) -> None:
+        self._folder, self._load = folder, load
+        self._joined: _Joined | None = None
+
+    def handle(self, frames: Frames) -> Mapping[str, bytes]:
+        """Answer one order. Whatever goes wrong, the answer quotes no data of the node's."""
+        try:
+            return self._answer(Order.of(frames)).frames()
+        except MessageError as error:
+            _log.error("the server's order was refused: %s", error)
+            return Answer(self._version, failure=f"the order was refused: {error}").frames()
+        except UserError as error:
+            _log.error("%s", error)
+            failure = error.public if isinstance(error, RefusalError) else _UNSAID
+        except Exception:
+            # The last resort at the edge of the process: text of any exception may quote data.
+            _log.exception("the worker failed; worker.log says how")
+            failure = _UNSAID
+        version = self._version
+        self.leave()  # what is in memory may be half-way
+        return Answer(version, failure=failure).frames()
+
+    def leave(self) -> None:
+        """Forget the run in memory; its state stays on disk."""
+        if self._joined is not None:
+            self._joined.state.close()
+            self._joined = None
+
+    @property
+    def _version(self) -> int:
+        return -1 if self._joined is None else self._joined.client.version
+
+    def _answer(self, order: Order) -> Answer:
+        joined = self._join(order)
+        if joined is None:
+            return Answer(-1)
+        plan = decode(order.plan, Plan)
+        digest = hashlib.sha256(order.plan).hexdigest()
+        if joined.answer is not None and joined.answered == digest:
+            return joined.answer
+        joined.client.follow(order, plan.round)
+        version = joined.client.version
+        if version < plan.round:
+            return Answer(version)
+        if version > plan.round:
+            raise MessageError(f"the plan is for version {plan.round}, the node has {version}")
+        _log.info("round %d as client %d", plan.round, plan.client)
+        arrival = joined.client.visit(order)
+        seconds = arrival.train_seconds, arrival.encode_seconds
+        answer = Answer(version, arrival.payload or b"", arrival.failure, *seconds)
+        joined.answered, joined.answer = digest, answer
+        return answer
+
+    def _join(self, order: Order) -> _Joined | None:
+        """The order's run, loaded if it is not yet; None if the node must be told more of it."""
+        if self._joined is not None and self._joined.run == order.run:
+            return self._joined
+        state = NodeState(self._folder, order.run)
+        complete = order.settings and (order.static_weights or not order.submodel)
+        if complete and not state.begun:
+            state.create(order.settings, order.static_weights)
+        if not state.begun:
+            return None
+        self.leave()  # frees the other run's model first
+        client = self._client(state)
+        self._joined = None if client is None else _Joined(order.run, state, client)
+        return self._joined
+
+    def _client(self, state: NodeState) -> NodeClient | None:
+        """The node's part in a run; None if its state on disk was damaged, which is gone then."""
+        try:
+            task = self._load(state.settings_file.read_bytes(), state.has_replica)
+        except RefusalError:
+            state.remove()
+            raise
+        # The node is one client, whatever its number is in the run.
+        examples: Examples = defaultdict(lambda: task.examples)
+        if task.replica is None:
+            return SubmodelNodeClient(task, state, examples)
+        try:
+            return ReplicaNodeClient(task.replica, state, examples, task.snapshot_every)
+        except UserError as error:
+            _log.warning("the server is asked for everything again: %s", error)
+            state.remove()
+            return None

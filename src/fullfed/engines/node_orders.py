@@ -1,0 +1,222 @@
+"""What passes between a server's engine and a node: orders, answers, and the task's settings.
+
+An Order asks a node for a visit and brings what the node lacks for it; an Answer is what came of
+it. Both travel as frames, which are named bytes, and frames are all that the processes between
+server and worker know.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fullfed.config import Recipe, parse_recipe
+from fullfed.errors import MessageError, UserError
+
+Frames = Mapping[str, bytes]
+
+_DESCRIPTION = "description"
+_SETTINGS = "settings"
+_OPTIONAL = (_SETTINGS, "snapshot", "last", "static_weights", "submodel")
+_RUN = re.compile(r"[0-9a-f]{16}")
+_TEXT_LIMIT = 500  # characters of a failure's text
+_VERSION_LIMIT = 2**32
+_TABLES = ("federation", "local", "memory", "method")  # of the recipe, that nodes are told
+
+
+@dataclass(frozen=True)
+class Order:
+    """Server to node.
+
+    Attributes:
+        run: names the run; 16 hexadecimal digits.
+        plan: the encoded plan.
+        settings: the encoded TaskSettings, or empty if the node has been told.
+        updates: encoded updates in their order ...
+        first: ... and the version that the first of them starts from.
+        snapshot: a snapshot of the replica instead of updates, or empty.
+        last: with a snapshot, the update that led to it, without its tensors.
+        submodel: what a node without a replica trains on, in the place of updates and snapshot.
+        static_weights: the weights that such a node is sent once, or empty.
+        merged: for such a node, the last round whose update has its report in it; -1 for none.
+    """
+
+    run: str
+    plan: bytes
+    settings: bytes = b""
+    updates: tuple[bytes, ...] = ()
+    first: int = 0
+    snapshot: bytes = b""
+    last: bytes = b""
+    submodel: bytes = b""
+    static_weights: bytes = b""
+    merged: int = -1
+
+    def frames(self) -> dict[str, bytes]:
+        named = {"plan": self.plan, **{name: getattr(self, name) for name in _OPTIONAL}}
+        named |= {f"update-{number}": update for number, update in enumerate(self.updates)}
+        description = {
+            "run": self.run,
+            "first": self.first,
+            "updates": len(self.updates),
+            "merged": self.merged,
+        }
+        sent = {name: frame for name, frame in named.items() if frame}
+        return {_DESCRIPTION: _encode(description), **sent}
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of the federation's messages in the order, which is all but what describes it."""
+        described = (_DESCRIPTION, _SETTINGS)
+        return sum(len(frame) for name, frame in self.frames().items() if name not in described)
+
+    @staticmethod
+    def of(frames: Frames) -> Order:
+        """The order in ``frames``.
+
+        Raises:
+            MessageError: they are not one.
+        """
+        kinds = {"run": str, "first": int, "updates": int, "merged": int}
+        description = _decode(frames, kinds)
+        run, first, count, merged = (description[name] for name in kinds)
+        sound = 0 <= first < _VERSION_LIMIT and 0 <= count <= len(frames)
+        sound = sound and -1 <= merged < _VERSION_LIMIT
+        if not _RUN.fullmatch(run) or not sound:
+            raise MessageError("the order's description is out of range")
+        try:
+            updates = tuple(frames[f"update-{number}"] for number in range(count))
+            plan = frames["plan"]
+        except KeyError as error:
+            raise MessageError(f"the order has no frame {error}") from error
+        optional = {name: frames.get(name, b"") for name in _OPTIONAL}
+        return Order(run, plan, updates=updates, first=first, merged=merged, **optional)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Node to server.
+
+    Attributes:
+        version: of the node's replica; -1 if it does not know the task's settings.
+        report: the encoded report, or empty.
+        failure: why there is no report; empty if the node only lacks updates or settings.
+        train_seconds, encode_seconds: as the node measured them.
+    """
+
+    version: int
+    report: bytes = b""
+    failure: str = ""
+    train_seconds: float = 0.0
+    encode_seconds: float = 0.0
+
+    @property
+    def lacks(self) -> bool:
+        """Whether the node asks for what it lacks instead of reporting."""
+        return not self.report and not self.failure
+
+    def frames(self) -> dict[str, bytes]:
+        description = {
+            "version": self.version,
+            "failure": self.failure[:_TEXT_LIMIT],
+            "train_seconds": self.train_seconds,
+            "encode_seconds": self.encode_seconds,
+        }
+        report = {"report": self.report} if self.report else {}
+        return {_DESCRIPTION: _encode(description), **report}
+
+    @staticmethod
+    def of(frames: Frames) -> Answer:
+        """The answer in ``frames``.
+
+        Raises:
+            MessageError: they are not one.
+        """
+        kinds = {"version": int, "failure": str, "train_seconds": float, "encode_seconds": float}
+        description = _decode(frames, kinds)
+        if not -1 <= description["version"] < _VERSION_LIMIT:
+            raise MessageError("the answer's version is out of range")
+        if not all(math.isfinite(description[part]) for part in list(kinds)[2:]):
+            raise MessageError("the answer's seconds are not finite")
+        failure = description.pop("failure")[:_TEXT_LIMIT]
+        text = "".join(c if c.isprintable() else " " for c in failure)
+        return Answer(report=frames.get("report", b""), failure=text, **description)
+
+
+def _encode(description: Mapping[str, Any]) -> bytes:
+    return json.dumps(description, sort_keys=True, allow_nan=False).encode()
+
+
+def _decode(frames: Frames, kinds: Mapping[str, type]) -> dict[str, Any]:
+    try:
+        description = json.loads(frames[_DESCRIPTION])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise MessageError("the description of what was sent is malformed") from error
+    if not isinstance(description, dict) or {
+        name: type(value) for name, value in description.items()
+    } != dict(kinds):
+        raise MessageError("the description of what was sent does not have the due fields")
+    return description
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What a node must know of a run.
+
+    The server cannot name files on a node: which model folder and which data are used is the
+    node's own configuration, and whether the model is the right one shows in its hash.
+
+    Attributes:
+        recipe: with the model and the data that the node itself names.
+        clients: how many there are in the federation.
+        base_hash: of the base model.
+    """
+
+    recipe: Recipe
+    clients: int
+    base_hash: str
+
+
+def encode_settings(recipe: Recipe, clients: int, base_hash: str) -> bytes:
+    """The settings of a run as the server sends them: the recipe without its data."""
+    tables = recipe.model_dump(mode="json", exclude_none=True)
+    settings = {
+        "clients": clients,
+        "base_hash": base_hash,
+        "dtype": recipe.model.dtype,
+        "rounding": recipe.model.rounding,
+        "template": recipe.data.template,
+        "max_length": recipe.data.max_length,
+        "tables": {name: tables[name] for name in _TABLES},
+    }
+    return json.dumps(settings, sort_keys=True).encode()
+
+
+def decode_settings(data: bytes, model: str, device: str, train: str) -> TaskSettings:
+    """The settings of a run as a node takes them.
+
+    Args:
+        data: what a server sent.
+        model, device, train: the node's own.
+
+    Raises:
+        UserError: what the server sent are not settings.
+    """
+    try:
+        sent = json.loads(data)
+        tables: dict[str, Any] = {name: sent["tables"][name] for name in _TABLES}
+        tables["model"] = {"path": model, "device": device}
+        tables["model"] |= {name: sent[name] for name in ("dtype", "rounding")}
+        tables["data"] = {"train": train, "template": sent["template"]}
+        if sent["max_length"] is not None:
+            tables["data"]["max_length"] = sent["max_length"]
+        clients, base_hash = int(sent["clients"]), str(sent["base_hash"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            "the server's task settings are malformed; use one version everywhere."
+        ) from error
+    return TaskSettings(parse_recipe(tables, "the server's task settings"), clients, base_hash)

@@ -1,0 +1,114 @@
+"""Orders, answers and settings survive the way, and nothing else passes for one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fullfed.config import parse_recipe
+from fullfed.engines.node_orders import Answer, Order, decode_settings, encode_settings
+from fullfed.errors import MessageError, UserError
+
+RUN = "0123456789abcdef"
+some = st.binary(min_size=1, max_size=20)
+maybe = st.binary(max_size=20)
+
+
+@given(
+    some,
+    st.lists(some, max_size=4),
+    st.integers(0, 99),
+    st.lists(maybe, min_size=5, max_size=5),
+    st.integers(-1, 99),
+)
+def test_an_order_arrives_as_it_was_sent(
+    plan: bytes, updates: list[bytes], first: int, others: list[bytes], merged: int
+) -> None:
+    names = ("settings", "snapshot", "last", "submodel", "static_weights")
+    optional = dict(zip(names, others, strict=True))
+    order = Order(RUN, plan, updates=tuple(updates), first=first, merged=merged, **optional)
+    assert Order.of(order.frames()) == order
+    assert all(order.frames().values()), "no frame is empty"
+    messages = [plan, *updates, *(optional[name] for name in names[1:])]
+    assert order.message_bytes == sum(map(len, messages))
+
+
+@given(st.integers(-1, 99), maybe, st.text(st.characters(codec="ascii", categories=["L"])))
+def test_an_answer_arrives_as_it_was_sent(version: int, report: bytes, failure: str) -> None:
+    answer = Answer(version, report, failure[:500], 0.5, 0.25)
+    assert Answer.of(answer.frames()) == answer
+    assert answer.lacks == (not report and not failure)
+
+
+@given(st.dictionaries(st.sampled_from(["description", "plan", "report"]), maybe, max_size=3))
+def test_whatever_arrives_nothing_but_a_message_error_comes_of_it(frames: dict[str, bytes]) -> None:
+    for kind in (Order, Answer):
+        with pytest.raises(MessageError):
+            kind.of(frames)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run": "../../etc/passwd"},
+        {"run": RUN.upper()},
+        {"updates": -1},
+        {"updates": 10**9},
+        {"first": -1},
+        {"first": 1.0},
+        {"merged": -2},
+        {"more": 1},
+    ],
+)
+def test_an_order_out_of_range_is_refused(changes: dict[str, object]) -> None:
+    frames = Order(RUN, b"plan").frames()
+    frames["description"] = json.dumps({**json.loads(frames["description"]), **changes}).encode()
+    with pytest.raises(MessageError):
+        Order.of(frames)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"version": -2}, {"version": True}, {"train_seconds": float("inf")}, {"failure": 1}]
+)
+def test_an_answer_out_of_range_is_refused(changes: dict[str, object]) -> None:
+    frames = Answer(1, b"report").frames()
+    frames["description"] = json.dumps({**json.loads(frames["description"]), **changes}).encode()
+    with pytest.raises(MessageError):
+        Answer.of(frames)
+
+
+def test_a_failure_from_a_node_is_short_and_printable() -> None:
+    frames = Answer(1).frames()
+    description = {**json.loads(frames["description"]), "failure": "\x1b[2J\n" + "x" * 10_000}
+    text = Answer.of({"description": json.dumps(description).encode()}).failure
+    assert len(text) == 500
+    assert text.isprintable()
+
+
+def test_a_node_has_the_recipe_but_for_model_and_data_of_its_own() -> None:
+    recipe = parse_recipe(
+        {
+            "model": {
+                "path": "here", "device": "cpu", "dtype": "bfloat16", "rounding": "stochastic"
+            },
+            "data": {"train": "ours.jsonl", "template": "alpaca", "max_length": 99},
+            "federation": {"rounds": 3, "clients_per_round": 2, "seed": 8},
+            "local": {"optimizer": "adamw", "learning_rate": 0.5, "steps": 4, "clip_by": "tensor"},
+            "memory": {"optimizer_in_backward": True, "frozen": "int4", "cache_inputs": "1MiB"},
+            "method": {"name": "fedcybgd", "surrogate": 0.5},
+        },
+        "a test",
+    )  # fmt: skip
+    settings = decode_settings(encode_settings(recipe, 7, "hash"), "there", "auto", "mine.jsonl")
+    assert (settings.clients, settings.base_hash) == (7, "hash")
+    model = recipe.model.model_copy(update={"path": "there", "device": "auto"})
+    data = recipe.data.model_copy(update={"train": "mine.jsonl"})
+    assert settings.recipe == recipe.model_copy(update={"model": model, "data": data})
+
+
+def test_what_are_no_settings_is_an_error() -> None:
+    with pytest.raises(UserError, match="the server's task settings are malformed"):
+        decode_settings(b"{}", "there", "auto", "mine.jsonl")
