@@ -1,4 +1,4 @@
-"""The commands of a federation across organisations; each calls one function of this room."""
+"""The commands of a federation across organisations; each calls one function."""
 
 from __future__ import annotations
 

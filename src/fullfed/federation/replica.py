@@ -102,7 +102,7 @@ class Replica:
             offsets = {"data_offsets": [begin, end]}
             header[name] = {"dtype": _TYPES[p.dtype], "shape": [*p.shape], **offsets}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        return 8 + len(text) + -len(text) % 8 + end
+        return 8 + len(text) + -len(text) % 8 + self.nbytes
 
     def save_snapshot(self, path: Path) -> None:
         """Write a snapshot to a file, atomically."""

@@ -38,9 +38,10 @@ class Traffic:
 
     def found(self, client: int, version: int) -> None:
         """The client itself says which version it holds; -1 if it knows nothing of the run."""
-        self._versions[client] = version
         if version < 0:
-            del self._versions[client]
+            self._versions.pop(client, None)
+        else:
+            self._versions[client] = version
 
     def is_new(self, client: int) -> bool:
         """Whether ``client`` has been sent nothing yet."""
