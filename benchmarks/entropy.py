@@ -2,7 +2,7 @@
 
     python benchmarks/entropy.py [--run runs/ferret]
 
-For each group of sketch.Largest: its bits a number, and how much of the squared correlation with a
+For each group of sketch.GroupArgmax: its bits a number, and how much of the squared correlation with a
 standard normal variable it keeps, a bit. Beside it, at the same rate, the best uniform quantiser
 with a dead zone whose symbols an ideal entropy coder sends (at no overhead: no real one does
 better), of as many levels and whatever step do best; and 1 - 2**(-2 rate), the most that any code
@@ -19,7 +19,7 @@ import math
 from pathlib import Path
 from statistics import NormalDist
 
-from fullfed.sketch.codes import Largest
+from fullfed.sketch import GroupArgmax
 
 _NORMAL = NormalDist()
 _STEPS = [n / 20 for n in range(4, 41)]  # between levels, in standard deviations
@@ -87,7 +87,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for group in (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
         rate = (math.log2(group) + 1) / group
-        kept = (Largest(group).fidelity, best_dead_zone(rate), 1 - 2 ** (-2 * rate))
+        kept = (GroupArgmax(group).fidelity, best_dead_zone(rate), 1 - 2 ** (-2 * rate))
         print(f"| {group} | {rate:.4f} | {' | '.join(f'{k / rate:.3f}' for k in kept)} |")
     for folder in folders:
         print(compressed(folder))

@@ -23,7 +23,7 @@ from fullfed.methods.composition import Composition
 from fullfed.methods.setting import LocalWork, Setting
 from fullfed.methods.sketched import Sketched
 from fullfed.runs.assembly import method_options
-from fullfed.sketch import Largest, code_of
+from fullfed.sketch import GroupArgmax, code_of
 from fullfed.training.first_order import FirstOrder
 from methods.tiny import (
     Federation,
@@ -245,7 +245,7 @@ def test_a_mean_that_is_coded_again_is_not_left_to_the_largest_of_many() -> None
         assert isinstance(codec, Sketched)
         assert isinstance(codec.coding, InBits)
         codes[seeds] = codec.coding.code
-    assert codes == {"shared": Largest(1), "client": Largest(128)}
+    assert codes == {"shared": GroupArgmax(1), "client": GroupArgmax(128)}
 
 
 @pytest.mark.parametrize("seeds", ["shared", "client"])

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.federation.messages import Update, Value
-from fullfed.sketch import NormalBasis, SignBasis, allocate
-from fullfed.sketch.series import second_moment
+from fullfed.sketch import NormalBasis, SignBasis, allocate, second_moment
 
 _MEMORY = 0.5  # weight of earlier rounds in a block's energy
 

@@ -4,17 +4,22 @@ Useful on its own, for gradient compression or zeroth-order optimisation; see do
 """
 
 from fullfed.randomness import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
-from fullfed.sketch.allocation import allocate
-from fullfed.sketch.budget import affordable
+from fullfed.sketch.bases import NormalBasis, SignBasis, allocate
 from fullfed.sketch.checks import check_specification
-from fullfed.sketch.coded import LARGEST_SCALE, Code, Coded, decoded, scales_fit
-from fullfed.sketch.codes import BITS, Largest, Rounded, code_of
-from fullfed.sketch.dense import NormalBasis, RademacherBasis
-from fullfed.sketch.directions import Distribution, accumulate_, perturb_
-from fullfed.sketch.pieces import Rounding
-from fullfed.sketch.rounding import round_
-from fullfed.sketch.sign import SignBasis
-from fullfed.sketch.weights import Weight
+from fullfed.sketch.codes import (
+    BITS,
+    LARGEST_SCALE,
+    Code,
+    Coded,
+    GroupArgmax,
+    LloydMax,
+    affordable,
+    code_of,
+    decoded,
+    scales_fit,
+)
+from fullfed.sketch.directions import Distribution, accumulate_, perturb_, round_
+from fullfed.sketch.entries import second_moment
 
 __all__ = [
     "BITS",
@@ -24,15 +29,12 @@ __all__ = [
     "Code",
     "Coded",
     "Distribution",
-    "Largest",
+    "GroupArgmax",
+    "LloydMax",
     "NormalBasis",
     "Purpose",
-    "RademacherBasis",
-    "Rounded",
-    "Rounding",
     "SignBasis",
     "Stream",
-    "Weight",
     "accumulate_",
     "affordable",
     "allocate",
@@ -43,5 +45,6 @@ __all__ = [
     "perturb_",
     "round_",
     "scales_fit",
+    "second_moment",
     "uniforms",
 ]

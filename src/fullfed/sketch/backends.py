@@ -1,4 +1,4 @@
-"""The kernels a backend offers, and which backend serves a device."""
+"""What a backend does, what it is given, and which backend serves a device."""
 
 from __future__ import annotations
 
@@ -12,18 +12,38 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.randomness import Stream
-from fullfed.sketch.blocks import BLOCK
-from fullfed.sketch.coded import Coded
 from fullfed.sketch.entries import Entries
+
+CODED = 65536  # numbers that are rotated and coded together, in a block: they fit a core's cache
+
+
+class Segment(NamedTuple):
+    """Elements ``offset``, ``offset + 1``, ... of a list of tensors seen as one row of elements.
+
+    Attributes:
+        flat: the elements, one-dimensional, contiguous, float32, bfloat16 or float16.
+        offset: the number of the first.
+        factor: multiplies what is read from or added to them; a float32.
+        before: what ``flat`` was before training, of the same shape; None if ``flat`` is the
+            change itself.
+    """
+
+    flat: Tensor
+    offset: int
+    factor: float = 1.0
+    before: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Elements in rows of ``width``, each with one sign, the rows rotated or not.
+    """Elements in rows, each element with one sign.
 
     Attributes:
-        depth: how many rows a counter of ``signs`` serves, a power of two from 4 to 128. Where
-            there are fewer than 128 rows, its other bits are the signs of other columns.
+        width: elements in a row.
+        signs: the stream of the signs.
+        rotation: the stream of how far each row is rotated; None if rows are not rotated.
+        depth: how many rows an output of ``signs`` serves, a power of 2 from 4 to 128. If it is
+            less than 128, no element is in a row beyond it.
     """
 
     width: int
@@ -33,68 +53,90 @@ class Rows:
 
     @property
     def counters(self) -> int:
-        """How many serve that many rows: those of columns c, c + counters, ... are the same.
+        """How many outputs serve ``depth`` rows; columns so far apart share one.
 
-        Where they are many and serve several columns, so many that these begin with blocks, which
-        are coded by themselves (docs/shared-randomness.md, sections 4 and 9).
+        If columns do share them, a number above 65,536 is rounded up to a multiple of it
+        (docs/shared-randomness.md, section 4).
         """
         least = -(-self.width * self.depth // 128)
-        if self.depth == 128 or least <= BLOCK:
+        if self.depth == 128 or least <= CODED:
             return least
-        return -(-least // BLOCK) * BLOCK
+        return -(-least // CODED) * CODED
 
 
-class Direction(NamedTuple):
-    """A stream's numbers in rows of 128 from row ``first`` on, a multiple of a counter's rows."""
+class DirectionRows(NamedTuple):
+    """A stream's numbers in rows of 128, from row ``first`` on: a multiple of an output's rows."""
 
     stream: Stream
     first: int
 
 
-class Piece(NamedTuple):
-    """Elements ``offset``, ``offset + 1``, ... of a model or a block.
+class Packing(NamedTuple):
+    """How a block of numbers is sent: codes of ``bits`` bits without gaps, and a scale.
 
-    ``flat`` and ``before`` are one-dimensional, contiguous float32, bfloat16 or float16;
-    ``factor`` is a float32. A list of pieces is in the order of their offsets.
+    A code stands for one number and says which of ``levels`` it is, in units of the scale; or, if
+    there are no levels, for ``group`` numbers and says which of them is not 0 and whether it is
+    the scale or its negative.
     """
 
-    flat: Tensor
-    offset: int
-    factor: float = 1.0
-    before: Tensor | None = None
+    bits: int
+    group: int
+    levels: tuple[float, ...]
+
+
+class Message(NamedTuple):
+    """Coded numbers.
+
+    Attributes:
+        codes: uint8, on the CPU: the codes of all blocks.
+        scales: float32, shape (blocks,), on the CPU.
+        padded: how many numbers they stand for, zeros at the end included.
+        stream: of the rotations.
+        packing: how they are sent.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    padded: int
+    stream: Stream
+    packing: Packing
 
 
 class Backend(Protocol):
-    """Lists of pieces are not empty, nor is any piece; all are on one device."""
+    """The operations of the package; lists of segments are in the order of their offsets.
 
-    def add_projection(self, rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> None:
+    They are not empty, nor is any segment; all tensors are on one device.
+    """
+
+    def add_projection(self, rows: Rows, segments: Sequence[Segment], partials: Tensor) -> None:
         """partials[q div 128, c] += sign * fl(factor * fl(flat - before)), rows q in order.
 
-        partials is float32 (groups, width).
+        partials is float32, shape (groups of 128 rows, width).
         """
 
-    def add_reconstruction(
-        self, rows: Rows, pieces: Sequence[Piece], values: Tensor | Coded
-    ) -> None:
-        """flat += sign * fl(values[c] * factor), rounded to its dtype; values (width,)."""
+    def add_reconstruction(self, rows: Rows, segments: Sequence[Segment], values: Tensor) -> None:
+        """flat += sign * fl(values[c] * factor), rounded to its dtype.
+
+        values is float32, shape (width,).
+        """
 
     def fold(self, rows: Tensor) -> Tensor:
         """The sum (width,) of rows (n, width): 128 at a time in order from zero, repeatedly."""
 
     def add_products(
-        self, entries: Entries, directions: Sequence[Direction], piece: Tensor, sums: Tensor
+        self, entries: Entries, directions: Sequence[DirectionRows], elements: Tensor, sums: Tensor
     ) -> None:
-        """sums[k] += <direction k, 4096 elements of the piece>, for each 4096 in turn.
+        """sums[k] += <direction k, 4096 elements>, for each 4096 in turn.
 
-        piece is float32 (rows, 128), rows a multiple of 32.
+        elements is float32, shape (rows, 128), rows a multiple of 32; sums float32, shape (K,).
         """
 
     def add_combination(
         self,
         entries: Entries,
-        directions: Sequence[Direction],
+        directions: Sequence[DirectionRows],
         scalars: Tensor,
-        pieces: Sequence[Piece],
+        segments: Sequence[Segment],
     ) -> None:
         """flat += fl(u * factor), rounded to its dtype.
 
@@ -108,6 +150,24 @@ class Backend(Protocol):
         Element g adds its 16 bits of the stream (rows of 128) to the float32's bits and drops the
         low 16; what is not finite stays what it is. ``offset`` is the first element's g.
         """
+
+
+class Coder(Protocol):
+    """Coding, which is done on the CPU."""
+
+    def encode(self, numbers: Tensor, message: Message) -> None:
+        """Write the codes and scales of float32 numbers, and of zeros after them."""
+
+    def decode(self, message: Message, numbers: Tensor) -> None:
+        """Write what codes and scales stand for, float32, shape (padded,)."""
+
+
+def side(length: int) -> int:
+    """C of a block of coded numbers: the least power of 2 whose square is at least ``length``."""
+    found = 1
+    while found * found < length:
+        found *= 2
+    return found
 
 
 @functools.cache
@@ -130,3 +190,14 @@ def backend_for(device: torch.device, name: str | None) -> Backend:
         f"no sketch backend for device {device}; move the tensors to a CPU or CUDA device "
         'or ask for backend="reference".'
     )
+
+
+def coder_for(name: str | None) -> Coder:
+    """The coder of the backend called ``name``: numba's for all but the reference."""
+    if name == "reference":
+        from fullfed.sketch import reference
+
+        return reference
+    from fullfed.sketch import cpu
+
+    return cpu

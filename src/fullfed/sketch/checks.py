@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.randomness import SPECIFICATION
-from fullfed.sketch.coded import LARGEST_SCALE, Coded, scales_fit
-from fullfed.sketch.strided import SERIAL
+from fullfed.sketch.codes import LARGEST_SCALE, Coded, scales_fit
+from fullfed.sketch.segments import parts
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -90,6 +90,7 @@ def _check_coded(expected: int, values: Coded) -> None:
 
 
 def check_finite(values: Tensor, what: str) -> Tensor:
+    """The values, or UserError, whose sentence begins with ``what``, if any is not finite."""
     if not is_finite(values):
         raise UserError(
             f"{what} is not finite in float32; lower the learning rate or check the data."
@@ -99,34 +100,22 @@ def check_finite(values: Tensor, what: str) -> Tensor:
 
 def is_finite(values: Tensor) -> bool:
     """Whether all of them are, of any dtype."""
-    return not values.is_floating_point() or math.isfinite(largest(values))
-
-
-def largest(values: Tensor) -> float:
-    """The largest absolute value, 0 of nothing; NaN if any value is."""
-    if not values.numel():
-        return 0.0
-    ours = values.device.type == "cpu" and values.dtype == torch.float32 and values.is_contiguous()
-    if ours and values.numel() > SERIAL:  # torch would wake its threads, which spin on into ours
-        from fullfed.sketch.extremes_cpu import largest_size  # imports numba
-
-        return largest_size(values)
-    return float(torch.stack(torch.aminmax(values)).abs().max())
-
-
-def float32(number: float) -> float:
-    """The nearest float32, infinite beyond the largest."""
-    return ctypes.c_float(number).value
+    if not values.is_floating_point():
+        return True
+    row = values.detach().reshape(-1)
+    extremes = [torch.stack(torch.aminmax(row[low:high])) for low, high in parts(row)]
+    return not extremes or bool(torch.cat(extremes).isfinite().all())
 
 
 def check_scale(scale: float) -> float:
-    """The nearest float32, or UserError."""
-    nearest = float32(scale)
+    """The nearest float32, or UserError if the scale is not finite in it."""
+    nearest = ctypes.c_float(scale).value
     if not math.isfinite(nearest):
         raise UserError(f"scale is {scale}; expected a finite float32.")
     return nearest
 
 
 def check_start(start: int) -> None:
+    """UserError if the number of a first element is negative."""
     if start < 0:
         raise UserError(f"start is {start}; elements are numbered from 0.")

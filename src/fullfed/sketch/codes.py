@@ -1,17 +1,20 @@
-"""The codes: each number rounded to a level, or of a group which is the largest."""
+"""Coordinates in few bits: the codes, coded coordinates, and what a budget of bytes affords."""
 
 from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from fullfed.errors import UserError
-from fullfed.sketch.coded import Code
-from fullfed.sketch.packed import LARGEST, LEVEL, SIGN
+from fullfed.randomness import Stream
+from fullfed.sketch.backends import CODED, Message, Packing, coder_for, side
+
+LARGEST_SCALE = 1e30  # what is decoded with it is finite
 
 # Levels above zero of the quantisers of a standard normal variable with the least squared error,
 # and that error (Max, "Quantizing for minimum distortion", 1960, table I).
@@ -21,12 +24,71 @@ LEVELS = {
     4: (0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733),
 }
 _DISTORTION = {2: 0.1175, 3: 0.03454, 4: 0.009497}
-BITS = (1, *LEVELS)
+BITS = (1, *LEVELS)  # bits a number, of the codes that ``code_of`` knows
+
+_LARGEST_GROUP = 1024  # larger ones gain little
+_SPREAD = 4  # parameters for each number, at least, where few of the numbers are sent
+
+
+class Code(ABC):
+    """K float32 numbers as a few bits each, and a float32 scale for each block of them.
+
+    Blocks have 65,536 numbers, the last what is left and zeros up to a multiple of its C and group
+    (docs/shared-randomness.md, section 9). Each block is rotated at random, so that its numbers
+    look like draws of one normal law whatever they were. Each is then replaced by one of a few
+    levels q. The scale is ||y||**2 / <rotated y, q>, with which the mean over uniformly random
+    rotations is the truth (Vargaftik et al., EDEN, arXiv 2108.08842, section 3). Three rounds of
+    signs and Walsh-Hadamard transforms are not uniformly random: see docs/sketch.md for which
+    blocks the mean is off.
+    """
+
+    @property
+    @abstractmethod
+    def fidelity(self) -> float:
+        """1 - D, D the squared error of the best multiple of q, relative to that of a normal law.
+
+        K coded numbers are worth this share of K exact ones: decoded numbers have 1 / (1 - D)
+        times the energy of the true ones, and a sketch's error is its energy over K.
+        """
+
+    @property
+    @abstractmethod
+    def packing(self) -> Packing:
+        """How its numbers are sent."""
+
+    def nbytes(self, count: int) -> int:
+        """Bytes of the codes of ``count`` numbers, without the scales."""
+        return -(-self.padded(count) // self.packing.group * self.packing.bits // 8)
+
+    def blocks(self, count: int) -> int:
+        """How many blocks, and scales, ``count`` numbers have."""
+        return -(-count // CODED)
+
+    def padded(self, count: int) -> int:
+        """How many numbers are coded for ``count``: zeros fill up the last block."""
+        rest = count % CODED
+        multiple = max(side(rest), self.packing.group)
+        return count - rest + -(-rest // multiple) * multiple
+
+    def encode(self, coordinates: Tensor, stream: Stream, *, backend: str | None = None) -> Coded:
+        """What stands for the coordinates.
+
+        Args:
+            coordinates: float32, shape (K,), on the CPU.
+            stream: of the rotations.
+            backend: "reference" or "numba", the default; of the same bits.
+        """
+        count = len(coordinates)
+        codes = torch.empty(self.nbytes(count), dtype=torch.uint8)
+        scales = torch.empty(self.blocks(count), dtype=torch.float32)
+        coded = Coded(self, codes, scales, count, stream)
+        coder_for(backend).encode(coordinates, coded.message)
+        return coded
 
 
 @dataclass(frozen=True)
-class Rounded(Code):
-    """Each number is rounded to the nearest of 4, 8 or 16 levels.
+class LloydMax(Code):
+    """Each number becomes the nearest of 4, 8 or 16 levels: Lloyd and Max's for a normal law.
 
     Attributes:
         bits: of a number, 2 to 4.
@@ -38,26 +100,19 @@ class Rounded(Code):
     def fidelity(self) -> float:
         return 1 - _DISTORTION[self.bits]
 
-    def nbytes(self, count: int) -> int:
-        return -(-self.padded(count) * self.bits // 8)
-
-    def packing(self) -> tuple[int, int, NDArray[np.uint16], NDArray[np.float32]]:
-        return LEVEL, self.bits, _reversed(self.bits), self._levels()
-
-    def _levels(self) -> NDArray[np.float32]:
-        above = np.array(LEVELS[self.bits], dtype=np.float32)
-        return np.concatenate([-above[::-1], above])
+    @property
+    def packing(self) -> Packing:
+        above = LEVELS[self.bits]
+        return Packing(self.bits, 1, (*(-level for level in reversed(above)), *above))
 
 
 @dataclass(frozen=True)
-class Largest(Code):
-    """Of each ``group`` of numbers, which is the largest in absolute value, and its sign.
+class GroupArgmax(Code):
+    """Which of each ``group`` of numbers is the largest in absolute value, and its sign.
 
-    That is log2(group) + 1 bits a group, the level of the largest being +-1 and all others' 0.
-    With groups of one it is the signs, worth 2 / pi = 0.64 exact numbers a bit; with larger ones
-    more, as many more numbers as there are: 0.80 with groups of 8, 1.0 with 128, 1.39 at last.
-    (Of a vector with a handful of entries not zero the largest of these are told too large and
-    the others too small, by up to half: three rotations do not make that normal enough.)
+    That is log2(group) + 1 bits a group; the largest has level +-1 and all others 0. Groups of one
+    are signs, worth 2 / pi = 0.64 exact numbers a bit. Larger groups are worth more a bit, if there
+    are so many more numbers: 0.80 with groups of 8, 1.0 with 128, 1.39 in the limit.
 
     Attributes:
         group: a power of 2.
@@ -69,37 +124,9 @@ class Largest(Code):
     def fidelity(self) -> float:
         return _expected_largest(self.group) ** 2 / self.group
 
-    def nbytes(self, count: int) -> int:
-        return -(-self.padded(count) // self.group * self._bits // 8)
-
-    def multiple(self, length: int) -> int:
-        return max(super().multiple(length), self.group)
-
-    def packing(self) -> tuple[int, int, NDArray[np.uint16], NDArray[np.float32]]:
-        says = SIGN if self.group == 1 else LARGEST
-        return says, self._bits, _reversed(self._bits - 1), np.zeros(0, np.float32)
-
     @property
-    def _bits(self) -> int:
-        return self.group.bit_length()
-
-
-def code_of(bits: int) -> Code:
-    """The code with so many bits a number.
-
-    Raises:
-        UserError: there is none.
-    """
-    if bits not in BITS:
-        raise UserError(f"{bits} bits a coordinate: choose from 1 to {BITS[-1]}, or 32.")
-    return Largest(1) if bits == 1 else Rounded(bits)
-
-
-@functools.cache
-def _reversed(bits: int) -> NDArray[np.uint16]:
-    """Numbers of so many bits with those in reverse, which are sent lowest first."""
-    turned = [sum((n >> j & 1) << (bits - 1 - j) for j in range(bits)) for n in range(1 << bits)]
-    return np.array(turned, dtype=np.uint16)
+    def packing(self) -> Packing:
+        return Packing(self.group.bit_length(), self.group, ())
 
 
 @functools.cache
@@ -108,3 +135,126 @@ def _expected_largest(count: int) -> float:
     step, steps = 1e-3, 10_000
     tail = (1 - math.erf(n * step / math.sqrt(2)) ** count for n in range(steps))
     return step * (math.fsum(tail) - 0.5)
+
+
+def code_of(bits: int) -> Code:
+    """The code with so many bits a number, 1 to 4.
+
+    Raises:
+        UserError: there is none.
+    """
+    if bits not in BITS:
+        raise UserError(f"{bits} bits a coordinate: choose from 1 to {BITS[-1]}, or 32.")
+    return GroupArgmax(1) if bits == 1 else LloydMax(bits)
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """K numbers in few bits; every basis takes them in place of the numbers.
+
+    Attributes:
+        code: how.
+        codes: uint8, shape (``code.nbytes(count)``,), on the CPU.
+        scales: float32, shape (``code.blocks(count)``,), on the CPU, from 0 to LARGEST_SCALE.
+        count: K.
+        stream: of the rotations.
+        room: float32, shape (``code.padded(count)``,), on the CPU: memory that ``numbers`` is
+            decoded into, so that who decodes many need not touch new memory for each. It is
+            overwritten by the next.
+
+    Raises:
+        UserError: a tensor that is not that.
+    """
+
+    code: Code
+    codes: Tensor
+    scales: Tensor
+    count: int
+    stream: Stream
+    room: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Kernels read and write these sizes without looking."""
+        _check("codes", self.codes, torch.uint8, self.code.nbytes(self.count))
+        _check("scales", self.scales, torch.float32, self.code.blocks(self.count))
+        if self.room is not None:
+            _check("room", self.room, torch.float32, self.code.padded(self.count))
+
+    @property
+    def message(self) -> Message:
+        """The same as backends take it."""
+        padded, packing = self.code.padded(self.count), self.code.packing
+        return Message(self.codes, self.scales, padded, self.stream, packing)
+
+    @functools.cached_property
+    def numbers(self) -> Tensor:
+        """float32, shape (K,), on the CPU, of the same bits everywhere."""
+        return self.decode()
+
+    def decode(self, backend: str | None = None) -> Tensor:
+        """The numbers, float32, shape (K,), on the CPU, by "reference" or "numba", the default."""
+        room = self.room
+        if room is None:
+            room = torch.empty(self.code.padded(self.count), dtype=torch.float32)
+        coder_for(backend).decode(self.message, room)
+        return room[: self.count]
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, length: int) -> None:
+    there = tensor.device.type == "cpu" and tensor.is_contiguous()
+    if tensor.shape != (length,) or tensor.dtype != dtype or not there:
+        raise UserError(
+            f"{name} of coded coordinates are {tuple(tensor.shape)} of {tensor.dtype} on "
+            f"{tensor.device}; expected ({length},) of {dtype}, contiguous, on the CPU."
+        )
+
+
+def scales_fit(scales: Tensor) -> bool:
+    """Whether all are from 0 to LARGEST_SCALE; NaN is not."""
+    return bool(((scales >= 0) & (scales <= LARGEST_SCALE)).all())
+
+
+def decoded(
+    coordinates: Tensor | Coded,
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+) -> Tensor:
+    """Float32, shape (K,), on the device if they were coded; else the coordinates as they are."""
+    if isinstance(coordinates, Tensor):
+        return coordinates
+    own = coordinates.decode(backend) if backend == "reference" else coordinates.numbers
+    return own.to(device)
+
+
+def affordable(nbytes: int, most: int, times: int = 1) -> tuple[int, Code | None]:
+    """The K <= ``most`` and the code, None for float32, that are worth most in ``nbytes`` bytes.
+
+    K coded numbers are worth K (1 - D) exact ones, or K (1 - D)**times if what was decoded is coded
+    again so many ``times`` in all. Codes that send few of the numbers get a quarter of ``most`` at
+    most: reconstructing from so many costs a copy or two of all the parameters, from more several.
+    One block's scale is not counted (it is part of a report's header), those of further ones are.
+    """
+    groups = (1 << n for n in range(_LARGEST_GROUP.bit_length()))
+    codes: list[Code] = [*map(GroupArgmax, groups), *map(LloydMax, LEVELS)]
+    choices: list[tuple[int, Code | None]] = [(min(most, nbytes // 4), None)]
+    for code in codes:
+        limit = most if code.packing.group == 1 else most // _SPREAD
+        choices.append((_fitting(nbytes, limit, code), code))
+
+    def worth(choice: tuple[int, Code | None]) -> float:
+        count, code = choice
+        return count * code.fidelity**times if code else float(count)
+
+    return max(choices, key=worth)
+
+
+def _fitting(nbytes: int, most: int, code: Code) -> int:
+    """The largest K, at most ``most``, whose codes and further scales fit ``nbytes``."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if code.nbytes(middle) + 4 * (code.blocks(middle) - 1) <= nbytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low

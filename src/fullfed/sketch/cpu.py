@@ -1,9 +1,13 @@
-"""The numba backend: CPU tensors, as many threads as torch uses."""
+"""The numba backend: CPU tensors, on as many threads as torch uses."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
-from collections.abc import Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,140 +16,70 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fullfed.randomness import Stream
-from fullfed.sketch import dense_cpu, sign_cpu
-from fullfed.sketch.backends import Direction, Piece, Rows
-from fullfed.sketch.blocks import BLOCK
-from fullfed.sketch.coded import Coded, decoded
-from fullfed.sketch.entries import Entries
-from fullfed.sketch.layout import FOLD, LANES
-from fullfed.sketch.packed import Packed
-from fullfed.sketch.pieces_cpu import Table, stored, tables
-from fullfed.sketch.threads_cpu import split
+from fullfed.sketch import cpu_codes, cpu_dense, cpu_sign
+from fullfed.sketch.backends import DirectionRows, Message, Rows, Segment
+from fullfed.sketch.cpu_codes import CodedBlocks
+from fullfed.sketch.cpu_dense import Directions
+from fullfed.sketch.cpu_sign import Layout, Table
+from fullfed.sketch.entries import FOLD, LANES, Entries
 
-RUN = 32768  # columns at a time: their signs and sums stay in the second-level cache
+SMALL = 1 << 16  # numbers made; below this a second thread costs more than it gains
+RUN = 32768  # outputs of the signs at a time: these and the columns' sums stay in the cache
 LONG = 8192  # rows from this length on are projected four at a time
-SHORTEST = 1024  # rows are not cut into shorter runs than this
+SHORTEST = 1024  # outputs are not cut into shorter runs than this
 CHUNK = 32 * LANES  # elements whose sum of directions is held at once
 
 
-def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> None:
-    for table in tables(pieces):
+def add_projection(rows: Rows, segments: Sequence[Segment], partials: Tensor) -> None:
+    for table in _tables(segments):
         first, groups = _groups(rows, table)
-        runs, run = _runs(rows, groups)
-        split(
-            sign_cpu.project,
-            groups * runs,
-            table.length,
-            table,
-            partials.numpy()[first : first + groups],
-            LONG,
-            first,
-            rows.depth,
-            rows.counters,
-            runs,
-            run,
-            *_keys(rows.signs, rows.rotation),
-        )
+        layout = _layout(rows, first, *_runs(rows, groups))
+        sums = partials.numpy()[first : first + groups]
+        _split(cpu_sign.project, groups * layout.runs, _length(table), table, sums, layout)
 
 
-def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor | Coded) -> None:
-    for table in tables(pieces):
+def add_reconstruction(rows: Rows, segments: Sequence[Segment], values: Tensor) -> None:
+    for table in _tables(segments):
         first, groups = _groups(rows, table)
-        source: Packed | NDArray[np.float32]
-        shares = _shares(rows, table, groups) if isinstance(values, Coded) else None
-        if isinstance(values, Coded) and shares:
-            runs, run, source = -(-rows.counters // BLOCK), BLOCK, values.packed()
-        else:
-            (runs, run), shares, source = _runs(rows, groups), 1, decoded(values).numpy()
-        split(
-            sign_cpu.reconstruct,
-            groups * runs * shares,
-            table.length,
-            table,
-            source,
-            shares,
-            rows.width,
-            first,
-            rows.depth,
-            rows.counters,
-            runs,
-            run,
-            *_keys(rows.signs, rows.rotation),
-        )
-
-
-def _shares(rows: Rows, table: Table, groups: int) -> int | None:
-    """How the kernel should decode: a block for each run of counters and their columns, each run
-    dealt in so many shares, which make the same signs again. None if it should not.
-
-    It should if that is less work than reconstructing, and leaves no thread without work for more
-    than a sixth of the time.
-    """
-    if table.length < rows.width or rows.counters < BLOCK:
-        return None
-    runs, threads = groups * -(-rows.counters // BLOCK), torch.get_num_threads()
-    for shares in (1, 2, 4):
-        if 5 * threads * -(-runs * shares // threads) <= 6 * runs * shares:
-            return shares if shares * rows.depth <= FOLD else None
-    return None
+        layout = _layout(rows, first, *_runs(rows, groups))
+        items = groups * layout.runs
+        _split(cpu_sign.reconstruct, items, _length(table), table, values.numpy(), layout)
 
 
 def fold(rows: Tensor) -> Tensor:
     while rows.shape[0] > 1:
         sums = torch.empty(-(-rows.shape[0] // FOLD), rows.shape[1], dtype=torch.float32)
-        split(sign_cpu.fold, rows.shape[1], rows.numel(), rows.numpy(), sums.numpy())
+        _split(cpu_sign.fold, rows.shape[1], rows.numel(), rows.numpy(), sums.numpy())
         rows = sums
     return rows[0]
 
 
-def _groups(rows: Rows, table: Table) -> tuple[int, int]:
-    """The first group of rows that the elements touch, and how many."""
-    first = table.first // (rows.width * FOLD)
-    return first, -(-(table.first + table.length) // (rows.width * FOLD)) - first
-
-
-def _runs(rows: Rows, groups: int) -> tuple[int, int]:
-    """How many runs a group's counters are cut into, and their length."""
-    wanted = -(-4 * torch.get_num_threads() // groups)
-    runs = max(-(-rows.counters // RUN), min(wanted, rows.counters // SHORTEST))
-    return runs, -(-rows.counters // runs)
-
-
-@functools.lru_cache(maxsize=8192)
-def _keys(signs: Stream, rotation: Stream | None) -> tuple[NDArray[np.uint64], bool]:
-    return np.stack([key(signs), key(rotation or signs)]), rotation is not None
-
-
 def add_products(
-    entries: Entries, directions: Sequence[Direction], piece: Tensor, sums: Tensor
+    entries: Entries, directions: Sequence[DirectionRows], elements: Tensor, sums: Tensor
 ) -> None:
-    split(
-        dense_cpu.products,
-        len(directions),
-        len(directions) * piece.numel(),
-        piece.numpy(),
-        *_packed(entries, directions),
-        sums.numpy(),
-    )
+    made = len(directions) * elements.numel()
+    packed = _directions(entries, directions)
+    _split(cpu_dense.products, len(directions), made, elements.numpy(), packed, sums.numpy())
 
 
 def add_combination(
-    entries: Entries, directions: Sequence[Direction], scalars: Tensor, pieces: Sequence[Piece]
+    entries: Entries,
+    directions: Sequence[DirectionRows],
+    scalars: Tensor,
+    segments: Sequence[Segment],
 ) -> None:
-    kind, keys, firsts = _packed(entries, directions)
-    for flat, offset, factor, _ in pieces:
+    packed = _directions(entries, directions)
+    for flat, offset, factor, _ in segments:
         first = offset // CHUNK
         chunks = -(-(offset + flat.numel()) // CHUNK) - first
-        split(
-            dense_cpu.add_combination,
+        _split(
+            cpu_dense.add_combination,
             chunks,
             len(directions) * flat.numel(),
-            stored(flat),
+            _stored(flat),
             offset,
             first,
-            kind,
-            keys,
-            firsts,
+            packed,
             scalars.numpy(),
             np.float32(factor),
         )
@@ -153,20 +87,134 @@ def add_combination(
 
 def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     rows = -(-(offset + wide.numel()) // LANES) - offset // LANES
-    keys = key(noise)[None]
-    split(dense_cpu.round_rows, rows, wide.numel(), stored(target), wide.numpy(), keys, offset)
+    arrays = _stored(target), wide.numpy()
+    _split(cpu_dense.round_rows, rows, wide.numel(), *arrays, _key(noise), offset)
 
 
-def _packed(entries: Entries, directions: Sequence[Direction]) -> tuple[Any, ...]:
-    """Kind, keys and first rows as the kernels take them."""
-    return (
-        dense_cpu.kind_of(entries),
-        np.array([key(d.stream) for d in directions], dtype=np.uint64).reshape(-1, 4),
+def encode(numbers: Tensor, message: Message) -> None:
+    arguments = numbers.numpy(), _blocks(message)
+    _split(cpu_codes.encode, len(message.scales), message.padded, *arguments)
+
+
+def decode(message: Message, numbers: Tensor) -> None:
+    arguments = _blocks(message), numbers.numpy()
+    _split(cpu_codes.decode, len(message.scales), message.padded, *arguments)
+
+
+def _split(kernel: Callable[..., None], items: int, work: int, *arguments: Any) -> None:
+    """kernel(start, stop, *arguments) over all items, on torch's threads.
+
+    Few items are dealt one by one: in shares of one and two, one thread could end up with most.
+    """
+    threads = torch.get_num_threads() if work > SMALL else 1
+    if threads == 1:
+        kernel(0, items, *arguments)
+        return
+    slices = items if items <= 8 * threads else 4 * threads
+    edges = [items * n // slices for n in range(slices + 1)]
+    pool = _pool(threads, os.getpid())
+    running = [
+        pool.submit(kernel, low, high, *arguments) for low, high in itertools.pairwise(edges)
+    ]
+    for future in running:
+        future.result()
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """One pool a process: a forked child must not wait for its parent's threads."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="sketch")
+
+
+def _tables(segments: Sequence[Segment]) -> Iterator[Table]:
+    """Consecutive segments of the same dtypes together, in the order of their elements."""
+
+    def dtypes(segment: Segment) -> tuple[torch.dtype, torch.dtype | None]:
+        return segment.flat.dtype, None if segment.before is None else segment.before.dtype
+
+    for _, alike in itertools.groupby(segments, dtypes):
+        yield _table(list(alike))
+
+
+def _table(segments: Sequence[Segment]) -> Table:
+    edges = np.cumsum([0, *(segment.flat.numel() for segment in segments)], dtype=np.int64)
+    memory, places = _places([segment.flat for segment in segments], edges)
+    befores = [segment.before for segment in segments if segment.before is not None]
+    memory_before, places_before = (
+        _places(befores, edges) if befores else (None, np.zeros_like(places))
+    )
+    factors = np.array([segment.factor for segment in segments], dtype=np.float32)
+    return Table(segments[0].offset, memory, places, memory_before, places_before, edges, factors)
+
+
+def _places(
+    flats: Sequence[Tensor], edges: NDArray[np.int64]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """``memory`` and ``places`` of a Table."""
+    memory = _memory(_stored(flats[0][:0]).dtype)
+    numbers = [flat.data_ptr() // flat.itemsize - 1 for flat in flats]
+    return memory, np.array(numbers, dtype=np.int64) - edges[:-1]
+
+
+@functools.cache
+def _memory(dtype: np.dtype[Any]) -> NDArray[Any]:
+    """This process's memory as numbers of a dtype: number i is at address (i + 1) * itemsize."""
+    kind = np.ctypeslib.as_ctypes_type(dtype)
+    beginning = ctypes.cast(dtype.itemsize, ctypes.POINTER(kind))
+    return np.ctypeslib.as_array(beginning, (2**62 // dtype.itemsize,))
+
+
+def _stored(flat: Tensor) -> NDArray[Any]:
+    """A tensor's memory; bfloat16 as uint16 and float16 as int16, as the kernels expect."""
+    if flat.dtype != torch.float32:
+        flat = flat.view(torch.uint16 if flat.dtype == torch.bfloat16 else torch.int16)
+    array: NDArray[Any] = flat.numpy()
+    return array
+
+
+def _length(table: Table) -> int:
+    """Elements of the table."""
+    return int(table.edges[-1])
+
+
+def _groups(rows: Rows, table: Table) -> tuple[int, int]:
+    """The first group of rows that the elements touch, and how many."""
+    first = table.first // (rows.width * FOLD)
+    return first, -(-(table.first + _length(table)) // (rows.width * FOLD)) - first
+
+
+def _runs(rows: Rows, groups: int) -> tuple[int, int]:
+    """How many runs a group's outputs are cut into, and their length."""
+    wanted = -(-4 * torch.get_num_threads() // groups)
+    runs = max(-(-rows.counters // RUN), min(wanted, rows.counters // SHORTEST))
+    return runs, -(-rows.counters // runs)
+
+
+def _layout(rows: Rows, first_group: int, runs: int, run: int) -> Layout:
+    keys = np.stack([_key(rows.signs), _key(rows.rotation or rows.signs)])
+    rotated = rows.rotation is not None
+    return Layout(
+        rows.width, rows.depth, rows.counters, rotated, keys, first_group, runs, run, LONG
+    )
+
+
+def _directions(entries: Entries, directions: Sequence[DirectionRows]) -> Directions:
+    return Directions(
+        cpu_dense.kind_of(entries),
+        np.array([_key(d.stream) for d in directions], dtype=np.uint64).reshape(-1, 4),
         np.array([direction.first for direction in directions], dtype=np.int64),
     )
 
 
+def _blocks(message: Message) -> CodedBlocks:
+    codes, scales, packing = message.codes.numpy(), message.scales.numpy(), message.packing
+    levels = np.array(packing.levels, dtype=np.float32)
+    return CodedBlocks(
+        codes, scales, message.padded, _key(message.stream), packing.bits, packing.group, levels
+    )
+
+
 @functools.lru_cache(maxsize=8192)
-def key(stream: Stream) -> NDArray[np.uint64]:
-    """As kernels take it, shape (4,)."""
+def _key(stream: Stream) -> NDArray[np.uint64]:
+    """A stream as kernels take it, shape (4,)."""
     return np.array([*stream.key, stream.round, stream.owner], dtype=np.uint64)

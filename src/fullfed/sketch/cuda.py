@@ -12,23 +12,21 @@ import triton.language as tl
 from torch import Tensor
 
 from fullfed.randomness import Stream
-from fullfed.sketch import dense_cuda, sign_cuda
-from fullfed.sketch.backends import Direction, Piece, Rows
-from fullfed.sketch.coded import Coded, decoded
-from fullfed.sketch.entries import Entries
-from fullfed.sketch.layout import FOLD, LANES
+from fullfed.sketch import cuda_kernels
+from fullfed.sketch.backends import DirectionRows, Rows, Segment
+from fullfed.sketch.entries import FOLD, LANES, Entries
 
-BLOCK = 1024  # counters of a program at most
+PROGRAM = 1024  # outputs of the signs that one program has, at most
 STORED = {torch.float32: tl.float32, torch.bfloat16: tl.int16, torch.float16: tl.float16}
 EXACT = {"enable_fp_fusion": False}  # a fused multiply-add would round once instead of twice
 
 
-def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> None:
-    for alike in _alike(pieces):
+def add_projection(rows: Rows, segments: Sequence[Segment], partials: Tensor) -> None:
+    for alike in _alike(segments):
         grid, first, block = _grid(rows, alike)
         before = alike[0].before
         with _device_of(partials):
-            sign_cuda.project[grid](
+            cuda_kernels.project[grid](
                 *_table(alike),
                 partials,
                 rows.width,
@@ -40,17 +38,16 @@ def add_projection(rows: Rows, pieces: Sequence[Piece], partials: Tensor) -> Non
                 HAS_BEFORE=before is not None,
                 AFTER=STORED[alike[0].flat.dtype],
                 BEFORE=tl.float32 if before is None else STORED[before.dtype],
-                BLOCK=block,
+                PROGRAM=block,
                 **EXACT,
             )
 
 
-def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor | Coded) -> None:
-    values = decoded(values)
-    for alike in _alike(pieces):
+def add_reconstruction(rows: Rows, segments: Sequence[Segment], values: Tensor) -> None:
+    for alike in _alike(segments):
         grid, first, block = _grid(rows, alike)
         with _device_of(values):
-            sign_cuda.reconstruct[grid](
+            cuda_kernels.reconstruct[grid](
                 *_table(alike),
                 values,
                 rows.width,
@@ -60,7 +57,7 @@ def add_reconstruction(rows: Rows, pieces: Sequence[Piece], values: Tensor | Cod
                 _keys([rows.signs, rows.rotation or rows.signs], values.device),
                 ROTATED=rows.rotation is not None,
                 STORED=STORED[alike[0].flat.dtype],
-                BLOCK=block,
+                PROGRAM=block,
                 **EXACT,
             )
 
@@ -70,7 +67,7 @@ def fold(rows: Tensor) -> Tensor:
         count, width = rows.shape
         sums = torch.zeros(-(-count // FOLD), width, dtype=torch.float32, device=rows.device)
         with _device_of(rows):
-            dense_cuda.add_in_order[(sums.shape[0], -(-width // 128))](
+            cuda_kernels.add_in_order[(sums.shape[0], -(-width // 128))](
                 sums, rows, count, width, 128, **EXACT
             )
         rows = sums
@@ -78,29 +75,41 @@ def fold(rows: Tensor) -> Tensor:
 
 
 def add_products(
-    entries: Entries, directions: Sequence[Direction], piece: Tensor, sums: Tensor
+    entries: Entries, directions: Sequence[DirectionRows], elements: Tensor, sums: Tensor
 ) -> None:
-    parts, count = piece.shape[0] // 32, len(directions)
-    by_part = torch.empty(parts, count, dtype=torch.float32, device=piece.device)
-    keys, firsts = _packed(directions, piece.device)
-    series, terms = _series(entries, piece.device)
-    with _device_of(piece):
-        dense_cuda.products[(parts, count)](
-            piece, by_part, keys, firsts, series, count, entries.bits, terms, num_warps=1, **EXACT
+    parts, count = elements.shape[0] // 32, len(directions)
+    by_part = torch.empty(parts, count, dtype=torch.float32, device=elements.device)
+    keys, firsts = _packed(directions, elements.device)
+    series, terms = _series(entries, elements.device)
+    with _device_of(elements):
+        cuda_kernels.products[(parts, count)](
+            elements,
+            by_part,
+            keys,
+            firsts,
+            series,
+            count,
+            entries.bits,
+            terms,
+            num_warps=1,
+            **EXACT,
         )
-        dense_cuda.add_in_order[(1, -(-count // 128))](sums, by_part, parts, count, 128, **EXACT)
+        cuda_kernels.add_in_order[(1, -(-count // 128))](sums, by_part, parts, count, 128, **EXACT)
 
 
 def add_combination(
-    entries: Entries, directions: Sequence[Direction], scalars: Tensor, pieces: Sequence[Piece]
+    entries: Entries,
+    directions: Sequence[DirectionRows],
+    scalars: Tensor,
+    segments: Sequence[Segment],
 ) -> None:
     run = min(entries.parts, 32)
     keys, firsts = _packed(directions, scalars.device)
     series, terms = _series(entries, scalars.device)
-    for alike in _alike(pieces):
+    for alike in _alike(segments):
         first, end = alike[0].offset // (run * LANES), _end(alike[-1])
         with _device_of(scalars):
-            dense_cuda.add_combination[(-(-end // (run * LANES)) - first,)](
+            cuda_kernels.add_combination[(-(-end // (run * LANES)) - first,)](
                 *_table(alike),
                 first,
                 keys,
@@ -121,7 +130,7 @@ def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     keys = _keys([noise], wide.device)
     stored = target.view(torch.int16)
     with _device_of(wide):
-        dense_cuda.round_rows[(programs,)](stored, wide, keys, offset, wide.numel())
+        cuda_kernels.round_rows[(programs,)](stored, wide, keys, offset, wide.numel())
 
 
 def _device_of(tensor: Tensor) -> AbstractContextManager[None]:
@@ -129,38 +138,38 @@ def _device_of(tensor: Tensor) -> AbstractContextManager[None]:
     return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
-def _alike(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Consecutive pieces of the same dtypes: one launch, in the order that sums are in."""
+def _alike(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Consecutive segments of the same dtypes: one launch, in the order that sums are in."""
 
-    def dtypes(piece: Piece) -> tuple[torch.dtype, torch.dtype | None]:
-        return piece.flat.dtype, None if piece.before is None else piece.before.dtype
+    def dtypes(segment: Segment) -> tuple[torch.dtype, torch.dtype | None]:
+        return segment.flat.dtype, None if segment.before is None else segment.before.dtype
 
-    for _, alike in itertools.groupby(pieces, dtypes):
+    for _, alike in itertools.groupby(segments, dtypes):
         yield list(alike)
 
 
-def _table(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor, int]:
-    """The table of pieces_cuda, the pieces' factors, and how many they are."""
+def _table(segments: Sequence[Segment]) -> tuple[Tensor, Tensor, int]:
+    """The table of cuda_kernels, the segments' factors, and how many they are."""
     numbers = [
-        [piece.flat.data_ptr() for piece in pieces],
-        [0 if piece.before is None else piece.before.data_ptr() for piece in pieces],
-        [piece.offset for piece in pieces],
-        [_end(piece) for piece in pieces],
+        [segment.flat.data_ptr() for segment in segments],
+        [0 if segment.before is None else segment.before.data_ptr() for segment in segments],
+        [segment.offset for segment in segments],
+        [_end(segment) for segment in segments],
     ]
-    device = pieces[0].flat.device
-    factors = torch.tensor([p.factor for p in pieces], dtype=torch.float32, device=device)
-    return torch.tensor(numbers, dtype=torch.int64, device=device), factors, len(pieces)
+    device = segments[0].flat.device
+    factors = torch.tensor([p.factor for p in segments], dtype=torch.float32, device=device)
+    return torch.tensor(numbers, dtype=torch.int64, device=device), factors, len(segments)
 
 
-def _end(piece: Piece) -> int:
-    return piece.offset + piece.flat.numel()
+def _end(segment: Segment) -> int:
+    return segment.offset + segment.flat.numel()
 
 
-def _grid(rows: Rows, pieces: Sequence[Piece]) -> tuple[tuple[int, int], int, int]:
+def _grid(rows: Rows, segments: Sequence[Segment]) -> tuple[tuple[int, int], int, int]:
     """Programs for groups and blocks of counters, the first group, and the block's size."""
-    block = min(BLOCK, max(32, triton.next_power_of_2(rows.counters)))
-    first = pieces[0].offset // (rows.width * FOLD)
-    groups = -(-_end(pieces[-1]) // (rows.width * FOLD)) - first
+    block = min(PROGRAM, max(32, triton.next_power_of_2(rows.counters)))
+    first = segments[0].offset // (rows.width * FOLD)
+    groups = -(-_end(segments[-1]) // (rows.width * FOLD)) - first
     return (groups, -(-rows.counters // block)), first, block
 
 
@@ -169,7 +178,7 @@ def _keys(streams: Sequence[Stream], device: torch.device) -> Tensor:
     return torch.tensor(numbers or [[0] * 4], dtype=torch.int64, device=device)
 
 
-def _packed(directions: Sequence[Direction], device: torch.device) -> tuple[Tensor, Tensor]:
+def _packed(directions: Sequence[DirectionRows], device: torch.device) -> tuple[Tensor, Tensor]:
     firsts = [direction.first for direction in directions] or [0]
     keys = _keys([direction.stream for direction in directions], device)
     return keys, torch.tensor(firsts, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""Random directions over a model, for zeroth-order methods: one, or the sum of many in one pass."""
+"""Random directions over a model, for zeroth-order methods, and stochastic rounding."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.randomness import Stream
-from fullfed.sketch.backends import Direction, Rows, backend_for
+from fullfed.sketch.backends import DirectionRows, Rows, backend_for
 from fullfed.sketch.checks import check_scale, check_start, check_tensors
-from fullfed.sketch.entries import NORMALS, SIGNS
-from fullfed.sketch.layout import LANES
-from fullfed.sketch.pieces import Rounding, rounding_noise, writable
+from fullfed.sketch.entries import LANES, NORMALS, SIGNS
+from fullfed.sketch.segments import writable
 
 Distribution = Literal["rademacher", "gaussian"]
 
@@ -28,7 +27,6 @@ def perturb_(
     distribution: Distribution = "rademacher",
     *,
     start: int = 0,
-    rounding: Rounding = "nearest",
     backend: str | None = None,
 ) -> None:
     """w = fl(w + fl(scale * z)) in place, z one direction over all elements in list order.
@@ -42,8 +40,6 @@ def perturb_(
         distribution: of the entries of z.
         start: the number, within z, of the first element of ``weights``: a model perturbed
             tensor by tensor, each from where the last ended, is the model perturbed at once.
-        rounding: of bfloat16 weights; "stochastic" draws on a stream of the same seed, round and
-            owner, so that perturbing twice by one stream rounds twice the same way.
         backend: "reference", "numba" or "triton"; by default the device's own.
 
     Raises:
@@ -51,23 +47,13 @@ def perturb_(
             perturbed together.
     """
     if distribution == "gaussian":
-        accumulate_(
-            weights,
-            [stream],
-            [scale],
-            distribution,
-            start=start,
-            rounding=rounding,
-            backend=backend,
-        )
+        accumulate_(weights, [stream], [scale], distribution, start=start, backend=backend)
         return
     check_tensors(weights)
     check_start(start)
-    factors = [check_scale(scale)] * len(weights)
-    kernels = backend_for(weights[0].device, backend)
-    noise = rounding_noise(rounding, stream, start)
-    for pieces in writable(weights, factors, kernels, noise, start):
-        kernels.add_reconstruction(Rows(LANES, stream, None), pieces, _ones(weights[0].device))
+    factor, kernels = check_scale(scale), backend_for(weights[0].device, backend)
+    for segments in writable(weights, factor, start):
+        kernels.add_reconstruction(Rows(LANES, stream, None), segments, _ones(weights[0].device))
 
 
 def accumulate_(
@@ -77,13 +63,11 @@ def accumulate_(
     distribution: Distribution = "rademacher",
     *,
     start: int = 0,
-    rounding: Rounding = "nearest",
     backend: str | None = None,
 ) -> None:
     """w = fl(w + u) in place with u = sum over j in order of fl(scalars[j] * z_j), from zero.
 
-    One pass over the weights however many directions there are. Arguments as for ``perturb_``;
-    stochastic rounding draws on the seed, round and owner of the first stream.
+    One pass over the weights however many directions there are. Arguments as for ``perturb_``.
 
     Raises:
         UserError: as ``perturb_``, or not one scalar per stream. Nothing has been modified then.
@@ -97,12 +81,48 @@ def accumulate_(
     values = torch.from_numpy(numbers).to(device)
     entries = NORMALS if distribution == "gaussian" else SIGNS
     kernels = backend_for(device, backend)
-    directions = [Direction(stream, 0) for stream in streams]
-    noise = rounding_noise(rounding, streams[0], start) if streams else None
-    for pieces in writable(weights, [1.0] * len(weights), kernels, noise, start):
-        kernels.add_combination(entries, directions, values, pieces)
+    directions = [DirectionRows(stream, 0) for stream in streams]
+    for segments in writable(weights, 1.0, start):
+        kernels.add_combination(entries, directions, values, segments)
+
+
+def round_(
+    weights: Sequence[Tensor],
+    values: Sequence[Tensor],
+    stream: Stream,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Each weight becomes one of the two bfloat16 numbers around its value, in place.
+
+    The nearer one is the more probable, so that the mean over streams is the value itself. The
+    same stream rounds to the same bits on every device (docs/shared-randomness.md, section 7).
+
+    Args:
+        weights: contiguous bfloat16 tensors.
+        values: float32 tensors of the same shapes.
+        stream: fixes the choices; elements are counted over the list.
+
+    Raises:
+        UserError: tensors that do not match. Nothing has been modified then.
+    """
+    check_tensors(weights, values)
+    for number, (weight, value) in enumerate(zip(weights, values, strict=True)):
+        if weight.dtype != torch.bfloat16 or value.dtype != torch.float32:
+            raise UserError(
+                f"tensor {number} is {weight.dtype} to be rounded from {value.dtype}; "
+                "stochastic rounding is of bfloat16 from float32."
+            )
+    kernels = backend_for(weights[0].device, backend)
+    offset = 0
+    for weight, value in zip(weights, values, strict=True):
+        flat = weight.detach().view(-1)
+        if flat.numel():
+            kernels.round_to(flat, value.detach().contiguous().view(-1), stream, offset)
+        offset += flat.numel()
 
 
 @functools.cache
 def _ones(device: torch.device) -> Tensor:
+    """A row's coordinates, so that a direction of signs is a sign basis of LANES coordinates."""
     return torch.ones(LANES, dtype=torch.float32, device=device)

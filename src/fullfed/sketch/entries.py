@@ -1,21 +1,69 @@
-"""From the bits of a stream to the numbers of a direction: signs, truncated normals, normals.
+"""Which bits of a stream belong to which element, and which numbers they make.
 
-The readable NumPy form. Every operation is one IEEE float32 operation, rounded to
-nearest even, none fused with another, so each backend obtains the same bits.
+This is the readable NumPy form of docs/shared-randomness.md, sections 2 to 4; the kernels make the
+same numbers. Every operation is one IEEE operation, rounded to nearest even and not fused with
+another, so every backend obtains the same bits.
+
+Elements stand in rows. The 128 bits of one Philox output serve one column of consecutive rows: 128
+signs, 8 numbers of 16 bits, or 4 words. So a row needs only the outputs of its own columns, a
+kernel uses each output for as many rows as it has parts, and neighbouring lanes read neighbouring
+memory.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fullfed.randomness import Stream
-from fullfed.sketch.layout import LANES, fields
-from fullfed.sketch.series import inverse_cdf
 
 Float32s = NDArray[np.float32]
+
+LANES = 128  # elements in a row of a dense basis or a direction
+FOLD = 128  # rows whose sum is one partial sum
+
+
+def fields(stream: Stream, bits: int, width: int, first: int, rows: int) -> NDArray[np.uint32]:
+    """The numbers of ``bits`` bits of rows first, first + 1, ..., uint32, shape (rows, width).
+
+    With n = 128 / bits parts to an output, row q and column c own part q mod n of output
+    (q div n) * width + c. Part p is the bits p * bits, p * bits + 1, ... of the output's four
+    words, least significant first.
+    """
+    parts = 128 // bits
+    group, end = first // parts, -(-(first + rows) // parts)
+    words = stream.words(4 * width * (end - group), 4 * width * group)
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    mask = np.uint32((1 << bits) - 1)
+    split = (words.reshape(-1, width, 4, 1) >> shifts) & mask
+    in_rows = np.moveaxis(split.reshape(-1, width, parts), 1, 2).reshape(-1, width)
+    return in_rows[first - group * parts :][:rows]
+
+
+def row_signs(
+    stream: Stream, width: int, depth: int, counters: int, first: int, rows: int
+) -> NDArray[np.uint32]:
+    """The sign bits of rows first, first + 1, ... of a sign basis, uint32, shape (rows, width).
+
+    An output serves ``depth`` rows. If that is less than 128, no row is beyond it, and an output
+    serves 128 / depth columns: column c of row q owns bit depth * (c div counters) + q of output
+    c mod counters.
+    """
+    if depth == FOLD:
+        return fields(stream, 1, width, first, rows)
+    bits = fields(stream, 1, counters, 0, 128).reshape(-1, depth, counters)
+    return bits.swapaxes(0, 1).reshape(depth, -1)[first : first + rows, :width]
+
+
+def rotations(stream: Stream, width: int, first: int, rows: int) -> NDArray[np.int64]:
+    """How far rows first, first + 1, ... are rotated, int64, shape (rows,), in [0, width)."""
+    words = stream.words(rows, first).astype(np.uint64)
+    return ((words * np.uint64(width)) >> np.uint64(32)).astype(np.int64)
+
 
 # Polynomials of least largest error (our fits), lowest power first, g in (0, 1], u in (-1, 1).
 LOGARITHM = (  # -2 (log(1 - g / 2) + g log(2)) / g
@@ -48,7 +96,7 @@ class Entries:
 
     @property
     def parts(self) -> int:
-        """Rows served by one counter."""
+        """Rows served by one Philox output."""
         return 128 // self.bits
 
     def values(self, stream: Stream, first: int, rows: int) -> Float32s:
@@ -67,7 +115,7 @@ NORMALS = Entries(bits=16)
 
 
 def truncated(d: int) -> Entries:
-    """Normals truncated to +-1/sqrt(d)."""
+    """Normals truncated to (-1 / sqrt(d), 1 / sqrt(d)): Ferret, arXiv 2409.06277, section 3.2."""
     return Entries(bits=16, series=inverse_cdf(d))
 
 
@@ -113,7 +161,7 @@ def radius(words: NDArray[np.uint32]) -> Float32s:
 
 
 def logarithm(g: Float32s) -> Float32s:
-    """The polynomial LOGARITHM. Horner's rule would keep a processor waiting."""
+    """The polynomial LOGARITHM, in an order of operations that processors can overlap."""
     low, middle, high = (polynomial(LOGARITHM[n : n + 2], g) for n in (0, 2, 4))
     square = g * g
     high += np.float32(LOGARITHM[6]) * square
@@ -121,3 +169,46 @@ def logarithm(g: Float32s) -> Float32s:
     high *= square * square
     high += middle + low
     return high
+
+
+def _moment(d: int, power: int) -> float:
+    """Integral of x**power exp(-x**2 / 2) from 0 to 1 / sqrt(d), divided by d**(-(power + 1) / 2).
+
+    An alternating series in 1 / (2 d): 20 terms leave less than 2**-80. All its operations are
+    float64 +, * and /, so that every machine obtains the same number.
+    """
+    total, term = 0.0, 1.0
+    for n in range(20):
+        total += term / (2 * n + power + 1)
+        term *= -1.0 / (2.0 * d * (n + 1))
+    return total
+
+
+@functools.cache
+def second_moment(d: int) -> float:
+    """rho = E[v**2] of a normal truncated to (-1 / sqrt(d), 1 / sqrt(d)).
+
+    It is the rho of Ferret (arXiv 2409.06277, below eq. 6); 1 / rho = 3 d + 0.4 + O(1 / d).
+    """
+    return _moment(d, 2) / (_moment(d, 0) * d)
+
+
+@functools.cache
+def inverse_cdf(d: int) -> tuple[float, ...]:
+    """Float32 coefficients A_0, A_1, ... with v = u (A_0 + u**2 (A_1 + u**2 (A_2 + ...))).
+
+    If u is uniform on (-1, 1), v is normal truncated to (-1 / sqrt(d), 1 / sqrt(d)). It is the
+    Maclaurin series of the normal quantile in z = u * integral of exp(-x**2 / 2) from 0 to
+    1 / sqrt(d). Terms below 2**-27 of the first are left out.
+    """
+    reach = _moment(d, 0) / math.sqrt(d)
+    factors, coefficients = [1.0], [reach]
+    power = reach
+    while coefficients[-1] >= coefficients[0] * 2.0**-27:
+        k = len(factors)
+        factors.append(
+            sum(factors[m] * factors[k - 1 - m] / ((m + 1) * (2 * m + 1)) for m in range(k))
+        )
+        power *= reach * reach / 2.0
+        coefficients.append(factors[k] / (2 * k + 1) * power)
+    return tuple(float(np.float32(value)) for value in coefficients[:-1])

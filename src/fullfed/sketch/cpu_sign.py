@@ -1,0 +1,368 @@
+"""The sign basis in numba: one pass over memory, in parallel over groups of rows and columns."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullfed.sketch.cpu_numbers import at, compiled, fill_words, kernel, narrow, signed, widen
+
+_SHIFT = np.uint64(32)
+
+
+class Table(NamedTuple):
+    """Segments that follow on one another, all of one dtype, as positions in memory.
+
+    Element e of the table, counted from its first, is number ``places[n] + e`` of ``memory`` if
+    segment n has it.
+
+    Attributes:
+        first: the number of the first element in the whole list of tensors.
+        memory: all of this process's memory as an array of the segments' dtype; never read as a
+            whole. bfloat16 is uint16, float16 int16.
+        places: int64, shape (segments,).
+        memory_before, places_before: the same for the elements before training; None and zeros
+            if the elements are changes.
+        edges: int64, shape (segments + 1,): where each segment begins, and where the last ends.
+        factors: float32, shape (segments,).
+    """
+
+    first: int
+    memory: NDArray[Any]
+    places: NDArray[np.int64]
+    memory_before: NDArray[Any] | None
+    places_before: NDArray[np.int64]
+    edges: NDArray[np.int64]
+    factors: NDArray[np.float32]
+
+
+class Layout(NamedTuple):
+    """How elements stand in rows (backends.Rows), and how work is cut into items.
+
+    An item is one run of outputs of one group of 128 rows.
+
+    Attributes:
+        width, depth, counters: as in Rows.
+        rotated: whether rows are rotated.
+        keys: uint64, shape (2, 4), of the signs and of the rotation, as fill_words takes them.
+        first_group: the group of the first item.
+        runs: how many runs a group's outputs are cut into.
+        run: outputs in a run.
+        long: rows of at least so many elements are projected four at a time.
+    """
+
+    width: int
+    depth: int
+    counters: int
+    rotated: bool
+    keys: NDArray[np.uint64]
+    first_group: int
+    runs: int
+    run: int
+    long: int
+
+
+class Item(NamedTuple):
+    """What is the same for all columns of an item.
+
+    Attributes:
+        begin: the element of the table that row 0 of the group begins with; may be negative.
+        top, bottom: the rows from the first to past the last that have elements of the table.
+        low, high: the outputs from the first to past the last that serve elements of the table.
+        words: uint32, shape (4, run): outputs low, low + 1, ... of the signs.
+        turns: int64, shape (128,): the rotation of each row.
+    """
+
+    begin: int
+    top: int
+    bottom: int
+    low: int
+    high: int
+    words: NDArray[np.uint32]
+    turns: NDArray[np.int64]
+
+
+@compiled
+def _fill_turns(turns: NDArray[np.int64], group: int, layout: Layout) -> None:
+    """turns[r] = the rotation of row r of the group."""
+    words = np.empty((4, 32), np.uint32)
+    fill_words(words, group * 32, 32, layout.keys[1])
+    for r in range(128):
+        word = np.uint64(words[r % 4, r // 4])
+        turns[r] = np.int64((word * np.uint64(layout.width)) >> _SHIFT) if layout.rotated else 0
+
+
+@compiled
+def _stretch(
+    wrapped: int, begin: int, turn: int, low: int, high: int, width: int, length: int
+) -> tuple[int, int, int]:
+    """Where a row's columns low, ..., high - 1 are in the table: in up to two stretches.
+
+    ``wrapped`` is 0 for the stretch before the point where the rotation wraps and 1 for the one
+    after it; ``begin`` is the row's first element. Returns (place, first, last): column c from
+    first to last - 1 is element place + c. There is none if last <= first.
+    """
+    place = begin - turn + wrapped * width
+    first = max(low, 0 if wrapped else turn, -place)
+    last = min(high, turn if wrapped else width, length - place)
+    return place, first, last
+
+
+@compiled
+def _served(
+    begin: int, turns: NDArray[np.int64], low: int, high: int, layout: Layout, length: int
+) -> tuple[int, int]:
+    """Of outputs low, ..., high - 1 the first and past the last that serve the table's elements."""
+    least, most = high, low
+    for bit in range(128):
+        skipped, r = (bit // layout.depth) * layout.counters, bit % layout.depth
+        right = min(layout.width, high + skipped)
+        row = begin + r * layout.width
+        for wrapped in range(2):
+            _, first, last = _stretch(
+                wrapped, row, turns[r], low + skipped, right, layout.width, length
+            )
+            if first < last:
+                least, most = min(least, first - skipped), max(most, last - skipped)
+    return least, most
+
+
+@compiled
+def _prepared(
+    number: int,
+    table: Table,
+    layout: Layout,
+    words: NDArray[np.uint32],
+    turns: NDArray[np.int64],
+) -> Item:
+    """Item ``number``; its signs and rotations are written to ``words`` and ``turns``."""
+    group, low = layout.first_group + number // layout.runs, number % layout.runs * layout.run
+    high, begin = min(layout.counters, low + layout.run), group * 128 * layout.width - table.first
+    length = table.edges[-1]
+    _fill_turns(turns, group, layout)
+    low, high = _served(begin, turns, low, high, layout, length)
+    if low < high:
+        fill_words(words, group * layout.counters + low, high - low, layout.keys[0])
+    top = max(0, -begin // layout.width)
+    bottom = min(layout.depth, -((begin - length) // layout.width))
+    return Item(begin, top, bottom, low, high, words, turns)
+
+
+@compiled
+def _columns(item: Item, layout: Layout, part: int) -> tuple[int, int]:
+    """The columns left, ..., right - 1 that part ``part`` of the item's outputs are signs of."""
+    skipped = part * layout.counters
+    return item.low + skipped, min(layout.width, item.high + skipped)
+
+
+@compiled
+def _less(after: np.float32, memory_before: NDArray[Any] | None, place: np.uint64) -> np.float32:
+    """``after`` less what is at ``place`` of ``memory_before``, if that is not None."""
+    if memory_before is None:
+        return after
+    change: np.float32 = after - widen(memory_before[place])
+    return change
+
+
+@compiled
+def _holder(edges: NDArray[np.int64], element: int, n: int) -> int:
+    """Which segment has the element; n is a likely one."""
+    if edges[n] <= element < edges[n + 1]:
+        return n
+    return int(np.searchsorted(edges, element, side="right")) - 1
+
+
+@kernel
+def project(start: int, stop: int, table: Table, sums: NDArray[np.float32], layout: Layout) -> None:
+    """sums[group - first_group, c] += sign * fl(factor * change), rows in order.
+
+    Args:
+        start, stop: of items start, ..., stop - 1.
+        sums: float32, shape (groups, width).
+    """
+    words, turns = np.empty((4, layout.run), np.uint32), np.empty(128, np.int64)
+    for number in range(start, stop):
+        item = _prepared(number, table, layout, words, turns)
+        own = sums[number // layout.runs]
+        for part in range(128 // layout.depth if item.low < item.high else 0):
+            columns = _columns(item, layout, part)
+            r, n = item.top, 0
+            while r < item.bottom:
+                if _four_at_once(r, item, layout, table, n):
+                    _project_four(own, columns, part, r, item, layout, table, n)
+                    r += 4
+                else:
+                    n = _project_row(own, columns, part, r, item, layout, table, n)
+                    r += 1
+
+
+@compiled
+def _project_row(
+    own: NDArray[np.float32],
+    columns: tuple[int, int],
+    part: int,
+    r: int,
+    item: Item,
+    layout: Layout,
+    table: Table,
+    n: int,
+) -> int:
+    """Row r of the columns columns[0], ..., columns[1] - 1.
+
+    Segment n is likely to have its first element; returns the one that has its last.
+    """
+    (left, right), bit = columns, part * layout.depth + r
+    plane, shift = at(bit >> 5), np.uint32(31 - (bit & 31))
+    begin, length = item.begin + r * layout.width, table.edges[-1]
+    for wrapped in range(2):
+        place, first, last = _stretch(
+            wrapped, begin, item.turns[r], left, right, layout.width, length
+        )
+        while first < last:
+            n = _holder(table.edges, place + first, n)
+            cut = min(last, table.edges[n + 1] - place)
+            factor, there = table.factors[n], table.places[n] + place
+            there_before = table.places_before[n] + place
+            for c in range(first, cut):
+                after = widen(table.memory[at(there + c)])
+                change = _less(after, table.memory_before, at(there_before + c)) * factor
+                own[at(c)] += signed(change, item.words[plane, at(c - left)], shift)
+            first = cut
+    return n
+
+
+@compiled
+def _four_at_once(r: int, item: Item, layout: Layout, table: Table, n: int) -> bool:
+    """Whether rows r, ..., r + 3 are long, all segment n's, and bits of one word.
+
+    With elements before training there would be too many streams of memory to be vectorised.
+    """
+    begin = item.begin + r * layout.width
+    inside = table.edges[n] <= begin and begin + 4 * layout.width <= table.edges[n + 1]
+    return table.memory_before is None and layout.width >= layout.long and r % 4 == 0 and inside
+
+
+@compiled
+def _project_four(
+    own: NDArray[np.float32],
+    columns: tuple[int, int],
+    part: int,
+    r: int,
+    item: Item,
+    layout: Layout,
+    table: Table,
+    n: int,
+) -> None:
+    """Four rows as ``_project_row``, so that sums and signs are read and written once for four.
+
+    Between one rotation's wrap and the next, each row's stretch of memory is contiguous.
+    """
+    left, right = columns
+    bit, width, turns = part * layout.depth + r, layout.width, item.turns[r : r + 4]
+    plane, shift = at(bit >> 5), np.uint32(31 - (bit & 31))
+    cuts = np.sort(np.minimum(np.maximum(turns, left), right))
+    memory, factor = table.memory, table.factors[n]
+    there = table.places[n] + item.begin + r * width
+    first = left
+    for stretch in range(5):
+        last = cuts[stretch] if stretch < 4 else right
+        p0 = there - turns[0] + (width if first < turns[0] else 0)
+        p1 = there + width - turns[1] + (width if first < turns[1] else 0)
+        p2 = there + 2 * width - turns[2] + (width if first < turns[2] else 0)
+        p3 = there + 3 * width - turns[3] + (width if first < turns[3] else 0)
+        for c in range(first, last):
+            word = item.words[plane, at(c - left)]
+            total = own[at(c)]
+            total += signed(widen(memory[at(p0 + c)]) * factor, word, shift)
+            total += signed(widen(memory[at(p1 + c)]) * factor, word, shift - np.uint32(1))
+            total += signed(widen(memory[at(p2 + c)]) * factor, word, shift - np.uint32(2))
+            total += signed(widen(memory[at(p3 + c)]) * factor, word, shift - np.uint32(3))
+            own[at(c)] = total
+        first = last
+
+
+@kernel
+def reconstruct(
+    start: int, stop: int, table: Table, values: NDArray[np.float32], layout: Layout
+) -> None:
+    """element += sign * fl(factor * value of its column), of items start, ..., stop - 1.
+
+    Args:
+        values: float32, shape (width,).
+    """
+    words, turns = np.empty((4, layout.run), np.uint32), np.empty(128, np.int64)
+    for number in range(start, stop):
+        item = _prepared(number, table, layout, words, turns)
+        for part in range(128 // layout.depth if item.low < item.high else 0):
+            left, right = _columns(item, layout, part)
+            if left < right:
+                _add_columns(values[left:right], left, right, part, item, layout, table)
+
+
+@compiled
+def _add_columns(
+    own: NDArray[np.float32],
+    left: int,
+    right: int,
+    part: int,
+    item: Item,
+    layout: Layout,
+    table: Table,
+) -> None:
+    """The columns left, ..., right - 1 of all rows; own[0] is the value of column ``left``."""
+    n = 0
+    for r in range(item.top, item.bottom):
+        bit = part * layout.depth + r
+        plane, shift = at(bit >> 5), np.uint32(31 - (bit & 31))
+        begin, length = item.begin + r * layout.width, table.edges[-1]
+        for wrapped in range(2):
+            place, first, last = _stretch(
+                wrapped, begin, item.turns[r], left, right, layout.width, length
+            )
+            while first < last:
+                n = _holder(table.edges, place + first, n)
+                cut = min(last, table.edges[n + 1] - place)
+                factor, there = table.factors[n], table.places[n] + place + left
+                low, high = first - left, cut - left
+                _add(table.memory, there, own, factor, low, high, item.words, plane, shift)
+                first = cut
+
+
+@compiled
+def _add(
+    memory: NDArray[Any],
+    there: int,
+    values: NDArray[np.float32],
+    factor: np.float32,
+    first: int,
+    last: int,
+    words: NDArray[np.uint32],
+    plane: np.uint64,
+    shift: np.uint32,
+) -> None:
+    """memory[there + c] += sign * fl(factor * values[c]), c = first, ..., last - 1.
+
+    The sign is bit 31 of words[plane, c] << shift. (A function of its own is vectorised.)
+    """
+    for c in range(first, last):
+        change = signed(values[at(c)] * factor, words[plane, at(c)], shift)
+        stored = memory[at(there + c)]
+        memory[at(there + c)] = narrow(widen(stored) + change, stored)
+
+
+@kernel
+def fold(start: int, stop: int, rows: NDArray[np.float32], sums: NDArray[np.float32]) -> None:
+    """sums[g] = rows[128 g] + rows[128 g + 1] + ... from zero, for columns start, ..., stop - 1.
+
+    Args:
+        rows: float32, shape (n, width).
+        sums: float32, shape (ceil(n / 128), width).
+    """
+    for group in range(sums.shape[0]):
+        for column in range(start, stop):
+            sums[group, column] = np.float32(0)
+        for row in range(128 * group, min(128 * group + 128, rows.shape[0])):
+            for column in range(start, stop):
+                sums[group, column] += rows[row, column]

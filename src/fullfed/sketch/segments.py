@@ -1,0 +1,181 @@
+"""A list of tensors of any shapes and strides, seen as one row of elements, as backends take it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fullfed.sketch.backends import Segment
+
+SERIAL = 1 << 15  # torch uses threads of its own for element-wise work on more elements than this
+STAGED = 1 << 17  # elements copied at once, on the CPU, where a kernel cannot work in place
+LAUNCHED = 1 << 22  # the same on other devices, where each copy is a launch
+
+_NAN = {torch.bfloat16: 0x7FC0, torch.float16: 0x7E00}
+
+Box = tuple[int | slice, ...]
+
+
+def readable(tensors: Sequence[Tensor], before: Sequence[Tensor] | None) -> Iterator[list[Segment]]:
+    """All elements in order, as many at once as possible.
+
+    Contiguous tensors are handed over in place. Of others fl(tensor - before) is copied, a stretch
+    at a time.
+    """
+    return _batches(_to_read(tensors, before))
+
+
+def _to_read(
+    tensors: Sequence[Tensor], before: Sequence[Tensor] | None
+) -> Iterator[tuple[Segment, bool]]:
+    offset = 0
+    for number, tensor in enumerate(tensors):
+        new = tensor.detach()
+        old = None if before is None else before[number].detach()
+        if _in_place(new) and (old is None or _in_place(old)):
+            yield Segment(new.view(-1), offset, 1.0, None if old is None else old.view(-1)), True
+        else:
+            for low, high in _stretches(new):
+                wide = torch.empty(high - low, dtype=torch.float32, device=new.device)
+                load(wide, new, old, low)
+                yield Segment(wide, offset + low), False
+        offset += new.numel()
+
+
+def writable(tensors: Sequence[Tensor], factor: float, offset: int = 0) -> Iterator[list[Segment]]:
+    """All elements in order, as many at once as possible; what is added to them is kept.
+
+    The first is number ``offset``. Contiguous tensors are handed over in place, others copied and
+    written back, a stretch at a time.
+    """
+    return _batches(_to_write(tensors, factor, offset))
+
+
+def _to_write(
+    tensors: Sequence[Tensor], factor: float, offset: int
+) -> Iterator[tuple[Segment, bool]]:
+    place = offset
+    for tensor in tensors:
+        old = tensor.detach()
+        if _in_place(old):
+            yield Segment(old.view(-1), place, factor), True
+        else:
+            for low, high in _stretches(old):
+                wide = torch.empty(high - low, dtype=torch.float32, device=old.device)
+                load(wide, old, None, low)
+                yield Segment(wide, place + low, factor), False
+                for first, last in parts(wide):
+                    assign(old, low + first, wide[first:last])
+        place += old.numel()
+
+
+def _batches(segments: Iterable[tuple[Segment, bool]]) -> Iterator[list[Segment]]:
+    """Consecutive segments that are in place together, others alone; none empty."""
+    run: list[Segment] = []
+    for segment, in_place in segments:
+        if in_place:
+            if segment.flat.numel():
+                run.append(segment)
+            continue
+        if run:
+            yield run
+            run = []
+        yield [segment]
+    if run:
+        yield run
+
+
+def _in_place(tensor: Tensor) -> bool:
+    """Whether kernels can work on the tensor's own memory."""
+    return tensor.is_contiguous() and tensor.data_ptr() % tensor.itemsize == 0
+
+
+def _stretches(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """The first and past the last of as many elements as are copied at once."""
+    count, step = tensor.numel(), STAGED if tensor.device.type == "cpu" else LAUNCHED
+    for low in range(0, count, step):
+        yield low, min(low + step, count)
+
+
+def load(target: Tensor, new: Tensor, old: Tensor | None, start: int) -> None:
+    """target = fl(new - old) of elements start, start + 1, ..., float32."""
+    for low, high in parts(target):
+        here = target[low:high]
+        here.copy_(elements(new, start + low, start + high))
+        if old is not None:
+            here -= elements(old, start + low, start + high).float()
+
+
+def parts(row: Tensor) -> Iterator[tuple[int, int]]:
+    """The first and past the last of as many elements of a row as torch should work on at once.
+
+    On the CPU that is so few that torch does not wake threads of its own: they go on waiting for
+    more, actively, while ours work.
+    """
+    step = SERIAL if row.device.type == "cpu" else max(1, row.numel())
+    for low in range(0, row.numel(), step):
+        yield low, min(low + step, row.numel())
+
+
+def elements(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Elements start, ..., stop - 1 in row-major order, shape (stop - start,)."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)[start:stop]
+    found = [tensor[box].reshape(-1) for box in boxes(tensor.shape, start, stop)]
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def assign(tensor: Tensor, start: int, values: Tensor) -> None:
+    """Elements start, start + 1, ... become ``values``, rounded to the tensor's dtype."""
+    place = 0
+    for box in boxes(tensor.shape, start, start + values.numel()):
+        section = tensor[box]
+        own = values[place : place + section.numel()].view(section.shape)
+        section.copy_(narrowed(own, tensor.dtype))
+        place += section.numel()
+
+
+def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 values rounded to nearest even, of any dtype; a NaN to 0x7FC0 or 0x7E00 in 16 bits.
+
+    Torch itself makes different NaNs of one on different processors.
+    """
+    rounded = values.to(dtype)
+    if dtype in _NAN:
+        rounded.view(torch.int16)[values.isnan()] = _NAN[dtype]
+    return rounded
+
+
+def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
+    """Indices that hold the elements start, ..., stop - 1 of a shape, one after another."""
+    if len(shape) < 2:
+        yield (slice(start, stop),) if shape else ()
+        return
+    inner = math.prod(shape[1:])
+    (first, skipped), (last, taken) = divmod(start, inner), divmod(stop, inner)
+    if first == last:
+        yield from _within(first, shape, skipped, taken)
+        return
+    if skipped:
+        yield from _within(first, shape, skipped, inner)
+        first += 1
+    if first < last:
+        yield (slice(first, last),)
+    if taken:
+        yield from _within(last, shape, 0, taken)
+
+
+def _within(number: int, shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
+    for box in boxes(shape[1:], start, stop):
+        yield (number, *box)
+
+
+def zeros(rows: int, columns: int, device: torch.device) -> Tensor:
+    """float32 zeros, shape (rows, columns), on the CPU without torch's threads."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros((rows, columns), dtype=np.float32))
+    return torch.zeros(rows, columns, dtype=torch.float32, device=device)
