@@ -30,8 +30,8 @@ class SignBasis:
     (g + the row's random rotation) mod K, so that no coordinate collects one column of every
     matrix. With V the d x K matrix of signs, ``reconstruct_(zeros, project(delta))`` is V V' delta,
     an unbiased estimate of delta. Its expected squared error is (d / K - 1) ||delta||**2 if K
-    divides d, and then V'V = (d / K) I; else the sum over rows of
-    ||delta||**2 - ||delta in that row||**2, over K (docs/sketch.md).
+    divides d; then also V'V = (d / K) I. In general it is the sum over rows, of n elements each,
+    of n / K (||delta||**2 - ||delta in the row||**2).
 
     Attributes:
         seed: the recipe's seed, 64-bit.

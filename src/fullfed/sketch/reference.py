@@ -112,8 +112,8 @@ def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     numbers = fields(noise, 16, LANES, first, count).reshape(-1)[offset - first * LANES :]
     bits = wide.view(torch.int32)
     added = torch.from_numpy(numbers[: wide.numel()].view(np.int32)).to(wide.device)
-    kept = torch.where(torch.isfinite(wide), bits + added, bits) & -65536
-    target.copy_(kept.view(torch.float32))
+    kept = torch.where(torch.isfinite(wide), bits + added, bits) >> 16
+    target.view(torch.int16).copy_(kept)
 
 
 def _add(segment: Segment, change: Tensor) -> None:
@@ -238,7 +238,8 @@ def _rotated_back(x: Float32s, z: Float32s) -> Float32s:
     size = side(len(x))
     x = _transformed(x.reshape(-1, size)).ravel() * z[2]
     x = _transformed(x.reshape(size, -1).T).T.ravel() * z[1]
-    return _transformed(x.reshape(-1, size)).ravel() * z[0]
+    back: Float32s = _transformed(x.reshape(-1, size)).ravel() * z[0]
+    return back
 
 
 def _transformed(rows: Float32s) -> Float32s:
