@@ -2,7 +2,7 @@
 
     python benchmarks/entropy.py [--run runs/ferret]
 
-For each group of sketch.GroupArgmax: its bits a number, and how much of the squared correlation with a
+For each group of GroupArgmax: its bits a number, and how much of the squared correlation with a
 standard normal variable it keeps, a bit. Beside it, at the same rate, the best uniform quantiser
 with a dead zone whose symbols an ideal entropy coder sends (at no overhead: no real one does
 better), of as many levels and whatever step do best; and 1 - 2**(-2 rate), the most that any code

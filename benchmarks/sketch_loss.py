@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fullfed.sketch import NormalBasis, RademacherBasis, SignBasis, allocate
+from fullfed.sketch import NormalBasis, SignBasis, allocate
 
 Reconstruct = Callable[[list[Tensor], int, int, list[float]], list[Tensor]]
 
@@ -90,7 +90,6 @@ METHODS: dict[str, Reconstruct] = {
         SignBasis(seed=1, round=number, coordinates=k), change
     ),
     "normal, one block": one_block(NormalBasis),
-    "rademacher, one block": one_block(RademacherBasis),
     "normal, a block a tensor": by_tensor,
 }
 

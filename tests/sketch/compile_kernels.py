@@ -10,12 +10,12 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fullfed.sketch import dense_cuda, sign_cuda
+from fullfed.sketch import cuda_kernels
 
-PIECES = {"table": "*i64", "factors": "*fp32", "count": "i32", "keys": "*i64"}
-SIGN = {**PIECES, "width": "i32", "depth": "i32", "counters": "i32", "first_group": "i32"}
+SEGMENTS = {"table": "*i64", "factors": "*fp32", "count": "i32", "keys": "*i64"}
+SIGN = {**SEGMENTS, "width": "i32", "depth": "i32", "counters": "i32", "first_group": "i32"}
 DENSE = {"keys": "*i64", "firsts": "*i64", "series": "*fp32", "count": "i32"}
-BLOCK = 256  # the backend's larger one gives a thread more elements, with the same arithmetic
+PROGRAM = 256  # the backend's larger one gives a thread more elements, with the same arithmetic
 STORED = (tl.float32, tl.int16, tl.float16)
 
 
@@ -32,28 +32,28 @@ def check(kernel: Any, types: dict[str, str], **constants: object) -> None:
 
 for stored in STORED:
     check(
-        sign_cuda.project,
+        cuda_kernels.project,
         {**SIGN, "sums": "*fp32"},
         ROTATED=True,
         HAS_BEFORE=True,
         AFTER=stored,
         BEFORE=stored,
-        BLOCK=BLOCK,
+        PROGRAM=PROGRAM,
     )
     check(
-        sign_cuda.reconstruct,
+        cuda_kernels.reconstruct,
         {**SIGN, "values": "*fp32"},
         ROTATED=stored != tl.float16,
         STORED=stored,
-        BLOCK=BLOCK,
+        PROGRAM=PROGRAM,
     )
 for bits, terms in ((1, 0), (16, 2), (16, 19)):
-    types = {**DENSE, "piece": "*fp32", "sums": "*fp32"}
-    check(dense_cuda.products, types, BITS=bits, TERMS=terms)
+    types = {**DENSE, "elements": "*fp32", "sums": "*fp32"}
+    check(cuda_kernels.products, types, BITS=bits, TERMS=terms)
 for (bits, terms, run), stored in zip(((1, 0, 32), (16, 2, 8), (16, 0, 8)), STORED, strict=True):
-    types = {**PIECES, **DENSE, "pieces": "i32", "first_run": "i32", "scalars": "*fp32"}
-    check(dense_cuda.add_combination, types, BITS=bits, TERMS=terms, RUN=run, STORED=stored)
+    types = {**SEGMENTS, **DENSE, "segments": "i32", "first_run": "i32", "scalars": "*fp32"}
+    check(cuda_kernels.add_combination, types, BITS=bits, TERMS=terms, RUN=run, STORED=stored)
 sums = {"sums": "*fp32", "parts": "*fp32", "rows": "i32", "count": "i32"}
-check(dense_cuda.add_in_order, sums, BLOCK=128)
+check(cuda_kernels.add_in_order, sums, PROGRAM=128)
 rounding = {"target": "*i16", "wide": "*fp32", "keys": "*i64", "offset": "i64", "length": "i64"}
-check(dense_cuda.round_rows, rounding)
+check(cuda_kernels.round_rows, rounding)

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from fullfed.sketch import Weight
-
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -29,39 +27,6 @@ def tensors(draw: st.DrawFn, longest: int = 90) -> list[torch.Tensor]:
     if not any(tensor.numel() for tensor in model):
         model.append(torch.ones(1))
     return model
-
-
-@st.composite
-def weights(draw: st.DrawFn, model: Sequence[torch.Tensor]) -> list[Weight] | None:
-    """None, or for each tensor a number, a tensor that broadcasts to it or a matrix's pair."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-
-    def numbers(*shape: int) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(rng.lognormal(size=shape), dtype=np.float32))
-
-    def weight(tensor: torch.Tensor) -> Weight:
-        shape = tuple(tensor.shape)
-        shapes = [shape, shape[1:], (*shape[:-1], 1), ()]
-        kind = draw(st.sampled_from(["number", "broadcast"] + ["pair"] * (len(shape) == 2)))
-        if kind == "pair":
-            return numbers(shape[0]), numbers(shape[1])
-        return numbers(*draw(st.sampled_from(shapes))) if kind == "broadcast" else rng.lognormal()
-
-    return [weight(tensor) for tensor in model] if draw(st.booleans()) else None
-
-
-def on(device: str, given: list[Weight] | None) -> list[Weight] | None:
-    """The same weights on another device."""
-    if given is None:
-        return None
-    return [
-        tuple(part.to(device) for part in w)  # type: ignore[misc]
-        if isinstance(w, tuple)
-        else w.to(device)
-        if isinstance(w, torch.Tensor)
-        else w
-        for w in given
-    ]
 
 
 def copies(model: Sequence[torch.Tensor]) -> list[torch.Tensor]:

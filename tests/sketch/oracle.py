@@ -119,3 +119,46 @@ def truncated_exact(h: int, d: int) -> float:
         else:
             high = middle
     return (low + high) / 2
+
+
+def side(length: int) -> int:
+    return next(1 << n for n in range(17) if 4**n >= length)
+
+
+def transform(x: list[np.float32], places: list[int]) -> None:
+    """The Walsh-Hadamard transform of the numbers at the places."""
+    size, h = len(places), 1
+    while h < size:
+        for i in range(size):
+            if not i & h:
+                a, b = x[places[i]], x[places[i + h]]
+                x[places[i]], x[places[i + h]] = f32(a + b), f32(a - b)
+        h *= 2
+    for place in places:
+        x[place] = f32(f32(size**-0.5) * x[place])
+
+
+def decoded_block(
+    codes: list[int], scale: float, count: int, stream: Stream, levels, group: int, bits: int
+) -> list[float]:
+    """``count`` numbers, of a single block; there are no levels if a code is for a group."""
+    multiple = max(side(count), group)
+    n = multiple * math.ceil(count / multiple)
+    size = side(n)
+    m = n // size
+    sent = [byte >> (7 - k) & 1 for byte in codes for k in range(8)]
+    x = [f32(0)] * n
+    for i in range(n // group):
+        code = sum(sent[i * bits + k] << k for k in range(bits))
+        if levels:
+            x[i] = f32(f32(levels[code]) * f32(scale))
+        else:
+            x[i * group + code % group] = f32(scale if code >= group else -scale)
+    z = [f32(1 - 2 * field(stream, 1, 128, e // 128, e % 128)) for e in range(3 * n)]
+    rows = [[i * size + k for k in range(size)] for i in range(m)]
+    columns = [[i + k * m for k in range(size)] for i in range(m)]
+    for places, signs in ((rows, z[2 * n :]), (columns, z[n : 2 * n]), (rows, z[:n])):
+        for own in places:
+            transform(x, own)
+        x = [number * sign for number, sign in zip(x, signs, strict=True)]
+    return [float(number) for number in x[:count]]

@@ -1,6 +1,6 @@
 """Prints how many bytes project and reconstruct_ need beyond a tensor of 2^26 elements.
 
-    python tests/sketch/peak_memory.py plain|weighted|stochastic K
+    python tests/sketch/peak_memory.py plain|strided|bfloat16 K
 
 The peak of the process's resident memory, reset after a first, small call, which may compile. The
 lesser of two, since what the compiler gave back can still come and go.
@@ -24,18 +24,14 @@ def peak() -> int:
 
 def both(side: int, k: int, kind: str) -> int:
     """The growth, for two square matrices, without the coordinates themselves."""
-    dtype = torch.bfloat16 if kind == "stochastic" else torch.float32
-    delta, weights = (torch.ones(side, side, dtype=dtype) for _ in range(2))
-    public = None
-    if kind == "weighted":
-        delta, weights = (torch.ones(side, side + 1)[:, :side] for _ in range(2))
-        public = [(torch.ones(side), torch.ones(side))]
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    columns = side + 1 if kind == "strided" else side
+    delta, weights = (torch.ones(side, columns, dtype=dtype)[:, :side] for _ in range(2))
     basis = SignBasis(seed=1, round=1, coordinates=k)
     Path("/proc/self/clear_refs").write_text("5")
     start = peak()
-    y = basis.project([delta], weights=public)
-    rounding = "stochastic" if kind == "stochastic" else "nearest"
-    basis.reconstruct_([weights], y, inverse=public, rounding=rounding)
+    y = basis.project([delta])
+    basis.reconstruct_([weights], y)
     return peak() - start - y.nbytes
 
 

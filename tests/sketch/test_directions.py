@@ -1,4 +1,4 @@
-"""Random directions for zeroth-order methods."""
+"""Random directions for zeroth-order methods, and stochastic rounding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.errors import UserError
-from fullfed.sketch import Purpose, Stream, accumulate_, perturb_
+from fullfed.sketch import Purpose, Stream, accumulate_, perturb_, round_
 from sketch.models import copies, same_bits, tensors
 from sketch.oracle import f32, field, normal_of
 
@@ -69,15 +69,14 @@ def test_signs_have_mean_zero_and_are_signs():
 def test_a_model_part_by_part_is_the_model_at_once(distribution, model, start, backend, data):
     """Whatever the parts: each starts where the last ended."""
     cuts = data.draw(st.sets(st.integers(1, len(model))))
-    options = {"rounding": data.draw(st.sampled_from(["nearest", "stochastic"]))}
     streams, scalars = [Stream(1, 4), Stream(2, 4)], [0.3, -1.5]
     whole, parts, place = copies(model), copies(model), start
-    perturb_(whole, streams[0], 0.7, distribution, start=start, **options)
-    accumulate_(whole, streams, scalars, distribution, start=start, **options)
+    perturb_(whole, streams[0], 0.7, distribution, start=start)
+    accumulate_(whole, streams, scalars, distribution, start=start)
     for low, high in itertools.pairwise(sorted({0, len(model)} | cuts)):
-        part, options["backend"] = parts[low:high], backend
-        perturb_(part, streams[0], 0.7, distribution, start=place, **options)
-        accumulate_(part, streams, scalars, distribution, start=place, **options)
+        part = parts[low:high]
+        perturb_(part, streams[0], 0.7, distribution, start=place, backend=backend)
+        accumulate_(part, streams, scalars, distribution, start=place, backend=backend)
         place += sum(tensor.numel() for tensor in part)
     assert same_bits(whole, parts)
 
@@ -93,3 +92,46 @@ def test_bad_input_changes_nothing():
     with pytest.raises(UserError, match="1 scalars for 2"):
         accumulate_(weights, [Stream(1, 4), Stream(2, 4)], [1.0])
     assert torch.equal(weights[0], torch.ones(5))
+
+
+ROUNDING = Stream(3, Purpose.ROUNDING, 9, 8)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_rounding_follows_the_specified_bits(backend):
+    """The upper 16 bits of (bits of the float32 + 16 bits of the stream), counted over the list."""
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal(3000).astype(f32))
+    weights = [torch.zeros(1000).bfloat16(), torch.zeros(40, 50).bfloat16()]
+    round_(weights, [values[:1000], values[1000:].view(40, 50)], ROUNDING, backend=backend)
+    found = torch.cat([weight.flatten() for weight in weights]).view(torch.int16)
+    for g in (0, 1, 127, 128, 999, 1000, 1023, 1024, 1025, 2999):
+        bits = int(values[g].view(torch.int32)) & 0xFFFFFFFF
+        kept = (bits + field(ROUNDING, 16, 128, g // 128, g % 128)) >> 16 & 0xFFFF
+        assert int(found[g]) & 0xFFFF == kept
+
+
+def test_what_bfloat16_holds_exactly_does_not_move():
+    values = torch.cat([torch.arange(-128.0, 128.0), torch.tensor([float("inf"), -float("inf")])])
+    weights = [torch.zeros_like(values).bfloat16()]
+    round_(weights, [values], ROUNDING)
+    assert torch.equal(weights[0].float(), values)
+
+
+def test_nearest_loses_small_changes_and_stochastic_keeps_them_on_average():
+    """400 steps of 1e-5; each is a twelfth of the distance between bfloat16s near 0.02."""
+    nearest, stochastic = (torch.full((4096,), 0.02).bfloat16() for _ in range(2))
+    start = nearest.double()
+    for number in range(400):
+        nearest.copy_(nearest.float() + 1e-5)
+        round_([stochastic], [stochastic.float() + 1e-5], Stream(1, Purpose.ROUNDING, number))
+    assert torch.equal(nearest.double(), start)
+    moved = (stochastic.double() - start).numpy()
+    assert abs(moved.mean() - 4e-3) < 5 * moved.std() / math.sqrt(moved.size)
+    assert moved.std() < 1e-3
+
+
+def test_only_float32_is_rounded_to_bfloat16():
+    weights = [torch.zeros(3, dtype=torch.bfloat16), torch.zeros(3)]
+    with pytest.raises(UserError, match=r"tensor 1 is torch\.float32 to be rounded from"):
+        round_(weights, [torch.ones(3), torch.ones(3)], ROUNDING)
+    assert not weights[0].any()

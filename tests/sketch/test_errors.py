@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fullfed.errors import UserError
 from fullfed.sketch import SPECIFICATION, NormalBasis, SignBasis, check_specification
+from fullfed.sketch.checks import is_finite
 
 SIGN = SignBasis(seed=1, round=1, coordinates=4)
 NORMAL = NormalBasis(seed=1, round=1, blocks=(range(0, 1), range(1, 2)), coordinates=(2, 1))
@@ -95,3 +101,33 @@ def test_another_version_of_the_specification_is_refused():
     check_specification(SPECIFICATION)
     with pytest.raises(UserError, match=f"version {SPECIFICATION + 1}"):
         check_specification(SPECIFICATION + 1)
+
+
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@given(
+    count=st.sampled_from([1, 5, 32767, 32768, 32769, 100_000]),
+    share=st.floats(0, 1, exclude_max=True),
+    value=st.sampled_from([math.nan, math.inf, -math.inf, -7.5, 0.0, -0.0]),
+    dtype=st.sampled_from(FLOATS),
+    step=st.sampled_from([1, 2]),
+)
+def test_finite_is_that_of_numpy(
+    count: int, share: float, value: float, dtype: torch.dtype, step: int
+) -> None:
+    values = torch.linspace(-1, 1, count * step)
+    values[step * int(share * count)] = value
+    values = values.to(dtype)[::step]
+    assert is_finite(values) == bool(np.isfinite(values.double().numpy()).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_whole_numbers_are_finite(dtype: torch.dtype) -> None:
+    assert is_finite(torch.ones(3, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nothing_is_finite_and_one_number_too(dtype: torch.dtype) -> None:
+    assert is_finite(torch.zeros(0, dtype=dtype))
+    assert is_finite(torch.tensor(-2.0, dtype=dtype))

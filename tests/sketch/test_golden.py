@@ -27,3 +27,7 @@ def test_golden_values(backend):
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert found[name] == values, name
+
+
+def test_the_file_is_what_is_written():
+    assert GOLDEN.read_text() == json.dumps(compute("reference"), indent=1) + "\n"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.sketch import SignBasis
-from fullfed.sketch.layout import fields
+from fullfed.sketch.entries import fields
 from sketch.oracle import sign_project, sign_reconstruct
 
 BACKENDS = ["reference", "numba"]
@@ -75,21 +75,6 @@ def test_before_and_after_is_the_same_as_their_difference(dtype):
     assert torch.equal(basis.project(after, before=before), basis.project(difference))
 
 
-def test_a_weight_multiplies_on_one_side_and_its_inverse_on_the_other():
-    parts, weights = [noise(900), noise(100, 1)], [0.3, 7.0]
-    basis = SignBasis(seed=1, round=1, coordinates=64)
-    y = basis.project(parts, weights=weights)
-    scaled = [p * np.float32(w) for p, w in zip(parts, weights, strict=True)]
-    assert torch.equal(y, basis.project(scaled))
-    plain, weighted = ([torch.zeros(900), torch.zeros(100)] for _ in range(2))
-    basis.reconstruct_(weighted, y, scale=0.1, inverse=[1 / w for w in weights])
-    for number, weight in enumerate(weights):
-        factor = float(np.float32(0.1) * np.float32(1 / weight))
-        basis.reconstruct_(plain, y, scale=factor)
-        assert torch.equal(weighted[number], plain[number])
-        plain = [torch.zeros(900), torch.zeros(100)]
-
-
 def test_reconstruction_is_unbiased_with_the_expected_error():
     """Means over 400 rounds; bounds are 5 standard errors.
 
@@ -113,6 +98,29 @@ def test_reconstruction_is_unbiased_with_the_expected_error():
         assert abs(np.mean(values) - expected) < 5 * np.std(values) / math.sqrt(rounds)
     bias = float((total / rounds - delta).norm() / delta.norm())
     assert bias == pytest.approx(math.sqrt((d / k - 1) / rounds), rel=0.15)
+
+
+def expected_error(delta: torch.Tensor, k: int) -> float:
+    """docs/sketch.md: the sum over rows of elements times what is not in the row, over K."""
+    rows = torch.nn.functional.pad(delta.double() ** 2, (0, -delta.numel() % k)).view(-1, k)
+    elements = torch.full((len(rows),), k)
+    elements[-1] -= -delta.numel() % k
+    return float((elements * (rows.sum() - rows.sum(1))).sum() / k)
+
+
+def test_the_expected_error_is_a_sum_over_rows():
+    """d / K - 1 if K divides d, and else depends on where the length is."""
+    assert expected_error(torch.ones(4000), 100) == pytest.approx((40 - 1) * 4000)
+    assert expected_error(noise(4000), 100) == pytest.approx(39 * float((noise(4000) ** 2).sum()))
+    delta, k, rounds = noise(4096), 4000, 400
+    assert expected_error(torch.ones(4096), k) / 4096 == pytest.approx(0.046875)
+    expected = expected_error(delta, k)
+    errors = []
+    for number in range(rounds):
+        basis, estimate = SignBasis(seed=9, round=number, coordinates=k), torch.zeros(4096)
+        basis.reconstruct_([estimate], basis.project([delta]))
+        errors.append(float(((estimate - delta) ** 2).sum()))
+    assert abs(np.mean(errors) - expected) < 5 * np.std(errors) / math.sqrt(rounds)
 
 
 def test_errors_have_the_covariance_of_the_lemma():

@@ -16,30 +16,27 @@ from hypothesis import strategies as st
 
 from fullfed.sketch import (
     NormalBasis,
-    RademacherBasis,
     SignBasis,
     Stream,
     accumulate_,
     cuda,
-    dense_cuda,
+    cuda_kernels,
     perturb_,
     reference,
-    sign_cuda,
 )
-from fullfed.sketch.backends import Direction, Piece, Rows
+from fullfed.sketch.backends import DirectionRows, Rows, Segment
 from fullfed.sketch.entries import NORMALS, SIGNS, truncated
-from sketch.models import DTYPES, copies, on, same_bits, tensors, weights
+from sketch.models import DTYPES, copies, same_bits, tensors
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 few = settings(max_examples=60 if GPU else 3, deadline=None)
 words = st.integers(0, 2**32 - 1)
-roundings = st.sampled_from(["nearest", "stochastic"])
 
 
 @pytest.fixture(autouse=True)
 def narrow_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "BLOCK", 256)
+    monkeypatch.setattr(cuda, "PROGRAM", 256)
 
 
 def check(model: list[torch.Tensor], act: Callable[[list[torch.Tensor], str], torch.Tensor]):
@@ -50,21 +47,29 @@ def check(model: list[torch.Tensor], act: Callable[[list[torch.Tensor], str], to
 
 
 @few
-@given(tensors(longest=16), st.data(), words, roundings)
-def test_sign_basis(model, data, number, rounding):
+@given(tensors(longest=16), st.data(), words)
+def test_sign_basis(model, data, number):
     total = sum(tensor.numel() for tensor in model)
     k = data.draw(st.integers(-(-total // 100), total))
     basis = SignBasis(seed=number, round=number, owner=number, coordinates=k)
-    chosen = data.draw(weights(model))
     with_before = data.draw(st.booleans())
 
     def act(tensors_, backend):
         before = [tensor * 0.5 for tensor in tensors_] if with_before else None
-        given_ = on(tensors_[0].device, chosen)
-        y = basis.project(tensors_, before=before, weights=given_, backend=backend)
-        options = {"inverse": given_, "rounding": rounding, "backend": backend}
-        basis.reconstruct_(tensors_, y, scale=0.3, **options)
+        y = basis.project(tensors_, before=before, backend=backend)
+        basis.reconstruct_(tensors_, y, scale=0.3, backend=backend)
         return y
+
+    check(model, act)
+
+
+def test_a_nan_is_stored_as_specified():
+    model = [torch.tensor([float("nan"), 1.0, -float("nan")]).to(dtype) for dtype in DTYPES[1:]]
+
+    def act(tensors_, backend):
+        perturb_(tensors_, Stream(7, 4), 0.3, backend=backend)
+        perturb_(tensors_, Stream(7, 4), 0.3, "gaussian", backend=backend)
+        return torch.zeros(1)
 
     check(model, act)
 
@@ -113,13 +118,13 @@ def test_many_tensors_are_one_launch(monkeypatch, k):
         accumulate_(tensors_, [Stream(7, 4)], [0.3], start=77, backend=backend)
         return y
 
-    for module, name in (
-        (sign_cuda, "project"),
-        (sign_cuda, "reconstruct"),
-        (dense_cuda, "add_combination"),
+    for name in (
+        "project",
+        "reconstruct",
+        "add_combination",
     ):
-        counting = Launches(getattr(module, name), launched)
-        monkeypatch.setattr(module, name, counting)
+        counting = Launches(getattr(cuda_kernels, name), launched)
+        monkeypatch.setattr(cuda_kernels, name, counting)
     check(model, act)
     assert len(launched) == 3
     launched.clear()
@@ -139,20 +144,16 @@ class Launches:
         return self.kernel[grid]
 
 
-@pytest.mark.parametrize("cls", [NormalBasis, RademacherBasis])
 @few
-@given(tensors(longest=40), st.data(), words, st.integers(1, 3), roundings)
-def test_dense_bases(cls, model, data, number, count, rounding):
+@given(tensors(longest=40), words, st.integers(1, 3))
+def test_dense_basis(model, number, count):
     total = sum(tensor.numel() for tensor in model)
     counts = (min(count, total),)
-    basis = cls(seed=1, round=number, blocks=(range(len(model)),), coordinates=counts)
-    chosen = data.draw(weights(model))
+    basis = NormalBasis(seed=1, round=number, blocks=(range(len(model)),), coordinates=counts)
 
     def act(tensors_, backend):
-        given_ = on(tensors_[0].device, chosen)
-        y = basis.project(tensors_, weights=given_, backend=backend)
-        options = {"inverse": given_, "rounding": rounding, "backend": backend}
-        basis.reconstruct_(tensors_, y, scale=0.3, **options)
+        y = basis.project(tensors_, backend=backend)
+        basis.reconstruct_(tensors_, y, scale=0.3, backend=backend)
         return y
 
     check(model, act)
@@ -164,18 +165,28 @@ def test_dense_bases(cls, model, data, number, count, rounding):
     tensors(longest=40),
     st.lists(st.floats(-4, 4, width=32), max_size=3),
     st.integers(0, 2**40),
-    roundings,
 )
-def test_directions(distribution, model, scalars, start, rounding):
+def test_directions(distribution, model, scalars, start):
     streams = [Stream(n, 4, n, n) for n in range(len(scalars))]
 
     def act(tensors_, backend):
-        options = {"start": start, "rounding": rounding, "backend": backend}
+        options = {"start": start, "backend": backend}
         perturb_(tensors_, Stream(7, 4), 0.3, distribution, **options)
         accumulate_(tensors_, streams, scalars, distribution, **options)
         return torch.zeros(1)
 
     check(model, act)
+
+
+@few
+@given(st.integers(1, 3000), st.integers(0, 2**40))
+def test_stochastic_rounding(count, offset):
+    wide = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    wide[count // 2] = float("inf")
+    results = [torch.zeros(count, dtype=torch.bfloat16, device=d) for d in (DEVICE, "cpu")]
+    for kernels, result in zip((cuda, reference), results, strict=True):
+        kernels.round_to(result, wide.to(result.device), Stream(7, 10), offset)
+    assert same_bits([results[0].cpu()], [results[1]])
 
 
 @pytest.mark.parametrize("first", [2**32, 2**45 + 128])
@@ -185,17 +196,17 @@ def test_counters_beyond_32_bits(first):
         results = []
         for kernels, device in ((cuda, DEVICE), (reference, "cpu")):
             near, far = (torch.zeros(900, device=device) for _ in range(2))
-            for piece, row in ((Piece(near, 5), first), (Piece(far, first * 128 + 77), 0)):
+            for segment, row in ((Segment(near, 5), first), (Segment(far, first * 128 + 77), 0)):
                 kernels.add_combination(
-                    entries, [Direction(stream, row)], scalars.to(device), [piece]
+                    entries, [DirectionRows(stream, row)], scalars.to(device), [segment]
                 )
             results.append([near.cpu(), far.cpu()])
         assert same_bits(*results)
     rows, values = Rows(1000, stream, Stream(2, 2)), torch.arange(1000.0)
     results = [[torch.ones(1500, device=DEVICE)], [torch.ones(1500)]]
     for kernels, result in zip((cuda, reference), results, strict=True):
-        piece = Piece(result[0], (first % 2**36) * 1000 + 17, 0.3)
-        kernels.add_reconstruction(rows, [piece], values.to(result[0].device))
+        segment = Segment(result[0], (first % 2**36) * 1000 + 17, 0.3)
+        kernels.add_reconstruction(rows, [segment], values.to(result[0].device))
     assert same_bits([results[0][0].cpu()], results[1])
 
 

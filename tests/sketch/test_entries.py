@@ -1,21 +1,57 @@
-"""Normals: the specification's numbers, and the normal distribution's."""
+"""From bits to elements and numbers: the specification's, and the distributions'."""
 
 from __future__ import annotations
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fullfed.sketch import Stream, perturb_
-from fullfed.sketch.entries import normals, radius
-from sketch.oracle import normal, normal_exact
+from fullfed.sketch.entries import (
+    fields,
+    inverse_cdf,
+    normals,
+    radius,
+    rotations,
+    second_moment,
+    truncated_normals,
+)
+from sketch.oracle import field, normal, normal_exact, truncated_exact
 
+SIZES = [1, 2, 3, 7, 64, 1000, 4099, 10**6, 2**26, 10**9, 2**40]
 MOMENTS = {0: 1, 2: 1, 4: 3, 6: 15, 8: 105}  # of the normal distribution; odd ones are 0
 N = 1 << 20
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([1, 16, 32]),
+    st.integers(1, 9),
+    st.one_of(st.integers(0, 300), st.integers(2**40, 2**41)),
+    st.integers(1, 20),
+    st.integers(0, 2**64 - 1),
+)
+def test_fields_are_the_specified_bits(bits, width, first, rows, seed):
+    stream = Stream(seed, 1, 5, 6)
+    numbers = fields(stream, bits, width, first, rows)
+    assert numbers.shape == (rows, width)
+    for row in (0, rows // 2, rows - 1):
+        for column in (0, width - 1):
+            assert numbers[row, column] == field(stream, bits, width, first + row, column)
+
+
+@pytest.mark.parametrize("width", [1, 2, 100, 2**20])
+def test_rotations_are_in_range_and_evenly_spread(width):
+    turns = rotations(Stream(3, 2), width, 0, 4000)
+    assert turns.min() >= 0
+    assert turns.max() < width
+    # The mean of 4000 uniform numbers has standard error width / sqrt(12 * 4000).
+    assert abs(turns.mean() - (width - 1) / 2) <= 5 * width / (12 * 4000) ** 0.5
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +149,39 @@ def test_the_largest_is_at_4_85():
     words = np.array([2**15, 0], dtype=np.uint32)  # the middle angle, and the first
     assert normals(words)[0, 0] == pytest.approx(4.8546, abs=1e-4)
     assert normals(words)[1, 1] == pytest.approx(-4.8546, abs=1e-4)
+
+
+@pytest.mark.parametrize("d", SIZES)
+def test_second_moment_is_the_papers_closed_form(d):
+    """rho = 1 - 2 a psi(a) / (2 Phi(a) - 1) (Ferret, below eq. 6), in 80 digits."""
+    with mpmath.workdps(80):
+        a = 1 / mpmath.sqrt(d)
+        exact = 1 - 2 * a * mpmath.npdf(a) / (2 * mpmath.ncdf(a) - 1)
+        assert abs(second_moment(d) / exact - 1) < 1e-15
+
+
+def test_second_moment_agrees_with_the_papers_figure_6():
+    assert 1 / second_moment(10**6) == pytest.approx(3e6, rel=1e-5)
+    assert 1 / second_moment(10**9) == pytest.approx(3e9 + 0.4, rel=1e-15)
+
+
+@pytest.mark.parametrize("d", SIZES)
+def test_truncated_normals_are_the_inverse_cdf(d):
+    """Largest error 1.5e-7 of the bound; blocks of one element included."""
+    halves = np.unique(np.linspace(0, 65535, 401).astype(np.uint32))
+    values = truncated_normals(halves, inverse_cdf(d)).astype(np.float64)
+    exact = np.array([truncated_exact(int(h), d) for h in halves])
+    assert np.abs(values - exact).max() * np.sqrt(d) < 1.5e-7
+
+
+@pytest.mark.parametrize("d", [1, 2, 50, 10**6])
+def test_truncated_normals_are_symmetric_bounded_and_have_their_moment(d):
+    values = truncated_normals(np.arange(65536, dtype=np.uint32), inverse_cdf(d))
+    assert np.array_equal(values, -values[::-1])
+    assert np.all(np.diff(values) > 0)
+    assert values[-1] <= 1 / np.sqrt(d)
+    assert np.mean(values.astype(np.float64) ** 2) == pytest.approx(second_moment(d), rel=2e-7)
+
+
+def test_series_grow_only_where_blocks_are_short():
+    assert [len(inverse_cdf(d)) for d in (1, 64, 10**4, 2**22, 10**8)] == [19, 4, 2, 2, 1]

@@ -1,4 +1,4 @@
-"""Any strides in row-major order: a stretch at a time is the whole at once."""
+"""Lists of tensors as rows of elements: a stretch at a time is the whole at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullfed.sketch.strided import assign, boxes, elements
+from fullfed.sketch import SignBasis
+from fullfed.sketch.segments import assign, boxes, elements
 
 
 @st.composite
@@ -36,3 +37,14 @@ def test_a_stretch_is_that_of_the_whole(tensor, data):
 def test_broadcast_tensors_are_read_without_being_spelled_out():
     row = torch.arange(5.0).expand(10**7, 5)
     assert torch.equal(elements(row, 3, 12), torch.tensor([3.0, 4, 0, 1, 2, 3, 4, 0, 1]))
+
+
+def test_memory_that_is_not_aligned_is_not_handed_to_kernels() -> None:
+    """As that of a tensor made from a buffer at an odd byte may be."""
+    buffer = bytearray(4 * 50 + 1)
+    odd = torch.frombuffer(buffer, dtype=torch.float32, offset=1, count=50)
+    even, basis = torch.zeros(50), SignBasis(seed=1, round=1, coordinates=7)
+    for model in ([odd], [even]):
+        basis.reconstruct_(model, torch.arange(7.0))
+    assert torch.equal(odd, even)
+    assert torch.equal(basis.project([odd]), basis.project([even]))
