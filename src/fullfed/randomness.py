@@ -37,7 +37,7 @@ class Purpose(IntEnum):
     PROBE = 8
     EVALUATION = 9
     ROUNDING = 10
-    DENSE_SIGNS = 11
+    DENSE_SIGNS = 11  # not used; the number stays reserved
     CANDIDATES = 12
     ADAPTERS = 13
     VALIDATION = 14

@@ -14,7 +14,7 @@ from fullfed.errors import UserError
 from fullfed.randomness import Stream
 from fullfed.sketch.entries import Entries
 
-CODED = 65536  # numbers that are rotated and coded together, in a block: they fit a core's cache
+CODED_BLOCK = 65536  # numbers that are rotated and coded together: they fit a core's cache
 
 
 class Segment(NamedTuple):
@@ -59,9 +59,9 @@ class Rows:
         (docs/shared-randomness.md, section 4).
         """
         least = -(-self.width * self.depth // 128)
-        if self.depth == 128 or least <= CODED:
+        if self.depth == 128 or least <= CODED_BLOCK:
             return least
-        return -(-least // CODED) * CODED
+        return -(-least // CODED_BLOCK) * CODED_BLOCK
 
 
 class DirectionRows(NamedTuple):

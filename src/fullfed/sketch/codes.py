@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.randomness import Stream
-from fullfed.sketch.backends import CODED, Message, Packing, coder_for, side
+from fullfed.sketch.backends import CODED_BLOCK, Message, Packing, coder_for, side
 
 LARGEST_SCALE = 1e30  # what is decoded with it is finite
 
@@ -62,11 +62,11 @@ class Code(ABC):
 
     def blocks(self, count: int) -> int:
         """How many blocks, and scales, ``count`` numbers have."""
-        return -(-count // CODED)
+        return -(-count // CODED_BLOCK)
 
     def padded(self, count: int) -> int:
         """How many numbers are coded for ``count``: zeros fill up the last block."""
-        rest = count % CODED
+        rest = count % CODED_BLOCK
         multiple = max(side(rest), self.packing.group)
         return count - rest + -(-rest // multiple) * multiple
 

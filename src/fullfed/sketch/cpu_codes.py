@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fullfed.sketch.backends import CODED, side
+from fullfed.sketch.backends import CODED_BLOCK, side
 from fullfed.sketch.cpu_numbers import (
     at,
     bits_of,
@@ -53,7 +53,7 @@ class CodedBlocks(NamedTuple):
 @compiled
 def transform_neighbours(x: NDArray[np.float32], length: int) -> None:
     """Walsh-Hadamard transforms of C neighbours each of x_0, ..., x_(length - 1), unscaled."""
-    if length == CODED:
+    if length == CODED_BLOCK:
         three_levels(x, 1)
         three_levels(x, 8)
         two_levels(x, 64)
@@ -64,7 +64,7 @@ def transform_neighbours(x: NDArray[np.float32], length: int) -> None:
 @compiled
 def transform_distant(x: NDArray[np.float32], length: int) -> None:
     """Walsh-Hadamard transforms of the C numbers that are length / C apart each, unscaled."""
-    if length == CODED:
+    if length == CODED_BLOCK:
         three_levels(x, 256)
         three_levels(x, 2048)
         two_levels(x, 16384)
@@ -92,7 +92,7 @@ def levels(x: NDArray[np.float32], length: int, half: int, size: int) -> None:
 @inlined
 def two_levels(x: NDArray[np.float32], half: int) -> None:
     """Levels half and 2 half of a block."""
-    for begin in range(0, CODED, 4 * half):
+    for begin in range(0, CODED_BLOCK, 4 * half):
         for i in range(begin, begin + half):
             i0, i1, i2, i3 = at(i), at(i + half), at(i + 2 * half), at(i + 3 * half)
             a, b, c, d = x[i0] + x[i1], x[i0] - x[i1], x[i2] + x[i3], x[i2] - x[i3]
@@ -102,7 +102,7 @@ def two_levels(x: NDArray[np.float32], half: int) -> None:
 @inlined
 def three_levels(x: NDArray[np.float32], half: int) -> None:
     """Levels half, 2 half and 4 half of a block."""
-    for begin in range(0, CODED, 8 * half):
+    for begin in range(0, CODED_BLOCK, 8 * half):
         for i in range(begin, begin + half):
             i0, i1, i2, i3 = at(i), at(i + half), at(i + 2 * half), at(i + 3 * half)
             i4, i5, i6, i7 = at(i + 4 * half), at(i + 5 * half), at(i + 6 * half), at(i + 7 * half)
@@ -177,14 +177,14 @@ def rotate_back(x: NDArray[np.float32], length: int, block: int, key: NDArray[np
 def decode(start: int, stop: int, coded: CodedBlocks, numbers: NDArray[np.float32]) -> None:
     """Blocks start, ..., stop - 1 into ``numbers``, float32, shape (padded,)."""
     for block in range(start, stop):
-        decode_block(coded, block, numbers[block * CODED : (block + 1) * CODED])
+        decode_block(coded, block, numbers[block * CODED_BLOCK : (block + 1) * CODED_BLOCK])
 
 
 @compiled
 def decode_block(coded: CodedBlocks, block: int, x: NDArray[np.float32]) -> None:
     """A block's numbers into x_0, x_1, ..."""
-    first = block * CODED
-    length = min(CODED, coded.padded - first)
+    first = block * CODED_BLOCK
+    length = min(CODED_BLOCK, coded.padded - first)
     bit = first // coded.group * coded.bits
     if coded.levels.size:
         unpack_levels(x, length, coded, bit, coded.scales[block])
@@ -250,10 +250,13 @@ def encode(start: int, stop: int, numbers: NDArray[np.float32], coded: CodedBloc
 
     A block's codes and its scale, its energy over its product with the levels, go into ``coded``.
     """
-    x = np.empty(CODED, np.float32)
+    x = np.empty(CODED_BLOCK, np.float32)
     for block in range(start, stop):
-        first = block * CODED
-        length, count = min(CODED, coded.padded - first), min(CODED, len(numbers) - first)
+        first = block * CODED_BLOCK
+        length, count = (
+            min(CODED_BLOCK, coded.padded - first),
+            min(CODED_BLOCK, len(numbers) - first),
+        )
         bit = first // coded.group * coded.bits
         coded.codes[bit // 8 : (bit + length // coded.group * coded.bits + 7) // 8] = 0
         x[:count] = numbers[first : first + count]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fullfed.randomness import Stream
 from fullfed.sketch.backends import (
-    CODED,
+    CODED_BLOCK,
     DirectionRows,
     Message,
     Packing,
@@ -153,8 +153,8 @@ def encode(numbers: Tensor, message: Message) -> None:
     packing, bits = message.packing, []
     values = np.zeros(message.padded, dtype=np.float32)
     values[: len(numbers)] = numbers.numpy()
-    for block, first in enumerate(range(0, message.padded, CODED)):
-        own = values[first : first + CODED]
+    for block, first in enumerate(range(0, message.padded, CODED_BLOCK)):
+        own = values[first : first + CODED_BLOCK]
         energy = _sum(own[: len(numbers) - first].astype(np.float64) ** 2)
         rotated = _rotated(own, _block_signs(message.stream, block, len(own)))
         numbers_, along = _quantised(rotated, packing, np.sqrt(energy / len(own)))
@@ -169,8 +169,8 @@ def decode(message: Message, numbers: Tensor) -> None:
     count = padded // packing.group * packing.bits
     bits = np.unpackbits(message.codes.numpy(), count=count).reshape(-1, packing.bits)
     codes = bits.astype(np.int64) @ (1 << np.arange(packing.bits))
-    for block, first in enumerate(range(0, padded, CODED)):
-        own = codes[first // packing.group : (first + CODED) // packing.group]
+    for block, first in enumerate(range(0, padded, CODED_BLOCK)):
+        own = codes[first // packing.group : (first + CODED_BLOCK) // packing.group]
         levels = _levels(own, packing, message.scales.numpy()[block])
         values = _rotated_back(levels, _block_signs(message.stream, block, len(levels)))
         numbers[first : first + len(values)] = torch.from_numpy(values)
@@ -223,7 +223,7 @@ def _levels(codes: NDArray[np.int64], packing: Packing, scale: np.float32) -> Fl
 
 def _block_signs(stream: Stream, block: int, length: int) -> Float32s:
     """z of a block, three rows of ``length``: elements 3 * 65,536 * block, ... of a direction."""
-    rows = SIGNS.values(stream, 3 * CODED // LANES * block, -(-3 * length // LANES))
+    rows = SIGNS.values(stream, 3 * CODED_BLOCK // LANES * block, -(-3 * length // LANES))
     return rows.ravel()[: 3 * length].reshape(3, length)
 
 
