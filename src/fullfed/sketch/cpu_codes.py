@@ -18,7 +18,6 @@ from fullfed.sketch.cpu_numbers import (
     bits_of,
     compiled,
     fill_words,
-    float_of,
     inlined,
     kernel,
     signed,
@@ -200,10 +199,13 @@ def unpack_signs(
     x: NDArray[np.float32], length: int, codes: NDArray[np.uint8], byte: int, scale: np.float32
 ) -> None:
     """x_k = scale where its bit is 1, else -scale, from codes[byte] on."""
-    negative = bits_of(scale) ^ _SIGN
-    for k in range(length):
-        bit = (np.uint32(codes[at(byte + (k >> 3))]) << np.uint32(24 + (k & 7))) & _SIGN
-        x[at(k)] = float_of(negative ^ bit)
+    whole = length - length % 8
+    for begin in range(0, whole, 8):
+        word = ~(np.uint32(codes[at(byte + (begin >> 3))]) << np.uint32(24))
+        for k in range(8):
+            x[at(begin + k)] = signed(scale, word, np.uint32(k))
+    for k in range(whole, length):
+        x[k] = scale if read(codes, 8 * byte + k, 1) else -scale
 
 
 @compiled
@@ -224,17 +226,21 @@ def unpack_groups(
         x[k] = np.float32(0)
     for n in range(length // coded.group):
         code = read(coded.codes, bit + n * coded.bits, coded.bits)
-        largest = n * coded.group + code % coded.group
-        x[largest] = scale if code >= coded.group else -scale
+        largest = n * coded.group + (code & (coded.group - 1))
+        x[at(largest)] = scale if code >= coded.group else -scale
 
 
 @compiled
 def read(codes: NDArray[np.uint8], bit: int, bits: int) -> int:
-    """The code of so many bits, its lowest first, from bit ``bit`` on."""
-    code = 0
-    for n in range(bits):
-        code |= ((codes[at((bit + n) >> 3)] >> (7 - ((bit + n) & 7))) & 1) << n
-    return code
+    """The code of so many bits, at most 16, its lowest first, from bit ``bit`` on."""
+    byte, last = bit >> 3, len(codes) - 1
+    word = np.int64(codes[at(byte)]) << 16
+    word |= np.int64(codes[at(min(byte + 1, last))]) << 8
+    word |= np.int64(codes[at(min(byte + 2, last))])
+    code = (word >> (8 - (bit & 7))) & 0xFFFF
+    for half, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):  # turn 16 bits around
+        code = ((code & mask) << half) | ((code >> half) & mask)
+    return int(code & ((1 << bits) - 1))
 
 
 @compiled
