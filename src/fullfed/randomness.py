@@ -25,7 +25,8 @@ _SHIFT = np.uint64(32)
 
 
 class Purpose(IntEnum):
-    """What a stream is for; part of the key, so no two uses share words."""
+    """What a stream is for; part of the key, so no two uses share words. Codecs and methods outside
+    the package take numbers from 2**31 up, which will not be used here."""
 
     SIGNS = 1
     ROTATION = 2

@@ -5,7 +5,6 @@ Useful on its own, for gradient compression or zeroth-order optimisation; see do
 
 from fullfed.randomness import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms
 from fullfed.sketch.bases import NormalBasis, SignBasis, allocate
-from fullfed.sketch.checks import check_specification
 from fullfed.sketch.codes import (
     BITS,
     LARGEST_SCALE,
@@ -38,7 +37,6 @@ __all__ = [
     "accumulate_",
     "affordable",
     "allocate",
-    "check_specification",
     "code_of",
     "decoded",
     "permutation",

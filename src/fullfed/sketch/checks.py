@@ -10,20 +10,10 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
-from fullfed.randomness import SPECIFICATION
 from fullfed.sketch.codes import LARGEST_SCALE, Coded, scales_fit
-from fullfed.sketch.segments import parts
+from fullfed.sketch.segments import SERIAL
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def check_specification(version: int) -> None:
-    """UserError unless ``version`` of docs/shared-randomness.md is the one spoken here."""
-    if version != SPECIFICATION:
-        raise UserError(
-            f"shared randomness of version {version}, but this fullfed speaks version "
-            f"{SPECIFICATION}; use the fullfed the run was started with."
-        )
 
 
 def check_tensors(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None) -> int:
@@ -102,9 +92,12 @@ def is_finite(values: Tensor) -> bool:
     """Whether all of them are, of any dtype."""
     if not values.is_floating_point():
         return True
-    row = values.detach().reshape(-1)
-    extremes = [torch.stack(torch.aminmax(row[low:high])) for low, high in parts(row)]
-    return not extremes or bool(torch.cat(extremes).isfinite().all())
+    ours = values.device.type == "cpu" and values.dtype == torch.float32 and values.is_contiguous()
+    if ours and values.numel() > SERIAL:  # torch would wake its threads, which spin on into ours
+        from fullfed.sketch import cpu  # imports numba
+
+        return cpu.is_finite(values)
+    return not values.numel() or bool(torch.stack(torch.aminmax(values)).isfinite().all())
 
 
 def check_scale(scale: float) -> float:

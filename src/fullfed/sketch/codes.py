@@ -215,9 +215,7 @@ def scales_fit(scales: Tensor) -> bool:
 
 
 def decoded(
-    coordinates: Tensor | Coded,
-    device: torch.device | str = "cpu",
-    backend: str | None = None,
+    coordinates: Tensor | Coded, device: torch.device | str = "cpu", backend: str | None = None
 ) -> Tensor:
     """Float32, shape (K,), on the device if they were coded; else the coordinates as they are."""
     if isinstance(coordinates, Tensor):

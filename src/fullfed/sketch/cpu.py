@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fullfed.randomness import Stream
-from fullfed.sketch import cpu_codes, cpu_dense, cpu_sign
+from fullfed.sketch import cpu_codes, cpu_dense, cpu_numbers, cpu_sign
 from fullfed.sketch.backends import DirectionRows, Message, Rows, Segment
 from fullfed.sketch.cpu_codes import CodedBlocks
 from fullfed.sketch.cpu_dense import Directions
@@ -49,7 +49,7 @@ def add_reconstruction(rows: Rows, segments: Sequence[Segment], values: Tensor) 
 def fold(rows: Tensor) -> Tensor:
     while rows.shape[0] > 1:
         sums = torch.empty(-(-rows.shape[0] // FOLD), rows.shape[1], dtype=torch.float32)
-        _split(cpu_sign.fold, rows.shape[1], rows.numel(), rows.numpy(), sums.numpy())
+        _split(cpu_numbers.fold, rows.shape[1], rows.numel(), rows.numpy(), sums.numpy())
         rows = sums
     return rows[0]
 
@@ -99,6 +99,14 @@ def encode(numbers: Tensor, message: Message) -> None:
 def decode(message: Message, numbers: Tensor) -> None:
     arguments = _blocks(message), numbers.numpy()
     _split(cpu_codes.decode, len(message.scales), message.padded, *arguments)
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all are; contiguous, float32."""
+    found = np.zeros(1, dtype=np.bool_)
+    bits = values.detach().view(-1).numpy().view(np.uint32)
+    _split(cpu_numbers.find_not_finite, len(bits), len(bits), bits, found)
+    return not found[0]
 
 
 def _split(kernel: Callable[..., None], items: int, work: int, *arguments: Any) -> None:

@@ -13,15 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullfed.sketch.backends import CODED_BLOCK, side
-from fullfed.sketch.cpu_numbers import (
-    at,
-    bits_of,
-    compiled,
-    fill_words,
-    inlined,
-    kernel,
-    signed,
-)
+from fullfed.sketch.cpu_numbers import at, bits_of, compiled, fill_words, inlined, kernel, signed
 
 _ABSOLUTE, _SIGN = np.uint32(0x7FFFFFFF), np.uint32(0x80000000)
 _side = compiled(side)
@@ -128,11 +120,7 @@ def block_signs(block: int, key: NDArray[np.uint64]) -> NDArray[np.uint32]:
 
 @compiled
 def multiply(
-    x: NDArray[np.float32],
-    length: int,
-    factor: np.float32,
-    signs: NDArray[np.uint32],
-    offset: int,
+    x: NDArray[np.float32], length: int, factor: np.float32, signs: NDArray[np.uint32], offset: int
 ) -> None:
     """x_k <- fl(factor * x_k) with the sign of element ``offset`` + k, k < length."""
     k = 0

@@ -1,4 +1,4 @@
-"""Dense directions, and rounding, in numba: the numbers of 128 outputs at a time, never stored."""
+"""numba kernels for dense random directions, made as they are used, and stochastic rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Philox and single numbers in numba: float32 and its bits, signs, 16-bit numbers.
+"""numba building blocks: the random generator (Philox) and bit-level float operations.
 
 Compiled kernels hold bfloat16 as uint16 and float16 as int16, so that the type says which it is.
 No function here branches once it is compiled, so that loops over it vectorise.
@@ -68,13 +68,7 @@ def inlined(function: Compiled) -> Compiled:
 
 @inlined
 def _philox_round(
-    c0: np.uint64,
-    c1: np.uint64,
-    c2: np.uint64,
-    c3: np.uint64,
-    k0: np.uint64,
-    k1: np.uint64,
-    n: int,
+    c0: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64, n: int
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
     k0 = (k0 + np.uint64(n) * _W0) & _LOW
     k1 = (k1 + np.uint64(n) * _W1) & _LOW
@@ -209,3 +203,31 @@ def _to_float16(number: np.float32, stored: np.int16) -> np.int16:
     kept = np.uint32(0x7C00) if size >= np.uint32(0x47800000) else rounded
     signed_ = np.uint32(kept) | np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000))
     return np.int16(np.uint32(0x7E00) if size > _INFINITY else signed_)
+
+
+@kernel
+def find_not_finite(
+    start: int, stop: int, bits: NDArray[np.uint32], found: NDArray[np.bool_]
+) -> None:
+    """found[0] = True if bits start, ..., stop - 1 have one of a float32 that is not finite."""
+    largest = np.uint32(0)
+    for i in range(start, stop):
+        largest = max(largest, bits[at(i)] & _SIZE)
+    if largest >= _INFINITY:
+        found[0] = True
+
+
+@kernel
+def fold(start: int, stop: int, rows: NDArray[np.float32], sums: NDArray[np.float32]) -> None:
+    """sums[g] = rows[128 g] + rows[128 g + 1] + ... from zero, for columns start, ..., stop - 1.
+
+    Args:
+        rows: float32, shape (n, width).
+        sums: float32, shape (ceil(n / 128), width).
+    """
+    for group in range(sums.shape[0]):
+        for column in range(start, stop):
+            sums[group, column] = np.float32(0)
+        for row in range(128 * group, min(128 * group + 128, rows.shape[0])):
+            for column in range(start, stop):
+                sums[group, column] += rows[row, column]

@@ -131,11 +131,7 @@ def _served(
 
 @compiled
 def _prepared(
-    number: int,
-    table: Table,
-    layout: Layout,
-    words: NDArray[np.uint32],
-    turns: NDArray[np.int64],
+    number: int, table: Table, layout: Layout, words: NDArray[np.uint32], turns: NDArray[np.int64]
 ) -> Item:
     """Item ``number``; its signs and rotations are written to ``words`` and ``turns``."""
     group, low = layout.first_group + number // layout.runs, number % layout.runs * layout.run
@@ -223,14 +219,34 @@ def _project_row(
         while first < last:
             n = _holder(table.edges, place + first, n)
             cut = min(last, table.edges[n + 1] - place)
-            factor, there = table.factors[n], table.places[n] + place
-            there_before = table.places_before[n] + place
-            for c in range(first, cut):
-                after = widen(table.memory[at(there + c)])
-                change = _less(after, table.memory_before, at(there_before + c)) * factor
-                own[at(c)] += signed(change, item.words[plane, at(c - left)], shift)
+            there, there_before = table.places[n] + place, table.places_before[n] + place
+            _add_changes(
+                own, table, n, there, there_before, first, cut, item.words, left, plane, shift
+            )
             first = cut
     return n
+
+
+@compiled
+def _add_changes(
+    own: NDArray[np.float32],
+    table: Table,
+    n: int,
+    there: int,
+    there_before: int,
+    first: int,
+    last: int,
+    words: NDArray[np.uint32],
+    left: int,
+    plane: np.uint64,
+    shift: np.uint32,
+) -> None:
+    """own[c] += sign * fl(factor * change), c = first, ..., last - 1."""
+    memory, memory_before, factor = table.memory, table.memory_before, table.factors[n]
+    for c in range(first, last):
+        after = widen(memory[at(there + c)])
+        change = _less(after, memory_before, at(there_before + c)) * factor
+        own[at(c)] += signed(change, words[plane, at(c - left)], shift)
 
 
 @compiled
@@ -263,7 +279,6 @@ def _project_four(
     bit, width, turns = part * layout.depth + r, layout.width, item.turns[r : r + 4]
     plane, shift = at(bit >> 5), np.uint32(31 - (bit & 31))
     cuts = np.sort(np.minimum(np.maximum(turns, left), right))
-    memory, factor = table.memory, table.factors[n]
     there = table.places[n] + item.begin + r * width
     first = left
     for stretch in range(5):
@@ -272,15 +287,36 @@ def _project_four(
         p1 = there + width - turns[1] + (width if first < turns[1] else 0)
         p2 = there + 2 * width - turns[2] + (width if first < turns[2] else 0)
         p3 = there + 3 * width - turns[3] + (width if first < turns[3] else 0)
-        for c in range(first, last):
-            word = item.words[plane, at(c - left)]
-            total = own[at(c)]
-            total += signed(widen(memory[at(p0 + c)]) * factor, word, shift)
-            total += signed(widen(memory[at(p1 + c)]) * factor, word, shift - np.uint32(1))
-            total += signed(widen(memory[at(p2 + c)]) * factor, word, shift - np.uint32(2))
-            total += signed(widen(memory[at(p3 + c)]) * factor, word, shift - np.uint32(3))
-            own[at(c)] = total
+        places = p0, p1, p2, p3
+        _add_four(
+            own, table.memory, places, table.factors[n], first, last, item.words, left, plane, shift
+        )
         first = last
+
+
+@compiled
+def _add_four(
+    own: NDArray[np.float32],
+    memory: NDArray[Any],
+    places: tuple[int, int, int, int],
+    factor: np.float32,
+    first: int,
+    last: int,
+    words: NDArray[np.uint32],
+    left: int,
+    plane: np.uint64,
+    shift: np.uint32,
+) -> None:
+    """own[c] += sign * fl(factor * memory[place + c]) of four places in turn."""
+    p0, p1, p2, p3 = places
+    for c in range(first, last):
+        word = words[plane, at(c - left)]
+        total = own[at(c)]
+        total += signed(widen(memory[at(p0 + c)]) * factor, word, shift)
+        total += signed(widen(memory[at(p1 + c)]) * factor, word, shift - np.uint32(1))
+        total += signed(widen(memory[at(p2 + c)]) * factor, word, shift - np.uint32(2))
+        total += signed(widen(memory[at(p3 + c)]) * factor, word, shift - np.uint32(3))
+        own[at(c)] = total
 
 
 @kernel
@@ -350,19 +386,3 @@ def _add(
         change = signed(values[at(c)] * factor, words[plane, at(c)], shift)
         stored = memory[at(there + c)]
         memory[at(there + c)] = narrow(widen(stored) + change, stored)
-
-
-@kernel
-def fold(start: int, stop: int, rows: NDArray[np.float32], sums: NDArray[np.float32]) -> None:
-    """sums[g] = rows[128 g] + rows[128 g + 1] + ... from zero, for columns start, ..., stop - 1.
-
-    Args:
-        rows: float32, shape (n, width).
-        sums: float32, shape (ceil(n / 128), width).
-    """
-    for group in range(sums.shape[0]):
-        for column in range(start, stop):
-            sums[group, column] = np.float32(0)
-        for row in range(128 * group, min(128 * group + 128, rows.shape[0])):
-            for column in range(start, stop):
-                sums[group, column] += rows[row, column]

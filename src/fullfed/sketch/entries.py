@@ -1,8 +1,7 @@
-"""Which bits of a stream belong to which element, and which numbers they make.
+"""How random bits become signs and normal numbers, element by element: the NumPy reference.
 
-This is the readable NumPy form of docs/shared-randomness.md, sections 2 to 4; the kernels make the
-same numbers. Every operation is one IEEE operation, rounded to nearest even and not fused with
-another, so every backend obtains the same bits.
+It reads like docs/shared-randomness.md, sections 2 to 4, and kernels make the same numbers: every
+operation is one IEEE operation, rounded to nearest even and not fused with another.
 
 Elements stand in rows. The 128 bits of one Philox output serve one column of consecutive rows: 128
 signs, 8 numbers of 16 bits, or 4 words. So a row needs only the outputs of its own columns, a
