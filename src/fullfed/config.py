@@ -8,30 +8,33 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fullfed.errors import UserError
 
 _UNITS = {
-    **{"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9},
-    **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    **{"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9},
+    **{"kib": 2**10, "mib": 2**20, "gib": 2**30},
 }
 
 
-def parse_bytes(text: str) -> int:
-    """The number of bytes in a text like "32KiB".
+def parse_bytes(amount: str | int) -> int:
+    """The number of bytes in a text like "32KiB", in capitals or not, or the number itself.
 
     Raises:
         ValueError: it is not a number with a unit.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)\s*", text)
+    if isinstance(amount, int):
+        return amount
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b|b)\s*", amount.lower())
     if match is None:
-        raise ValueError(f"{text!r} is not a number of bytes such as '32KiB'")
+        raise ValueError(f"{amount!r} is not a number of bytes such as '32KiB'")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes)]
 
 
 class _Table(BaseModel):
@@ -84,21 +87,24 @@ class FederationTable(_Table):
     rounds: Positive
     clients_per_round: Positive
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
-    merge_weights: Literal["samples", "equal"] = "samples"
     snapshot_every: Positive = 10
 
 
 class LocalTable(_Table):
-    """A client's work in one visit, for methods that train with first-order optimisation.
+    """A client's work in one visit: ``steps`` batches, or ``epochs`` over its samples (1 if neither
+    is said).
 
-    clip: the largest norm that gradients keep. clip_by: of all of the model's together, or of each
-    tensor's own.
+    optimizer: one of torch.optim's, in capitals or not. learning_rate, momentum, weight_decay,
+    arguments: what it is called with; momentum is for those that take one. clip: the largest norm
+    that gradients keep. clip_by: of all of the model's together, or of each tensor's own. Methods
+    without gradients take the learning rate, the duration and the batch size only.
     """
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: str = "sgd"
     learning_rate: PositiveFloat = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    arguments: dict[str, Any] = {}
     clip: PositiveFloat | None = 1.0
     clip_by: Literal["model", "tensor"] = "model"
     steps: Positive | None = None
@@ -111,26 +117,27 @@ class LocalTable(_Table):
             raise ValueError("give steps or epochs, not both")
         return self
 
+    def batches(self, samples: int) -> int:
+        """How many batches a client with ``samples`` samples trains on."""
+        if self.steps is not None:
+            return self.steps
+        return (self.epochs or 1) * -(-samples // self.batch_size)
+
 
 class MemoryTable(_Table):
     """What a client trades for memory in a visit; docs/memory.md has the prices.
 
-    optimizer_in_backward: one tensor's gradient lives at a time. checkpoint_activations: computed
-    again in the backward pass instead of kept. frozen: how what is not trained is held.
-    cache_inputs: bytes for what comes into the first trained layer, such as "256MiB".
+    optimizer_in_backward: each tensor steps as soon as its gradient is there, so that one gradient
+    lives at a time; its norm can only be clipped by itself. checkpoint_activations: layers keep
+    their inputs and compute again in the backward pass. frozen: how what is not trained is held
+    while a visit lasts. cache_inputs: bytes for what comes into the first trained layer, such as
+    "256MiB", so that later epochs do not compute the layers before it.
     """
 
     optimizer_in_backward: bool = False
     checkpoint_activations: bool = False
     frozen: Literal["exact", "int8", "int4"] = "exact"
-    cache_inputs: str | None = None
-
-    @field_validator("cache_inputs")
-    @classmethod
-    def _is_bytes(cls, text: str | None) -> str | None:
-        if text is not None:
-            parse_bytes(text)
-        return text
+    cache_inputs: Bytes = 0
 
 
 class EvaluationTable(_Table):
@@ -163,8 +170,8 @@ class DeploymentTable(_Table):
     deadline_seconds: PositiveFloat = 3600.0
 
 
-class MethodTable(BaseModel):
-    """The method's name and its own options, which the method itself validates."""
+class NamedTable(BaseModel):
+    """The name of a method, codec or aggregation rule, and the options it validates itself."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -175,12 +182,18 @@ class MethodTable(BaseModel):
 
 
 class Recipe(_Table):
-    """One experiment. ``load_recipe`` reads it from TOML."""
+    """One experiment. ``load_recipe`` reads it from TOML.
+
+    codec: how changes become bytes; None for the method's own default. aggregation: how the server
+    combines reports.
+    """
 
     model: ModelTable
     data: DataTable
     federation: FederationTable
-    method: MethodTable
+    method: NamedTable
+    codec: NamedTable | None = None
+    aggregation: NamedTable = NamedTable(name="mean")
     local: LocalTable = LocalTable()
     memory: MemoryTable = MemoryTable()
     evaluation: EvaluationTable = EvaluationTable()
@@ -201,8 +214,9 @@ class Recipe(_Table):
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe in a TOML file, with ``key=value`` overrides applied.
 
-    Overriding ``method.name`` leaves the options of the recipe's own method behind. The tables
-    under ``compare`` are for ``fullfed compare`` alone.
+    Overriding ``method.name`` leaves the options and the codec of the recipe's own method behind,
+    and so do ``codec.name`` and ``aggregation.name`` with options. The tables under ``compare`` are
+    for ``fullfed compare`` alone.
 
     ``$NAME`` and ``${NAME}`` in the file's and the overrides' strings stand for environment
     variables; relative paths are relative to the folder the command runs in.
@@ -228,8 +242,14 @@ def load_tables(path: Path, overrides: list[str] | None = None) -> dict[str, Any
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: this is not valid TOML ({error}).") from error
     for override in overrides or []:
-        if override.startswith("method.name="):
-            change_method(tables, str(_toml_value(override.partition("=")[2].strip())))
+        key, _, name = override.partition("=")
+        if key.strip() == "method.name":
+            change_method(tables, str(_toml_value(name.strip())))
+    for override in overrides or []:
+        key, _, name = override.partition("=")
+        table = key.strip().removesuffix(".name")
+        if table in ("codec", "aggregation") and key.strip() != table:
+            rename(tables, table, str(_toml_value(name.strip())))
     for override in overrides or []:
         _apply_override(tables, override)
     return tables
@@ -266,10 +286,17 @@ def describe_validation(error: ValidationError, prefix: str = "") -> str:
     return f"{name or 'the recipe'}: {message[0].lower()}{message[1:]}"
 
 
+def rename(tables: dict[str, Any], table: str, name: str) -> None:
+    """Leave the options of another method, codec or rule behind: they mean nothing to this one."""
+    if tables.get(table, {}).get("name") != name:
+        tables[table] = {"name": name}
+
+
 def change_method(tables: dict[str, Any], name: str) -> None:
-    """Leave another method's options behind: they mean nothing to the new one."""
+    """Leave another method's options and its codec behind: the new one has its own."""
     if tables.get("method", {}).get("name") != name:
-        tables["method"] = {"name": name}
+        tables.pop("codec", None)
+    rename(tables, "method", name)
 
 
 def _apply_override(tables: dict[str, Any], override: str) -> None:

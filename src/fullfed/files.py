@@ -44,11 +44,12 @@ def lock(file: BinaryIO, otherwise: str) -> None:
     """Lock an open file against other processes, until it is closed or this process ends.
 
     Raises:
-        UserError: another process has locked it; says ``otherwise``.
+        UserError: another process has locked it; says ``otherwise``. The file is closed.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        file.close()
         raise UserError(otherwise) from error
 
 

@@ -9,11 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fullfed.data.batches import collate
-from fullfed.training.assembled import assemble, blank
 from fullfed.training.layers import find_layers, layer_names
 from fullfed.training.loss import answer_loss
-from fullfed.training.memory import Memory, held
-from fullfed.training.quantised import Quantised, quantisable
+from fullfed.training.memory import held
+from fullfed.training.quantised import Quantised, assemble, blank, quantisable
 from methods.tiny import samples
 from training.architectures import CAUSAL, make
 
@@ -30,7 +29,6 @@ def test_a_layer_that_is_left_out_is_as_if_it_were_not_there(name: str) -> None:
     parts = {name: tensor for name, tensor in exact(whole).items() if name not in left_out}
     assemble(model, parts, {}, dict(whole.named_buffers()))
     found = find_layers(shorter)
-    assert found is not None
     del found[1][1]
     for place in ("num_hidden_layers", "n_layer"):
         if hasattr(shorter.config, place):
@@ -52,7 +50,7 @@ def test_packed_matrices_compute_as_they_do_in_place_of_exact_ones(name: str) ->
     rest = {n: t for n, t in exact(whole).items() if n not in packed}
     assemble(model, rest, packed, dict(whole.named_buffers()))
     batch = collate(samples(3))
-    with held(whole, [], Memory(frozen="int8")):
+    with held(whole, [], "int8"):
         assert torch.equal(answer_loss(model, batch), answer_loss(whole, batch))
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import IGNORED, Batch, collate
-from fullfed.training.first_order import FirstOrder, TrainingError
+from fullfed.training.first_order import Improvement, Loss, TrainingError, train
 from fullfed.training.loss import answer_loss, answer_loss_value
-from methods.tiny import same, samples, tiny_model, weights
+from methods.tiny import adamw, same, samples, sgd, tiny_model, weights
 
 
 @pytest.fixture
@@ -25,6 +26,13 @@ def model() -> LlamaForCausalLM:
 @pytest.fixture
 def batches() -> list[Batch]:
     return [collate(samples(3, seed)) for seed in range(4)]
+
+
+def improve(
+    model: LlamaForCausalLM, batches: list[Batch], local: LocalTable, loss: Loss = answer_loss
+) -> Improvement:
+    """Train all of the model."""
+    return train(model, dict(model.named_parameters()), batches, local, MemoryTable(), loss)
 
 
 def gradients(model: LlamaForCausalLM, batch: Batch, clip: float | None) -> list[Tensor]:
@@ -83,7 +91,7 @@ def test_sgd_is_the_algorithm_written_out(
 ) -> None:
     expected = tiny_model()
     by_hand_sgd(expected, batches, 0.3, momentum, decay, clip)
-    FirstOrder("sgd", 0.3, momentum, decay, clip).improve(model, list(model.parameters()), batches)
+    improve(model, batches, sgd(0.3, momentum=momentum, weight_decay=decay, clip=clip))
     for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -94,7 +102,7 @@ def test_adamw_is_the_algorithm_written_out(
 ) -> None:
     expected = tiny_model()
     by_hand_adamw(expected, batches, 0.01, decay, clip)
-    FirstOrder("adamw", 0.01, 0.0, decay, clip).improve(model, list(model.parameters()), batches)
+    improve(model, batches, adamw(0.01, weight_decay=decay, clip=clip))
     for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5)
 
@@ -102,7 +110,7 @@ def test_adamw_is_the_algorithm_written_out(
 def test_each_batchs_loss_is_that_before_its_step(
     model: LlamaForCausalLM, batches: list[Batch]
 ) -> None:
-    losses = FirstOrder("sgd", 0.3).improve(model, list(model.parameters()), batches)
+    losses = improve(model, batches, sgd(0.3)).losses
     other = tiny_model()
     for seen, batch in zip(losses, batches, strict=True):
         assert seen == pytest.approx(answer_loss_value(other, batch), rel=1e-5)
@@ -114,12 +122,12 @@ def test_nothing_of_a_visit_is_left_for_the_next(
 ) -> None:
     """Momentum and gradients of one client's data would reach the next client's report."""
     base = weights(model)
-    optimizer = FirstOrder("sgd", 0.3, momentum=0.9)
-    optimizer.improve(model, list(model.parameters()), batches)
+    local = sgd(0.3, momentum=0.9)
+    improve(model, batches, local)
     once = weights(model)
     assert all(p.grad is None for p in model.parameters())
     model.load_state_dict(base, strict=False)
-    optimizer.improve(model, list(model.parameters()), batches)
+    improve(model, batches, local)
     assert same(weights(model), once)
 
 
@@ -127,8 +135,8 @@ def test_parameters_that_are_not_trained_stay(
     model: LlamaForCausalLM, batches: list[Batch]
 ) -> None:
     before = weights(model)
-    trained = model.model.norm.weight
-    FirstOrder("adamw", 0.1).improve(model, [trained], batches)
+    trained = {"model.norm.weight": model.model.norm.weight}
+    train(model, trained, batches, adamw(0.1), MemoryTable())
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {"model.norm.weight"}
 
@@ -139,9 +147,9 @@ def test_the_model_does_not_drop_out(batches: list[Batch]) -> None:
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
     model.train()
-    FirstOrder("sgd", 0.3).improve(model, list(model.parameters()), batches)
+    improve(model, batches, sgd(0.3))
     expected = tiny_model()
-    FirstOrder("sgd", 0.3).improve(expected, list(expected.parameters()), batches)
+    improve(expected, batches, sgd(0.3))
     assert same(weights(model), weights(expected))
 
 
@@ -155,7 +163,7 @@ def test_a_loss_that_is_not_finite_is_an_error(
         return answer_loss(model, batch) * next(factors)
 
     with pytest.raises(TrainingError, match="training loss is not finite; lower"):
-        FirstOrder("sgd", 0.3).improve(model, list(model.parameters()), batches, loss)
+        improve(model, batches, sgd(0.3), loss)
 
 
 def test_padding_and_prompts_do_not_train(model: LlamaForCausalLM) -> None:
@@ -167,10 +175,9 @@ def test_padding_and_prompts_do_not_train(model: LlamaForCausalLM) -> None:
         input_ids=torch.cat([batch.input_ids, idle]),
         attention_mask=torch.cat([batch.attention_mask, torch.ones_like(idle)]),
         labels=torch.cat([batch.labels, torch.full_like(idle, IGNORED)]),
-        examples=3,
     )
     other = tiny_model()
-    FirstOrder("sgd", 0.3).improve(model, list(model.parameters()), [batch])
-    FirstOrder("sgd", 0.3).improve(other, list(other.parameters()), [padded])
+    improve(model, [batch], sgd(0.3))
+    improve(other, [padded], sgd(0.3))
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

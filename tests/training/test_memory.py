@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import Batch, collate
-from fullfed.training.first_order import FirstOrder
-from fullfed.training.frozen import training_only
-from fullfed.training.layers import find_layers, layer_names
+from fullfed.training.first_order import Steps, train
+from fullfed.training.layers import find_layers, layer_names, training_only
 from fullfed.training.loss import answer_loss
-from fullfed.training.memory import PLAIN, Memory, held, input_cache
-from methods.tiny import same, samples, weights
+from fullfed.training.memory import checkpointed, held, input_cache
+from methods.tiny import adamw, same, samples, sgd, weights
 from training.architectures import CAUSAL, make
 
-ADAM = FirstOrder("adamw", 0.01)
+ADAM = adamw(0.01)
+PLAIN = MemoryTable()
+LEAN = MemoryTable(optimizer_in_backward=True)
 
 
 @pytest.fixture(params=CAUSAL)
@@ -32,18 +34,26 @@ def batches(epochs: int = 1) -> list[Batch]:
     return [collate(samples(3, seed)) for seed in range(3)] * epochs
 
 
+def named(model: PreTrainedModel, number: int | None) -> dict[str, Tensor]:
+    """The parameters of one layer, or all."""
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    names = parameters if number is None else layer_names(model)[number]
+    return {n: p for n, p in parameters.items() if n in names}
+
+
 def block(model: PreTrainedModel, number: int) -> list[Tensor]:
-    names = set(layer_names(model)[number])
-    return [p for n, p in model.named_parameters() if n in names]
+    return list(named(model, number).values())
 
 
 def trained(
-    name: str, optimizer: FirstOrder, number: int | None = 1, epochs: int = 1
+    name: str,
+    local: LocalTable = ADAM,
+    number: int | None = 1,
+    epochs: int = 1,
+    memory: MemoryTable = PLAIN,
 ) -> dict[str, Tensor]:
     model = make(name)
-    parameters = list(model.parameters()) if number is None else block(model, number)
-    with held(model, parameters, optimizer.memory):
-        optimizer.improve(model, parameters, batches(epochs))
+    train(model, named(model, number), batches(epochs), local, memory)
     return weights(model)
 
 
@@ -54,7 +64,7 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> Non
 
 def test_what_is_outside_of_the_block_stays_bit_for_bit(name: str) -> None:
     model, before = make(name), weights(make(name))
-    ADAM.improve(model, block(model, 1), batches())
+    train(model, named(model, 1), batches(), ADAM, PLAIN)
     inside = set(layer_names(model)[1])
     after = weights(model)
     assert same({n: before[n] for n in before if n not in inside},
@@ -65,7 +75,6 @@ def test_what_is_outside_of_the_block_stays_bit_for_bit(name: str) -> None:
 def test_layers_below_the_block_have_no_graph_and_nothing_outside_a_gradient(name: str) -> None:
     model = make(name)
     found = find_layers(model)
-    assert found is not None
     graphs: dict[int, bool] = {}
     for n, layer in enumerate(found[1]):
         layer.register_forward_hook(
@@ -87,9 +96,9 @@ def test_stepping_in_the_backward_pass_is_stepping_after_it(
     name: str, optimizer: Any, number: int | None, clip: float | None
 ) -> None:
     """To the last bit, if torch uses the same kernels."""
-    lean = FirstOrder(optimizer, 0.01, 0.0, 0.1, clip, memory=Memory(optimizer_in_backward=True))
+    local = sgd(0.01, weight_decay=0.1, clip=clip, optimizer=optimizer)
     model = make(name)
-    parameters = list(model.parameters()) if number is None else block(model, number)
+    parameters = list(named(model, number).values())
     torchs = torch.optim.AdamW if optimizer == "adamw" else torch.optim.SGD
     theirs = torchs(parameters, lr=0.01, weight_decay=0.1, fused=True)
     for batch in batches():
@@ -98,14 +107,13 @@ def test_stepping_in_the_backward_pass_is_stepping_after_it(
             torch.nn.utils.clip_grad_norm_([p], clip)
         theirs.step()
         model.zero_grad()
-    assert same(trained(name, lean, number), weights(model))
+    assert same(trained(name, local, number, memory=LEAN), weights(model))
 
 
 def test_clipping_each_tensor_is_torchs_clipping_of_it_alone() -> None:
     model, other = make("llama"), make("llama")
-    FirstOrder("sgd", 1.0, clip=0.01, clip_by="tensor").improve(
-        model, list(model.parameters()), batches()[:1]
-    )
+    local = sgd(1.0, clip=0.01, clip_by="tensor")
+    train(model, named(model, None), batches()[:1], local, PLAIN)
     answer_loss(other, batches()[0]).backward()
     for p in other.parameters():
         norm = torch.nn.utils.clip_grad_norm_([p], 0.01)
@@ -117,9 +125,7 @@ def test_clipping_each_tensor_is_torchs_clipping_of_it_alone() -> None:
 def test_one_gradient_lives_at_a_time() -> None:
     model = make("llama")
     parameters = block(model, 1)
-    stepper = FirstOrder("sgd", 0.1, memory=Memory(optimizer_in_backward=True)).stepper(
-        {str(n): p for n, p in enumerate(parameters)}, {}
-    )
+    steps = Steps(named(model, 1), sgd(0.1), set(), one_by_one=True, state={})
     alive: list[int] = []
     gradients: list[weakref.ref[Tensor]] = []
 
@@ -127,9 +133,9 @@ def test_one_gradient_lives_at_a_time() -> None:
         gradients.append(weakref.ref(parameter.grad))  # type: ignore[arg-type]
         alive.append(sum(g() is not None for g in gradients))
 
-    for p in parameters:  # before the stepper's own hooks
+    for p in parameters:  # before those of the steps
         p.register_post_accumulate_grad_hook(note)
-    with training_only(model, parameters), stepper:
+    with training_only(model, parameters), steps:
         answer_loss(model, batches()[0]).backward()
     assert alive == [1] * len(parameters)
 
@@ -139,19 +145,19 @@ def test_the_steps_of_a_16_bit_model_add_up() -> None:
     model = make("llama").bfloat16()
     parameters = block(model, 1)
     start = [p.detach().clone() for p in parameters]
-    FirstOrder("adamw", 1e-5).improve(model, parameters, batches(epochs=100))
+    train(model, named(model, 1), batches(epochs=100), adamw(1e-5), PLAIN)
     moved = torch.cat([(p - s).abs().reshape(-1) for p, s in zip(parameters, start, strict=True)])
     assert float((moved > 0).float().mean()) > 0.5
 
 
 def test_checkpointed_layers_train_the_same_to_the_last_bit(name: str) -> None:
-    lean = replace(ADAM, memory=Memory(checkpoint_activations=True))
-    assert same(trained(name, lean), trained(name, ADAM))
-    assert same(trained(name, lean, None), trained(name, ADAM, None))
+    lean = MemoryTable(checkpoint_activations=True)
+    for number in (1, None):
+        assert same(trained(name, number=number, memory=lean), trained(name, number=number))
 
 
 def test_checkpointed_layers_keep_their_inputs_only(name: str) -> None:
-    def kept(memory: Memory) -> int:
+    def kept(memory: MemoryTable) -> int:
         """Bytes the graph holds at the end of the forward pass, weights apart."""
         model = make(name)
         sizes: dict[int, int] = {}
@@ -162,22 +168,20 @@ def test_checkpointed_layers_keep_their_inputs_only(name: str) -> None:
                 sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        optimizer = replace(ADAM, memory=memory)
         with (
             training_only(model, block(model, 0)),
-            optimizer._checkpointing(model),
+            checkpointed(model) if memory.checkpoint_activations else nullcontext(),
             torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
         ):
             answer_loss(model, batches()[0])
         return sum(sizes.values())
 
-    assert kept(Memory(checkpoint_activations=True)) < kept(PLAIN) / 2
+    assert kept(MemoryTable(checkpoint_activations=True)) < kept(MemoryTable()) / 2
 
 
 def count_layer_calls(model: nn.Module) -> list[int]:
     """How often each layer has computed anything so far, from now on."""
     found = find_layers(model)
-    assert found is not None
     calls = [0] * len(found[1])
     for n, layer in enumerate(found[1]):
         for module in layer.modules():
@@ -188,9 +192,9 @@ def count_layer_calls(model: nn.Module) -> list[int]:
 
 
 def test_with_a_cache_the_layers_below_compute_each_sample_once(name: str) -> None:
-    model, optimizer = make(name), replace(ADAM, memory=Memory(cache_inputs=1 << 20))
+    model = make(name)
     calls = count_layer_calls(model)
-    optimizer.improve(model, block(model, 2), batches(epochs=4))
+    train(model, named(model, 2), batches(epochs=4), ADAM, MemoryTable(cache_inputs=1 << 20))
     assert calls == [3, 3, 12]
 
 
@@ -199,18 +203,18 @@ def test_a_cache_changes_no_more_than_rounding(name: str) -> None:
     again = [collate(samples(3, s)[i : i + 1]) for s in range(3) for i in range(3)]
     results = []
     for limit in (0, 1 << 20):
-        model, optimizer = make(name), FirstOrder("sgd", 0.1, memory=Memory(cache_inputs=limit))
-        optimizer.improve(model, block(model, 1), batches() + again + batches())
+        model, memory = make(name), MemoryTable(cache_inputs=limit)
+        train(model, named(model, 1), batches() + again + batches(), sgd(0.1), memory)
         results.append(weights(model))
     close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_a_cache_that_gets_too_large_is_given_up() -> None:
-    model, optimizer = make("llama"), replace(ADAM, memory=Memory(cache_inputs=500))
+    model = make("llama")
     calls = count_layer_calls(model)
-    optimizer.improve(model, block(model, 2), batches(epochs=2))
+    train(model, named(model, 2), batches(epochs=2), ADAM, MemoryTable(cache_inputs=500))
     assert calls == [6, 6, 6]
-    assert same(weights(model), trained("llama", ADAM, 2, epochs=2))
+    assert same(weights(model), trained("llama", number=2, epochs=2))
 
 
 def test_there_is_nothing_to_cache_where_the_graph_begins_at_the_bottom() -> None:
@@ -226,10 +230,10 @@ def test_frozen_weights_in_few_bits_give_nearly_the_same_loss_and_gradients(
     name: str, frozen: Any, tolerance: float
 ) -> None:
     losses, gradients = [], []
-    for memory in (PLAIN, Memory(frozen=frozen)):
+    for how in ("exact", frozen):
         model = make(name)
         parameters = block(model, 1)
-        with held(model, parameters, memory):
+        with held(model, parameters, how):
             loss = answer_loss(model, batches()[0])
             loss.backward()
         losses.append(loss.item())
@@ -246,7 +250,7 @@ def test_frozen_weights_come_back_bit_for_bit(name: str, frozen: Any, dtype: tor
     model = make(name).to(dtype)
     before = weights(model)
     parameters = block(model, 1)
-    with held(model, parameters, Memory(frozen=frozen)):
+    with held(model, parameters, frozen):
         answer_loss(model, batches()[0])
         held_bytes = sum(p.nbytes for p in model.parameters())
     assert same(weights(model), before)
@@ -257,7 +261,7 @@ def test_frozen_weights_come_back_after_a_failure() -> None:
     model = make("llama")
     before = weights(model)
     with pytest.raises(RuntimeError, match="out of memory"), held(
-        model, block(model, 0), Memory(frozen="int8")
+        model, block(model, 0), "int8"
     ):  # fmt: skip
         raise RuntimeError("out of memory")
     assert same(weights(model), before)

@@ -11,28 +11,38 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import Batch
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Plan, Report, decode, encode
-from fullfed.federation.rounds import run_round
+from fullfed.federation.server import run_round
+from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.composition import Composition
-from fullfed.methods.setting import LocalWork, Setting
-from fullfed.training.first_order import FirstOrder
+from fullfed.methods.local_work import FirstOrder
+from fullfed.methods.setting import Setting
+from fullfed.training.first_order import Improvement
 from methods.tiny import (
     Federation,
+    adamw,
     make_fedavg,
     make_ferret,
     same,
     samples,
     setting,
+    sgd,
     tiny_model,
     weights,
 )
 
+
+def in_16_bits(setting: Setting) -> Composition:
+    return make_fedavg(replace(setting, codec=Dense("bfloat16")))
+
+
 METHODS: dict[str, Callable[[Setting], Composition]] = {
     "fedavg": make_fedavg,
-    "fedavg in bfloat16": lambda s: make_fedavg(s, precision="bfloat16"),
+    "fedavg in bfloat16": in_16_bits,
     "ferret": lambda s: make_ferret(s, coordinates=50),
     "ferret with a constant step": lambda s: make_ferret(s, coordinates=50, server_step=0.5),
     "ferret with the paper's directions": lambda s: make_ferret(s, coordinates=50, basis="normal"),
@@ -49,7 +59,7 @@ def federation(
 ) -> Federation:
     """Two clients who take three steps."""
     model = tiny_model().to(dtype)
-    known = {"clients": 2, "work": LocalWork(batch_size=2, steps=3)}
+    known = {"clients": 2, "work": {"batch_size": 2, "steps": 3}}
     return Federation(model, make(setting(model, **(known | changes))), [samples(5), samples(4, 1)])
 
 
@@ -67,15 +77,15 @@ def test_a_visit_leaves_the_weights_bit_for_bit(
 @pytest.mark.parametrize(
     ("optimizer", "reason"),
     [
-        (FirstOrder("sgd", 1e30), "not finite"),
-        (FirstOrder("sgd", 1e38, momentum=0.9), "not finite"),
-        (FirstOrder("adamw", 1e30), "not finite"),
+        (sgd(1e30), "not finite"),
+        (sgd(1e38, momentum=0.9), "not finite"),
+        (adamw(1e30), "not finite"),
     ],
 )
 def test_a_client_whose_training_diverges_says_so_and_leaves_the_weights(
-    make: Callable[[Setting], Composition], optimizer: FirstOrder, reason: str
+    make: Callable[[Setting], Composition], optimizer: LocalTable, reason: str
 ) -> None:
-    ours = federation(make, optimizer=optimizer)
+    ours = federation(make, local=optimizer)
     before = weights(ours.model)
     with pytest.raises(UserError, match=r"round 0: no client sent a usable report") as caught:
         ours.round()
@@ -89,8 +99,8 @@ def test_no_learning_rate_makes_more_than_a_refusal(
     make: Callable[[Setting], Composition], rate: float, steps: int
 ) -> None:
     """Weights may be finite where the loss on them is not, and the other way round."""
-    work = LocalWork(batch_size=2, steps=steps)
-    ours = federation(make, optimizer=FirstOrder("sgd", rate), work=work)
+    work = {"batch_size": 2, "steps": steps}
+    ours = federation(make, local=sgd(rate), work=work)
     before = weights(ours.model)
     for plan in ours.method.plans(0, None):
         arrival = ours.worker.visit(encode(plan))
@@ -111,12 +121,12 @@ def test_a_visit_that_breaks_down_leaves_the_weights(
     def improve(
         self: FirstOrder,
         model: PreTrainedModel,
-        parameters: list[Tensor],
+        parameters: dict[str, Tensor],
         batches: Iterable[Batch],
         *_: Any,
-    ) -> list[float]:
+    ) -> Improvement:
         with torch.no_grad():
-            parameters[3].add_(1.0)
+            list(parameters.values())[3].add_(1.0)
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(FirstOrder, "improve", improve)
@@ -137,11 +147,9 @@ def test_a_failed_client_does_not_change_what_the_others_report(
 ) -> None:
     ours, alone = federation(make), federation(make)
     first, second = ours.method.plans(0, None)
-    diverging = replace(
-        ours.method, setting=replace(ours.method.setting, optimizer=FirstOrder("sgd", 1e30))
-    )
+    diverging = replace(ours.method, local=FirstOrder(sgd(1e30), MemoryTable()))
     ours.worker._method = diverging
-    ours.worker.visit(encode(first))
+    assert ours.worker.visit(encode(first)).failure
     ours.worker._method = ours.method
     assert ours.worker.visit(encode(second)).payload == alone.worker.visit(encode(second)).payload
 
@@ -172,9 +180,10 @@ def test_the_report_tells_the_samples_and_the_mean_loss(
 
 
 def test_work_is_counted_in_steps_or_in_epochs() -> None:
-    assert LocalWork(batch_size=4, steps=7).batches(samples=3) == 7
-    assert LocalWork(batch_size=4, epochs=2).batches(samples=9) == 6
-    assert LocalWork(batch_size=4, epochs=1).batches(samples=1) == 1
+    assert LocalTable(batch_size=4, steps=7).batches(samples=3) == 7
+    assert LocalTable(batch_size=4, epochs=2).batches(samples=9) == 6
+    assert LocalTable(batch_size=4, epochs=1).batches(samples=1) == 1
+    assert LocalTable(batch_size=4).batches(samples=9) == 3
 
 
 def test_reports_of_a_round_are_the_ones_the_worker_sent(

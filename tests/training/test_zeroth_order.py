@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -23,15 +24,18 @@ from transformers import (
 from fullfed.data.batches import Batch, collate
 from fullfed.sketch import Purpose, Stream, perturb_
 from fullfed.sketch.entries import NORMALS, SIGNS
-from fullfed.training.copies import Memory
+from fullfed.training import zeroth_order
 from fullfed.training.first_order import TrainingError
 from fullfed.training.loss import answer_loss_value
-from fullfed.training.parts import moved, parts_of
-from fullfed.training.zeroth_order import Direction, Neighbourhood, length
+from fullfed.training.zeroth_order import (
+    Neighbourhood,
+    RandomDirection,
+    length,
+)
 from methods.tiny import VOCABULARY, same, samples, tiny_model, weights
 
-Z = Direction(Stream(3, Purpose.DIRECTION, owner=8), "rademacher")
-NORMAL = Direction(Z.stream, "gaussian")
+Z = RandomDirection(Stream(3, Purpose.DIRECTION, owner=8), "rademacher")
+NORMAL = RandomDirection(Z.stream, "gaussian")
 SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "max_position_embeddings": 16}
 
 
@@ -75,7 +79,7 @@ def batch() -> Batch:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_the_loss_is_that_of_weights_moved_in_place(
-    make: Any, dtype: torch.dtype, direction: Direction, batch: Batch
+    make: Any, dtype: torch.dtype, direction: RandomDirection, batch: Batch
 ) -> None:
     torch.manual_seed(0)
     model = make().to(dtype).eval()
@@ -113,34 +117,32 @@ def test_the_model_is_left_as_it_was_whatever_happens(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_copies_are_made_in_the_memory_of_the_largest(batch: Batch, tied: bool) -> None:
-    """And of the table if it is tied, which is moved once."""
+def test_a_layer_is_moved_at_once_and_its_copies_last_no_longer(
+    batch: Batch, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that is tied is moved once, and lasts to the end."""
     model = llama(tied).eval()
-    parts, memory = parts_of(model, list(model.parameters())), Memory()
+    nearby = Neighbourhood(model, dict(model.named_parameters()))
+    starts: list[int] = []
+    copies: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def watched(rows: list[Tensor], *args: Any, start: int) -> None:
+        nonlocal most
+        starts.append(start)
+        copies.extend(weakref.ref(row) for row in rows)
+        most = max(most, sum(row.numel() for held in copies if (row := held()) is not None))
+
+    monkeypatch.setattr(zeroth_order, "perturb_", watched)
+    nearby.at(batch, Z, 0.1)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     table = model.lm_head.weight.numel()
-    starts: list[int] = []
-    places: dict[int, int] = {}
-
-    def keep(row: Tensor, start: int) -> None:
-        starts.append(start)
-        storage = row.untyped_storage()
-        places[storage.data_ptr()] = storage.nbytes() // row.element_size()
-
-    for _ in range(3):
-        starts.clear()
-        with moved(parts, keep, memory):
-            answer_loss_value(model, batch)
-        assert len(set(starts)) == len(starts) == (5 if tied else 6)  # with three layers and norm
-        if not tied:
-            assert layer in places.values()
-    kept = [held.numel() // 4 for held in memory._free[model.device]]
-    assert sorted(kept) == ([table, layer] if table < layer and tied else [layer])
+    assert len(set(starts)) == len(starts) == (5 if tied else 6)  # with three layers and norm
+    assert most == (table + layer if tied else max(table, layer))
+    assert all(held() is None for held in copies)
 
 
 def test_a_module_may_return_its_parameters(batch: Batch) -> None:
-    """Their memory is not used again then."""
-
     class Returning(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -234,7 +236,7 @@ def test_a_loss_that_is_not_finite_is_one_sentence(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("direction", [Z, NORMAL], ids=["signs", "normals"])
-def test_on_a_quadratic_the_slope_is_the_true_one(direction: Direction, batch: Batch) -> None:
+def test_on_a_quadratic_the_slope_is_the_true_one(direction: RandomDirection, batch: Batch) -> None:
     """Two-sided differences are exact there: z' A (w - c)."""
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(9, 9, generator=generator)

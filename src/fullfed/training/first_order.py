@@ -1,24 +1,26 @@
-"""First-order local optimisation: a client's steps of SGD or AdamW."""
+"""First-order local optimisation: a client's steps of an optimizer of torch's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import Batch
-from fullfed.training.checkpointing import checkpointed
-from fullfed.training.frozen import training_only
-from fullfed.training.layers import find_layers
+from fullfed.training.layers import layer_names, training_only
 from fullfed.training.loss import answer_loss
-from fullfed.training.memory import PLAIN, Memory, input_cache
-from fullfed.training.stepper import Stepper
+from fullfed.training.memory import checkpointed, input_cache
+from fullfed.training.optimizers import make_optimizers
+
+Loss = Callable[[PreTrainedModel, Batch], Tensor]
 
 
 class TrainingError(Exception):
@@ -26,91 +28,160 @@ class TrainingError(Exception):
 
 
 @dataclass(frozen=True)
-class FirstOrder:
-    """A client's optimizer, made anew for every visit.
+class Improvement:
+    """What a visit's training came to, besides the parameters it changed.
 
     Attributes:
-        optimizer: "sgd" or "adamw", torch's own.
-        learning_rate, momentum, weight_decay: as torch's optimizers take them; momentum is
-            SGD's, AdamW keeps torch's betas.
-        clip: gradients are scaled down to this norm; None for no clipping.
-        clip_by: the norm of all gradients of the "model" together, or each "tensor"'s own.
-        memory: what of it is traded for what.
+        losses: of every step, nats per answer token.
+        steps: of zeroth-order training, in their order: the direction's number and the derivative
+            along it, float32.
+        exact: the trained values in float32, by name, where parameters themselves are coarser.
+        state: what the client's next visit of the same kind may go on from.
     """
 
-    optimizer: Literal["sgd", "adamw"]
-    learning_rate: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    clip: float | None = None
-    clip_by: Literal["model", "tensor"] = "model"
-    memory: Memory = PLAIN
+    losses: list[float]
+    steps: tuple[tuple[int, float], ...] = ()
+    exact: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def improve(
+
+def train(
+    model: PreTrainedModel,
+    parameters: Mapping[str, Tensor],
+    batches: Iterable[Batch],
+    local: LocalTable,
+    memory: MemoryTable,
+    loss: Loss = answer_loss,
+    state: Mapping[str, Tensor] | None = None,
+) -> Improvement:
+    """Take one step a batch on ``parameters``, in place.
+
+    The model is in evaluation mode: dropout would draw from a global generator, and replicas
+    could not be told from one another by their seeds.
+
+    Args:
+        parameters: by name; nothing else gets a gradient, and nothing before them a graph.
+        local, memory: the recipe's tables.
+        loss: of a batch, a float32 scalar.
+        state: an earlier visit's, to go on from; None begins anew.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    model.eval()  # type: ignore[no-untyped-call]
+    trained, losses = list(parameters.values()), []
+    device = trained[0].device
+    hidden = {name for layer in layer_names(model) for name in layer}
+    cache = input_cache(model, trained, memory.cache_inputs)
+    steps = Steps(parameters, local, hidden, memory.optimizer_in_backward, state or {})
+    checkpointing = checkpointed(model) if memory.checkpoint_activations else nullcontext()
+    with training_only(model, trained), checkpointing, steps:
+        for batch in batches:
+            with cache.serving(batch) if cache else nullcontext():
+                value = loss(model, batch.to(device))
+                value.backward()  # type: ignore[no-untyped-call]
+            steps.take()
+            losses.append(value.detach())
+    values: list[float] = torch.stack(losses).tolist()
+    if not all(math.isfinite(value) for value in values):
+        raise TrainingError(
+            "the training loss is not finite; lower local.learning_rate or set local.clip"
+        )
+    return Improvement(values, exact=steps.masters, state=steps.state())
+
+
+class Steps:
+    """One visit's optimizer steps: on all tensors after a backward pass, or on each during it.
+
+    16-bit parameters are trained as float32 copies, and follow them: steps smaller than a
+    parameter's own precision add up.
+
+    Args:
+        parameters: to train, by name.
+        local: the recipe's table.
+        hidden: the names of parameters in the model's layers.
+        one_by_one: whether each tensor steps, and its gradient goes, as soon as the backward pass
+            has come to it. ``local.clip`` is then of each gradient by itself.
+        state: an earlier visit's ``state()``, to go on from.
+
+    Attributes:
+        masters: what the optimizers train: the parameters, or their float32 copies.
+    """
+
+    def __init__(
         self,
-        model: PreTrainedModel,
-        parameters: Sequence[Tensor],
-        batches: Iterable[Batch],
-        loss: Callable[[PreTrainedModel, Batch], Tensor] = answer_loss,
-        stepper: Stepper | None = None,
-    ) -> list[float]:
-        """Take one step a batch on ``parameters``, in place; return each batch's loss.
+        parameters: Mapping[str, Tensor],
+        local: LocalTable,
+        hidden: set[str],
+        one_by_one: bool,
+        state: Mapping[str, Tensor],
+    ) -> None:
+        self._parameters = parameters
+        self._clip, self._clip_each = local.clip, local.clip_by == "tensor" or one_by_one
+        self._one_by_one = one_by_one
+        self.masters = {
+            name: p.detach().float() if p.dtype.itemsize == 2 else p
+            for name, p in parameters.items()
+        }
+        self._optimizers: dict[str, Optimizer] = {}
+        for names in [[name] for name in parameters] if one_by_one else [list(parameters)]:
+            own = {name: self.masters[name] for name in names}
+            self._optimizers |= make_optimizers(local, own, hidden, fused=one_by_one)
+        self._restore(state)
+        self._hooks = ExitStack()
 
-        The model is in evaluation mode: dropout would draw from a global generator, and
-        replicas could not be told from one another by their seeds.
+    def __enter__(self) -> Steps:
+        if self._one_by_one:
+            for name, p in self._parameters.items():
+                hook = p.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    lambda _, n=name: self._step([n])
+                )
+                self._hooks.callback(hook.remove)
+        return self
 
-        Args:
-            parameters: nothing else gets a gradient, and nothing before them a graph.
-            stepper: takes the steps, on the same parameters; None for a new one.
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+        for name, p in self._parameters.items():
+            p.grad = self.masters[name].grad = None
 
-        Raises:
-            TrainingError: a loss is not finite.
-        """
-        model.eval()  # type: ignore[no-untyped-call]
-        if stepper is None:
-            stepper = self.stepper({str(n): p for n, p in enumerate(parameters)}, {})
-        device, losses = parameters[0].device, []
-        cache = input_cache(model, parameters, self.memory.cache_inputs)
-        with training_only(model, parameters), self._checkpointing(model), stepper:
-            for batch in batches:
-                with cache.serving(batch) if cache else nullcontext():
-                    value = loss(model, batch.to(device))
-                    value.backward()  # type: ignore[no-untyped-call]
-                stepper.step()
-                losses.append(value.detach())
-        values: list[float] = torch.stack(losses).tolist()
-        if not all(math.isfinite(value) for value in values):
-            raise TrainingError(
-                "the training loss is not finite; lower local.learning_rate or set local.clip"
-            )
-        return values
+    def take(self) -> None:
+        """Do what is left to be done when a backward pass has ended."""
+        if not self._one_by_one:
+            self._step(list(self._parameters))
 
-    def stepper(self, parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> Stepper:
-        """The steps of one visit. ``kept``: the state that an earlier one's stepper ended with."""
-        return Stepper(
-            parameters,
-            self._make,
-            self.clip,
-            one_by_one=self.memory.optimizer_in_backward,
-            clip_each=self.clip_by == "tensor",
-            kept=kept,
-        )
+    def _step(self, names: list[str]) -> None:
+        tensors = [self.masters[name] for name in names]
+        for name, master in zip(names, tensors, strict=True):
+            p = self._parameters[name]
+            if p is not master and p.grad is not None:
+                master.grad, p.grad = p.grad.float(), None
+        if self._clip is not None:
+            for group in [[t] for t in tensors] if self._clip_each else [tensors]:
+                clip_grad_norm_(group, self._clip)
+        for optimizer in dict.fromkeys(self._optimizers[name] for name in names):
+            optimizer.step()
+        with torch.no_grad():
+            for name, master in zip(names, tensors, strict=True):
+                if (p := self._parameters[name]) is not master:
+                    p.copy_(master)
+                master.grad = None
 
-    def _checkpointing(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        found = find_layers(model) if self.memory.checkpoint_activations else None
-        return checkpointed(found[1]) if found else nullcontext()
+    def state(self) -> dict[str, Tensor]:
+        """The optimizers' own state: a parameter's name, a slash, and torch's name of it."""
+        return {
+            f"{name}/{key}": value
+            for name, master in self.masters.items()
+            for key, value in self._optimizers[name].state[master].items()
+            if isinstance(value, Tensor)
+        }
 
-    def _make(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        # One tensor at a time torch's fused kernels are used: they need no memory of their own.
-        fused = True if self.memory.optimizer_in_backward else None
-        if self.optimizer == "adamw":
-            return torch.optim.AdamW(
-                parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused
-            )
-        return torch.optim.SGD(
-            parameters,
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            fused=fused,
-        )
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        for place, value in state.items():
+            name, _, key = place.rpartition("/")
+            master = self.masters[name]
+            optimizer = self._optimizers[name]
+            # torch keeps the step count of an optimizer that is not fused on the CPU.
+            counted = key == "step" and not optimizer.param_groups[0].get("fused")
+            # A copy: the visit may be repeated, from the same state.
+            device = value.device if counted else master.device
+            optimizer.state[master][key] = value.to(device, copy=True)

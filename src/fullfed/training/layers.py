@@ -1,18 +1,26 @@
-"""A model's own division into layers, whatever it is called."""
+"""Finds a model's layers; context managers that freeze or replace parts of it."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
 
 
-def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The list of a model's transformer layers and its name, or None if there is none.
+def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The name and the list of a model's transformer layers; an empty one if there is none.
 
     It is the list of modules that holds the most parameters; lists inside of it (a layer's
     experts) hold fewer.
     """
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    return max(lists, key=lambda found: _elements(found[1]), default=None)
+    return max(
+        lists,
+        key=lambda found: sum(p.numel() for p in found[1].parameters()),
+        default=("", nn.ModuleList()),
+    )
 
 
 def layer_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -20,10 +28,7 @@ def layer_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
     A parameter that layers share belongs to the first.
     """
-    found = find_layers(model)
-    if found is None or _elements(found[1]) == 0:
-        return ()
-    prefix, layers = found
+    prefix, layers = find_layers(model)
     names = [name for name, _ in model.named_parameters()]
     # The dot matters: layers.1. is no beginning of layers.10.
     begins = [f"{prefix}.{number}." for number in range(len(layers))]
@@ -31,5 +36,33 @@ def layer_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     return tuple(layer for layer in own if layer)
 
 
-def _elements(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+@contextmanager
+def training_only(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, exactly ``parameters`` require gradients; afterwards what did before does again."""
+    trained = {id(p) for p in parameters}
+    found = [(p, p.requires_grad) for p in model.parameters()]
+    for parameter, _ in found:
+        parameter.requires_grad_(id(parameter) in trained)
+    try:
+        yield
+    finally:
+        for parameter, required in found:
+            parameter.requires_grad_(required)
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, calling the module calls ``forward``; hooks of the module stay."""
+    own = vars(module).get("forward")  # what else has been put in front of the class's
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def pass_on(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    """What a layer computes that is left out: what comes in comes out."""
+    return hidden

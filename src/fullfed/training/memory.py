@@ -1,63 +1,103 @@
-"""What a client can trade for memory in a visit. docs/memory.md has the prices."""
+"""What a client can trade for memory in a visit (docs/memory.md has the prices).
+
+Frozen parameters without gradients, activation checkpointing, frozen weights in few bits, and
+a cache of what comes into the first trained layer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
-from fullfed.training.frozen import training_only
-from fullfed.training.inputs import InputCache
-from fullfed.training.layers import find_layers
-from fullfed.training.quantised import quantised
+from fullfed.data.batches import Batch
+from fullfed.training.layers import find_layers, forward_replaced, pass_on, training_only
+from fullfed.training.quantised import Bits, quantised
 
-
-@dataclass(frozen=True)
-class Memory:
-    """Ways to need less of it, or (the cache) less time for more of it.
-
-    Attributes:
-        optimizer_in_backward: each tensor steps as soon as its gradient is there, so that one
-            gradient lives at a time. Its norm can only be clipped by itself.
-        checkpoint_activations: layers keep their inputs and compute again in the backward pass.
-        frozen: what is not trained is held "exact", or in "int8" or "int4" while a visit lasts.
-        cache_inputs: bytes for what comes into the first trained layer, so that later epochs do
-            not compute the layers before it.
-    """
-
-    optimizer_in_backward: bool = False
-    checkpoint_activations: bool = False
-    frozen: Literal["exact", "int8", "int4"] = "exact"
-    cache_inputs: int = 0
-
-
-PLAIN = Memory()
+Frozen = Literal["exact", "int8", "int4"]
 
 
 @contextmanager
-def held(model: nn.Module, parameters: Sequence[Tensor], memory: Memory) -> Iterator[None]:
-    """Inside, the model is as a visit that trains ``parameters`` holds it."""
-    with training_only(model, parameters):
-        if memory.frozen == "exact":
-            yield
-        else:
-            with quantised(model, parameters, 8 if memory.frozen == "int8" else 4):
-                yield
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Checkpoint each layer by itself. Layers that need no graph are none the slower."""
+    _, layers = find_layers(model)
+    with ExitStack() as stack:
+        for layer in layers:
+            again = partial(
+                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+            )
+            stack.enter_context(forward_replaced(layer, again))
+        yield
+
+
+@contextmanager
+def held(model: nn.Module, parameters: Sequence[Tensor], frozen: Frozen) -> Iterator[None]:
+    """Inside, only ``parameters`` train, and what is frozen is held exactly or in 8 or 4 bits."""
+    bits: Bits = 8 if frozen == "int8" else 4
+    packed = nullcontext() if frozen == "exact" else quantised(model, parameters, bits)
+    with training_only(model, parameters), packed:
+        yield
 
 
 def input_cache(model: nn.Module, parameters: Sequence[Tensor], limit: int) -> InputCache | None:
     """A cache before the first trained layer; None if nothing frozen comes before it."""
-    found = find_layers(model)
-    if found is None or limit == 0:
-        return None
-    layers = found[1]
+    _, layers = find_layers(model)
     trained = {id(p) for p in parameters}
-    if trained - {id(p) for p in layers.parameters()}:
+    if limit == 0 or trained - {id(p) for p in layers.parameters()}:
         return None
     first = next(
         n for n, own in enumerate(layers) if any(id(p) in trained for p in own.parameters())
     )
     return InputCache(list(layers), first, limit) if first else None
+
+
+class InputCache:
+    """The hidden states that reach a layer, by sample.
+
+    They are a function of the sample alone as long as nothing before the layer changes: padding
+    is on the right, where causal attention does not look. What of padding would reach the layer
+    is zero when it comes from the cache.
+
+    Args:
+        layers: of the model, in order.
+        first: the number of the first that is trained; those before it are frozen.
+        limit: bytes. When the samples need more, the cache is given up for the visit.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], first: int, limit: int) -> None:
+        self._below, self._layer = layers[:first], layers[first]
+        self._limit = limit
+        self._states: dict[bytes, Tensor] = {}
+        self._bytes = 0
+
+    @contextmanager
+    def serving(self, batch: Batch) -> Iterator[None]:
+        """Run the model on ``batch`` inside: from the cache, or so that it is cached."""
+        lengths = batch.attention_mask.sum(dim=1).tolist()
+        rows = zip(batch.input_ids.cpu(), lengths, strict=True)
+        keys = [row[:length].numpy().tobytes() for row, length in rows]
+        cached = [self._states[key] for key in keys if key in self._states]
+
+        def take(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (pad_sequence(cached, batch_first=True), *inputs[1:])
+
+        def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            for key, length, row in zip(keys, lengths, inputs[0], strict=True):
+                if self._bytes <= self._limit and key not in self._states:
+                    self._states[key] = row[:length].detach().clone()
+                    self._bytes += self._states[key].nbytes
+            if self._bytes > self._limit:
+                self._states.clear()
+
+        with ExitStack() as stack:
+            served = len(cached) == len(keys)
+            hook = self._layer.register_forward_pre_hook(take if served else keep)
+            stack.callback(hook.remove)
+            for layer in self._below if served else ():
+                stack.enter_context(forward_replaced(layer, pass_on))
+            yield

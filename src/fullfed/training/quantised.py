@@ -1,18 +1,19 @@
-"""Frozen weights in 8 or 4 bits while a visit lasts; the exact ones wait elsewhere."""
+"""Holds frozen weights in 8 or 4 bits while a client trains, and builds submodels from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fullfed.training.frozen import forward_replaced
-from fullfed.training.parking import Parking
+from fullfed.training.layers import find_layers, forward_replaced, pass_on
+from fullfed.training.offload import Offload
 
 Bits = Literal[8, 4]
 _GROUP = 64  # elements that share a scale in 4 bits; in 8 bits a whole row does
@@ -61,10 +62,6 @@ class Quantised:
             codes = torch.stack([low, high], dim=-1).flatten(-2)
         return codes.to(scale.dtype).mul_(scale)
 
-    @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes + self.scale.nbytes
-
 
 def _rounded(part: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     largest = 127 if bits == 8 else 7
@@ -105,9 +102,9 @@ def quantised(model: nn.Module, parameters: Sequence[Tensor], bits: Bits) -> Ite
     Args:
         parameters: what is trained.
     """
-    with Parking() as parking, ExitStack() as stack:
+    with Offload() as store, ExitStack() as stack:
         for weight, modules in quantisable(model, parameters).items():
-            stack.callback(_back, weight, parking.park(weight))
+            stack.callback(_back, weight, store.put(weight))
             packed = Quantised.of(weight, bits)
             weight.data = weight.data.new_empty(0)  # the exact one goes
             for module in modules:
@@ -148,3 +145,52 @@ def forward_with(packed: Quantised, module: nn.Module) -> Callable[[Tensor], Ten
         return packed.rows
     bias, transposed = module.bias, isinstance(module, Conv1D)
     return lambda x: _Product.apply(x, packed, bias, transposed)  # type: ignore[no-untyped-call]
+
+
+def blank(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """A model in evaluation mode whose tensors have names and shapes, and take no memory."""
+    with torch.device("meta"):
+        model = kind(config)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def assemble(
+    model: PreTrainedModel,
+    exact: Mapping[str, Tensor],
+    packed: Mapping[str, Quantised],
+    buffers: Mapping[str, Tensor],
+) -> None:
+    """Give a blank model what there is of it, in place. Nothing is copied or unpacked.
+
+    What comes into a layer of which there is nothing comes out of it unchanged: transformer
+    layers add to what comes in, so the others still make sense of it.
+
+    Args:
+        exact: parameters, by name; at least one.
+        packed: matrices that ``quantisable`` lists, by name.
+        buffers: all of the model's, by name.
+    """
+    names = {p: name for name, p in model.named_parameters()}
+    nothing = next(iter(exact.values())).new_empty(0)
+    found = {name: nn.Parameter(exact.get(name, nothing), False) for name in names.values()}
+    users: list[tuple[nn.Module, Quantised]] = []
+    for module in model.modules():
+        for place, parameter in list(module.named_parameters(recurse=False)):
+            name = names[parameter]
+            setattr(module, place, found[name])
+            if name in packed:
+                users.append((module, packed[name]))
+    for module, matrix in users:  # whose biases are there by now
+        module.forward = forward_with(matrix, module)
+    for name, buffer in buffers.items():
+        owner, _, place = name.rpartition(".")
+        setattr(model.get_submodule(owner), place, buffer)
+    _pass_over_layers(model, exact.keys() | packed.keys())
+
+
+def _pass_over_layers(model: nn.Module, there: set[str]) -> None:
+    prefix, layers = find_layers(model)
+    for number, layer in enumerate(layers):
+        if there.isdisjoint(name for name, _ in layer.named_parameters(f"{prefix}.{number}")):
+            layer.forward = pass_on

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fullfed.errors import UserError
-from fullfed.training.parking import Parking, restored
+from fullfed.training.offload import Offload, restored
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -27,8 +27,8 @@ def test_values_come_back_bit_for_bit(dtype: torch.dtype) -> None:
         torch.tensor(2.5).to(dtype),
         torch.randn(0, 3).to(dtype),
     ]
-    with Parking() as parking:
-        fetches = [parking.park(tensor) for tensor in tensors]
+    with Offload() as store:
+        fetches = [store.put(tensor) for tensor in tensors]
         for tensor, fetch in [*zip(tensors, fetches, strict=True)][::-1]:  # in any order
             values = fetch()
             assert values.shape == tensor.shape
@@ -36,14 +36,14 @@ def test_values_come_back_bit_for_bit(dtype: torch.dtype) -> None:
             assert torch.equal(bits(values), bits(tensor))
 
 
-@pytest.mark.parametrize("aside", [True, False])
-def test_parameters_are_restored_also_when_a_visit_fails(aside: bool) -> None:
+@pytest.mark.parametrize("offload", [True, False])
+def test_parameters_are_restored_also_when_a_visit_fails(offload: bool) -> None:
     parameters = {"a": nn.Parameter(torch.randn(3, 4)), "b": nn.Parameter(torch.randn(5))}
     wanted = {name: p.detach().clone() for name, p in parameters.items()}
 
     def visit() -> None:
-        with restored(parameters, aside) as before, torch.no_grad():
-            assert before.keys() == (set() if aside else {"a", "b"})
+        with restored(parameters, offload) as before, torch.no_grad():
+            assert before.keys() == (set() if offload else {"a", "b"})
             for parameter in parameters.values():
                 parameter.mul_(2)
             raise RuntimeError("a visit that fails")
@@ -61,7 +61,7 @@ def test_a_full_disk_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     parameter = nn.Parameter(torch.ones(8))
     with (
         pytest.raises(UserError, match=r"No space left on device.*TMPDIR"),
-        restored({"a": parameter}, aside=True),
+        restored({"a": parameter}, offload=True),
     ):
         raise AssertionError("nothing should have begun")
     assert torch.equal(parameter.detach(), torch.ones(8))

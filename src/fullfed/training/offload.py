@@ -1,11 +1,10 @@
-"""Putting tensors where they cost no memory of the device that computes."""
+"""Offloading: tensors that wait where they cost no memory of the device that computes."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import TracebackType
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from torch import Tensor
 from fullfed.errors import UserError
 
 
-class Parking:
-    """Values that wait: an accelerator's in the host's memory, a CPU's in a temporary file.
+class Offload:
+    """Keeps values: an accelerator's in the host's memory, a CPU's in a temporary file.
 
     The file has no name: it goes when this does, or with the process.
     """
@@ -22,8 +21,8 @@ class Parking:
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it is open as long as this is)
 
-    def park(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Put a tensor's values away.
+    def put(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Keep a tensor's values.
 
         Returns:
             what brings them back, bit for bit: a tensor of the same shape and dtype, on the CPU.
@@ -40,7 +39,7 @@ class Parking:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"{tempfile.gettempdir()}: weights that wait could not be written "
+                f"{tempfile.gettempdir()}: offloaded weights could not be written "
                 f"({error.strerror}); let TMPDIR name a folder with room for the model."
             ) from error
         dtype, shape = tensor.dtype, tensor.shape
@@ -53,49 +52,34 @@ class Parking:
 
         return fetch
 
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Parking:
+    def __enter__(self) -> Offload:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 @contextmanager
-def restored(parameters: Mapping[str, Tensor], aside: bool) -> Iterator[Mapping[str, Tensor]]:
+def restored(parameters: Mapping[str, Tensor], offload: bool) -> Iterator[Mapping[str, Tensor]]:
     """Inside, parameters may change; afterwards they are what they were, bit for bit.
 
     Args:
-        aside: whether their values wait in a ``Parking``, and are not at hand.
+        offload: whether their values wait in an ``Offload``, and are not at hand.
 
     Yields:
-        copies of their values, by name; none if they wait aside.
+        copies of their values, by name; none if they are offloaded.
 
     Raises:
         UserError: there is no room in the folder of temporary files.
     """
-    if not aside:
-        before = {name: p.detach().clone() for name, p in parameters.items()}
+    with Offload() if offload else nullcontext() as store:
+        before = {} if store else {name: p.detach().clone() for name, p in parameters.items()}
+        fetches = {name: store.put(p) for name, p in parameters.items()} if store else {}
         try:
             yield before
         finally:
             for name, parameter in parameters.items():
-                parameter.detach().copy_(before[name])
-        return
-    with Parking() as parking:
-        fetches = [parking.park(parameter) for parameter in parameters.values()]
-        try:
-            yield {}
-        finally:
-            for fetch, parameter in zip(fetches, parameters.values(), strict=True):
-                parameter.detach().copy_(fetch())
+                parameter.detach().copy_(fetches[name]() if store else before[name])
 
 
 def _bytes(tensor: Tensor) -> memoryview:
