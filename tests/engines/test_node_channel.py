@@ -15,7 +15,7 @@ import pytest
 
 from engines.backwards import answer
 from flower.real import wait_until
-from fullfed.engines.node_channel import ChannelError, ask, serve
+from fullfed.engines.node_messages import ChannelError, ask, serve
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fullfed.config import parse_recipe
-from fullfed.engines.node_orders import Answer, Order, decode_settings, encode_settings
+from fullfed.engines.node_messages import Answer, Order, decode_settings, encode_settings
 from fullfed.errors import MessageError, UserError
 
 RUN = "0123456789abcdef"
@@ -25,11 +25,11 @@ maybe = st.binary(max_size=20)
     st.integers(-1, 99),
 )
 def test_an_order_arrives_as_it_was_sent(
-    plan: bytes, updates: list[bytes], first: int, others: list[bytes], merged: int
+    plan: bytes, updates: list[bytes], first: int, others: list[bytes], aggregated: int
 ) -> None:
     names = ("settings", "snapshot", "last", "submodel", "static_weights")
     optional = dict(zip(names, others, strict=True))
-    order = Order(RUN, plan, updates=tuple(updates), first=first, merged=merged, **optional)
+    order = Order(RUN, plan, updates=tuple(updates), first=first, aggregated=aggregated, **optional)
     assert Order.of(order.frames()) == order
     assert all(order.frames().values()), "no frame is empty"
     messages = [plan, *updates, *(optional[name] for name in names[1:])]
@@ -59,7 +59,7 @@ def test_whatever_arrives_nothing_but_a_message_error_comes_of_it(frames: dict[s
         {"updates": 10**9},
         {"first": -1},
         {"first": 1.0},
-        {"merged": -2},
+        {"aggregated": -2},
         {"more": 1},
     ],
 )

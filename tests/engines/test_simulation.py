@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from fullfed.engines.simulation import Simulation
-from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Report, decode, encode
-from fullfed.federation.traffic import Traffic
+from fullfed.federation.server import Arrival, Traffic
 from fullfed.methods.fedcybgd import FedCyBGDOptions
 from fullfed.randomness import Purpose, Stream, uniforms
 from methods.test_fedcybgd import federation as submodels
@@ -120,11 +119,11 @@ def test_failures_are_drawn_for_each_round_and_client_and_return_nothing() -> No
 def test_a_client_without_a_replica_is_sent_static_weights_once_also_if_it_fails(
     failures: float,
 ) -> None:
-    ours = submodels(FedCyBGDOptions(precision="int8", surrogate=0.4))
+    ours = submodels(FedCyBGDOptions(surrogate=0.4), codec={"name": "dense", "precision": "int8"})
     traffic = Traffic(SimpleNamespace(sizes=[]), lambda: 0)  # type: ignore[arg-type]
     simulation = Simulation(ours.worker, failures, traffic=traffic)
     plan = ours.method.plans(0, None)[0]
     first, second = (next(simulation.exchange({plan.client: encode(plan)})).down for _ in range(2))
     method = ours.method
-    assert second == len(encode(plan)) + len(encode(method.handout(ours.model, plan)))  # type: ignore[arg-type]
-    assert first - second == len(encode(method.equipment(ours.model)))
+    assert second == len(encode(plan)) + len(encode(method.submodels.submodel(ours.model, plan)))  # type: ignore[arg-type]
+    assert first - second == len(encode(method.submodels.static_weights(ours.model)))

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
+from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.composition import Composition
 from fullfed.methods.fedavg import FedAvgOptions
 from fullfed.methods.fedavg import build as build_fedavg
 from fullfed.methods.ferret import FerretOptions
 from fullfed.methods.ferret import build as build_ferret
-from fullfed.methods.setting import LocalWork, Setting
-from fullfed.training.first_order import FirstOrder
+from methods.tiny import setting, sgd
 
-SETTING = Setting(
-    seed=7,
-    clients=5,
-    cohort_size=5,
-    merge_weights="samples",
-    optimizer=FirstOrder("sgd", 0.1),
-    work=LocalWork(batch_size=2, steps=1),
-    shapes={"matrix": torch.Size([4, 5]), "vector": torch.Size([3])},
-)
+SHAPES = {"matrix": torch.Size([4, 5]), "vector": torch.Size([3])}
+SETTING = setting(torch.nn.Module(), clients=5, seed=7, local=sgd(0.1, batch_size=2), shapes=SHAPES)
 
 
-def make_fedavg(**options: object) -> Composition:
-    return build_fedavg(SETTING, FedAvgOptions(**options))  # type: ignore[arg-type]
+def make_fedavg(precision: str = "float32") -> Composition:
+    codec = Dense(precision)  # type: ignore[arg-type]
+    return build_fedavg(replace(SETTING, codec=codec), FedAvgOptions())
 
 
 def make_ferret(**options: object) -> Composition:

@@ -14,13 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fullfed.errors import UserError
-from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import Plan, Report, Update, decode, encode
 from fullfed.federation.method import Method
-from fullfed.federation.rounds import RoundResult, run_round
+from fullfed.federation.server import Arrival, Inbox, RoundResult, run_round
+from fullfed.methods.codecs.dense import Dense
+from fullfed.methods.codecs.sketch import Sketch
 from fullfed.methods.composition import Composition
-from fullfed.methods.dense import Dense
-from fullfed.methods.sketched import Sketched
 
 CLIENTS = range(5)
 SHAPES = {"matrix": (4, 5), "vector": (3,)}
@@ -31,14 +30,15 @@ def honest(method: Composition, client: int, **changes: Any) -> Report:
     generator = torch.Generator().manual_seed(client)
     codec = method.codec
     if isinstance(codec, Dense):
-        dtype = torch.float32 if codec.dtype == "float32" else torch.bfloat16
+        dtype = getattr(torch, codec.precision)
         tensors = {
             name: torch.randn(shape, generator=generator).to(dtype)
             for name, shape in SHAPES.items()
         }
     else:
-        assert isinstance(codec, Sketched)
-        tensors = codec.coding.encode(torch.randn(8, generator=generator), 0, client)
+        assert isinstance(codec, Sketch)
+        _, numbers = codec._amount(method.setting.shapes)
+        tensors = numbers.encode(torch.randn(8, generator=generator), 0, client)
     values = {
         "energy": 4.0 + client / 9,
         "gain": 0.5 + client / 7,
@@ -64,7 +64,7 @@ def arrival(method: Composition, client: int, **changes: Any) -> Arrival:
     return Arrival(client, encode(honest(method, client, **changes)))
 
 
-def merged(method: Method, arrivals: Sequence[Arrival]) -> RoundResult:
+def aggregated(method: Method, arrivals: Sequence[Arrival]) -> RoundResult:
     return run_round(method, Post(arrivals), 0, None)
 
 
@@ -74,10 +74,10 @@ def test_the_update_is_the_same_bytes_whatever_order_reports_arrive_in(
     method: Composition, order: list[int]
 ) -> None:
     sent = {client: arrival(method, client) for client in CLIENTS}
-    in_order = merged(method, [sent[client] for client in CLIENTS])
-    shuffled = merged(method, [sent[client] for client in order])
+    in_order = aggregated(method, [sent[client] for client in CLIENTS])
+    shuffled = aggregated(method, [sent[client] for client in order])
     assert encode(shuffled.update) == encode(in_order.update)
-    assert shuffled.merged == in_order.merged == tuple(CLIENTS)
+    assert shuffled.aggregated == in_order.aggregated == tuple(CLIENTS)
     assert shuffled.loss == in_order.loss == pytest.approx(2.2)
     assert shuffled.up == in_order.up
 
@@ -102,18 +102,18 @@ def test_the_update_is_that_of_the_good_reports_alone(
         else:
             arrivals.append(arrival(method, client))
         first.add(client)
-    result = merged(method, arrivals)
-    alone = merged(method, [arrival(method, client) for client in good])
+    result = aggregated(method, arrivals)
+    alone = aggregated(method, [arrival(method, client) for client in good])
     assert encode(result.update) == encode(alone.update)
-    assert result.merged == tuple(good)
+    assert result.aggregated == tuple(good)
     assert len(result.refused) == len(order) - len(good)
 
 
-def test_a_merge_leaves_the_reports_as_they_are(method: Composition) -> None:
+def test_aggregating_leaves_the_reports_as_they_are(method: Composition) -> None:
     reports = [honest(method, client) for client in CLIENTS]
     before = [encode(report) for report in reports]
-    first = method.merge(method.plans(0, None), reports, None)
-    again = method.merge(method.plans(0, None), reports, None)
+    first = method.aggregate(method.plans(0, None), reports, None)
+    again = method.aggregate(method.plans(0, None), reports, None)
     assert [encode(report) for report in reports] == before
     assert encode(first) == encode(again)
 
@@ -238,7 +238,7 @@ def test_no_measurements_whatever_make_a_step_that_is_no_step(
         names = ("energy", "gain", "gain_halfway", "trace")
         values = {**dict(zip(names, numbers, strict=True)), "signs": "0" * 16}
         arrivals.append(arrival(ferret, client, values=values))
-    update = merged(ferret, arrivals).update
+    update = aggregated(ferret, arrivals).update
     assert 0 < update.values["server_step"] <= 1  # type: ignore[operator]
     assert decode(encode(update), Update).values == update.values
 
@@ -268,7 +268,7 @@ def extreme(method: Composition) -> list[Arrival]:
 def test_no_reports_whatever_make_an_update_that_is_not_finite(method: Composition) -> None:
     """In the log it could never be taken back."""
     try:
-        update = merged(method, extreme(method)).update
+        update = aggregated(method, extreme(method)).update
     except UserError:
         return
     assert encode(decode(encode(update), Update)) == encode(update)
@@ -276,18 +276,18 @@ def test_no_reports_whatever_make_an_update_that_is_not_finite(method: Compositi
 
 def test_weights_whose_mean_overflows_end_the_run_in_one_sentence(fedavg: Composition) -> None:
     with pytest.raises(UserError, match="round 0: the clients' mean overflows"):
-        merged(fedavg, extreme(fedavg))
+        aggregated(fedavg, extreme(fedavg))
 
 
 def test_a_round_in_which_nobody_could_work_names_the_first_reason(method: Composition) -> None:
     arrivals = [Arrival(3, None, failure="out of memory"), Arrival(1, b"junk")]
     with pytest.raises(UserError, match=r"round 0: no client .*\(client 3: out of memory\)"):
-        merged(method, arrivals)
+        aggregated(method, arrivals)
 
 
 def test_a_round_in_which_nobody_answered_says_so(method: Composition) -> None:
     with pytest.raises(UserError, match="round 0: no client answered"):
-        merged(method, [])
+        aggregated(method, [])
 
 
 def test_the_account_counts_every_byte_that_was_sent_and_received(method: Composition) -> None:
@@ -298,7 +298,7 @@ def test_the_account_counts_every_byte_that_was_sent_and_received(method: Compos
         Arrival(2, None, failure="out of memory", train_seconds=1.0, down=30),
         Arrival(9, b"from a stranger"),
     ]
-    result = merged(method, arrivals)
+    result = aggregated(method, arrivals)
     once = len(encode(honest(method, 0)))
     assert result.up == {0: 2 * once, 1: 4, 2: 0, 9: 15}
     assert result.down == dict.fromkeys(CLIENTS, 0) | {0: 70, 1: 5, 2: 30}
@@ -329,7 +329,7 @@ def test_reports_that_come_in_order_are_handed_on_at_once(method: Composition) -
 
 
 def test_the_update_takes_the_round_of_the_plans(method: Composition) -> None:
-    first = merged(method, [arrival(method, client) for client in CLIENTS]).update
+    first = aggregated(method, [arrival(method, client) for client in CLIENTS]).update
     last = replace(first, round=3)
     arrivals = [arrival(method, client, round=4) for client in CLIENTS]
     assert run_round(method, Post(arrivals), 4, last).update.round == 4

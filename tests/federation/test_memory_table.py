@@ -25,7 +25,7 @@ def test_nothing_is_traded_unless_asked() -> None:
     assert not table.optimizer_in_backward
     assert not table.checkpoint_activations
     assert table.frozen == "exact"
-    assert table.cache_inputs is None
+    assert table.cache_inputs == 0
 
 
 def test_steps_in_the_backward_pass_exclude_clipping_by_the_common_norm() -> None:

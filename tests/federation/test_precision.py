@@ -13,8 +13,7 @@ from transformers import LlamaForCausalLM
 from fullfed.config import parse_recipe
 from fullfed.errors import UserError
 from fullfed.federation.messages import Update
-from fullfed.federation.precision import Rounding
-from fullfed.federation.replica import Replica
+from fullfed.federation.replica import Replica, Rounding
 from fullfed.sketch import Purpose, Stream, round_
 
 STEP = 1e-5  # a twelfth of what bfloat16 tells apart near 0.02

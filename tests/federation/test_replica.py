@@ -18,8 +18,7 @@ from transformers import LlamaForCausalLM
 
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Update
-from fullfed.federation.precision import Rounding
-from fullfed.federation.replica import Replica, content_hash
+from fullfed.federation.replica import Replica, Rounding, content_hash
 
 
 class AddOne:

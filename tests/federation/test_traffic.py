@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullfed.federation.traffic import Traffic
+from fullfed.federation.server import Traffic
 
 
 def traffic_of(sizes: Sequence[int], snapshot: int = 1000, cumulative: bool = False) -> Traffic:

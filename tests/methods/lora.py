@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from fullfed.data.tokens import TokenizedExample
 from fullfed.federation.messages import Report, decode, encode
-from fullfed.methods.adapters import A, B, LoraOptions, W, adapted
 from fullfed.methods.catalogue import METHODS
+from fullfed.methods.scopes import A, B, LoraOptions, W, adapted
 from methods.tiny import Federation, samples, setting
 
 OPTIONS = LoraOptions(rank=2, alpha=3.0)

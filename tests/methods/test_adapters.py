@@ -12,14 +12,11 @@ import torch
 from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from fullfed.config import MethodTable
+from fullfed.config import MemoryTable
 from fullfed.errors import UserError
-from fullfed.methods.adapters import A, Adapters, B, LoraOptions, W, adapted, initial_a
-from fullfed.runs.assembly import method_options
-from fullfed.training.first_order import FirstOrder
-from fullfed.training.memory import PLAIN, Memory
+from fullfed.methods.scopes import A, Adapters, B, LoraOptions, W, adapted, initial_a
 from methods.lora import OPTIONS, SEED, federate, reports, three_clients
-from methods.tiny import VOCABULARY, flat, same, tiny_model, weights
+from methods.tiny import VOCABULARY, flat, method_options, same, sgd, tiny_model, weights
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
 GPT2 = LoraOptions(rank=2, alpha=3.0, targets=("c_attn", "mlp.c_proj"))
@@ -127,10 +124,9 @@ def test_a_detached_model_computes_what_the_replica_did(
 def test_a_visit_on_a_base_of_8_bits_trains_the_factors(name: str) -> None:
     """As the published FedIT does; the base comes back exact."""
     sent = []
-    for memory in (PLAIN, Memory(frozen="int8")):
+    for memory in (MemoryTable(), MemoryTable(frozen="int8")):
         model = tiny_model()
-        optimizer = FirstOrder("sgd", 0.3, memory=memory)
-        federation = federate(name, model, three_clients()[:1], optimizer=optimizer)
+        federation = federate(name, model, three_clients()[:1], local=sgd(0.3), memory=memory)
         before = weights(model)
         sent.append(reports(federation)[0])
         assert same(weights(model), before)
@@ -177,7 +173,7 @@ def test_an_output_layer_that_is_the_embedding_too_has_no_adapter() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, object], reason: str) -> None:
     for name in ("fedit", "flora", "ffa-lora"):
         with pytest.raises(UserError) as caught:
-            method_options(MethodTable(name=name, **options))
+            method_options(name, **options)
         assert str(caught.value) == reason
 
 

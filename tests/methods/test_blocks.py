@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Plan, Report
-from fullfed.methods.blocks import block_of, check_block, divide
+from fullfed.methods.schedules import block_of, divide, named_block
 from fullfed.methods.setting import Setting
 from methods.tiny import setting, tiny_model
 
@@ -57,11 +57,11 @@ def test_a_model_without_layers_is_an_error() -> None:
         divide(of_layers(0), None, True)
 
 
-def test_a_report_must_be_about_the_block_the_client_was_given() -> None:
-    plan = Plan(0, 0, {"block": 2})
-    check_block(Report(0, 0, 1, 0.0, {"block": 2}), plan)
-    with pytest.raises(MessageError, match="about block 1, but the client was given 2"):
-        check_block(Report(0, 0, 1, 0.0, {"block": 1}), plan)
+def test_a_plan_must_be_about_a_block_there_is() -> None:
+    blocks = divide(of_layers(3), None, False)
+    assert named_block(blocks, Plan(0, 0, {"block": 2})) is blocks[2]
+    with pytest.raises(MessageError, match="the plan is about block 3 of 3"):
+        named_block(blocks, Plan(0, 0, {"block": 3}))
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, True, "1", None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,19 +14,19 @@ from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch, training_batches
 from fullfed.errors import UserError
-from fullfed.methods.blocks import divide
 from fullfed.methods.composition import Composition
 from fullfed.methods.fedcybgd import FedCyBGDOptions, build
-from fullfed.methods.local import ByGradients, Loss
-from fullfed.methods.setting import LocalWork, Setting
+from fullfed.methods.local_work import FirstOrder
+from fullfed.methods.schedules import divide
+from fullfed.methods.setting import Setting
 from fullfed.sketch import Purpose, Stream
-from fullfed.training.first_order import FirstOrder
+from fullfed.training.first_order import Loss
 from fullfed.training.layers import layer_names
 from methods.test_fedcybgd import CLIENTS, data
-from methods.tiny import Federation, same, setting, weights
+from methods.tiny import Federation, adamw, same, setting, weights
 from training.architectures import ENCODERS, make
 
-ADAM = FirstOrder("adamw", 0.01)
+ADAM = adamw(0.01)
 
 
 def class_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -35,26 +36,31 @@ def class_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Classifying(ByGradients):
+class Classifying(FirstOrder):
     def loss(self, parameters: Sequence[Tensor]) -> Loss:
         return class_loss
 
 
-def of_encoder(model: PreTrainedModel, clients_per_round: int = 1) -> Setting:
+def of_encoder(
+    model: PreTrainedModel, clients_per_round: int = 1, precision: str = "float32"
+) -> Setting:
     names = [name for name, _ in model.named_parameters()]
     return setting(
         model,
         clients=CLIENTS,
         cohort_size=clients_per_round,
-        optimizer=ADAM,
-        work=LocalWork(batch_size=2, steps=2),
+        local=ADAM,
+        work={"batch_size": 2, "steps": 2},
+        codec={"name": "dense", "precision": precision, "error_feedback": True},
         layers=layer_names(model),
         head=tuple(name for name in names if name.startswith("classifier.")),
     )
 
 
-def method_of(model: PreTrainedModel, options: FedCyBGDOptions) -> Composition:
-    return replace(build(of_encoder(model), options), local=Classifying(ADAM))
+def method_of(model: PreTrainedModel, precision: str = "float32", **options: Any) -> Composition:
+    made = of_encoder(model, precision=precision)
+    local = Classifying(made.local, made.memory)
+    return replace(build(made, FedCyBGDOptions(**options)), local=local)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -72,7 +78,7 @@ def test_every_block_holds_the_head_and_the_rest_is_divided(name: str, outer: bo
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_cycle_is_block_coordinate_adam_with_the_head_in_every_block(name: str) -> None:
     model, alone = make(name), make(name)
-    ours = Federation(model, method_of(model, FedCyBGDOptions(precision="float32")), data())
+    ours = Federation(model, method_of(model), data())
     parameters, made = dict(alone.named_parameters()), of_encoder(alone)
     for round in range(CLIENTS):
         ours.round()
@@ -89,7 +95,7 @@ def test_a_cycle_is_block_coordinate_adam_with_the_head_in_every_block(name: str
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_surrogate_has_the_head_exact(name: str) -> None:
     model = make(name)
-    method = method_of(model, FedCyBGDOptions(precision="bfloat16", surrogate=0.4))
+    method = method_of(model, "bfloat16", surrogate=0.4)
     before = weights(model)
     result = Federation(model, method, data()).round()
     after = weights(model)

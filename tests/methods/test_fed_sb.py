@@ -15,29 +15,24 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from fullfed.config import MethodTable
+from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import training_batches
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Plan, Report, encode
 from fullfed.federation.replica import Replica
 from fullfed.methods import fed_sb
-from fullfed.methods.adapters import A, B, W, adapted, initial_a
-from fullfed.methods.fed_sb import FedSBOptions
-from fullfed.methods.lora_xs import R
-from fullfed.methods.setting import LocalWork
-from fullfed.runs.assembly import method_options
+from fullfed.methods.fed_sb import FedSBOptions, R
+from fullfed.methods.scopes import A, B, W, adapted, initial_a
 from fullfed.sketch import Purpose, Stream
-from fullfed.training.first_order import FirstOrder
 from fullfed.training.loss import answer_loss
-from fullfed.training.memory import PLAIN, Memory
 from methods.lora import SEED, reports, three_clients
 from methods.test_adapters import logits, tiny_gpt2
-from methods.tiny import Federation, same, setting, tiny_model, weights
+from methods.tiny import Federation, adamw, method_options, same, setting, sgd, tiny_model, weights
 
 OPTIONS = FedSBOptions(rank=2, warmup=10)
 RANDOM = replace(OPTIONS, start="random")
-ADAMW = FirstOrder("adamw", 0.03)
-WORK = LocalWork(batch_size=4, steps=5)
+ADAMW = adamw(0.03)
+WORK = {"batch_size": 4, "steps": 5}
 SHARES = (9 / 14, 4 / 14, 1 / 14)  # of three_clients
 
 
@@ -45,16 +40,17 @@ def federate(
     model: PreTrainedModel,
     clients: int = 3,
     options: FedSBOptions = OPTIONS,
-    optimizer: FirstOrder = ADAMW,
-    work: LocalWork = WORK,
+    local: LocalTable = ADAMW,
+    memory: MemoryTable | None = None,
 ) -> Federation:
     scope = fed_sb.scope(SEED, options)
     scope.attach(model)
     made = setting(
         model,
         clients=clients,
-        optimizer=optimizer,
-        work=work,
+        local=local,
+        work=WORK,
+        memory=memory or MemoryTable(),
         shapes={name: p.shape for name, p in scope.trained(model).items()},
         replicated={name: p.shape for name, p in scope.replicated(model).items()},
     )
@@ -71,8 +67,8 @@ def gradients(model: PreTrainedModel, client: int, round: int) -> dict[str, Tens
     """The mean gradient of a client's batches by every parameter of an ordinary model."""
     total: dict[str, Tensor] = {}
     stream = Stream(SEED, Purpose.BATCHES, round, client)
-    steps = WORK.batches(1)
-    for batch in training_batches(three_clients()[client], WORK.batch_size, steps, stream):
+    steps = WORK["steps"]
+    for batch in training_batches(three_clients()[client], WORK["batch_size"], steps, stream):
         model.zero_grad()
         answer_loss(model, batch).backward()
         for name, p in model.named_parameters():
@@ -114,7 +110,9 @@ def test_only_r_trains_and_is_sent() -> None:
         assert message.tensors.keys() == changed
         assert sum(t.nbytes for t in message.tensors.values()) == 7 * 2**2 * 4
     plan = federation.method.plans(2, federation.last)[0]
-    assert federation.method.codec.report_bytes(plan) == 7 * 2**2 * 4
+    assert (
+        federation.method.codec.report_bytes(plan, federation.method.setting.shapes) == 7 * 2**2 * 4
+    )
     factors = {target + factor for target in targets for factor in (A, B, R)}
     assert first.update.tensors.keys() == factors
     assert sum(t.nbytes for t in first.update.tensors.values()) == 4 * sum(
@@ -130,7 +128,7 @@ def test_the_first_round_costs_the_gradients_of_the_targets() -> None:
     matrices = {target + W: own[target + W].shape for target in adapted(own)}
     plan = federation.method.plans(0, None)[0]
     bytes = sum(shape.numel() for shape in matrices.values()) * 4
-    assert federation.method.codec.report_bytes(plan) == bytes
+    assert federation.method.codec.report_bytes(plan, federation.method.setting.shapes) == bytes
     for report in sent:
         assert {name: t.shape for name, t in report.tensors.items()} == matrices
 
@@ -156,13 +154,13 @@ def test_reported_gradients_are_torchs(make: Any) -> None:
             torch.testing.assert_close(ours, wanted.T if conv else wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("memory", [PLAIN, Memory(checkpoint_activations=True)])
+@pytest.mark.parametrize("memory", [MemoryTable(), MemoryTable(checkpoint_activations=True)])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_the_factors_are_the_best_of_their_rank(optimizer: Any, memory: Memory) -> None:
+def test_the_factors_are_the_best_of_their_rank(optimizer: Any, memory: MemoryTable) -> None:
     """Eckart and Young: what B R A misses of the first update are its last singular values."""
     model = tiny_model()
     alone = copy.deepcopy(model)
-    federation = federate(model, optimizer=FirstOrder(optimizer, 0.03, memory=memory))
+    federation = federate(model, local=sgd(0.03, optimizer=optimizer), memory=memory)
     federation.round()
     own = weights(model)
     each = [gradients(alone, client, 0) for client in range(3)]
@@ -190,7 +188,7 @@ def test_one_client_is_training_r_by_hand() -> None:
         federation.round()
         optimizer = torch.optim.AdamW(list(cores.values()), lr=0.03, weight_decay=0.0)
         stream = Stream(SEED, Purpose.BATCHES, round, 0)
-        for batch in training_batches(three_clients()[0], WORK.batch_size, 5, stream):
+        for batch in training_batches(three_clients()[0], WORK["batch_size"], 5, stream):
             written = {
                 f"{t}.weight": own[t + W] + own[t + B] @ cores[t] @ own[t + A] for t in targets
             }
@@ -266,9 +264,9 @@ def test_replicas_and_snapshots_are_equal_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_base_of_8_bits_has_nearly_the_same_gradients() -> None:
     sent = []
-    for memory in (PLAIN, Memory(frozen="int8")):
+    for memory in (MemoryTable(), MemoryTable(frozen="int8")):
         model = tiny_model()
-        federation = federate(model, clients=1, optimizer=FirstOrder("adamw", 0.03, memory=memory))
+        federation = federate(model, clients=1, local=adamw(0.03), memory=memory)
         before = weights(model)
         sent.append(reports(federation)[0])
         assert same(weights(model), before)
@@ -304,13 +302,13 @@ def test_a_report_of_the_other_kind_of_round_is_refused() -> None:
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError) as caught:
-        method_options(MethodTable(name="fed-sb", **options))
+        method_options("fed-sb", **options)
     assert str(caught.value) == reason
 
 
 def test_an_unknown_start_is_refused() -> None:
     with pytest.raises(UserError, match=r"^method\.start: .*'gradient' or 'random'.*\.$"):
-        method_options(MethodTable(name="fed-sb", start="svd"))
+        method_options("fed-sb", start="svd")
 
 
 def test_a_rank_beyond_a_matrix_is_refused() -> None:

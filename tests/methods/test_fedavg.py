@@ -10,16 +10,25 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from fullfed.config import MethodTable
+from fullfed.config import LocalTable
 from fullfed.data.batches import training_batches
 from fullfed.errors import UserError
 from fullfed.federation.messages import Report, Update, decode, encode
-from fullfed.methods.setting import LocalWork
-from fullfed.runs.assembly import method_options
 from fullfed.sketch import Purpose, Stream
-from fullfed.training.first_order import FirstOrder
 from fullfed.training.loss import answer_loss
-from methods.tiny import Federation, flat, make_fedavg, same, samples, setting, tiny_model, weights
+from methods.tiny import (
+    Federation,
+    adamw,
+    flat,
+    make_fedavg,
+    method_options,
+    same,
+    samples,
+    setting,
+    sgd,
+    tiny_model,
+    weights,
+)
 
 
 def batches(client: int, round: int, steps: int) -> Any:
@@ -40,20 +49,20 @@ ADAMW = {"lr": 0.01, "weight_decay": 0.0}
 @pytest.mark.parametrize(
     ("ours", "theirs", "clip"),
     [
-        (FirstOrder("sgd", 0.3), lambda p: torch.optim.SGD(p, lr=0.3), None),
+        (sgd(0.3), lambda p: torch.optim.SGD(p, lr=0.3), None),
         (
-            FirstOrder("sgd", 0.3, momentum=0.9, weight_decay=0.1),
+            sgd(0.3, momentum=0.9, weight_decay=0.1),
             lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, weight_decay=0.1),
             None,
         ),
-        (FirstOrder("sgd", 0.3, clip=0.1), lambda p: torch.optim.SGD(p, lr=0.3), 0.1),
+        (sgd(0.3, clip=0.1), lambda p: torch.optim.SGD(p, lr=0.3), 0.1),
         (
-            FirstOrder("adamw", 0.01),
+            adamw(0.01),
             lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0),
             None,
         ),
         (
-            FirstOrder("adamw", 0.01, weight_decay=0.2, clip=0.1),
+            adamw(0.01, weight_decay=0.2, clip=0.1),
             lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.2),
             0.1,
         ),
@@ -61,14 +70,12 @@ ADAMW = {"lr": 0.01, "weight_decay": 0.0}
 )
 @pytest.mark.parametrize("steps", [1, 5])
 def test_one_client_is_torchs_optimizer_to_the_last_bit(
-    ours: FirstOrder, theirs: Any, clip: float | None, steps: int
+    ours: LocalTable, theirs: Any, clip: float | None, steps: int
 ) -> None:
     model = tiny_model()
     alone = copy.deepcopy(model)
-    work = LocalWork(batch_size=4, steps=steps)
-    federation = Federation(
-        model, make_fedavg(setting(model, optimizer=ours, work=work)), data()[:1]
-    )
+    work = {"batch_size": 4, "steps": steps}
+    federation = Federation(model, make_fedavg(setting(model, local=ours, work=work)), data()[:1])
     for round in range(2):
         federation.round()
         optimizer = theirs(alone.parameters())
@@ -92,23 +99,29 @@ def trained(client: int) -> Tensor:
     return flat(weights(model))
 
 
-def three(model: LlamaForCausalLM, merge_weights: str = "samples", **options: Any) -> Federation:
+def three(
+    model: LlamaForCausalLM,
+    weights: str = "samples",
+    precision: str = "float32",
+    **options: Any,
+) -> Federation:
     """Three clients who take two steps each."""
-    work = LocalWork(batch_size=4, steps=2)
-    made = setting(model, clients=3, work=work, merge_weights=merge_weights)
+    work = {"batch_size": 4, "steps": 2}
+    codec = {"name": "dense", "precision": precision}
+    made = setting(model, clients=3, work=work, weights=weights, codec=codec)
     return Federation(model, make_fedavg(made, **options), data())
 
 
 @pytest.mark.parametrize(
-    ("merge_weights", "shares"), [("samples", (9 / 14, 4 / 14, 1 / 14)), ("equal", (1 / 3,) * 3)]
+    ("rule", "shares"), [("samples", (9 / 14, 4 / 14, 1 / 14)), ("equal", (1 / 3,) * 3)]
 )
 @pytest.mark.parametrize("step", ["auto", 1.0, 0.25, 1.5])
 def test_the_model_goes_so_far_towards_the_weighted_mean(
-    merge_weights: str, shares: tuple[float, ...], step: Any
+    rule: str, shares: tuple[float, ...], step: Any
 ) -> None:
     model = tiny_model()
     before = flat(weights(model))
-    three(model, merge_weights, server_step=step).round()
+    three(model, rule, server_step=step).round()
     mean = sum(
         (share * trained(client) for client, share in enumerate(shares)), torch.zeros(before.shape)
     )
@@ -130,7 +143,8 @@ def test_sending_16_bits_halves_the_bytes_both_ways() -> None:
 def test_in_16_bits_the_change_is_what_is_rounded() -> None:
     model = tiny_model()
     before = weights(model)
-    federation = Federation(model, make_fedavg(setting(model), precision="bfloat16"), data()[:1])
+    made = setting(model, codec={"name": "dense", "precision": "bfloat16"})
+    federation = Federation(model, make_fedavg(made), data()[:1])
     federation.round()
     exact = tiny_model()
     Federation(exact, make_fedavg(setting(exact)), data()[:1]).round()
@@ -142,7 +156,7 @@ def test_in_16_bits_the_change_is_what_is_rounded() -> None:
 def test_a_model_of_16_bits_is_trained_as_a_float32_copy_that_it_follows() -> None:
     model = tiny_model().bfloat16()
     alone = copy.deepcopy(model)
-    work = LocalWork(batch_size=4, steps=3)
+    work = {"batch_size": 4, "steps": 3}
     Federation(model, make_fedavg(setting(model, work=work)), data()[:1]).round()
     exact = {name: p.detach().float() for name, p in alone.named_parameters()}
     optimizer = torch.optim.SGD(exact.values(), lr=0.3)
@@ -181,4 +195,4 @@ def test_a_report_is_the_trained_weights() -> None:
 @pytest.mark.parametrize("step", [0, -1.0, float("nan"), float("inf")])
 def test_a_step_that_leads_nowhere_is_refused(step: float) -> None:
     with pytest.raises(UserError, match=r"^method: server_step is a positive number or 'auto'\.$"):
-        method_options(MethodTable(name="fedavg", server_step=step))
+        method_options("fedavg", server_step=step)

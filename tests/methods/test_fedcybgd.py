@@ -10,52 +10,66 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fullfed.config import MethodTable
+from fullfed.config import MemoryTable
 from fullfed.data.batches import collate, training_batches
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
-from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import MessageError, Plan, Report, Update, decode, encode
+from fullfed.federation.server import Arrival, Inbox
+from fullfed.methods.aggregation import TrimmedMean
 from fullfed.methods.composition import Composition
-from fullfed.methods.fedcybgd import (
-    CyclicFerretOptions,
-    FedCyBGDOptions,
-    build,
-    build_cyclic_ferret,
-)
-from fullfed.methods.setting import LocalWork
-from fullfed.runs.assembly import method_options
+from fullfed.methods.fedcybgd import FedCyBGDOptions, build
 from fullfed.sketch import Purpose, Stream
-from fullfed.training.first_order import FirstOrder
 from fullfed.training.layers import layer_names
 from fullfed.training.loss import answer_loss
-from methods.tiny import Federation, flat, same, samples, setting, weights
+from methods.tiny import (
+    Federation,
+    adamw,
+    codec_options,
+    flat,
+    method_options,
+    same,
+    samples,
+    setting,
+    sgd,
+    weights,
+)
 from training.architectures import CAUSAL, make
 
-ADAM = FirstOrder("adamw", 0.01)
+ADAM = adamw(0.01)
 CLIENTS = 6
 
 
-def method_for(model: PreTrainedModel, options: Any = None, **changes: Any) -> Composition:
+def dense(precision: str = "float32", error_feedback: bool = True) -> dict[str, Any]:
+    return {"name": "dense", "precision": precision, "error_feedback": error_feedback}
+
+
+def sketch(coordinates: int, **options: Any) -> dict[str, Any]:
+    """The codec that makes FedCyBGD Cyclic Ferret."""
+    return {"name": "sketch", "coordinates": coordinates, **options}
+
+
+def method_for(
+    model: PreTrainedModel, options: FedCyBGDOptions | None = None, **changes: Any
+) -> Composition:
     known: dict[str, Any] = {
         "clients": CLIENTS,
         "cohort_size": 1,
-        "optimizer": ADAM,
-        "work": LocalWork(batch_size=4, steps=1),
+        "local": ADAM,
+        "work": {"batch_size": 4, "steps": 1},
         "layers": layer_names(model),
+        "codec": dense(),
     }
-    made = setting(model, **(known | changes))
-    options = FedCyBGDOptions(precision="float32") if options is None else options
-    if isinstance(options, CyclicFerretOptions):
-        return build_cyclic_ferret(made, options)
-    return build(made, options)
+    return build(setting(model, **(known | changes)), options or FedCyBGDOptions())
 
 
 def data(size: int = 4) -> list[list[Any]]:
     return [samples(size, seed) for seed in range(CLIENTS)]
 
 
-def federation(options: Any = None, name: str = "llama", **changes: Any) -> Federation:
+def federation(
+    options: FedCyBGDOptions | None = None, name: str = "llama", **changes: Any
+) -> Federation:
     model = make(name).to(changes.pop("dtype", torch.float32))
     return Federation(model, method_for(model, options, **changes), data())
 
@@ -77,7 +91,7 @@ def by_hand(name: str, cycles: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", CAUSAL)
 def test_clients_with_consecutive_batches_are_block_coordinate_adam(name: str) -> None:
     """To the last bit, but for the order of a batch's rows, which has no part in the mean."""
-    ours = federation(name=name, optimizer=FirstOrder("adamw", 0.01, weight_decay=0.0))
+    ours = federation(name=name, local=adamw(0.01, weight_decay=0.0))
     for _ in range(2 * CLIENTS):
         ours.round()
     theirs = by_hand(name, 2)
@@ -88,7 +102,7 @@ def test_clients_with_consecutive_batches_are_block_coordinate_adam(name: str) -
 
 
 def test_with_the_same_order_of_rows_it_is_so_to_the_last_bit() -> None:
-    ours = federation(work=LocalWork(batch_size=2, epochs=2))
+    ours = federation(work={"batch_size": 2, "epochs": 2})
     alone = make("llama")
     layers, parameters = layer_names(alone), dict(alone.named_parameters())
     for round in range(2 * CLIENTS):
@@ -107,7 +121,7 @@ def test_with_the_same_order_of_rows_it_is_so_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_only_the_blocks_of_a_round_change(precision: Any) -> None:
-    ours = federation(FedCyBGDOptions(precision=precision), cohort_size=2)
+    ours = federation(codec=dense(precision), cohort_size=2)
     for round in range(3):
         before = weights(ours.model)
         ours.round()
@@ -133,7 +147,7 @@ def test_every_block_is_trained_in_a_cycle_and_the_rest_with_outer() -> None:
 
 @pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("bfloat16", 2), ("int8", 1)])
 def test_uploaded_bytes_are_the_blocks(precision: Any, size: int) -> None:
-    ours = federation(FedCyBGDOptions(precision=precision))
+    ours = federation(codec=dense(precision))
     plan = ours.method.plans(0, None)[0]
     payload = ours.worker.visit(encode(plan)).payload
     assert payload is not None
@@ -152,25 +166,71 @@ def test_uploaded_bytes_are_the_blocks(precision: Any, size: int) -> None:
 def test_replicas_that_apply_the_same_bytes_are_equal_bit_for_bit(
     precision: Any, dtype: torch.dtype, together: int
 ) -> None:
-    options = FedCyBGDOptions(precision=precision, clients_per_block=together, order="rotating")
-    ours = federation(options, dtype=dtype, cohort_size=2 * together)
-    other = federation(options, dtype=dtype, cohort_size=2 * together)
+    options = FedCyBGDOptions(clients_per_block=together, order="rotating")
+    known = {"codec": dense(precision), "cohort_size": 2 * together}
+    ours, other = (federation(options, dtype=dtype, **known) for _ in range(2))
     for _ in range(4):
         result = ours.round()
         other.worker.deliver(encode(result.update))
         assert same(weights(ours.model), weights(other.model))
 
 
+ANY_CODEC: list[dict[str, Any]] = [
+    dense("int8"),
+    sketch(50),
+    sketch(50, bits=1),
+    sketch(50, bits=3, seeds="shared"),
+    {"name": "sketch", "upload": "700B"},
+    {"name": "topk", "count": 20, "error_feedback": True},
+    {"name": "topk", "upload": "800B", "error_feedback": True},
+]
+
+
+@pytest.mark.parametrize("adam_state", ["reset", "kept"])
+@pytest.mark.parametrize("codec", ANY_CODEC, ids=str)
+def test_any_codec_sends_several_blocks_at_once(codec: dict[str, Any], adam_state: Any) -> None:
+    """Groups of two on two blocks; replicas that apply the same bytes are equal."""
+    options = FedCyBGDOptions(
+        server_step=0.5, clients_per_block=2, adam_state=adam_state, order="rotating"
+    )
+    ours, other = (federation(options, codec=codec, cohort_size=4) for _ in range(2))
+    for round in range(4):
+        before, layers = weights(ours.model), layer_names(ours.model)
+        blocks = {p.values["block"] for p in ours.method.plans(round, ours.last)}
+        result = ours.round()
+        assert not result.refused
+        assert result.update.values["blocks"] == sorted(blocks)  # type: ignore[type-var]
+        after = weights(ours.model)
+        changed = {n for n in after if not torch.equal(before[n], after[n])}
+        assert changed <= {n for b in blocks for n in layers[b]}  # type: ignore[index]
+        assert all(changed & set(layers[b]) for b in blocks)  # type: ignore[index]
+        other.worker.deliver(encode(result.update))
+        assert same(after, weights(other.model))
+
+
+@pytest.mark.parametrize(
+    "codec", [dense("int8"), sketch(50, seeds="shared"), {"name": "topk", "count": 50}], ids=str
+)
+def test_a_block_can_be_trimmed_where_enough_train_it(codec: dict[str, Any]) -> None:
+    options = FedCyBGDOptions(server_step=0.5, clients_per_block=3, order="rotating")
+    ours = federation(options, codec=codec, cohort_size=6, aggregation=TrimmedMean(0.34))
+    before = weights(ours.model)
+    for _ in range(3):
+        assert len(ours.round().aggregated) == 6
+    assert not same(before, weights(ours.model))
+
+
 def test_one_clients_bytes_are_the_updates() -> None:
-    ours = federation(FedCyBGDOptions(precision="int8"))
+    ours = federation(codec=dense("int8"))
     plan = ours.method.plans(0, None)[0]
     report = decode(ours.worker.visit(encode(plan)).payload or b"", Report)
     update = ours.round().update
-    assert same(dict(report.tensors), dict(update.tensors))
+    assert update.values["blocks"] == [0]
+    assert same({f"0/{name}": t for name, t in report.tensors.items()}, dict(update.tensors))
 
 
 def test_clients_of_a_block_are_averaged_by_samples() -> None:
-    options = FedCyBGDOptions(precision="float32", clients_per_block=2)
+    options = FedCyBGDOptions(clients_per_block=2)
     model = make("llama")
     uneven = [samples(1 + n, n) for n in range(CLIENTS)]
     ours = Federation(model, method_for(model, options, cohort_size=2), uneven)
@@ -204,41 +264,39 @@ def test_blocks_at_once_are_trained_from_the_same_model() -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_with_error_feedback_nothing_is_lost(precision: Any, dtype: torch.dtype) -> None:
     """What is sent and what the client keeps are together the change it made."""
-    ours = federation(FedCyBGDOptions(precision=precision), dtype=dtype)
+    ours = federation(codec=dense(precision), dtype=dtype)
     before = weights(ours.model)
-    exact = federation(FedCyBGDOptions(precision="float32"), dtype=dtype)
+    exact = federation(dtype=dtype)
     plan = ours.method.plans(0, None)[0]
     wanted = decode(exact.worker.visit(encode(plan)).payload or b"", Report).tensors
     sent = ours.round().update.tensors
     kept = ours.worker._states.load(0, "block-0", 1)
     for name, value in wanted.items():
-        rows = sent.get(name + "/scale", torch.ones(1))
+        rows = sent.get(f"0/{name}/scale", torch.ones(1))
         scale = rows.reshape(-1, *[1] * (value.ndim - 1))
         change = value - before[name].float()
         torch.testing.assert_close(
-            sent[name].float() * scale + kept["codec/" + name], change, rtol=1e-5, atol=1e-8
+            sent[f"0/{name}"].float() * scale + kept["codec/" + name], change, rtol=1e-5, atol=1e-8
         )
 
 
 def test_rounding_errors_do_not_add_up_with_error_feedback() -> None:
-    def far(**options: Any) -> Tensor:
-        sgd = FirstOrder("sgd", 0.01)
-        ours = federation(FedCyBGDOptions(blocks=1, **options), optimizer=sgd)
+    def far(codec: dict[str, Any]) -> Tensor:
+        ours = federation(FedCyBGDOptions(blocks=1), local=sgd(0.01), codec=codec)
         for _ in range(6 * CLIENTS):
             ours.round()
         return flat(weights(ours.model))
 
-    exact = far(precision="float32")
+    exact = far(dense())
     with_feedback, without = (
-        float((far(precision="int8", error_feedback=feedback) - exact).norm())
-        for feedback in (True, False)
+        float((far(dense("int8", feedback)) - exact).norm()) for feedback in (True, False)
     )
     assert with_feedback < without / 1.5
 
 
 def test_kept_adam_goes_on_where_the_clients_last_visit_ended() -> None:
     """With one client and one block: Adam without a break, over data that return."""
-    options = FedCyBGDOptions(precision="float32", adam_state="kept", blocks=1)
+    options = FedCyBGDOptions(adam_state="kept", blocks=1)
     model = make("llama")
     ours = Federation(model, method_for(model, options, clients=1), data()[:1])
     alone = make("llama")
@@ -254,6 +312,20 @@ def test_kept_adam_goes_on_where_the_clients_last_visit_ended() -> None:
         assert same(weights(model), weights(alone))
 
 
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_visit_that_is_repeated_goes_on_from_the_same_state(in_backward: bool) -> None:
+    """Adam's and the residual; also where a first try in the same process was lost."""
+    memory = MemoryTable(optimizer_in_backward=in_backward)
+    known = {"clients": 1, "codec": dense("int8"), "memory": memory}
+    ours = federation(FedCyBGDOptions(adam_state="kept", blocks=1), **known)
+    for round in range(3):
+        plan = encode(ours.method.plans(round, ours.last)[0])
+        first, second = (ours.worker.visit(plan).payload for _ in range(2))
+        assert first is not None
+        assert first == second
+        ours.round()
+
+
 def failing(ours: Federation, clients: set[int]) -> Any:
     class Engine(Simulation):
         def exchange(self, plans: Any) -> Any:
@@ -267,7 +339,7 @@ def failing(ours: Federation, clients: set[int]) -> Any:
 
 
 def rounds(ours: Federation, count: int, clients: set[int]) -> list[Update]:
-    from fullfed.federation.rounds import run_round
+    from fullfed.federation.server import run_round
 
     updates = []
     for _ in range(count):
@@ -279,13 +351,13 @@ def rounds(ours: Federation, count: int, clients: set[int]) -> list[Update]:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [FedCyBGDOptions(precision="int8"), CyclicFerretOptions(coordinates=50)],
-    ids=["dense", "sketch"],
+    "codec",
+    [dense("int8"), sketch(50), sketch(50, seeds="shared")],
+    ids=["dense", "sketch", "sketch with shared directions"],
 )
 @pytest.mark.parametrize("gone", [{0}, {0, 1, 3}, {5}])
-def test_a_client_that_drops_out_does_not_stop_the_cycle(options: Any, gone: set[int]) -> None:
-    ours = federation(options)
+def test_a_client_that_drops_out_does_not_stop_the_cycle(codec: Any, gone: set[int]) -> None:
+    ours = federation(codec=codec)
     before = weights(ours.model)
     for client, update in enumerate(rounds(ours, 2 * CLIENTS, gone)):
         assert ("skipped" in update.values) == (client % CLIENTS in gone)
@@ -310,7 +382,7 @@ def test_a_whole_cycle_of_silence_stops_the_run() -> None:
 
 
 def test_a_report_that_did_not_count_leaves_no_residual() -> None:
-    ours = federation(FedCyBGDOptions(precision="int8"))
+    ours = federation(codec=dense("int8"))
     plan = ours.method.plans(0, None)[0]
     assert ours.worker.visit(encode(plan)).payload is not None  # and is lost on its way
     rounds(ours, 1, {0})
@@ -324,7 +396,9 @@ def test_a_report_for_another_block_is_refused() -> None:
     payload = ours.worker.visit(encode(other)).payload
     inbox = Inbox(ours.method, [plan])
     assert list(inbox.in_client_order([Arrival(0, payload)])) == []
-    assert inbox.refused == [(0, "the report is about block 1, but the client was given 0")]
+    ((client, reason),) = inbox.refused
+    assert client == 0
+    assert reason.startswith("the report does not hold exactly the tensors model.layers.0.")
 
 
 @pytest.mark.parametrize(
@@ -340,24 +414,48 @@ def test_a_report_for_another_block_is_refused() -> None:
     ],
 )
 def test_a_report_that_does_not_fit_is_refused(change: Any, reason: str) -> None:
-    ours = federation(FedCyBGDOptions(precision="int8"))
+    ours = federation(codec=dense("int8"))
     plan = ours.method.plans(0, None)[0]
     report = decode(ours.worker.visit(encode(plan)).payload or b"", Report)
     with pytest.raises(MessageError, match=reason):
         ours.method.check(replace(report, tensors=change(dict(report.tensors))), plan)
 
 
-def test_a_plan_for_a_block_that_is_not_there_is_an_error_of_the_visit() -> None:
-    ours = federation()
-    arrival = ours.worker.visit(encode(Plan(0, 0, {"block": 7})))
-    assert (arrival.payload, arrival.failure) == (None, "the plan is about block 7 of 3")
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("values", "failure"),
+    [
+        ({"block": 7}, "the plan is about block 7 of 3"),
+        ({"block": "0"}, "the plan does not name a block"),
+        ({}, "the plan does not name a block"),
+    ],
+)
+def test_a_plan_for_a_block_that_is_not_there_is_an_error_of_the_visit(
+    precision: str, values: Any, failure: str
+) -> None:
+    """Also where the client would look for what it kept of the block."""
+    ours = federation(codec=dense(precision))
+    arrival = ours.worker.visit(encode(Plan(0, 0, values)))
+    assert (arrival.payload, arrival.failure) == (None, failure)
 
 
-def test_cyclic_ferret_moves_a_block_by_few_numbers() -> None:
-    ours = federation(CyclicFerretOptions(coordinates=50), work=LocalWork(batch_size=4, steps=3))
+@pytest.mark.parametrize("surrogate", [1.0, 0.4])
+@pytest.mark.parametrize("seeds", ["shared", "client"])
+def test_an_update_says_nothing_of_a_single_clients_plan(seeds: str, surrogate: float) -> None:
+    """Which block it is about is in its names, and what a client went without is nobody's."""
+    options = FedCyBGDOptions(surrogate=surrogate, server_step=0.5)
+    update = federation(options, codec=sketch(50, seeds=seeds)).round().update
+    energy = {"0/energy"} if seeds == "shared" else set()
+    assert update.values.keys() == {"server_step", "blocks"} | energy
+
+
+@pytest.mark.parametrize(("seeds", "shape"), [("shared", (50,)), ("client", (1, 50))])
+def test_cyclic_ferret_moves_a_block_by_few_numbers(seeds: str, shape: tuple[int, ...]) -> None:
+    ours = federation(codec=sketch(50, seeds=seeds), work={"batch_size": 4, "steps": 3})
     before = weights(ours.model)
     result = ours.round()
-    assert result.update.tensors["coordinates"].shape == (50,)
+    assert result.update.tensors["0/coordinates"].shape == shape
+    assert all(t.numel() <= 50 for t in result.update.tensors.values())
     after = weights(ours.model)
     changed = {n for n in after if not torch.equal(before[n], after[n])}
     assert changed == set(layer_names(ours.model)[0])
@@ -368,7 +466,7 @@ def test_as_many_coordinates_as_parameters_go_the_clients_way() -> None:
     d = sum(
         p.numel() for n, p in make("llama").named_parameters() if n.startswith("model.layers.0.")
     )
-    ours = federation(CyclicFerretOptions(coordinates=d, server_step=1.0))
+    ours = federation(FedCyBGDOptions(server_step=1.0), codec=sketch(d))
     exact = federation()
     start = flat(weights(ours.model))
     ours.round()
@@ -383,11 +481,20 @@ def test_as_many_coordinates_as_parameters_go_the_clients_way() -> None:
         (FedCyBGDOptions(blocks=4), {}, "^method.blocks: 4 blocks for a model of 3 layers"),
         (FedCyBGDOptions(), {"layers": ()}, "^model.path: no list of layers can be found"),
         (
-            CyclicFerretOptions(coordinates=10**6),
-            {},
-            "^method.coordinates: 1000000 coordinates for",
+            FedCyBGDOptions(),
+            {"codec": sketch(10**6)},
+            "^codec.coordinates: 1000000 coordinates for a block of",
         ),
-        (CyclicFerretOptions(coordinates=9), {"cohort_size": 2}, "would train several blocks"),
+        (
+            FedCyBGDOptions(),
+            {"codec": sketch(9), "cohort_size": 2},
+            "would train several blocks, and the automatic server step is measured on one",
+        ),
+        (
+            FedCyBGDOptions(),
+            {"codec": sketch(99, basis="normal")},
+            "^codec.basis: the normal basis",
+        ),
     ],
 )
 def test_what_does_not_fit_the_model_is_an_error(options: Any, changes: Any, reason: str) -> None:
@@ -400,10 +507,15 @@ def test_what_does_not_fit_the_model_is_an_error(options: Any, changes: Any, rea
     [
         ({"blocks": 0}, "blocks is at least 1"),
         ({"order": "sideways"}, "method.order"),
-        ({"precision": "int4"}, "method.precision"),
+        ({"precision": "int8"}, "there is no key 'method.precision'"),
         ({"clients_per_block": 0}, "clients_per_block is at least 1"),
     ],
 )
 def test_bad_options_are_errors(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        method_options(MethodTable(name="fedcybgd", **options))
+        method_options("fedcybgd", **options)
+
+
+def test_a_precision_there_is_not_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"^codec\.precision: "):
+        codec_options("dense", precision="int4")

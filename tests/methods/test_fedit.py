@@ -11,13 +11,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from fullfed.data.batches import Batch, training_batches
-from fullfed.federation.messages import Report, Update
-from fullfed.methods.adapters import A, B
-from fullfed.methods.dense import Dense
-from fullfed.methods.setting import LocalWork
-from fullfed.methods.stacked import Stacked, product
+from fullfed.federation.messages import Plan, Report
+from fullfed.methods.aggregation import WeightedMean
+from fullfed.methods.codecs.dense import Dense
+from fullfed.methods.codecs.stacked import Stacked, product
+from fullfed.methods.scopes import A, B
 from fullfed.sketch import Purpose, Stream
-from fullfed.training.first_order import FirstOrder
 from fullfed.training.loss import answer_loss
 from methods.lora import (
     OPTIONS,
@@ -28,9 +27,9 @@ from methods.lora import (
     reports,
     three_clients,
 )
-from methods.tiny import tiny_model
+from methods.tiny import adamw, tiny_model
 
-LONG = {"work": LocalWork(batch_size=4, steps=5), "optimizer": FirstOrder("adamw", 0.03)}
+LONG = {"work": {"batch_size": 4, "steps": 5}, "local": adamw(0.03)}
 
 
 def peft_loss(model: Any, batch: Batch) -> Tensor:
@@ -112,11 +111,16 @@ def test_two_who_learned_the_same_can_average_to_nothing() -> None:
     """B A = (-B)(-A) = 1 for both clients, and so is the mean; the factors' means are 0."""
     names = "layer" + A, "layer" + B
     sent = [
-        (1.0, Report(0, client, 1, 0.0, {}, {name: torch.full((1, 1), sign) for name in names}))
+        Report(0, client, 1, 0.0, {}, {name: torch.full((1, 1), sign) for name in names})
         for client, sign in enumerate((1.0, -1.0))
     ]
-    shapes = {name: torch.Size((1, 1)) for name in names}
-    for codec, came in ((Dense(shapes, "float32"), 0.0), (Stacked(shapes, SEED, 1.0), 1.0)):
-        merged = codec.merge(sent, codec.plan(0, None), None)
-        update = Update(0, {}, merged.tensors)
-        assert product(update.tensors[names[1]], update.tensors[names[0]]).item() == came
+    shapes, plan = {name: torch.Size((1, 1)) for name in names}, Plan(0, 0)
+    dense, mean = Dense(), WeightedMean().begin()
+    for report in sent:
+        mean.add(report, dense.decode(report, plan, shapes))
+    averaged = dense.encode_update(mean.result(), plan, shapes, None)
+    stacked = Stacked(seed=SEED, scaling=1.0).stack(
+        [(0.5, own) for own in sent], plan, shapes, None
+    )
+    for encoded, came in ((averaged, 0.0), (stacked, 1.0)):
+        assert product(encoded.tensors[names[1]], encoded.tensors[names[0]]).item() == came

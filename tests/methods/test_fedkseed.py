@@ -17,26 +17,31 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from fullfed.config import MethodTable
 from fullfed.data.batches import Batch, training_batches
 from fullfed.errors import UserError
-from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import MessageError, Plan, Report, Update, decode, encode
 from fullfed.federation.method import VisitError
 from fullfed.federation.replica import Replica
+from fullfed.federation.server import Arrival, Inbox
 from fullfed.methods import fedkseed
-from fullfed.methods.candidates import Candidates
+from fullfed.methods.codecs.seeds import Candidates, probabilities
 from fullfed.methods.composition import Composition
-from fullfed.methods.importance import probabilities
-from fullfed.methods.setting import LocalWork
 from fullfed.runs import run
-from fullfed.runs.assembly import method_options
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import replay, verify
 from fullfed.sketch import Purpose, Stream, perturb_
 from fullfed.sketch.entries import NORMALS, SIGNS
-from fullfed.training.first_order import FirstOrder
-from methods.tiny import Federation, flat, same, samples, setting, tiny_model, weights
+from methods.tiny import (
+    Federation,
+    flat,
+    method_options,
+    same,
+    samples,
+    setting,
+    sgd,
+    tiny_model,
+    weights,
+)
 from runs.small import recipe, write_data, write_model
 
 RATE = 0.01
@@ -45,7 +50,7 @@ RATE = 0.01
 def made(model: PreTrainedModel, pro: bool = False, steps: int = 6, **changes: Any) -> Composition:
     """Clients who take six steps each."""
     options = {name: changes.pop(name) for name in list(changes) if name in OPTIONS}
-    known = {"optimizer": FirstOrder("sgd", RATE), "work": LocalWork(batch_size=4, steps=steps)}
+    known = {"local": sgd(RATE), "work": {"batch_size": 4, "steps": steps}}
     build = fedkseed.build_pro if pro else fedkseed.build
     return build(setting(model, **(known | changes)), fedkseed.FedKSeedOptions(**options))
 
@@ -82,7 +87,7 @@ def test_a_report_replays_the_clients_weights_bit_for_bit(
 
     stream = Stream(5, Purpose.BATCHES, 0, 0)
     batches = training_batches(data()[0], 4, 6, stream)
-    method.local.improve(model, dict(model.named_parameters()), batches, plan)
+    method.local.improve(model, dict(model.named_parameters()), batches, plan, {})
     trained = weights(model)
     assert not same(trained, before)
 
@@ -178,13 +183,11 @@ def test_the_newest_update_and_the_base_are_every_replica_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("merge_weights", "shares"), [("samples", (9 / 14, 4 / 14, 1 / 14)), ("equal", (1 / 3,) * 3)]
+    ("rule", "shares"), [("samples", (9 / 14, 4 / 14, 1 / 14)), ("equal", (1 / 3,) * 3)]
 )
-def test_accumulators_add_up_the_clients_mean_walk(
-    merge_weights: str, shares: tuple[float, ...]
-) -> None:
+def test_accumulators_add_up_the_clients_mean_walk(rule: str, shares: tuple[float, ...]) -> None:
     model = tiny_model()
-    federation = three(model, seeds=4, merge_weights=merge_weights)
+    federation = three(model, seeds=4, weights=rule)
     expected, rows = np.zeros(4), -(-flat(weights(model)).numel() // 128)
     for round in range(2):
         plans = federation.method.plans(round, federation.last)
@@ -207,7 +210,7 @@ def test_accumulators_add_up_the_clients_mean_walk(
 def test_a_report_is_six_bytes_a_step_and_an_update_four_a_candidate() -> None:
     federation = three(tiny_model(), seeds=1000)
     result = federation.round()
-    assert result.merged == (0, 1, 2)
+    assert result.aggregated == (0, 1, 2)
     assert max(result.up.values()) < 6 * 6 + 320
     assert 0 < len(encode(result.update)) - 4 * 1000 < 320
     assert federation.method.report_limit(first_plan(federation.method)) > max(result.up.values())
@@ -272,11 +275,11 @@ def test_pros_history_is_of_clipped_amplitudes_and_tells_the_next_plans() -> Non
     plans = method.plans(0, None)
     assert plans[0].tensors["probabilities"].tolist() == pytest.approx([1 / 3] * 3)
     reports = [walk_report(0, (0, -4.0), (1, 5000.0)), walk_report(1, (0, 2.0), (0, 0.0))]
-    first = method.merge(plans, reports, None)
+    first = method.aggregate(plans, reports, None)
     assert first.tensors["amplitudes"].tolist() == [6.0, 1000.0, 0.0]
     assert first.tensors["visits"].tolist() == [3, 1, 0]
     assert first.tensors["accumulators"].tolist() == [-1.0, 2500.0, 0.0]
-    second = method.merge(method.plans(1, first), reports, first)
+    second = method.aggregate(method.plans(1, first), reports, first)
     assert second.tensors["amplitudes"].tolist() == [12.0, 2000.0, 0.0]
     assert second.tensors["visits"].tolist() == [6, 2, 0]
     terms = [math.exp(2 / 1000), math.e, 1.0]
@@ -329,17 +332,17 @@ HOSTILE: dict[str, Any] = {
     "the report's candidates are -1 to 4, but they are numbered from 0 to 7": {
         "candidates": torch.tensor([0, 1, 2, 3, 4, -1], dtype=torch.int16)
     },
-    "the report's candidates are (5,) of torch.int16, not (6,) of torch.int16": {
+    "the report's 'candidates' is (5,) of torch.int16, not (6,) of torch.int16": {
         "candidates": torch.zeros(5, dtype=torch.int16),
         "derivatives": torch.zeros(5),
     },
-    "the report's candidates are (6,) of torch.int64, not (6,) of torch.int16": {
+    "the report's 'candidates' is (6,) of torch.int64, not (6,) of torch.int16": {
         "candidates": torch.zeros(6, dtype=torch.int64)
     },
-    "the report's derivatives are (7,) of torch.float32, not (6,) of torch.float32": {
+    "the report's 'derivatives' is (7,) of torch.float32, not (6,) of torch.float32": {
         "derivatives": torch.zeros(7)
     },
-    "the report does not hold candidates and derivatives and no more": {"derivatives": None},
+    "the report does not hold exactly the tensors candidates, derivatives": {"derivatives": None},
     "the message's tensor 'derivatives' holds a number that is not finite": {
         "derivatives": torch.tensor([0, 0, 0, 0, 0, torch.nan])
     },
@@ -364,11 +367,11 @@ def test_an_honest_report_is_let_in() -> None:
 
 def test_a_visit_by_epochs_has_as_many_steps_as_its_samples_need() -> None:
     """Nine samples in batches of four, twice over."""
-    method = made(tiny_model(), seeds=8, work=LocalWork(batch_size=4, epochs=2))
+    method = made(tiny_model(), seeds=8, work={"batch_size": 4, "epochs": 2})
     report = honest(method)
     assert report.tensors["candidates"].shape == (6,)
     method.check(report, first_plan(method))
-    with pytest.raises(MessageError, match=r"are \(6,\) of torch.int16, not \(8,\)"):
+    with pytest.raises(MessageError, match=r"is \(6,\) of torch.int16, not \(8,\)"):
         method.check(replace(report, samples=13), first_plan(method))
 
 
@@ -398,7 +401,7 @@ def test_an_update_of_another_method_is_refused() -> None:
 @pytest.mark.parametrize("name", ["fedkseed", "fedkseed-pro"])
 def test_options_that_make_no_sense(name: str, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError) as caught:
-        method_options(MethodTable(name=name, **options))
+        method_options(name, **options)
     assert complaint in str(caught.value)
 
 

@@ -8,29 +8,38 @@ from typing import Any
 import pytest
 import torch
 
-from fullfed.config import MethodTable
+from fullfed.config import LocalTable
 from fullfed.data.batches import training_batches
 from fullfed.errors import UserError
 from fullfed.methods import fedprox
-from fullfed.methods.setting import LocalWork
-from fullfed.runs.assembly import method_options
 from fullfed.sketch import Purpose, Stream
-from fullfed.training.first_order import FirstOrder
 from fullfed.training.loss import answer_loss
-from methods.tiny import Federation, flat, make_fedavg, same, samples, setting, tiny_model, weights
+from methods.tiny import (
+    Federation,
+    adamw,
+    flat,
+    make_fedavg,
+    method_options,
+    same,
+    samples,
+    setting,
+    sgd,
+    tiny_model,
+    weights,
+)
 
-WORK = LocalWork(batch_size=4, steps=6)
+WORK = {"batch_size": 4, "steps": 6}
 DATA = [samples(9, seed=0), samples(4, seed=1)]
 
 
 def federate(
     mu: float,
     clients: int = 1,
-    optimizer: FirstOrder | None = None,
+    local: LocalTable | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Federation:
     model = tiny_model().to(dtype)
-    made = setting(model, clients=clients, work=WORK, optimizer=optimizer or FirstOrder("sgd", 0.3))
+    made = setting(model, clients=clients, work=WORK, local=local or sgd(0.3))
     options = fedprox.FedProxOptions(mu)
     return Federation(model, fedprox.build(made, options), DATA[:clients])
 
@@ -38,14 +47,14 @@ def federate(
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (FirstOrder("sgd", 0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
-        (FirstOrder("sgd", 0.3, clip=0.1), lambda p: torch.optim.SGD(p, lr=0.3)),
-        (FirstOrder("adamw", 0.01), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0)),
+        (sgd(0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
+        (sgd(0.3, clip=0.1), lambda p: torch.optim.SGD(p, lr=0.3)),
+        (adamw(0.01), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0)),
     ],
 )
-def test_a_client_descends_the_loss_and_the_distance(ours: FirstOrder, theirs: Any) -> None:
+def test_a_client_descends_the_loss_and_the_distance(ours: LocalTable, theirs: Any) -> None:
     """With the proximal term's gradient, mu (w - w_r), added by hand."""
-    federation = federate(0.7, optimizer=ours)
+    federation = federate(0.7, local=ours)
     alone = copy.deepcopy(federation.model)
     for round in range(2):
         started = weights(alone)
@@ -109,4 +118,4 @@ def test_the_reported_loss_is_that_of_the_data() -> None:
 @pytest.mark.parametrize("mu", [-0.1, float("nan"), float("inf")])
 def test_a_strength_that_makes_no_sense_is_refused(mu: float) -> None:
     with pytest.raises(UserError, match=r"^method: mu is a number, at least 0\.$"):
-        method_options(MethodTable(name="fedprox", mu=mu))
+        method_options("fedprox", mu=mu)

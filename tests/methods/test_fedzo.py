@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fullfed.config import MethodTable
 from fullfed.data.batches import Batch, collate
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, encode
@@ -19,22 +18,30 @@ from fullfed.methods import fedzo
 from fullfed.methods.composition import Composition
 from fullfed.methods.fedzo import AlongSpheres
 from fullfed.runs import run
-from fullfed.runs.assembly import method_options
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify
 from fullfed.sketch import Purpose, Stream
 from fullfed.sketch.entries import NORMALS
-from fullfed.training.first_order import FirstOrder
 from fullfed.training.loss import answer_loss_value
 from fullfed.training.zeroth_order import Neighbourhood
-from methods.tiny import Federation, flat, same, samples, setting, tiny_model, weights
+from methods.tiny import (
+    Federation,
+    flat,
+    method_options,
+    same,
+    samples,
+    setting,
+    sgd,
+    tiny_model,
+    weights,
+)
 from runs.small import recipe, write_data, write_model
 
 RATE = 0.01
 
 
-def made(model: Any, **options: Any) -> Composition:
-    changed = setting(model, optimizer=FirstOrder("sgd", RATE))
+def made(model: Any, precision: str = "float32", **options: Any) -> Composition:
+    changed = setting(model, local=sgd(RATE), codec={"name": "dense", "precision": precision})
     return fedzo.build(changed, fedzo.FedZOOptions(**options))
 
 
@@ -140,13 +147,13 @@ def test_two_federations_are_one_bit_for_bit(dtype: torch.dtype, precision: Any)
         ({"directions": 0}, "method: directions is at least 1."),
         ({"smoothing": 0.0}, "method: smoothing is a positive number or 'auto'."),
         ({"smoothing": math.nan}, "method: smoothing is a positive number or 'auto'."),
-        ({"precision": "float16"}, "method.precision: input should be 'float32' or 'bfloat16'."),
+        ({"precision": "bfloat16"}, "there is no key 'method.precision'"),
         ({"seeds": 4096}, "there is no key 'method.seeds'"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError) as caught:
-        method_options(MethodTable(name="fedzo", **options))
+        method_options("fedzo", **options)
     assert complaint in str(caught.value)
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from fullfed.methods.adapters import A, B, adapted, initial_a
-from fullfed.methods.setting import LocalWork
-from fullfed.training.first_order import FirstOrder
+from fullfed.methods.scopes import A, B, adapted, initial_a
 from methods.lora import SEED, federate, mean_of_products, products, reports, three_clients
-from methods.tiny import tiny_model
+from methods.tiny import adamw, tiny_model
 
-LONG = {"work": LocalWork(batch_size=4, steps=5), "optimizer": FirstOrder("adamw", 0.03)}
+LONG = {"work": {"batch_size": 4, "steps": 5}, "local": adamw(0.03)}
 
 
 def test_the_mean_of_b_makes_the_mean_of_products() -> None:

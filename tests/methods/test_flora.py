@@ -14,10 +14,8 @@ from torch import Tensor
 
 from fullfed.federation.messages import MessageError, Report, encode
 from fullfed.federation.replica import Replica
-from fullfed.methods.adapters import A, B, LoraOptions, W, adapted, initial_a
-from fullfed.methods.setting import LocalWork
-from fullfed.methods.stacked import Stacked, product
-from fullfed.training.first_order import FirstOrder
+from fullfed.methods.codecs.stacked import Stacked, product
+from fullfed.methods.scopes import A, B, LoraOptions, W, adapted, initial_a
 from methods.lora import (
     OPTIONS,
     SEED,
@@ -28,14 +26,14 @@ from methods.lora import (
     three_clients,
 )
 from methods.test_adapters import GPT2, tiny_gpt2
-from methods.tiny import Federation, same, tiny_model, weights
+from methods.tiny import Federation, adamw, same, tiny_model, weights
 
-LONG = {"work": LocalWork(batch_size=4, steps=5), "optimizer": FirstOrder("adamw", 0.03)}
+LONG = {"work": {"batch_size": 4, "steps": 5}, "local": adamw(0.03)}
 
 
-def flora(dtype: torch.dtype = torch.float32, merge_weights: str = "samples") -> Federation:
+def flora(dtype: torch.dtype = torch.float32, weights: str = "samples") -> Federation:
     model = tiny_model().to(dtype)
-    return federate("flora", model, three_clients(), merge_weights=merge_weights, **LONG)
+    return federate("flora", model, three_clients(), weights=weights, **LONG)
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -75,7 +73,7 @@ def test_a_matrix_kept_as_in_by_out_gains_the_same() -> None:
 
 
 def test_clients_can_count_once_each() -> None:
-    federation = flora(merge_weights="equal")
+    federation = flora(weights="equal")
     before = effective(federation.model)
     sent = [Report(r.round, r.client, 1, r.loss, {}, r.tensors) for r in reports(federation)]
     gained = mean_of_products(federation.model, sent)
@@ -161,9 +159,10 @@ def test_a_large_product_is_the_same_with_any_number_of_threads() -> None:
     ],
 )
 def test_a_report_of_other_tensors_is_refused(tensors: dict[str, Tensor]) -> None:
-    codec = Stacked({"x" + A: torch.Size((2, 4)), "x" + B: torch.Size((3, 2))}, SEED, 1.0)
+    codec = Stacked(seed=SEED, scaling=1.0)
+    shapes = {"x" + A: torch.Size((2, 4)), "x" + B: torch.Size((3, 2))}
     plan = flora().method.plans(0, None)[0]
     good = {"x" + A: torch.zeros(2, 4), "x" + B: torch.zeros(3, 2)}
-    codec.check(Report(0, 0, 1, 0.0, {}, good), plan)
+    codec.check(Report(0, 0, 1, 0.0, {}, good), plan, shapes)
     with pytest.raises(MessageError):
-        codec.check(Report(0, 0, 1, 0.0, {}, tensors), plan)
+        codec.check(Report(0, 0, 1, 0.0, {}, tensors), plan, shapes)

@@ -15,14 +15,19 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import LlamaForCausalLM
 
+from fullfed.config import MemoryTable
 from fullfed.data.batches import Batch, collate
 from fullfed.federation.messages import MessageError, Plan, Report, Update, encode, number
-from fullfed.methods import curvature
-from fullfed.methods.curvature import CurvatureStep
-from fullfed.methods.setting import LocalWork
-from fullfed.methods.steps import ConstantStep, Trained
+from fullfed.methods.aggregation import TrimmedMean, WeightedMean
+from fullfed.methods.server_step import (
+    ConstantStep,
+    CurvatureStep,
+    Trained,
+    _best_gain,
+    _cosine_by_signs,
+)
 from fullfed.sketch import SHARED, SignBasis
-from fullfed.training.first_order import FirstOrder
+from fullfed.training.first_order import train
 from methods.tiny import (
     Federation,
     flat,
@@ -30,6 +35,7 @@ from methods.tiny import (
     same,
     samples,
     setting,
+    sgd,
     tiny_model,
     weights,
 )
@@ -37,8 +43,11 @@ from methods.tiny import (
 K = 100
 
 
-def rule(coordinates: int = K, clients: int = 1, shared: bool = True) -> CurvatureStep:
-    return CurvatureStep(5, coordinates, clients, shared)
+MEAN = WeightedMean().scalar
+
+
+def rule(clients: int = 1, shared: bool = True) -> CurvatureStep:
+    return CurvatureStep(5, clients, shared)
 
 
 def report(gain: float, trace: float, energy: float = 1.0, client: int = 0) -> Report:
@@ -52,13 +61,15 @@ def known(cost: float, gain: float = 1.0, agreement: float = 1.0) -> Update:
     return Update(0, state)
 
 
-def decided(reports: Sequence[Report], last: Update | None, **of: Any) -> Update:
+def decided(
+    reports: Sequence[Report], last: Update | None, coordinates: int = K, **of: Any
+) -> Update:
     """What one round decides; the mean change has as much energy as one client's."""
-    return Update(0, rule(**of).decide(reports, 1.0, last))
+    return Update(0, rule(**of).decide(reports, 1.0, last, coordinates, MEAN))
 
 
 def test_a_constant_step_is_constant() -> None:
-    assert ConstantStep(0.7).decide([], None, None) == {"server_step": 0.7}
+    assert ConstantStep(0.7).decide([], None, None, K, MEAN) == {"server_step": 0.7}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +82,7 @@ def test_the_step_is_k_over_k_and_the_rank(
     """One client agrees with itself: r = tr(H) ||delta||**2 / G after one more such round."""
     rank = trace * energy / gain
     last = known(cost=trace * energy, gain=gain)
-    values = rule(coordinates).decide([report(gain, trace, energy)], energy, last)
+    values = rule().decide([report(gain, trace, energy)], energy, last, coordinates, MEAN)
     update = Update(0, values)
     assert number(update, "rank") == pytest.approx(rank)
     assert number(update, "server_step") == pytest.approx(coordinates / (coordinates + rank))
@@ -91,6 +102,15 @@ def test_the_round_is_measured_as_a_whole() -> None:
     assert number(update, "rank") == pytest.approx(400.0)
 
 
+def test_a_rule_that_trims_has_no_rank_from_a_liar() -> None:
+    """One of five says that noise costs a million times as much and that nothing is gained."""
+    honest = [report(1.0, 400.0 + n, client=n) for n in range(4)]
+    liar = report(-1e9, 4e8, energy=1e9, client=4)
+    trimmed = TrimmedMean(0.2).scalar
+    values = rule(clients=5).decide([*honest, liar], 1.0, known(400.0), K, trimmed)
+    assert number(Update(0, values), "rank") == pytest.approx(400.0, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("shared", "mean_energy", "rank"),
     [
@@ -106,7 +126,7 @@ def test_noise_and_gain_follow_how_much_clients_agree(
 ) -> None:
     reports = [report(1.0, 400.0, client=n) for n in range(4)]
     state = {"cost": 0.0, "gain": 0.0, "agreement": 1.0, "rounds": 1.0}
-    values = rule(clients=4, shared=shared).decide(reports, mean_energy, Update(0, state))
+    values = rule(clients=4, shared=shared).decide(reports, mean_energy, Update(0, state), K, MEAN)
     assert number(Update(0, values), "rank") == pytest.approx(rank)
 
 
@@ -114,7 +134,7 @@ def test_disagreement_by_chance_is_not_taken_for_certain() -> None:
     """Agreement counts as no less than its standard error, here sqrt(2 / 100) / 3 / sqrt(3)."""
     reports = [report(1.0, 400.0, client=n) for n in range(4)]
     last = known(cost=900.0, gain=3.0, agreement=-0.25)
-    values = rule(clients=4).decide(reports, 0.25, last)
+    values = rule(clients=4).decide(reports, 0.25, last, K, MEAN)
     update = Update(0, values)
     assert number(update, "agreement") == pytest.approx(-0.125)
     assert number(update, "gain") == pytest.approx(3.0 + 0.0272166)
@@ -125,7 +145,7 @@ def test_disagreement_by_chance_is_not_taken_for_certain() -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_standard_error_of_agreement_is_right(shared: bool, clients: int) -> None:
     """Of the smoothed cosine of clients whose changes are drawn independently of each other."""
-    step = rule(64, clients, shared)
+    step = rule(clients, shared)
     origin = [torch.zeros(4096)]
     last, found = known(1.0, agreement=0.0), []
     for round in range(900):
@@ -139,9 +159,11 @@ def test_the_standard_error_of_agreement_is_right(shared: bool, clients: int) ->
         else:
             for change, told in zip(changes, reports, strict=True):
                 told.values["signs"] = step._common_signs([change], origin, Plan(round, 0))
-        last = Update(0, step.decide(reports, energy, last))
+        last = Update(0, step.decide(reports, energy, last, 64, MEAN))
         found.append(number(last, "agreement"))
-    assert float(torch.tensor(found).std()) == pytest.approx(step._resolution(clients), rel=0.15)
+    assert float(torch.tensor(found).std()) == pytest.approx(
+        step._resolution(clients, 64), rel=0.15
+    )
 
 
 @given(slope=st.floats(-2, 2), curvature_=st.floats(-4, 4))
@@ -151,8 +173,7 @@ def test_the_best_gain_is_the_highest_point_of_the_parabola(
     """Against ten thousand points of it between no step and a whole one."""
     steps = torch.linspace(0, 1, 10_001, dtype=torch.float64)
     gains = slope * steps - curvature_ * steps**2 / 2
-    values = {"gain": float(gains[-1]), "gain_halfway": float(gains[5000])}
-    best = curvature._best_gain([Report(0, 0, 1, 0.0, values)])
+    best = _best_gain(whole=float(gains[-1]), halfway=float(gains[5000]))
     assert best == pytest.approx(float(gains.max()), abs=1e-7)
 
 
@@ -171,7 +192,7 @@ def test_with_own_directions_agreement_comes_from_signs(cosine: float) -> None:
             values = {**report(1.0, 400.0).values, "signs": signs}
             reports.append(Report(0, client, 1, 0.0, values))
             rule(clients=4, shared=False).check(reports[-1])
-        found.append(curvature._cosine_by_signs(reports))
+        found.append(_cosine_by_signs(reports))
     measured = torch.tensor(found)
     error = float(measured.std()) / math.sqrt(rounds)
     assert float(measured.mean()) == pytest.approx(cosine, abs=4 * error + 0.01)
@@ -183,7 +204,9 @@ def test_with_own_directions_noise_is_divided_by_the_cohort() -> None:
     values = {**report(1.0, 400.0).values, "signs": "0123456789abcdef"}
     reports = [Report(0, n, 1, 0.0, dict(values)) for n in range(4)]
     state = {"cost": 0.0, "gain": 0.0, "agreement": 1.0, "rounds": 1.0}
-    update = Update(0, rule(clients=4, shared=False).decide(reports, None, Update(0, state)))
+    update = Update(
+        0, rule(clients=4, shared=False).decide(reports, None, Update(0, state), K, MEAN)
+    )
     assert number(update, "agreement") == pytest.approx(1.0)
     assert number(update, "rank") == pytest.approx(400.0 / 4)
 
@@ -219,7 +242,7 @@ def test_more_coordinates_make_a_larger_step() -> None:
 def fitted(batch: Batch) -> LlamaForCausalLM:
     """A model near a minimum, where the curvature is positive."""
     model = tiny_model()
-    FirstOrder("sgd", 0.3).improve(model, list(model.parameters()), [batch] * 150)
+    train(model, dict(model.named_parameters()), [batch] * 150, sgd(0.3), MemoryTable())
     return model
 
 
@@ -269,6 +292,7 @@ def test_a_clients_measurement_is_right() -> None:
             Trained(model, before, dict(model.named_parameters()), batch, first_loss),
             Plan(round, 0),
             last,
+            K,
         )
         assert values["gain"] == pytest.approx(gain, rel=1e-3)
         assert values["gain_halfway"] == pytest.approx(gain_halfway, rel=1e-3)
@@ -286,8 +310,8 @@ def three(**options: Any) -> Federation:
     made = setting(
         model,
         clients=3,
-        work=LocalWork(batch_size=4, steps=5),
-        optimizer=FirstOrder("sgd", 0.2, clip=1.0),
+        work={"batch_size": 4, "steps": 5},
+        local=sgd(0.2, clip=1.0),
     )
     return Federation(model, make_ferret(made, **options), [samples(9, seed=n) for n in range(3)])
 

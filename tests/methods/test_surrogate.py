@@ -13,18 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fullfed.config import MethodTable
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
-from fullfed.methods.codecs import Change
+from fullfed.methods.codecs.codec import Change
 from fullfed.methods.fedcybgd import FedCyBGDOptions
-from fullfed.methods.surrogate import Surrogate
-from fullfed.runs.assembly import method_options
+from fullfed.methods.schedules import Surrogate
 from fullfed.training.layers import layer_names
-from methods.test_fedcybgd import federation, method_for
-from methods.tiny import same, weights
+from methods.test_fedcybgd import dense, federation, method_for
+from methods.tiny import method_options, same, weights
 
-HALF = FedCyBGDOptions(precision="int8", surrogate=0.4)
+HALF = FedCyBGDOptions(surrogate=0.4)
+INT8 = dense("int8")
 
 
 @settings(deadline=None)
@@ -54,7 +53,7 @@ def test_clients_and_rounds_go_without_different_layers() -> None:
 
 
 def test_training_on_a_surrogate_moves_the_own_block_alone() -> None:
-    ours = federation(HALF)
+    ours = federation(HALF, codec=INT8)
     plan = Plan(0, 0, {"block": 0, "dropped": [1]})
     before = weights(ours.model)
     assert ours.worker.visit(encode(plan)).payload is not None
@@ -65,31 +64,31 @@ def test_training_on_a_surrogate_moves_the_own_block_alone() -> None:
     assert changed == set(layer_names(ours.model)[0])
 
 
-def test_a_handout_is_the_own_block_exact_and_the_rest_in_8_bits() -> None:
-    ours = federation(HALF)
+def test_a_submodel_is_the_own_block_exact_and_the_rest_in_8_bits() -> None:
+    ours = federation(HALF, codec=INT8)
     plan = ours.method.plans(0, None)[0]
     assert plan.values["dropped"] == [1]
-    handout = ours.method.handout(ours.model, plan)
-    assert handout is not None
+    assert ours.method.submodels is not None
+    submodel = ours.method.submodels.submodel(ours.model, plan)
     names, parameters = layer_names(ours.model), dict(ours.model.named_parameters())
-    assert all(torch.equal(handout.tensors[name], parameters[name]) for name in names[0])
-    assert not any(name in handout.tensors for name in names[1])
+    assert all(torch.equal(submodel.tensors[name], parameters[name]) for name in names[0])
+    assert not any(name in submodel.tensors for name in names[1])
     matrices = {name for name in names[2] if parameters[name].ndim == 2}
-    assert all(handout.tensors[name].dtype == torch.int8 for name in matrices)
-    assert {n for n in handout.tensors if not n.endswith("/scale")} == {*names[0], *names[2]}
-    assert federation().method.handout(ours.model, federation().method.plans(0, None)[0]) is None
+    assert all(submodel.tensors[name].dtype == torch.int8 for name in matrices)
+    assert {n for n in submodel.tensors if not n.endswith("/scale")} == {*names[0], *names[2]}
+    assert federation().method.submodels is None
 
 
 @pytest.mark.parametrize("values", [{"dropped": [3]}, {"dropped": "all"}, {"dropped": [-1]}])
 def test_a_plan_that_drops_what_is_not_there_is_an_error_of_the_visit(values: Any) -> None:
-    arrival = federation(HALF).worker.visit(encode(Plan(0, 0, {"block": 0, **values})))
+    arrival = federation(HALF, codec=INT8).worker.visit(encode(Plan(0, 0, {"block": 0, **values})))
     assert arrival.failure == "the plan's value 'dropped' is not a list of blocks"
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
 def test_a_share_outside_of_0_to_1_is_an_error(share: float) -> None:
     with pytest.raises(UserError, match=r"method: surrogate is a share, above 0 and at most 1"):
-        method_options(MethodTable(name="fedcybgd", surrogate=share))
+        method_options("fedcybgd", surrogate=share)
 
 
 def llama(shape: str) -> LlamaForCausalLM:
@@ -118,46 +117,53 @@ def encoded_bytes(message: Report | Update) -> int:
 
 
 def visits_messages(
-    model: LlamaForCausalLM, options: FedCyBGDOptions
+    model: LlamaForCausalLM, options: FedCyBGDOptions, precision: str
 ) -> tuple[Report, list[Update]]:
     """A visit's upload and downloads. As many clients as blocks: each misses one update of each."""
     parameters = dict(model.named_parameters())
-    method = method_for(model, options, clients=32)
+    method = method_for(model, options, clients=32, codec=dense(precision))
     plans = [method.plans(round, None)[0] for round in range(32)]
     reports = []
     for plan in plans:
-        block = {n: parameters[n] for n in method.parts[plan.client]}
-        payload = method.codec.encode(Change(block, {n: p + 1 for n, p in block.items()}), plan)
-        reports.append(Report(plan.round, plan.client, 1, 1.0, payload.values, payload.tensors))
-    handout = method.handout(model, plans[7])
-    missed = [Update(r.round, r.values, r.tensors) for r in reports]
-    return reports[7], missed if handout is None else [handout]
+        shapes = method.blocks[plan.client]
+        block = {n: parameters[n] for n in shapes}
+        change = Change(block, {n: p + 1 for n, p in block.items()})
+        sent = method.codec.encode(change, plan, shapes)
+        reports.append(Report(plan.round, plan.client, 1, 1.0, sent.values, sent.tensors))
+    if method.submodels is not None:
+        return reports[7], [method.submodels.submodel(model, plans[7])]
+    each = zip(plans, reports, strict=True)
+    return reports[7], [method.aggregate([plan], [report], None) for plan, report in each]
 
 
 TRAFFIC = [
-    (FedCyBGDOptions(precision="bfloat16"), 2.0),
-    (FedCyBGDOptions(precision="int8"), 4.0),
-    (FedCyBGDOptions(precision="int8", surrogate=0.5), 7.0),
+    (FedCyBGDOptions(), "bfloat16", 2.0),
+    (FedCyBGDOptions(), "int8", 4.0),
+    (FedCyBGDOptions(surrogate=0.5), "int8", 7.0),
 ]
 
 
-@pytest.mark.parametrize(("options", "times"), TRAFFIC, ids=["bfloat16", "int8", "int8 and half"])
+@pytest.mark.parametrize(
+    ("options", "precision", "times"), TRAFFIC, ids=["bfloat16", "int8", "int8 and half"]
+)
 def test_traffic_of_a_visit_to_llama_2_7b_against_fedavgs(
-    options: FedCyBGDOptions, times: float
+    options: FedCyBGDOptions, precision: str, times: float
 ) -> None:
     """Both ways, in encoded bytes, headers and scales included; FedAvg's weights in 16 bits."""
     model = llama("llama-2-7b")
-    report, downloads = visits_messages(model, options)
+    report, downloads = visits_messages(model, options, precision)
     ours = encoded_bytes(report) + sum(map(encoded_bytes, downloads))
     fedavgs = 2 * encoded_bytes(Update(0, {}, dict(model.named_parameters())))
     assert fedavgs / ours >= times
 
 
-@pytest.mark.parametrize("options", [options for options, _ in TRAFFIC])
-def test_bytes_from_shapes_are_those_of_encoded_messages(options: FedCyBGDOptions) -> None:
+@pytest.mark.parametrize(("options", "precision"), [case[:2] for case in TRAFFIC])
+def test_bytes_from_shapes_are_those_of_encoded_messages(
+    options: FedCyBGDOptions, precision: str
+) -> None:
     model = llama("small").to_empty(device="cpu")
     for p in model.parameters():
         p.data.fill_(0.5)
-    report, downloads = visits_messages(model, options)
+    report, downloads = visits_messages(model, options, precision)
     for message in [report, *downloads, Update(0, {}, dict(model.named_parameters()))]:
         assert encoded_bytes(message) == len(encode(message))

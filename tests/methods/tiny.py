@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from fullfed.config import FederationTable, LocalTable, MemoryTable, Recipe
 from fullfed.data.tokens import TokenizedExample
 from fullfed.engines.simulation import Simulation
+from fullfed.federation.client import Worker
 from fullfed.federation.messages import Update, encode
 from fullfed.federation.replica import Replica
-from fullfed.federation.rounds import RoundResult, run_round
-from fullfed.federation.worker import Worker
+from fullfed.federation.server import RoundResult, run_round
 from fullfed.methods import fedavg, ferret
+from fullfed.methods.aggregation import WeightedMean
+from fullfed.methods.catalogue import CODECS
 from fullfed.methods.composition import Composition
-from fullfed.methods.setting import LocalWork, Setting
-from fullfed.training.first_order import FirstOrder
+from fullfed.methods.setting import Setting
+from fullfed.runs.assembly import Choices, choose
 
 VOCABULARY = 11
 
@@ -55,18 +58,67 @@ def samples(count: int, seed: int = 0) -> list[TokenizedExample]:
     ]
 
 
+def sgd(learning_rate: float = 0.3, **changes: Any) -> LocalTable:
+    """One step of SGD on one batch of four, without clipping."""
+    known = {"optimizer": "sgd", "clip": None, "steps": None if "epochs" in changes else 1}
+    return LocalTable(learning_rate=learning_rate, **(known | changes))
+
+
+def adamw(learning_rate: float = 0.01, **changes: Any) -> LocalTable:
+    """The same of AdamW."""
+    return sgd(learning_rate, optimizer="adamw", **changes)
+
+
 def setting(model: PreTrainedModel, **changes: Any) -> Setting:
-    """Everybody takes part, with one step of SGD on one batch of four."""
+    """Everybody takes part, with one step of SGD on one batch of four.
+
+    ``seed``, ``cohort_size`` and ``weights`` are those of the federation and of the mean;
+    ``work`` changes the local table; ``codec`` may be a table of options with a name. All else is
+    the setting's own.
+    """
+    clients = changes.pop("clients", 1)
+    seed, cohort = changes.pop("seed", 5), changes.pop("cohort_size", clients)
+    local, work = changes.pop("local", sgd()), changes.pop("work", {})
+    if "epochs" in work:
+        work = {**work, "steps": None}
+    codec = changes.pop("codec", {"name": "dense"})
+    if isinstance(codec, dict):
+        entry = CODECS[codec["name"]]
+        options = {name: value for name, value in codec.items() if name != "name"}
+        codec = entry.build(seed, entry.options(**options))
     known: dict[str, Any] = {
-        "seed": 5,
-        "clients": 1,
-        "cohort_size": changes.get("clients", 1),
-        "merge_weights": "samples",
-        "optimizer": FirstOrder("sgd", 0.3),
-        "work": LocalWork(batch_size=4, steps=1),
+        "federation": FederationTable(rounds=1, clients_per_round=cohort, seed=seed),
+        "local": local.model_copy(update=work),
+        "memory": MemoryTable(),
+        "clients": clients,
+        "codec": codec,
+        "aggregation": WeightedMean(changes.pop("weights", "samples")),
         "shapes": {name: p.shape for name, p in model.named_parameters()},
     }
     return Setting(**(known | changes))
+
+
+def chosen(method: str, **tables: Any) -> Choices:
+    """What a recipe's tables choose; the method's own options are ``options``."""
+    return choose(
+        Recipe(
+            model={"path": "builtin"},
+            data={"train": "builtin"},
+            federation={"rounds": 1, "clients_per_round": 1},
+            method={"name": method, **tables.pop("options", {})},
+            **tables,
+        )
+    )
+
+
+def method_options(name: str, **options: Any) -> Any:
+    """A method's options as a recipe gives them."""
+    return chosen(name, options=options).method
+
+
+def codec_options(name: str, **options: Any) -> Any:
+    """A codec's options as a recipe gives them."""
+    return chosen("fedavg", codec={"name": name, **options}).codec
 
 
 def make_fedavg(setting: Setting, **options: Any) -> Composition:
@@ -108,8 +160,12 @@ def flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensor.detach().double().reshape(-1) for tensor in state.values()])
 
 
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1).view(torch.uint8)
+
+
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two states are equal to the last bit."""
     return a.keys() == b.keys() and all(
-        torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a
+        a[name].shape == b[name].shape and torch.equal(_bits(a[name]), _bits(b[name])) for name in a
     )

@@ -18,7 +18,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from fullfed.errors import UserError
@@ -41,6 +40,8 @@ class Log:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = _open(path)
+        self._records: list[tuple[int, int]] = []  # where each payload starts, and its length
+        self._digest = b""
         try:
             self._find_records()
         except BaseException:
@@ -48,10 +49,8 @@ class Log:
             raise
 
     def _find_records(self) -> None:
-        self._records: list[tuple[int, int]] = []
-        self._digest = b""
-        if not self._begins_with_magic():
-            self._file.truncate(0)
+        begin = self._file.read(len(MAGIC))
+        if begin != MAGIC and MAGIC.startswith(begin):  # new, or its creation was interrupted
             self._file.seek(0)
             self._file.write(MAGIC)
             self._sync()
@@ -62,15 +61,6 @@ class Log:
             self._digest, end = digest, start + length
         self._file.truncate(end)
         self._file.seek(end)
-
-    def _begins_with_magic(self) -> bool:
-        """False for a new file or one whose creation was interrupted."""
-        begin = self._file.read(len(MAGIC))
-        if begin == MAGIC:
-            return True
-        if MAGIC.startswith(begin):
-            return False
-        raise UserError(f"{self._path}: this is not a fullfed log; name a run's folder.")
 
     def __len__(self) -> int:
         """The number of whole records."""
@@ -130,12 +120,7 @@ class Log:
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -147,11 +132,7 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(
             f"{path}: cannot be opened ({error.strerror}); check the folder and its permissions."
         ) from error
-    try:
-        lock(file, f"{path}: another process is writing this run; wait for it.")
-    except UserError:
-        file.close()
-        raise
+    lock(file, f"{path}: another process is writing this run; wait for it.")
     return file
 
 
@@ -164,8 +145,6 @@ def read_log(path: Path) -> Iterator[bytes]:
     if not path.is_file():
         raise UserError(f"{path}: there is no log here; name a run's folder.")
     with path.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise UserError(f"{path}: this is not a fullfed log; name a run's folder.")
         for start, length, _ in _scan(file, path):
             file.seek(start)
             yield file.read(length)
@@ -178,6 +157,9 @@ def _scan(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
     a torn tail, and so are zeros up to the end; what fails earlier is damage, because appends
     only ever tear the end.
     """
+    file.seek(0)
+    if file.read(len(MAGIC)) != MAGIC:
+        raise UserError(f"{path}: this is not a fullfed log; name a run's folder.")
     size = os.fstat(file.fileno()).st_size
     position, previous = len(MAGIC), b""
     while position + _HEAD.size <= size:

@@ -57,7 +57,7 @@ class Report:
 
     Attributes:
         round, client: those of the plan.
-        samples: training samples the client used; its weight in the merge.
+        samples: training samples the client used; its weight in the aggregation.
         loss: mean training loss over the visit, nats per answer token.
         values, tensors: what the method makes of the change.
     """
@@ -99,7 +99,7 @@ def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Me
     Args:
         data: what ``encode`` produced, or what a stranger claims it did.
         expected: the kind of message that is due.
-        limit: the most bytes such a message may have; none if it comes from our own log.
+        limit: the most bytes it may have; None for what a log holds, or a client's own server sent.
 
     Raises:
         MessageError: it is too long, malformed, of another protocol or kind, or holds a

@@ -28,13 +28,45 @@ class Visit:
     Attributes:
         report: for the server.
         train_seconds, encode_seconds: of each part.
-        kept: for the client's next visit that reads the same state; see ``Method.keeps``.
+        state: for the client's next visit that reads the same state; see
+            ``Method.client_state``.
     """
 
     report: Report
     train_seconds: float
     encode_seconds: float
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Submodels(Protocol):
+    """What clients that hold no replica are sent, and the model each makes of it."""
+
+    def static_weights(self, model: PreTrainedModel) -> Update:
+        """What such a client is sent once: it is of every version."""
+
+    def submodel(self, model: PreTrainedModel, plan: Plan) -> Update:
+        """What such a client is sent with its plan; ``model`` is at version ``plan.round``.
+
+        Raises:
+            MessageError: there can be no such plan.
+        """
+
+    def assemble(
+        self,
+        like: PreTrainedModel,
+        static_weights: Update,
+        submodel: Update,
+        plan: Plan,
+        device: torch.device,
+    ) -> PreTrainedModel:
+        """The model on which such a client carries out its plan, made of what it was sent alone.
+
+        Args:
+            like: any model of the same class and configuration, one without weights too.
+
+        Raises:
+            MessageError: what was sent is not of this model or this plan.
+        """
 
 
 class Method(Protocol):
@@ -48,6 +80,10 @@ class Method(Protocol):
         Then the newest update is all a client needs, however many it missed.
         """
 
+    @property
+    def submodels(self) -> Submodels | None:
+        """None where every client holds a replica."""
+
     def replicated(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """The parameters that updates change, by name."""
 
@@ -57,11 +93,11 @@ class Method(Protocol):
         ``last`` is the previous round's update; with the recipe it is all the server's state.
         """
 
-    def keeps(self, plan: Plan) -> str | None:
+    def client_state(self, plan: Plan) -> str | None:
         """The name of the client's state that a visit reads and replaces, None if it has none.
 
-        Updates of a method that keeps states name the clients whose reports are in them, in the
-        value ``merged``; the states of others' visits are as if those had not been.
+        Updates of a method whose clients have states name the clients whose reports are in them,
+        in the value ``clients``; the states of others' visits are as if those had not been.
         """
 
     def train(
@@ -70,44 +106,16 @@ class Method(Protocol):
         plan: Plan,
         examples: Sequence[TokenizedExample],
         last: Update | None,
-        kept: Mapping[str, Tensor] = NOTHING,
+        state: Mapping[str, Tensor] = NOTHING,
     ) -> Visit:
         """One client's visit. The model is at version ``plan.round`` before and after.
 
         Args:
-            model: a replica; or what ``assembled`` made, and ``last`` is None.
-            kept: the client's state that ``keeps`` names; empty at first.
+            model: a replica; or what ``Submodels.assemble`` made, and ``last`` is None.
+            state: the client's, that ``client_state`` names; empty at first.
 
         Raises:
             VisitError: training failed, such as by a loss that is not finite.
-        """
-
-    def handout(self, model: PreTrainedModel, plan: Plan) -> Update | None:
-        """What a client that holds no replica is sent with its plan, in the place of the updates
-        it missed; None where clients hold replicas. ``model`` is at version ``plan.round``.
-
-        Raises:
-            MessageError: there can be no such plan.
-        """
-
-    def equipment(self, model: PreTrainedModel) -> Update:
-        """What a client that holds no replica is given once: it is of every version."""
-
-    def assembled(
-        self,
-        like: PreTrainedModel,
-        equipment: Update,
-        handout: Update,
-        plan: Plan,
-        device: torch.device,
-    ) -> PreTrainedModel:
-        """The model on which such a client carries out its plan, made of what it was sent alone.
-
-        Args:
-            like: any model of the same class and configuration, one without weights too.
-
-        Raises:
-            MessageError: what was sent is not of this model or this plan.
         """
 
     def report_limit(self, plan: Plan) -> int:
@@ -116,10 +124,13 @@ class Method(Protocol):
     def check(self, report: Report, plan: Plan) -> None:
         """Raise MessageError unless the report's names, shapes, dtypes and values fit the plan."""
 
-    def merge(
+    def aggregate(
         self, plans: Sequence[Plan], reports: Iterable[Report], last: Update | None
     ) -> Update:
         """One update from checked reports, which come in increasing order of clients."""
+
+    def mean(self, numbers: Sequence[float]) -> float:
+        """One number of many clients', as the aggregation rule has it: their losses."""
 
     def skip(self, round: int, last: Update | None) -> Update | None:
         """The update of a round without reports, which leaves the model as it is; None where

@@ -1,13 +1,19 @@
-"""A replica: the base model plus the first n updates, bit for bit."""
+"""A replica: the base model plus the first n updates, bit for bit.
+
+Replicas in 16 bits keep updates that are smaller than their precision (``Rounding``). An update of
+1e-5 to a weight of 0.02 is a twelfth of what bfloat16 can tell apart there. Rounded to nearest it
+would be lost, and so would the next one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -18,12 +24,75 @@ from transformers import PreTrainedModel
 from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Update
 from fullfed.federation.method import Method
-from fullfed.federation.precision import Rounding
 from fullfed.files import write_atomically
-from fullfed.training.parking import Parking
+from fullfed.sketch import Purpose, Stream, round_
+from fullfed.training.offload import Offload
 
 # The types that a snapshot may hold, in the order in which the safetensors format puts them.
 _TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+SHORT = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a replica does beyond its precision; nothing where the model is float32.
+
+    Attributes:
+        kind: "master" keeps the exact weights beside those in 16 bits, 4 more bytes a parameter.
+            "stochastic" rounds bfloat16 up or down by shared randomness, right on average and
+            alike on every device, in no more memory but while an update is applied.
+        seed: the recipe's.
+    """
+
+    kind: Literal["master", "stochastic"] = "master"
+    seed: int = 0
+
+    def masters(
+        self, model: PreTrainedModel, replicated: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The exact weights to keep, float32, by name: of what updates change in 16 bits."""
+        if self.kind == "stochastic":
+            return {}
+        return {n: p.detach().float() for n, p in _short(model, replicated).items()}
+
+    @contextmanager
+    def widened(
+        self,
+        model: PreTrainedModel,
+        replicated: Mapping[str, Tensor],
+        masters: Mapping[str, Tensor],
+        round: int,
+    ) -> Iterator[None]:
+        """Inside, what updates change is float32; afterwards it is rounded.
+
+        Args:
+            masters: from ``masters``; updated in place.
+            round: of the update that is applied.
+        """
+        short = _short(model, replicated)
+        stored = {name: p.data for name, p in short.items()}
+        for name, parameter in short.items():
+            parameter.data = masters[name] if masters else parameter.data.float()
+        try:
+            yield
+            exact = [p.data for p in short.values()]
+            if masters or not exact:
+                for rounded, own in zip(stored.values(), exact, strict=True):
+                    rounded.copy_(own)
+            else:
+                stream = Stream(self.seed, Purpose.ROUNDING, round)
+                round_(list(stored.values()), exact, stream)
+        finally:
+            for name, parameter in short.items():
+                parameter.data = stored[name]
+
+
+def _short(model: PreTrainedModel, replicated: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: p for name, p in model.named_parameters() if name in replicated and p.dtype in SHORT
+    }
 
 
 class Replica:
@@ -44,9 +113,9 @@ class Replica:
         self._rounding = rounding or Rounding()
         self._masters = self._rounding.masters(model, method.replicated(model))
         # What cumulative updates start from: a second copy of the model, not in its memory.
-        kept = method.replicated(model) if method.cumulative else {}
-        parking = Parking()
-        self._base = {name: parking.park(p) for name, p in kept.items()}
+        base = method.replicated(model) if method.cumulative else {}
+        store = Offload()
+        self._base = {name: store.put(p) for name, p in base.items()}
 
     def apply(self, update: Update) -> None:
         """Go from version ``update.round``, or from any before it if updates are cumulative, to

@@ -1,1 +1,1 @@
-"""Methods as compositions of scope, local optimizer, codec, step rule and schedule."""
+"""Methods, each put together from scope, local work, codec, aggregation, server step, schedule."""

@@ -1,43 +1,35 @@
-"""Every method there is, by the name a recipe calls it."""
+"""Every method, codec and aggregation rule there is, by the name a recipe calls it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
-from fullfed.methods import (
-    fed_sb,
-    fedavg,
-    fedcybgd,
-    fedit,
-    fedkseed,
-    fedprox,
-    fedzo,
-    ferret,
-    ffa_lora,
-    flora,
-)
-from fullfed.methods.adapters import Adapters, LoraOptions
+from fullfed.errors import UserError
+from fullfed.methods import fed_sb, fedavg, fedcybgd, fedkseed, fedprox, fedzo, ferret, lora
+from fullfed.methods.aggregation import Aggregation, WeightedMean
+from fullfed.methods.codecs.codec import Codec
+from fullfed.methods.codecs.dense import Dense
+from fullfed.methods.codecs.sketch import Sketch, SketchOptions
 from fullfed.methods.composition import Composition
-from fullfed.methods.scopes import Everything, Scope
+from fullfed.methods.scopes import Adapters, Everything, LoraOptions, Scope
 from fullfed.methods.setting import Setting
-from fullfed.methods.stacked import Folded
-
-
-def _everything(seed: int, options: Any) -> Scope:
-    return Everything()
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodEntry:
     """A method as the catalogue shows it.
 
     Attributes:
         title, paper: for people.
-        composition: scope x local optimizer x codec x schedule, in words.
+        composition: scope x local work x codec x schedule, in words.
         options: the dataclass of the method's own options.
         build: makes the method for a federation from its options.
+        codec: the codec table of a recipe that has none; None where the method has a codec of its
+            own, and a recipe must not name another.
         learning_rate: where a search for the local learning rate starts; None for the recipe's,
             which is meant for gradients of every parameter.
         scope: from the recipe's seed and the options, which parameters train.
@@ -48,33 +40,62 @@ class Entry:
     composition: str
     options: type[Any]
     build: Callable[[Setting, Any], Composition]
+    codec: Mapping[str, Any] | None = None
     learning_rate: float | None = None
-    scope: Callable[[int, Any], Scope] = _everything
+    scope: Callable[[int, Any], Scope] = lambda seed, options: Everything()
 
 
-METHODS: Mapping[str, Entry] = {
-    "fedavg": Entry(
+@dataclass(frozen=True)
+class CodecEntry:
+    """A codec as the catalogue shows it.
+
+    Attributes:
+        description: for people.
+        options: the dataclass of its options, which may be the codec itself.
+        build: makes it from the recipe's seed and the options.
+    """
+
+    description: str
+    options: type[Any]
+    build: Callable[[int, Any], Codec]
+
+
+@dataclass(frozen=True)
+class AggregationEntry:
+    """An aggregation rule as the catalogue shows it; attributes as for ``CodecEntry``."""
+
+    description: str
+    options: type[Any]
+    build: Callable[[Any], Aggregation]
+
+
+DENSE: Mapping[str, Any] = {"name": "dense"}
+
+METHODS: dict[str, MethodEntry] = {
+    "fedavg": MethodEntry(
         title="FedAvg",
         paper="McMahan et al. 2017, arXiv 1602.05629",
         composition="everything x first-order x dense x sampled cohort",
         options=fedavg.FedAvgOptions,
         build=fedavg.build,
+        codec=DENSE,
     ),
-    "fedprox": Entry(
+    "fedprox": MethodEntry(
         title="FedProx",
         paper="Li et al. 2020, arXiv 1812.06127",
         composition="everything x first-order, proximal x dense x sampled cohort",
         options=fedprox.FedProxOptions,
         build=fedprox.build,
+        codec=DENSE,
     ),
-    "ferret": Entry(
+    "ferret": MethodEntry(
         title="Ferret",
         paper="Shu et al. 2024, arXiv 2409.06277",
         composition="everything x first-order x sketch x sampled cohort",
         options=ferret.FerretOptions,
         build=ferret.build,
     ),
-    "fedkseed": Entry(
+    "fedkseed": MethodEntry(
         title="FedKSeed",
         paper="Qin et al. 2024, arXiv 2312.06353",
         composition="everything x zeroth-order x seeds and scalars x sampled cohort",
@@ -82,7 +103,7 @@ METHODS: Mapping[str, Entry] = {
         build=fedkseed.build,
         learning_rate=1e-4,
     ),
-    "fedkseed-pro": Entry(
+    "fedkseed-pro": MethodEntry(
         title="FedKSeed-Pro",
         paper="Qin et al. 2024, arXiv 2312.06353",
         composition="everything x zeroth-order x seeds and scalars x sampled cohort",
@@ -90,53 +111,58 @@ METHODS: Mapping[str, Entry] = {
         build=fedkseed.build_pro,
         learning_rate=1e-4,
     ),
-    "fedcybgd": Entry(
+    "fedcybgd": MethodEntry(
         title="FedCyBGD",
         paper="Wang et al. 2024, arXiv 2406.11187",
-        composition="one block x first-order x dense, compressed x cycle",
+        composition="everything x first-order x dense, compressed x cycle of blocks",
         options=fedcybgd.FedCyBGDOptions,
         build=fedcybgd.build,
+        codec={"name": "dense", "precision": "bfloat16", "error_feedback": True},
     ),
-    "cyclic-ferret": Entry(
+    "cyclic-ferret": MethodEntry(
         title="Cyclic Ferret",
         paper="no paper; see docs/methods/fedcybgd.md",
-        composition="one block x first-order x sketch x cycle",
-        options=fedcybgd.CyclicFerretOptions,
-        build=fedcybgd.build_cyclic_ferret,
+        composition="everything x first-order x sketch x cycle of blocks",
+        options=fedcybgd.FedCyBGDOptions,
+        build=fedcybgd.build,
+        codec={"name": "sketch", "coordinates": 1024},
     ),
-    "fedzo": Entry(
+    "fedzo": MethodEntry(
         title="FedZO",
         paper="Fang et al. 2022, arXiv 2201.09531",
         composition="everything x zeroth-order, spheres x dense x sampled cohort",
         options=fedzo.FedZOOptions,
         build=fedzo.build,
+        codec=DENSE,
         learning_rate=1e-4,
     ),
-    "fedit": Entry(
+    "fedit": MethodEntry(
         title="FedIT",
         paper="Zhang et al. 2023, arXiv 2305.05644",
         composition="LoRA x first-order x dense x sampled cohort",
         options=LoraOptions,
-        build=fedit.build,
+        build=lora.build_fedit,
+        codec=DENSE,
         scope=Adapters,
     ),
-    "flora": Entry(
+    "flora": MethodEntry(
         title="FLoRA",
         paper="Wang et al. 2024, arXiv 2409.05976",
         composition="LoRA, folded in x first-order x stacked x sampled cohort",
         options=LoraOptions,
-        build=flora.build,
-        scope=Folded,
+        build=lora.build_flora,
+        scope=lora.Folded,
     ),
-    "ffa-lora": Entry(
+    "ffa-lora": MethodEntry(
         title="FFA-LoRA",
         paper="Sun et al. 2024, arXiv 2403.12313",
         composition="LoRA, B only x first-order x dense x sampled cohort",
         options=LoraOptions,
-        build=ffa_lora.build,
-        scope=ffa_lora.FrozenA,
+        build=lora.build_ffa_lora,
+        codec=DENSE,
+        scope=lora.FrozenA,
     ),
-    "fed-sb": Entry(
+    "fed-sb": MethodEntry(
         title="Fed-SB",
         paper="Singhal et al. 2025, arXiv 2502.15436",
         composition="LoRA, R between fixed factors x first-order x dense x sampled cohort",
@@ -145,3 +171,42 @@ METHODS: Mapping[str, Entry] = {
         scope=fed_sb.scope,
     ),
 }
+
+CODECS: dict[str, CodecEntry] = {
+    "dense": CodecEntry("every number, in 32, 16 or 8 bits", Dense, lambda seed, codec: codec),
+    "sketch": CodecEntry("coordinates on shared random directions", SketchOptions, Sketch),
+}
+
+AGGREGATIONS: dict[str, AggregationEntry] = {
+    "mean": AggregationEntry("the mean, weighted by samples", WeightedMean, lambda rule: rule),
+}
+
+
+_TABLES: Mapping[type, tuple[str, dict[str, Any]]] = {
+    MethodEntry: ("method", METHODS),
+    CodecEntry: ("codec", CODECS),
+    AggregationEntry: ("aggregation rule", AGGREGATIONS),
+}
+
+
+def register(name: str, entry: MethodEntry | CodecEntry | AggregationEntry) -> None:
+    """Let recipes name a method, codec or aggregation rule from outside of fullfed.
+
+    A process must have called this before it reads such a recipe. A package that is installed
+    on every machine of a federation can have it called everywhere: it names a function that
+    registers what it has as an entry point of the group ``fullfed``.
+
+    Raises:
+        UserError: there is one of this name already.
+    """
+    kind, table = _TABLES[type(entry)]
+    if name in table:
+        raise UserError(f"{name}: there is a {kind} of this name already; take another name.")
+    table[name] = entry
+
+
+@cache
+def load_plugins() -> None:
+    """Call what installed packages name as entry points of the group ``fullfed``, once."""
+    for point in entry_points(group="fullfed"):
+        point.load()()

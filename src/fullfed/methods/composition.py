@@ -1,88 +1,127 @@
-"""A method as four choices: scope, local optimizer, codec, schedule."""
+"""A method as six choices: scope, local work, codec, aggregation, server step, schedule."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
+from typing import Literal, TypeVar
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.data.batches import training_batches
 from fullfed.data.tokens import TokenizedExample
-from fullfed.errors import UserError
-from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
+from fullfed.errors import MessageError, UserError
+from fullfed.federation.messages import Plan, Report, Update, Value, number
 from fullfed.federation.method import NOTHING, Visit, VisitError
-from fullfed.methods.blocks import Shapes, block_of, named_block
-from fullfed.methods.codecs import Change, Codec, Payload
-from fullfed.methods.handout import Handouts
-from fullfed.methods.local import ByGradients, LocalOptimizer
-from fullfed.methods.schedules import Schedule
-from fullfed.methods.scopes import Scope
+from fullfed.methods.aggregation import Aggregation
+from fullfed.methods.codecs.codec import Change, Codec, Encoded, Shapes
+from fullfed.methods.local_work import FirstOrder, LocalWork
+from fullfed.methods.schedules import SampledCohort, Schedule, block_of, named_block
+from fullfed.methods.scopes import Everything, Scope
+from fullfed.methods.server_step import StepRule, Trained, server_step
 from fullfed.methods.setting import Setting
-from fullfed.methods.steps import StepRule, Trained
-from fullfed.sketch import Purpose, Stream
+from fullfed.methods.submodel import BlockSubmodels
+from fullfed.randomness import Purpose, Stream
 from fullfed.training.first_order import TrainingError
 from fullfed.training.memory import held
-from fullfed.training.parking import restored
+from fullfed.training.offload import restored
 
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
 _LOCAL, _CODEC = "local/", "codec/"  # whose state a tensor of a client's is
 _SKIPPED = "skipped"  # in an update that changes nothing: of how many in a row it is
+_STEP = "server_step"  # in every update that changes something
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A federated method (federation.method.Method) put together from four choices.
+    """A federated method (federation.method.Method) put together from six choices.
 
     Attributes:
-        setting: the federation.
-        scope: which parameters train.
+        setting: the federation; has the aggregation rule.
+        scope: which parameters train, and which an update changes.
         local: how a client improves them.
         codec: how a change becomes bytes, and back.
-        step: how much of a merged change is applied.
-        schedule: who takes part when, and which part of the scope each one trains.
-        parts: blocks of the scope, of which a plan's value ``block`` names one. Empty where every
-            visit trains all of the scope.
-        remembers: whether clients keep what codec and local optimizer keep, for each part.
-        sets_aside: whether the values before a visit wait in a file (an accelerator's: in the
-            host's memory). For codecs and steps that do not look at them.
+        step: how much of an aggregate is applied.
+        schedule: who takes part when, and which block of the scope each one trains.
+        blocks: of the scope, of which a plan's value ``block`` names one. Empty where every visit
+            trains all of the scope.
+        submodels: what clients without a replica are sent; None where all hold one.
+        offload: whether the values before a visit wait in a file (an accelerator's: in the host's
+            memory). For codecs and steps that do not look at them.
     """
 
     setting: Setting
     scope: Scope
-    local: LocalOptimizer
+    local: LocalWork
     codec: Codec
     step: StepRule
     schedule: Schedule
-    parts: tuple[Shapes, ...] = ()
-    remembers: bool = False
-    sets_aside: bool = False
+    blocks: tuple[Shapes, ...] = ()
+    submodels: BlockSubmodels | None = None
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        """See that the choices go together.
+
+        Raises:
+            UserError: they do not.
+        """
+        self.codec.check_parts(self.blocks or (self.setting.shapes,))
+        if not self.codec.comparable and not self.aggregation.weights_only:
+            raise UserError(
+                "aggregation.name: this rule compares clients number by number, which reports on "
+                "each client's own directions, factors or seeds do not allow; take seeds = "
+                "'shared' for a sketch, another codec, or aggregation.name = 'mean'."
+            )
+        if self.codec.sends_weights and self.aggregation.needs_changes:
+            raise UserError(
+                "codec: this rule measures how large changes are, and the codec sends the weights "
+                "themselves; take codec.precision = 'bfloat16' or another codec."
+            )
+        self.aggregation.check(self.schedule.fewest_together)
+
+    @property
+    def aggregation(self) -> Aggregation:
+        return self.setting.aggregation
 
     @property
     def cumulative(self) -> bool:
         return self.codec.cumulative
 
+    @cached_property
+    def stateful(self) -> bool:
+        """Whether clients keep something between visits: the codec's, or the local work's."""
+        return self.codec.stateful or self.local.stateful
+
     def replicated(self, model: PreTrainedModel) -> dict[str, Tensor]:
         return self.scope.replicated(model)
 
     def plans(self, round: int, last: Update | None) -> list[Plan]:
-        payload = self.codec.plan(round, _remembered(last))
-        return [
-            Plan(round, client, {**payload.values, **own}, payload.tensors)
-            for client, own in self.schedule.visits(round).items()
-        ]
+        plans, encoded = [], dict[int | None, Encoded]()
+        for client, own in self.schedule.visits(round).items():
+            plan = Plan(round, client, own)
+            block = self._block(plan)
+            if block not in encoded:
+                earlier = None if self.blocks else _changing(last)
+                encoded[block] = self.codec.plan(round, earlier, self._shapes(plan))
+            common = encoded[block]
+            plans.append(Plan(round, client, {**common.values, **own}, common.tensors))
+        return plans
 
-    def keeps(self, plan: Plan) -> str | None:
-        if not self.remembers:
+    def client_state(self, plan: Plan) -> str | None:
+        if not self.stateful:
             return None
-        return f"block-{block_of(plan)}" if self.parts else "all"
+        block = self._block(plan)
+        return "all" if block is None else f"block-{block}"
 
     def train(
         self,
@@ -90,18 +129,17 @@ class Composition:
         plan: Plan,
         examples: Sequence[TokenizedExample],
         last: Update | None,
-        kept: Mapping[str, Tensor] = NOTHING,
+        state: Mapping[str, Tensor] = NOTHING,
     ) -> Visit:
         started = time.perf_counter()
-        after = self._trained(model, plan)
+        trained = self.scope.trained(model)
         try:
+            after = {name: trained[name] for name in self._shapes(plan)}
             with (
-                restored(after, self.sets_aside) as before,
+                restored(after, self.offload) as before,
                 self._held(model, plan, list(after.values())),
             ):
-                return self._train(
-                    model, plan, examples, _remembered(last), kept, before, after, started
-                )
+                return self._train(model, plan, examples, last, state, before, after, started)
         except (TrainingError, MessageError, UserError) as error:
             raise VisitError(str(error)) from error
 
@@ -111,134 +149,208 @@ class Composition:
         plan: Plan,
         examples: Sequence[TokenizedExample],
         last: Update | None,
-        kept: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
         started: float,
     ) -> Visit:
-        work = self.setting.work
-        steps = work.batches(len(examples))
+        local, shapes = self.setting.local, self._shapes(plan)
         stream = Stream(self.setting.seed, Purpose.BATCHES, plan.round, plan.client)
-        batches = training_batches(examples, work.batch_size, steps, stream)
+        steps = local.batches(len(examples))
+        batches = training_batches(examples, local.batch_size, steps, stream)
         first = next(batches)
-        local = self.local
-        if isinstance(local, ByGradients):
-            local = local.continuing(_under(_LOCAL, kept))
-        done = local.improve(model, after, chain([first], batches), plan)
+        done = self.local.improve(model, after, chain([first], batches), plan, _of(_LOCAL, state))
         trained_at = time.perf_counter()
-        change = Change(before, {**after, **done.exact}, done.walk, _under(_CODEC, kept))
-        payload = self.codec.encode(change, plan)
+        change = Change(before, {**after, **done.exact}, done.steps, _of(_CODEC, state))
+        encoded = self.codec.encode(change, plan, shapes)
         encoded_at = time.perf_counter()
         trained = Trained(model, before, after, first.to(model.device), done.losses[0])
-        values = {**payload.values, **self.step.measure(trained, plan, last)}
+        coordinates = self._coordinates(shapes)
+        measured = self.step.measure(trained, plan, _changing(last), coordinates)
+        values = {**encoded.values, **measured}
         if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
             raise TrainingError(
                 "the loss after training is not finite; lower local.learning_rate or set local.clip"
             )
         measured_at = time.perf_counter()
-        report = Report(
-            plan.round,
-            plan.client,
-            samples=len(examples),
-            loss=sum(done.losses) / len(done.losses),
-            values=values,
-            tensors=payload.tensors,
-        )
+        loss = sum(done.losses) / len(done.losses)
         return Visit(
-            report,
+            Report(plan.round, plan.client, len(examples), loss, values, encoded.tensors),
             train_seconds=trained_at - started + measured_at - encoded_at,
             encode_seconds=encoded_at - trained_at,
-            kept={**_placed(_LOCAL, done.kept), **_placed(_CODEC, payload.kept)},
+            state={**_prefixed(_LOCAL, done.state), **_prefixed(_CODEC, encoded.state)},
         )
 
     def _held(
         self, model: PreTrainedModel, plan: Plan, trained: list[Tensor]
     ) -> AbstractContextManager[None]:
-        """Hold the model as the client does; a surrogate is packed already."""
-        memory = self.setting.optimizer.memory
-        if "dropped" in plan.values:
-            memory = replace(memory, frozen="exact")
-        return held(model, trained, memory)
-
-    def equipment(self, model: PreTrainedModel) -> Update:
-        return self._handouts.equipment(model)
-
-    def handout(self, model: PreTrainedModel, plan: Plan) -> Update | None:
-        return self._handouts.handout(model, plan)
-
-    def assembled(
-        self,
-        like: PreTrainedModel,
-        equipment: Update,
-        handout: Update,
-        plan: Plan,
-        device: torch.device,
-    ) -> PreTrainedModel:
-        return self._handouts.assembled(like, equipment, handout, plan, device)
-
-    @property
-    def _handouts(self) -> Handouts:
-        return Handouts(self.parts, 4 if self.setting.optimizer.memory.frozen == "int4" else 8)
+        """Hold the model as the client does; a submodel is in few bits already."""
+        frozen = "exact" if "dropped" in plan.values else self.setting.memory.frozen
+        return held(model, trained, frozen)
 
     def report_limit(self, plan: Plan) -> int:
-        header = _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * len(self.setting.shapes)
-        return header + self.codec.report_bytes(plan)
+        shapes = self._shapes(plan)
+        header = _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * max(len(shapes), 8)
+        return header + self.codec.report_bytes(plan, shapes)
 
     def check(self, report: Report, plan: Plan) -> None:
-        self.codec.check(report, plan)
+        self.codec.check(report, plan, self._shapes(plan))
         self.step.check(report)
 
-    def merge(
+    def aggregate(
         self, plans: Sequence[Plan], reports: Iterable[Report], last: Update | None
     ) -> Update:
-        light: list[Report] = []
+        last = _changing(last)
+        plan_of = {plan.client: plan for plan in plans}
+        parts: dict[int | None, _Part] = {}
+        light: list[Report] = []  # without their tensors
+        for report in reports:
+            plan = plan_of[report.client]
+            block = self._block(plan)
+            if block not in parts:
+                parts[block] = _Part(self.codec, self.aggregation, plan, self._shapes(plan))
+            parts[block].add(report, plan)
+            light.append(replace(report, tensors={}))
+        values: dict[str, Value] = {}
+        tensors: dict[str, Tensor] = {}
+        blocks = sorted(block for block in parts if block is not None)
+        for block in blocks or parts:
+            encoded = parts[block].encoded(None if self.blocks else last)
+            values |= {_prefix(block) + name: value for name, value in encoded.values.items()}
+            tensors |= _prefixed(_prefix(block), encoded.tensors)
+        one = next(iter(parts))  # a rule that measures has one part a round
+        energy = values.get(_prefix(one) + "energy")
+        values |= self.step.decide(
+            light,
+            float(energy) if isinstance(energy, float) else None,
+            last,
+            self._coordinates(parts[one].shapes),
+            self.aggregation.scalar,
+        )
+        if self.blocks:
+            values["blocks"] = [*blocks]
+        if self.stateful:
+            values["clients"] = [report.client for report in light]
+        return Update(plans[0].round, values, tensors)
 
-        def weighted() -> Iterator[tuple[float, Report]]:
-            for report in reports:
-                light.append(replace(report, tensors={}))
-                yield self._weight(report), report
-
-        plan, last = plans[0], _remembered(last)
-        payload = self.codec.merge(weighted(), Payload(plan.values, plan.tensors), last)
-        values: dict[str, Value] = {**payload.values}
-        values |= self.step.decide(light, self.codec.energy(payload), last)
-        if self.remembers:
-            values["merged"] = [report.client for report in light]
-        return Update(plan.round, values, payload.tensors)
+    def mean(self, numbers: Sequence[float]) -> float:
+        return self.aggregation.scalar(numbers)
 
     def skip(self, round: int, last: Update | None) -> Update | None:
         values = {} if last is None else last.values
         skipped = 1 + (int(number(last, _SKIPPED)) if last and _SKIPPED in values else 0)
         if skipped > self.schedule.patience:
             return None
-        none: dict[str, Value] = {"merged": []} if self.remembers else {}
+        none: dict[str, Value] = {"clients": []} if self.stateful else {}
         return Update(round, {**values, **none, _SKIPPED: skipped})
 
     def apply(self, model: PreTrainedModel, update: Update) -> None:
-        if _SKIPPED not in update.values:
-            self.codec.apply(self.scope.replicated(model), update)
+        if _SKIPPED in update.values:
+            return
+        parameters = self.scope.replicated(model)
+        if not self.blocks:
+            self.codec.apply(parameters, update, self.setting.shapes)
+            return
+        for block in _named_blocks(update, len(self.blocks)):
+            own = Update(
+                update.round,
+                {**_of(_prefix(block), update.values), _STEP: update.values[_STEP]},
+                _of(_prefix(block), update.tensors),
+            )
+            shapes = self.blocks[block]
+            self.codec.apply({name: parameters[name] for name in shapes}, own, shapes)
 
-    def _trained(self, model: PreTrainedModel, plan: Plan) -> dict[str, Tensor]:
-        trained = self.scope.trained(model)
-        if not self.parts:
-            return trained
-        try:
-            return {name: trained[name] for name in named_block(self.parts, plan)}
-        except MessageError as error:
-            raise VisitError(str(error)) from error
+    def _block(self, plan: Plan) -> int | None:
+        return block_of(plan) if self.blocks else None
 
-    def _weight(self, report: Report) -> float:
-        return float(report.samples) if self.setting.merge_weights == "samples" else 1.0
+    def _shapes(self, plan: Plan) -> Shapes:
+        """What a visit trains.
 
+        Raises:
+            MessageError: the plan names no block, or one that does not exist.
+        """
+        return named_block(self.blocks, plan) if self.blocks else self.setting.shapes
 
-def _placed(place: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {place + name: tensor for name, tensor in kept.items()}
+    def _coordinates(self, shapes: Shapes) -> float:
+        return 0.0 if self.codec.directions is None else self.codec.coordinates(shapes)
 
 
-def _under(place: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(place): t for name, t in kept.items() if name.startswith(place)}
+class _Part:
+    """What a round's reports on one part of the model come to.
+
+    Reports are decoded as they come and combined by the rule; or kept as they are, with their
+    weights, where the codec stacks and the rule only weighs.
+
+    Args:
+        plan: one of the part's.
+        shapes: of the part.
+    """
+
+    def __init__(self, codec: Codec, rule: Aggregation, plan: Plan, shapes: Shapes) -> None:
+        self._codec, self._rule, self._plan, self.shapes = codec, rule, plan, shapes
+        self._sum = None if codec.stacks and rule.weights_only else rule.begin()
+        self._reports: list[Report] = []
+
+    def add(self, report: Report, plan: Plan) -> None:
+        if self._sum is None:
+            self._reports.append(report)
+        else:
+            self._sum.add(report, self._codec.decode(report, plan, self.shapes))
+
+    def encoded(self, last: Update | None) -> Encoded:
+        if self._sum is not None:
+            aggregate = self._sum.result()
+            return self._codec.encode_update(aggregate, self._plan, self.shapes, last)
+        weights = [self._rule.weight(report) for report in self._reports]
+        total = math.fsum(weights)
+        weighted = [(w / total, own) for w, own in zip(weights, self._reports, strict=True)]
+        return self._codec.stack(weighted, self._plan, self.shapes, last)
 
 
-def _remembered(last: Update | None) -> Update | None:
-    """The last update for what it says; one that passes over the first round says nothing."""
-    return None if last is None or set(last.values) == {_SKIPPED} else last
+def averaging(
+    setting: Setting,
+    *,
+    scope: Scope | None = None,
+    local: LocalWork | None = None,
+    codec: Codec | None = None,
+    step: float | Literal["auto"] = "auto",
+    offload: bool = False,
+) -> Composition:
+    """Federated averaging, with what a method does otherwise: each round a cohort trains in
+    parallel, with the recipe's optimizer and codec, and the server aggregates."""
+    codec = codec or setting.codec
+    return Composition(
+        setting=setting,
+        scope=scope or Everything(),
+        local=local or FirstOrder(setting.local, setting.memory),
+        codec=codec,
+        step=server_step(step, setting.seed, codec, setting.cohort_size),
+        schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
+        offload=offload,
+    )
+
+
+def _prefix(block: int | None) -> str:
+    """Before the names of a block's values and tensors in an update."""
+    return "" if block is None else f"{block}/"
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _of(prefix: str, named: Mapping[str, Item]) -> dict[str, Item]:
+    """What is named with the prefix, without it."""
+    return {n.removeprefix(prefix): item for n, item in named.items() if n.startswith(prefix)}
+
+
+def _named_blocks(update: Update, count: int) -> list[int]:
+    found = update.values.get("blocks")
+    if not isinstance(found, list) or not all(type(b) is int and 0 <= b < count for b in found):
+        raise MessageError(f"the update does not name blocks of {count}")
+    return found  # type: ignore[return-value]
+
+
+def _changing(last: Update | None) -> Update | None:
+    """The last update, for what it says; None if only skipped rounds came before."""
+    return last if last is not None and _STEP in last.values else None

@@ -1,38 +1,43 @@
-"""Fed-SB: Singhal et al., "Fed-SB: A silver bullet for extreme communication efficiency and
-performance in (private) federated LoRA fine-tuning" (arXiv 2502.15436), on LoRA-SB: Ponkshe et al.
-(arXiv 2411.19557).
+"""Fed-SB: clients train only a small matrix R between fixed factors B and A (Singhal et al.,
+"Fed-SB: A silver bullet for extreme communication efficiency and performance in (private)
+federated LoRA fine-tuning", arXiv 2502.15436; LoRA-SB: Ponkshe et al., arXiv 2411.19557).
 
     W + B R A,    R_{r+1} = sum_i n_i R_r^(i) / sum_i n_i
 
 B and A are one for all and stay, so the mean of R makes the mean of the clients' products, exactly,
-and a client sends rank**2 numbers a matrix. B, A and the first R are the best approximation of that
-rank to the first update of full fine-tuning; the first round is spent on its gradient.
+and a client sends rank**2 numbers a matrix (LoRA-XS: Bałazy et al., arXiv 2405.17604). B, A and
+the first R are the best approximation of that rank to the first update of full fine-tuning; the
+first round is spent on its gradient.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
+from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update
-from fullfed.methods.adapters import A, B, LoraOptions, W, adapted
-from fullfed.methods.codecs import Change, Payload
-from fullfed.methods.composition import Composition
-from fullfed.methods.dense import Dense
-from fullfed.methods.local import ByGradients, Improvement
-from fullfed.methods.lora_xs import Core, R
-from fullfed.methods.schedules import SampledCohort
+from fullfed.methods.codecs.codec import Change, Contribution, Encoded, Shapes
+from fullfed.methods.codecs.dense import Dense
+from fullfed.methods.composition import Composition, averaging
+from fullfed.methods.local_work import FirstOrder
+from fullfed.methods.scopes import A, Adapters, B, LoraOptions, W, adapted, initial_a
 from fullfed.methods.setting import Setting
-from fullfed.methods.steps import ConstantStep
-from fullfed.training.first_order import FirstOrder
+from fullfed.training.first_order import Improvement, train
 
+_INNER = B.removesuffix(".weight")
+R = f"{_INNER}.core"  # what follows a target's name in the name of its R
 _FIRST = "first"  # in plans and updates: whether the round is the one that makes B and A
 
 
@@ -60,8 +65,77 @@ class FedSBOptions:
             raise ValueError("warmup is at least 1")
 
 
+class Inner(nn.Module):
+    """B R in the place of PEFT's B. They are multiplied first, so that an exported adapter, whose
+    B is the product, computes the same bits."""
+
+    def __init__(self, b: Tensor, core: Tensor) -> None:
+        super().__init__()
+        self.weight, self.core = nn.Parameter(b), nn.Parameter(core)
+
+    def product(self) -> Tensor:
+        return self.weight @ self.core
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.product())
+
+
 @dataclass(frozen=True)
-class GradientFirst(ByGradients):
+class Core(Adapters):
+    """R of every target trains.
+
+    Attributes:
+        fixed: whether B and A stay as they were drawn; else an update may bring others.
+    """
+
+    fixed: bool
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Insert adapters that change nothing yet: B and A are random, R is 0.
+
+        B's columns and A's rows have length 1 and are orthogonal, in expectation; made exactly so,
+        they would differ from machine to machine.
+
+        Raises:
+            UserError: as in ``Adapters``, or the rank is more than a matrix can have.
+        """
+        super().attach(model)
+        own, rank = dict(model.named_parameters()), self.options.rank
+        for number, target in enumerate(adapted(own)):
+            a, b = own[target + A], own[target + B]
+            most = min(len(b), a.shape[1])
+            if rank > most:
+                raise UserError(
+                    f"method.rank: {rank} is more than the {most} rows or columns of {target}; "
+                    "lower it, or leave that layer out of method.targets."
+                )
+            # Of variance 1 / in and 1 / out. The second draw of a target is its B.
+            drawn = initial_a(self.seed, 1, number, b.T.shape).T.to(b.device).contiguous()
+            with torch.no_grad():
+                a.mul_(math.sqrt(3))
+            inner = Inner(drawn * math.sqrt(3), torch.zeros(rank, rank, device=b.device))
+            model.set_submodule(target + _INNER, inner)
+
+    def trained(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        return {name: p for name, p in model.named_parameters() if name.endswith(R)}
+
+    def replicated(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        changed = R if self.fixed else (A, B, R)
+        return {name: p for name, p in model.named_parameters() if name.endswith(changed)}
+
+    def detach(self, model: PreTrainedModel, folder: Path) -> None:
+        """Make it an ordinary adapter of PEFT's, with B R for its B, then as ``Adapters``."""
+        for name, module in list(model.named_modules()):
+            if isinstance(module, Inner):
+                rows, rank = module.weight.shape
+                plain = nn.Linear(rank, rows, bias=False, device="meta")
+                plain.weight = nn.Parameter(module.product().detach())
+                model.set_submodule(name, plain)
+        super().detach(model, folder)
+
+
+@dataclass(frozen=True)
+class GradientFirst(FirstOrder):
     """In the round that makes B and A a visit measures gradients and trains nothing."""
 
     def improve(
@@ -70,12 +144,13 @@ class GradientFirst(ByGradients):
         parameters: Mapping[str, Tensor],
         batches: Iterable[Batch],
         plan: Plan,
+        state: Mapping[str, Tensor],
     ) -> Improvement:
         if plan.values.get(_FIRST) is not True:
-            return super().improve(model, parameters, batches, plan)
-        still = FirstOrder("sgd", learning_rate=0.0, memory=self.optimizer.memory)
+            return super().improve(model, parameters, batches, plan, state)
+        still = LocalTable(optimizer="sgd", clip=None).model_copy(update={"learning_rate": 0.0})
         with matrix_gradients(model) as sums:
-            losses = still.improve(model, list(parameters.values()), batches)
+            losses = train(model, parameters, batches, still, self.memory).losses
         return Improvement(losses, exact={name: g / len(losses) for name, g in sums.items()})
 
 
@@ -111,81 +186,74 @@ def matrix_gradients(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
         yield sums
 
 
-@dataclass(frozen=True)
-class FactorsFirst:
+@dataclass(frozen=True, kw_only=True)
+class FactorsFirst(Dense):
     """Averages R as ``Dense`` does; before that, once, makes all three factors.
 
     In the first round reports hold gradients of the matrices, and the update holds B, R and A. In
     all others both hold R.
 
     Attributes:
-        shapes: of every R, by name.
-        replicated: of every A, B and R, by name.
-        optimizer: whose first step is approximated.
+        replicated: the shapes of every A, B and R, by name.
+        local: the recipe's table, whose optimizer's first step is approximated.
         options: the method's.
     """
 
-    shapes: Mapping[str, torch.Size]
-    replicated: Mapping[str, torch.Size]
-    optimizer: FirstOrder
+    replicated: Shapes
+    local: LocalTable
     options: FedSBOptions
 
-    @property
-    def cumulative(self) -> bool:
-        return False
+    def plan(self, round: int, last: Update | None, shapes: Shapes) -> Encoded:
+        return Encoded({_FIRST: round == 0 and self.options.start == "gradient"})
 
-    def plan(self, round: int, last: Update | None) -> Payload:
-        return Payload({_FIRST: round == 0 and self.options.start == "gradient"})
+    def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
+        sent = self._sent(plan, shapes)
+        after = {name: change.after[name] for name in sent}
+        return super().encode(replace(change, after=after), plan, sent)
 
-    def encode(self, change: Change, plan: Plan) -> Payload:
-        reports = self._reports(plan)
-        after = {name: change.after[name] for name in reports.shapes}
-        return reports.encode(replace(change, after=after), plan)
+    def report_bytes(self, plan: Plan, shapes: Shapes) -> int:
+        return super().report_bytes(plan, self._sent(plan, shapes))
 
-    def report_bytes(self, plan: Plan) -> int:
-        return self._reports(plan).report_bytes(plan)
+    def check(self, report: Report, plan: Plan, shapes: Shapes) -> None:
+        super().check(report, plan, self._sent(plan, shapes))
 
-    def check(self, report: Report, plan: Plan) -> None:
-        self._reports(plan).check(report, plan)
+    def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
+        return super().decode(report, plan, self._sent(plan, shapes))
 
-    def merge(
-        self, reports: Iterable[tuple[float, Report]], plan: Payload, last: Update | None
-    ) -> Payload:
-        merged = self._reports(plan).merge(reports, plan, last)
+    def encode_update(
+        self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
+    ) -> Encoded:
         if plan.values[_FIRST] is not True:
-            return merged
+            return super().encode_update(aggregate, plan, shapes, last)
         tensors: dict[str, Tensor] = {}
         rank = self.options.rank
-        for name, gradient in merged.tensors.items():
+        for name, gradient in aggregate.tensors.items():
             # The server alone does this, so its bits are nobody else's to reproduce.
             u, s, v = torch.linalg.svd(self._first_update(gradient), full_matrices=False)
             target = name.removesuffix(W)
             tensors[target + B] = u[:, :rank].contiguous()
             tensors[target + R] = torch.diag(s[:rank])
             tensors[target + A] = v[:rank].contiguous()
-        return Payload({_FIRST: True}, tensors)
+        return Encoded({_FIRST: True}, tensors)
 
-    def energy(self, merged: Payload) -> float | None:
-        return None
-
-    def apply(self, parameters: Mapping[str, Tensor], update: Update) -> None:
-        names = self.replicated if update.values.get(_FIRST) is True else self.shapes
+    def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
+        names = self.replicated if update.values.get(_FIRST) is True else shapes
         changed = {name: parameters[name] for name in names}
-        Dense(self.shapes, "float32").apply(changed, update)
+        super().apply(changed, update, shapes)
 
-    def _reports(self, plan: Plan | Payload) -> Dense:
+    def _sent(self, plan: Plan, shapes: Shapes) -> Shapes:
+        """What a report holds."""
         if plan.values.get(_FIRST) is not True:
-            return Dense(self.shapes, "float32")
-        matrices = {
+            return shapes
+        return {
             target + W: torch.Size((self.replicated[target + B][0], self.replicated[target + A][1]))
             for target in adapted(self.replicated)
         }
-        return Dense(matrices, "float32")
 
     def _first_update(self, gradient: Tensor) -> Tensor:
-        """What the optimizer's first step adds to a matrix; AdamW takes the gradient's sign."""
-        direction = gradient.sign() if self.optimizer.optimizer == "adamw" else gradient
-        return direction * (-self.optimizer.learning_rate / self.options.warmup)
+        """What the optimizer's first step adds to a matrix; an adaptive one takes its sign."""
+        direction = gradient if self.local.optimizer.lower() == "sgd" else gradient.sign()
+        return direction * (-self.local.learning_rate / self.options.warmup)
 
 
 def scope(seed: int, options: FedSBOptions) -> Core:
@@ -195,11 +263,9 @@ def scope(seed: int, options: FedSBOptions) -> Core:
 
 
 def build(setting: Setting, options: FedSBOptions) -> Composition:
-    return Composition(
-        setting=setting,
+    return averaging(
+        setting,
         scope=scope(setting.seed, options),
-        local=GradientFirst(setting.optimizer),
-        codec=FactorsFirst(setting.shapes, setting.replicated, setting.optimizer, options),
-        step=ConstantStep(1.0),
-        schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
+        local=GradientFirst(setting.local, setting.memory),
+        codec=FactorsFirst(replicated=setting.replicated, local=setting.local, options=options),
     )

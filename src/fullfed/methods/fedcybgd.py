@@ -1,42 +1,33 @@
-"""FedCyBGD: Wang et al., "Save It All: Enabling full parameter tuning for federated large
-language models via cycle block gradient descent" (arXiv 2406.11187).
+"""FedCyBGD: clients take turns, and each trains one block of layers (Wang et al., "Save It All:
+Enabling full parameter tuning for federated large language models via cycle block gradient
+descent", arXiv 2406.11187).
 
     for cycle e, visit v:  block b = order(e, v)
         client:    w_b' = w_b after Adam on block b alone, everything else frozen
         everyone:  w_b <- w_b'
 
-Clients are visited one after another, each sees the blocks of all before it, and nothing is
-averaged. ``federation.clients_per_round`` clients are visited at once, on different blocks or,
-with ``clients_per_block``, in groups on the same one. The second method here sends K coordinates
-of the block's change instead (ferret.py): the memory of one block and kilobytes of traffic.
+Each client sees the blocks of all before it, and nothing is averaged. Clients can also be visited
+``federation.clients_per_round`` at once, on different blocks or, with ``clients_per_block``, in
+groups on the same one. With the sketch for a codec it is Cyclic Ferret.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from fullfed.errors import UserError
-from fullfed.methods.bases import Signs
-from fullfed.methods.block_dense import BlockDense, Precision
-from fullfed.methods.block_sketch import BlockSketch
-from fullfed.methods.blocks import Shapes, divide
-from fullfed.methods.coding import coding
 from fullfed.methods.composition import Composition
-from fullfed.methods.curvature import CurvatureStep
-from fullfed.methods.local import ByGradients
-from fullfed.methods.schedules import Cycle, Order
+from fullfed.methods.local_work import FirstOrder
+from fullfed.methods.schedules import Cycle, Order, Surrogate, divide
 from fullfed.methods.scopes import Everything
+from fullfed.methods.server_step import CurvatureStep, check_server_step, server_step
 from fullfed.methods.setting import Setting
-from fullfed.methods.sketched import Sketched
-from fullfed.methods.steps import ConstantStep
-from fullfed.methods.surrogate import Surrogate
-from fullfed.sketch import BITS
+from fullfed.methods.submodel import BlockSubmodels
 
 
 @dataclass(frozen=True)
-class CycleOptions:
+class FedCyBGDOptions:
     """
     Attributes:
         order: which block a visit trains (schedules.Cycle).
@@ -46,6 +37,10 @@ class CycleOptions:
         clients_per_block: clients who train the same block at once, and are averaged.
         adam_state: whether the optimizer begins anew at every visit, or goes on from where the
             client's last visit to the block ended.
+        surrogate: rho, the share of the other blocks that a client gets, in 8 or 4 bits; 1 for the
+            whole model, which clients keep up to date by the log (submodel.py).
+        server_step: how much of a block's change is applied; "auto" is all of it, or with a
+            sketch what the measured curvature allows.
     """
 
     order: Order = "ascending"
@@ -53,56 +48,17 @@ class CycleOptions:
     outer: bool = False
     clients_per_block: int = 1
     adam_state: Literal["reset", "kept"] = "reset"
+    surrogate: float = 1.0
+    server_step: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.blocks is not None and self.blocks < 1:
             raise ValueError("blocks is at least 1")
         if self.clients_per_block < 1:
             raise ValueError("clients_per_block is at least 1")
-
-
-@dataclass(frozen=True)
-class FedCyBGDOptions(CycleOptions):
-    """
-    Attributes:
-        precision: of what is sent, both ways: the trained weights in "float32", else their change.
-        error_feedback: whether clients keep what rounding took from their change and add it when
-            they train the block again.
-        surrogate: rho, the share of the other blocks that a client gets, in 8 bits; 1 for the
-            whole model, which clients keep up to date by the log (surrogate.py).
-    """
-
-    precision: Precision = "bfloat16"
-    error_feedback: bool = True
-    surrogate: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 < self.surrogate <= 1:
             raise ValueError("surrogate is a share, above 0 and at most 1")
-
-
-@dataclass(frozen=True)
-class CyclicFerretOptions(CycleOptions):
-    """
-    Attributes:
-        coordinates: K, the numbers a client sends of its block's change.
-        bits: of each, 1 to 4 or 32, which is float32.
-        server_step: how much of the reconstruction is applied, or "auto".
-    """
-
-    coordinates: int = 1024
-    bits: int = 32
-    server_step: float | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.coordinates < 1:
-            raise ValueError("coordinates is at least 1")
-        if self.bits not in (*BITS, 32):
-            raise ValueError(f"bits is 1 to {BITS[-1]}, or 32")
-        if self.server_step != "auto" and not 0 < self.server_step < math.inf:
-            raise ValueError("server_step is a positive number or 'auto'")
+        check_server_step(self.server_step)
 
 
 def build(setting: Setting, options: FedCyBGDOptions) -> Composition:
@@ -110,80 +66,47 @@ def build(setting: Setting, options: FedCyBGDOptions) -> Composition:
 
     Raises:
         UserError: the model has no layers to be found, or fewer than there shall be blocks; or
-            several blocks at once would each hold the head.
+            what several blocks at once do not allow.
     """
-    blocks = divide(setting, options.blocks, options.outer)
-    if setting.head and setting.cohort_size > options.clients_per_block:
-        raise UserError(
-            f"federation.clients_per_round: {setting.cohort_size} clients a round would train "
-            "several blocks, and the model's head in each of them; set it to "
-            f"{options.clients_per_block}, which is method.clients_per_block."
-        )
-    layers = len(blocks) - options.outer
-    surrogate = (
-        Surrogate(setting.seed, layers, options.surrogate) if options.surrogate < 1 else None
-    )
-    feedback = options.error_feedback and options.precision != "float32"
-    return Composition(
-        setting=setting,
-        scope=Everything(),
-        local=_local(setting, options),
-        codec=BlockDense(blocks, options.precision, feedback),
-        step=ConstantStep(1.0),
-        schedule=replace(_cycle(setting, options, blocks), surrogate=surrogate),
-        parts=blocks,
-        remembers=feedback or options.adam_state == "kept",
-    )
-
-
-def build_cyclic_ferret(setting: Setting, options: CyclicFerretOptions) -> Composition:
-    """One block x sketch for a federation.
-
-    Raises:
-        UserError: as ``build``; or there are more coordinates than parameters in a block, or
-            several blocks at once.
-    """
-    blocks = divide(setting, options.blocks, options.outer)
-    together, count = options.clients_per_block, options.coordinates
-    least = min(sum(shape.numel() for shape in block.values()) for block in blocks)
-    if count > least:
-        raise UserError(
-            f"method.coordinates: {count} coordinates for a block of {least} parameters; ask for "
-            "at most one per parameter."
-        )
+    blocks, together = divide(setting, options.blocks, options.outer), options.clients_per_block
+    step = server_step(options.server_step, setting.seed, setting.codec, together)
     if setting.cohort_size > together:
-        raise UserError(
-            f"federation.clients_per_round: {setting.cohort_size} clients a round would train "
-            f"several blocks, and coordinates are of one; set it to {together}, which is "
-            "method.clients_per_block."
-        )
-    # A single client's directions are shared by all there are; and nothing else is to be measured.
-    shared, code = together == 1, coding(setting.seed, options.bits)
-    sketch = Sketched(Signs(setting.seed, count), "shared" if shared else "client", code)
+        _check_several(setting, together, isinstance(step, CurvatureStep))
+    layers = len(blocks) - options.outer
+    weak = options.surrogate < 1
+    surrogate = Surrogate(setting.seed, layers, options.surrogate) if weak else None
+    submodels = BlockSubmodels(blocks, 4 if setting.memory.frozen == "int4" else 8)
     return Composition(
         setting=setting,
         scope=Everything(),
-        local=_local(setting, options),
-        codec=BlockSketch(blocks, sketch),
-        step=CurvatureStep(setting.seed, sketch.worth, together, shared)
-        if options.server_step == "auto"
-        else ConstantStep(float(options.server_step)),
-        schedule=_cycle(setting, options, blocks),
-        parts=blocks,
-        remembers=options.adam_state == "kept",
+        local=FirstOrder(setting.local, setting.memory, keep=options.adam_state == "kept"),
+        codec=setting.codec,
+        step=step,
+        schedule=Cycle(
+            setting.seed,
+            setting.clients,
+            len(blocks),
+            options.order,
+            setting.cohort_size,
+            together,
+            surrogate,
+        ),
+        blocks=blocks,
+        submodels=submodels if weak else None,
     )
 
 
-def _local(setting: Setting, options: CycleOptions) -> ByGradients:
-    return ByGradients(setting.optimizer, keep=options.adam_state == "kept")
-
-
-def _cycle(setting: Setting, options: CycleOptions, blocks: tuple[Shapes, ...]) -> Cycle:
-    return Cycle(
-        setting.seed,
-        setting.clients,
-        len(blocks),
-        options.order,
-        setting.cohort_size,
-        options.clients_per_block,
-    )
+def _check_several(setting: Setting, together: int, measures: bool) -> None:
+    """Several blocks a round must not share the head, and have no common server step."""
+    faults = {
+        "would train several blocks, and the model's head in each of them": bool(setting.head),
+        "would train several blocks, and the automatic server step is measured on one; set "
+        "method.server_step to a number, or": measures,
+    }
+    for fault, found in faults.items():
+        if found:
+            joint = "" if fault.endswith("or") else ";"
+            raise UserError(
+                f"federation.clients_per_round: {setting.cohort_size} clients a round {fault}"
+                f"{joint} set it to {together}, which is method.clients_per_block."
+            )

@@ -1,27 +1,36 @@
-"""FedKSeed: Qin et al., "Federated full-parameter tuning of billion-sized language models with
-communication cost under 18 kilobytes" (arXiv 2312.06353), Algorithm 1.
+"""FedKSeed: clients train without gradients, along numbered random directions (Qin et al.,
+"Federated full-parameter tuning of billion-sized language models with communication cost under 18
+kilobytes", arXiv 2312.06353, Algorithm 1).
 
     clients:   g_t = [f(w + eps z_s) - f(w - eps z_s)] / (2 eps),   w <- w - eta g_t z_s
                for steps t, s one of K candidate seeds drawn at random
     server:    A[s] += mean over clients of the sum of g_t with seed s
     everyone:  w = w_0 - eta sum_s A[s] z_s
 
-FedKSeed-Pro draws seeds by how large their derivatives have been (Section 4.4; importance.py).
+FedKSeed-Pro draws seeds by how large their derivatives have been (Section 4.4; codecs/seeds.py).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fullfed.methods.candidates import AlongCandidates, Candidates
-from fullfed.methods.composition import Composition
-from fullfed.methods.schedules import SampledCohort
-from fullfed.methods.scopes import Everything
-from fullfed.methods.seeds import SeedsAndScalars
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fullfed.data.batches import Batch
+from fullfed.federation.messages import Plan
+from fullfed.methods.codecs.seeds import Candidates, Seeds
+from fullfed.methods.composition import Composition, averaging
+from fullfed.methods.local_work import LocalWork
 from fullfed.methods.setting import Setting
-from fullfed.methods.steps import ConstantStep
-from fullfed.sketch.directions import Distribution
+from fullfed.sketch import Distribution
+from fullfed.training.first_order import Improvement, TrainingError
+from fullfed.training.zeroth_order import Neighbourhood
+
+_SUM_TOLERANCE = 1e-4  # of 1, for probabilities in float32
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,64 @@ def build_pro(setting: Setting, options: FedKSeedOptions) -> Composition:
 
 def _composition(setting: Setting, options: FedKSeedOptions, by_importance: bool) -> Composition:
     candidates = Candidates(setting.seed, options.seeds, options.distribution)
-    rate = setting.optimizer.learning_rate
-    return Composition(
-        setting=setting,
-        scope=Everything(),
-        local=AlongCandidates(candidates, options.perturbation, rate),
-        codec=SeedsAndScalars(candidates, rate, setting.work, by_importance),
-        step=ConstantStep(1.0),
-        schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
-        sets_aside=True,  # a visit in the memory of inference, as published
+    return averaging(
+        setting,
+        local=AlongCandidates(candidates, options.perturbation, setting.local.learning_rate),
+        codec=Seeds(candidates, setting.local, by_importance),
+        offload=True,  # a visit in the memory of inference, as published
     )
+
+
+@dataclass(frozen=True)
+class AlongCandidates(LocalWork):
+    """Two-sided SPSA: each step goes down one candidate direction (FedKSeed, eqs. 3 and 4).
+
+        g = [f(w + eps z) - f(w - eps z)] / (2 eps),   w <- w - learning_rate * g * z
+
+    Attributes:
+        candidates: which directions there are.
+        distance: eps.
+        learning_rate: of a step.
+    """
+
+    candidates: Candidates
+    distance: float
+    learning_rate: float
+
+    def improve(
+        self,
+        model: PreTrainedModel,
+        parameters: Mapping[str, Tensor],
+        batches: Iterable[Batch],
+        plan: Plan,
+        state: Mapping[str, Tensor],
+    ) -> Improvement:
+        check_probabilities(plan, self.candidates.count)
+        nearby = Neighbourhood(model, parameters)
+        weights = [p.detach() for p in parameters.values()]
+        losses, steps = [], []
+        for step, batch in enumerate(batches):
+            number = self.candidates.draw(plan, step)
+            direction = self.candidates.direction(number)
+            loss, slope = nearby.derivative(batch.to(model.device), direction, self.distance)
+            self.candidates.step_(weights, number, -self.learning_rate * slope)
+            losses.append(loss)
+            steps.append((number, slope))
+        return Improvement(losses, tuple(steps))
+
+
+def check_probabilities(plan: Plan, count: int) -> None:
+    """TrainingError unless the plan's probabilities, where it has any, are what they say."""
+    if "probabilities" not in plan.tensors:
+        return
+    sent = plan.tensors["probabilities"]
+    if sent.shape != (count,) or sent.dtype != torch.float32:
+        raise TrainingError(
+            f"the plan's probabilities are {tuple(sent.shape)} of {sent.dtype}, "
+            f"not {(count,)} of torch.float32"
+        )
+    total = float(sent.double().sum())
+    if bool((sent < 0).any()) or not abs(total - 1) <= _SUM_TOLERANCE:
+        raise TrainingError(
+            f"the plan's probabilities are not non-negative numbers that sum to 1 (sum {total:g})"
+        )

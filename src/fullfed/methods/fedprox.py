@@ -1,5 +1,5 @@
-"""FedProx: Li et al., "Federated optimization in heterogeneous networks" (arXiv 1812.06127),
-Algorithm 2.
+"""FedProx: FedAvg whose clients are held near where the round began (Li et al., "Federated
+optimization in heterogeneous networks", arXiv 1812.06127, Algorithm 2).
 
     clients:   w_r^(i) = T first-order steps from w_r on F_i(w) + mu / 2 * ||w - w_r||**2
     everyone:  w_{r+1} = sum_i n_i w_r^(i) / sum_i n_i
@@ -19,13 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
-from fullfed.methods.composition import Composition
-from fullfed.methods.dense import Dense
-from fullfed.methods.local import ByGradients, Loss
-from fullfed.methods.schedules import SampledCohort
-from fullfed.methods.scopes import Everything
+from fullfed.methods.composition import Composition, averaging
+from fullfed.methods.local_work import FirstOrder
 from fullfed.methods.setting import Setting
-from fullfed.methods.steps import ConstantStep
+from fullfed.training.first_order import Loss
 from fullfed.training.loss import answer_loss
 
 
@@ -44,7 +41,7 @@ class FedProxOptions:
 
 
 @dataclass(frozen=True)
-class Proximal(ByGradients):
+class Proximal(FirstOrder):
     """First-order optimisation of the loss plus mu / 2 * ||w - w_r||**2."""
 
     mu: float = 0.0
@@ -63,11 +60,4 @@ class Proximal(ByGradients):
 
 
 def build(setting: Setting, options: FedProxOptions) -> Composition:
-    return Composition(
-        setting=setting,
-        scope=Everything(),
-        local=Proximal(setting.optimizer, mu=options.mu),
-        codec=Dense(setting.shapes, "float32"),
-        step=ConstantStep(1.0),
-        schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
-    )
+    return averaging(setting, local=Proximal(setting.local, setting.memory, mu=options.mu))

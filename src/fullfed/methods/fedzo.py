@@ -1,5 +1,5 @@
-"""FedZO: Fang et al., "Communication-efficient stochastic zeroth-order optimization for federated
-learning" (arXiv 2201.09531), Algorithm 1 and eq. 5.
+"""FedZO: FedAvg whose clients train without gradients (Fang et al., "Communication-efficient
+stochastic zeroth-order optimization for federated learning", arXiv 2201.09531, Algorithm 1, eq. 5).
 
     clients:   e = (1/b2) sum_n (d/mu) [F(w + mu v_n) - F(w)] v_n,   w <- w - eta e
                F the loss on a batch of b1 samples, v_n uniform on the unit sphere
@@ -18,19 +18,16 @@ from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
-from fullfed.methods.composition import Composition
-from fullfed.methods.dense import Dense
-from fullfed.methods.local import Improvement
-from fullfed.methods.schedules import SampledCohort
-from fullfed.methods.scopes import Everything
+from fullfed.methods.composition import Composition, averaging
+from fullfed.methods.local_work import LocalWork
 from fullfed.methods.setting import Setting
-from fullfed.methods.steps import ConstantStep
 from fullfed.sketch import Purpose, Stream, accumulate_
-from fullfed.training.zeroth_order import Direction, Neighbourhood, length
+from fullfed.training.first_order import Improvement
+from fullfed.training.zeroth_order import Neighbourhood, RandomDirection, length
 
 
 @dataclass(frozen=True)
-class AlongSpheres:
+class AlongSpheres(LocalWork):
     """Forward differences along directions that are uniform on the unit sphere.
 
     Attributes:
@@ -51,6 +48,7 @@ class AlongSpheres:
         parameters: Mapping[str, Tensor],
         batches: Iterable[Batch],
         plan: Plan,
+        state: Mapping[str, Tensor],
     ) -> Improvement:
         nearby = Neighbourhood(model, parameters)
         weights = [p.detach() for p in parameters.values()]
@@ -76,7 +74,7 @@ class AlongSpheres:
         """
         d = nearby.elements
         mu, norm = self.rms * math.sqrt(d), length(stream, d, batch.input_ids.device)
-        ahead = nearby.at(batch, Direction(stream, "gaussian"), mu / norm)
+        ahead = nearby.at(batch, RandomDirection(stream, "gaussian"), mu / norm)
         return -self.learning_rate / self.directions * (d / mu) * (ahead - here) / norm
 
 
@@ -87,12 +85,10 @@ class FedZOOptions:
         directions: b2, the directions a step averages over.
         smoothing: mu, the length of a perturbation; "auto" is 5e-4 * sqrt(d), which moves each
             weight as far as FedKSeed's.
-        precision: of what is sent, both ways.
     """
 
     directions: int = 1
     smoothing: float | Literal["auto"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.directions < 1:
@@ -104,11 +100,5 @@ class FedZOOptions:
 def build(setting: Setting, options: FedZOOptions) -> Composition:
     mu = options.smoothing
     rms = 5e-4 if mu == "auto" else float(mu) / math.sqrt(setting.elements)
-    return Composition(
-        setting=setting,
-        scope=Everything(),
-        local=AlongSpheres(setting.seed, options.directions, rms, setting.optimizer.learning_rate),
-        codec=Dense(setting.shapes, options.precision),
-        step=ConstantStep(1.0),
-        schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
-    )
+    rate = setting.local.learning_rate
+    return averaging(setting, local=AlongSpheres(setting.seed, options.directions, rms, rate))

@@ -1,18 +1,112 @@
-"""Schedules: who takes part when, and which part of the model each one trains."""
+"""Schedules: who takes part when, and which part of the model each one trains.
+
+The parts of a model are blocks of its layers; a plan names one where there are several.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol
 
-from fullfed.errors import UserError
-from fullfed.federation.cohort import sample_cohort
-from fullfed.federation.messages import Value
-from fullfed.methods.surrogate import Surrogate
+from fullfed.errors import MessageError, UserError
+from fullfed.federation.messages import Plan, Report, Update, Value
+from fullfed.methods.codecs.codec import Shapes
+from fullfed.methods.setting import Setting
 from fullfed.randomness import Purpose, Stream, permutation
 
+
+def divide(setting: Setting, count: int | None, outer: bool) -> tuple[Shapes, ...]:
+    """The blocks of a model: runs of consecutive layers, as equal as can be, in its order.
+
+    Every block also holds the head, where the model has one that begins at random.
+
+    Args:
+        setting: says what the model's layers and its head are.
+        count: how many runs; None for every layer alone.
+        outer: whether everything else (embeddings, final norm, head) is one more block, the last.
+
+    Returns:
+        each block's parameters, by name, with their shapes.
+
+    Raises:
+        UserError: the model has no layers to be found, or fewer than there shall be blocks.
+    """
+    layers = setting.layers
+    if not layers:
+        raise UserError(
+            "model.path: no list of layers can be found in this model; take a method that trains "
+            "all of it, such as fedavg."
+        )
+    count = len(layers) if count is None else count
+    if count > len(layers):
+        raise UserError(
+            f"method.blocks: {count} blocks for a model of {len(layers)} layers; ask for at most "
+            "one a layer."
+        )
+    ends = [len(layers) * n // count for n in range(count + 1)]
+    runs = [
+        [name for layer in layers[start:end] for name in layer] for start, end in pairwise(ends)
+    ]
+    if outer:
+        inner = {name for layer in layers for name in layer}.union(setting.head)
+        runs.append([name for name in setting.shapes if name not in inner])
+    return tuple({name: setting.shapes[name] for name in (*run, *setting.head)} for run in runs)
+
+
+def block_of(message: Plan | Report | Update) -> int:
+    """The number of the block a message is about.
+
+    Raises:
+        MessageError: it names none.
+    """
+    block = message.values.get("block")
+    if type(block) is not int or block < 0:
+        raise MessageError(f"the {message.kind} does not name a block")
+    return block
+
+
+def named_block(blocks: Sequence[Shapes], message: Plan | Report | Update) -> Shapes:
+    """The block a message is about.
+
+    Raises:
+        MessageError: it names none, or one that does not exist.
+    """
+    block = block_of(message)
+    if block >= len(blocks):
+        raise MessageError(f"the {message.kind} is about block {block} of {len(blocks)}")
+    return blocks[block]
+
+
 Order = Literal["ascending", "descending", "rotating", "permutation"]
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The reduced model that a weak client trains on, and nobody evaluates, saves or averages.
+
+    The client's own block is whole, and other blocks are left out at random, but not the first and
+    the last. What is kept of them is held, and sent, in 8 or 4 bits.
+
+    Attributes:
+        seed: the recipe's.
+        layers: how many blocks of layers there are.
+        kept: rho, the share of the other blocks that a client gets, rounded up.
+    """
+
+    seed: int
+    layers: int
+    kept: float
+
+    def dropped(self, round: int, client: int, block: int) -> list[Value]:
+        """The blocks that a client goes without, in increasing order."""
+        others = self.layers - (block < self.layers)
+        free = [b for b in range(1, self.layers - 1) if b != block]
+        count = min(others - math.ceil(self.kept * others), len(free))
+        order = permutation(Stream(self.seed, Purpose.BLOCKS, round, client), len(free))
+        return [*sorted(free[n] for n in order[:count])]
 
 
 class Schedule(Protocol):
@@ -25,7 +119,11 @@ class Schedule(Protocol):
 
     @property
     def patience(self) -> int:
-        """How many rounds in a row may pass without a report."""
+        """How many rounds in a row may pass without a report before the run stops."""
+
+    @property
+    def fewest_together(self) -> int:
+        """The fewest clients that train the same parameters in a round."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +147,13 @@ class SampledCohort:
     def patience(self) -> int:
         return 0
 
+    @property
+    def fewest_together(self) -> int:
+        return self.size
+
     def cohort(self, round: int) -> tuple[int, ...]:
-        return sample_cohort(self.seed, round, self.clients, self.size)
+        order = permutation(Stream(self.seed, Purpose.COHORT, round=round), self.clients)
+        return tuple(sorted(order[: self.size].tolist()))
 
 
 @dataclass(frozen=True)
@@ -85,6 +188,10 @@ class Cycle:
     def visits_per_cycle(self) -> int:
         """V."""
         return -(-self.clients // self.together)
+
+    @property
+    def fewest_together(self) -> int:
+        return self.clients // self.visits_per_cycle
 
     @property
     def rounds_per_cycle(self) -> int:

@@ -1,29 +1,16 @@
-"""What a recipe tells every method, as plain values."""
+"""What a method's ``build`` is given: recipe tables, client count, parameter shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
-from fullfed.training.first_order import FirstOrder
-
-
-@dataclass(frozen=True)
-class LocalWork:
-    """A visit's length: ``steps`` batches, or ``epochs`` over the client's samples."""
-
-    batch_size: int
-    steps: int | None = None
-    epochs: int | None = None
-
-    def batches(self, samples: int) -> int:
-        """How many batches a client with ``samples`` samples trains on."""
-        if self.steps is not None:
-            return self.steps
-        return (self.epochs or 1) * -(-samples // self.batch_size)
+from fullfed.config import FederationTable, LocalTable, MemoryTable
+from fullfed.methods.aggregation import Aggregation, WeightedMean
+from fullfed.methods.codecs.codec import Codec
+from fullfed.methods.codecs.dense import Dense
 
 
 @dataclass(frozen=True)
@@ -31,12 +18,11 @@ class Setting:
     """The federation a method is built for.
 
     Attributes:
-        seed: what everything random flows from.
+        federation, local, memory: the recipe's tables.
         clients: how many there are.
-        cohort_size: how many take part in a round.
-        merge_weights: whether a report weighs as its samples or as every other.
-        optimizer, work: local training. Methods without gradients take the learning rate only.
         shapes: of the trained parameters, by name, in the model's order.
+        codec: the recipe's, or the method's default; methods with a codec of their own ignore it.
+        aggregation: the recipe's.
         layers: the names of those in each of the model's layers; empty if it has none.
         head: the names of those that every block trains with its own, because they begin at
             random: an encoder's new classification head. None of a language model's do.
@@ -44,16 +30,26 @@ class Setting:
             change more than its visits train needs them.
     """
 
-    seed: int
+    federation: FederationTable
+    local: LocalTable
+    memory: MemoryTable
     clients: int
-    cohort_size: int
-    merge_weights: Literal["samples", "equal"]
-    optimizer: FirstOrder
-    work: LocalWork
     shapes: Mapping[str, torch.Size]
+    codec: Codec = field(default_factory=Dense)
+    aggregation: Aggregation = field(default_factory=WeightedMean)
     layers: tuple[tuple[str, ...], ...] = ()
     head: tuple[str, ...] = ()
     replicated: Mapping[str, torch.Size] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """What everything random flows from."""
+        return self.federation.seed
+
+    @property
+    def cohort_size(self) -> int:
+        """How many clients take part in a round."""
+        return self.federation.clients_per_round
 
     @property
     def elements(self) -> int:

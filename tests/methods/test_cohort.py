@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullfed.federation.cohort import sample_cohort
+from fullfed.methods.schedules import SampledCohort
 
 SEED = st.integers(0, 2**64 - 1)
 ROUND = st.integers(0, 2**32 - 1)
@@ -22,23 +22,24 @@ def test_a_cohort_is_so_many_different_clients_in_increasing_order(
     seed: int, round: int, clients: int, data: st.DataObject
 ) -> None:
     size = data.draw(st.integers(1, clients))
-    cohort = sample_cohort(seed, round, clients, size)
+    cohort = SampledCohort(seed, clients, size).cohort(round)
     assert len(cohort) == size
     assert list(cohort) == sorted(set(cohort))
     assert set(cohort) <= set(range(clients))
     torch.manual_seed(round)
-    assert sample_cohort(seed, round, clients, size) == cohort
+    assert SampledCohort(seed, clients, size).cohort(round) == cohort
 
 
 def test_another_process_samples_the_same_cohort() -> None:
-    code = "from fullfed.federation.cohort import sample_cohort; print(sample_cohort(3, 8, 170, 9))"
+    what = "SampledCohort(3, 170, 9).cohort(8)"
+    code = f"from fullfed.methods.schedules import SampledCohort; print({what})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(sample_cohort(3, 8, 170, 9))
+    assert done.stdout.strip() == str(SampledCohort(3, 170, 9).cohort(8))
 
 
 def test_every_client_takes_part_equally_often() -> None:
     rounds, clients, size = 2000, 10, 3
-    counts = Counter(c for r in range(rounds) for c in sample_cohort(1, r, clients, size))
+    counts = Counter(c for r in range(rounds) for c in SampledCohort(1, clients, size).cohort(r))
     share = size / clients
     deviation = math.sqrt(rounds * share * (1 - share))
     assert all(abs(counts[c] - rounds * share) < 4.5 * deviation for c in range(clients))
@@ -46,12 +47,12 @@ def test_every_client_takes_part_equally_often() -> None:
 
 def test_every_pair_meets_equally_often() -> None:
     rounds = 3000
-    pairs = Counter(sample_cohort(2, r, 5, 2) for r in range(rounds))
+    pairs = Counter(SampledCohort(2, 5, 2).cohort(r) for r in range(rounds))
     deviation = math.sqrt(rounds * 0.1 * 0.9)
     assert len(pairs) == 10
     assert all(abs(count - rounds / 10) < 4.5 * deviation for count in pairs.values())
 
 
 def test_seeds_and_rounds_have_cohorts_of_their_own() -> None:
-    assert len({sample_cohort(seed, 0, 1000, 10) for seed in range(50)}) == 50
-    assert len({sample_cohort(0, round, 1000, 10) for round in range(50)}) == 50
+    assert len({SampledCohort(seed, 1000, 10).cohort(0) for seed in range(50)}) == 50
+    assert len({SampledCohort(0, 1000, 10).cohort(round) for round in range(50)}) == 50

@@ -1,18 +1,23 @@
-"""The automatic server step, from measured curvature. docs/server-step.md derives the rule."""
+"""The server step: how much of an aggregate is applied. docs/server-step.md derives the rule."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from fullfed.federation.messages import MessageError, Plan, Report, Update, Value, number
-from fullfed.methods.steps import Trained
+from fullfed.data.batches import Batch
+from fullfed.errors import MessageError
+from fullfed.federation.messages import Plan, Report, Update, Value, number
+from fullfed.methods.codecs.codec import Codec
 from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
 
@@ -23,9 +28,82 @@ _DIGITS = 6  # of a measurement: plenty
 _HEX = f"[0-9a-f]{{{_COMMON_SIGNS // 4}}}"
 _LARGEST = 1e100  # of a measurement: products and sums of such are finite
 
+Mean = Callable[[Sequence[float]], float]  # one number of many clients'
+
 
 @dataclass(frozen=True)
-class CurvatureStep:
+class Trained:
+    """A client's visit between training and encoding; the model is as training left it.
+
+    Attributes:
+        model: holds the trained weights; a rule may change them, the visit restores them.
+        before: the trained parameters' values at the start, by name; none where
+            ``Composition.offload``.
+        after: the parameters themselves, by name.
+        batch: the first batch of the visit.
+        first_loss: its loss before training.
+    """
+
+    model: PreTrainedModel
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    batch: Batch
+    first_loss: float
+
+
+class StepRule(ABC):
+    def measure(
+        self, trained: Trained, plan: Plan, last: Update | None, coordinates: float
+    ) -> dict[str, Value]:
+        """What a client adds to its report for the rule; may leave the model anywhere.
+
+        Args:
+            last: the previous round's update.
+            coordinates: how many exact coordinates the report is worth.
+        """
+        return {}
+
+    def check(self, report: Report) -> None:  # noqa: B027 (nothing to check)
+        """Raise MessageError unless the report holds what ``measure`` adds."""
+
+    @abstractmethod
+    def decide(
+        self,
+        reports: Sequence[Report],
+        energy: float | None,
+        last: Update | None,
+        coordinates: float,
+        mean: Mean,
+    ) -> dict[str, Value]:
+        """The values an update carries for the rule: ``server_step`` and its memory.
+
+        Args:
+            reports: without their tensors.
+            energy: the codec's estimate of ||mean delta||**2, where it has one.
+            last, coordinates: as for ``measure``.
+            mean: the aggregation rule's, of numbers that reports carry.
+        """
+
+
+@dataclass(frozen=True)
+class ConstantStep(StepRule):
+    """The same step in every round."""
+
+    step: float
+
+    def decide(
+        self,
+        reports: Sequence[Report],
+        energy: float | None,
+        last: Update | None,
+        coordinates: float,
+        mean: Mean,
+    ) -> dict[str, Value]:
+        return {"server_step": self.step}
+
+
+@dataclass(frozen=True)
+class CurvatureStep(StepRule):
     """s = K / (K + r): the larger the task's effective rank r, the smaller the stable step.
 
     r = tr(H) E / (c G) holds what the noise of K coordinates costs in loss against what a
@@ -43,8 +121,7 @@ class CurvatureStep:
 
     Attributes:
         seed: the recipe's.
-        coordinates: K of one client, as many exact ones as they are worth.
-        cohort_size: n.
+        cohort_size: n, the clients that train the same parameters in a round.
         shared: whether clients share directions. Their coordinates tell c then; otherwise
             clients add the signs of a few coordinates on shared directions: two changes at an
             angle theta have different ones with probability theta / pi (Goemans and Williamson
@@ -52,11 +129,12 @@ class CurvatureStep:
     """
 
     seed: int
-    coordinates: float
     cohort_size: int
     shared: bool
 
-    def measure(self, trained: Trained, plan: Plan, last: Update | None) -> dict[str, Value]:
+    def measure(
+        self, trained: Trained, plan: Plan, last: Update | None, coordinates: float
+    ) -> dict[str, Value]:
         after, before = list(trained.after.values()), list(trained.before.values())
         energy = sum(
             float((a.detach().float() - b.float()).square().sum())
@@ -68,12 +146,14 @@ class CurvatureStep:
         }
         if not self.shared:
             values["signs"] = self._common_signs(after, before, plan)
-        _halve(before, after)
+        with torch.no_grad():
+            for start, end in zip(before, after, strict=True):
+                end.lerp_(start, 0.5)
         halfway = answer_loss_value(trained.model, trained.batch)
         values["gain_halfway"] = _short(trained.first_loss - halfway)
         state = _State.of(last)
-        noise = energy * self._noise_share(state.agreement) / self.coordinates
-        sigma = max(self._step(state), _SMALLEST) * math.sqrt(noise)
+        noise = energy * self._noise_share(state.agreement) / coordinates
+        sigma = max(_step(state, coordinates), _SMALLEST) * math.sqrt(noise)
         stream = Stream(self.seed, Purpose.PROBE, plan.round, plan.client)
         cost = 0.0
         for signed in (sigma, -sigma):
@@ -94,29 +174,36 @@ class CurvatureStep:
                 raise MessageError(f"the report lacks the {_COMMON_SIGNS} signs of its change")
 
     def decide(
-        self, reports: Sequence[Report], energy: float | None, last: Update | None
+        self,
+        reports: Sequence[Report],
+        energy: float | None,
+        last: Update | None,
+        coordinates: float,
+        mean: Mean,
     ) -> dict[str, Value]:
-        own = _mean(reports, "energy")
+        measured = {
+            name: mean([number(report, name) for report in reports])
+            for name in ("energy", "trace", "gain", "gain_halfway")
+        }
+        own = measured["energy"]
         known = _State.of(last)
         cosine = _cosine_by_signs(reports) if energy is None else _cosine(energy, own, len(reports))
         agreement = known.agreeing(min(cosine, 1.0))
         state = known.adding(
-            cost=_mean(reports, "trace") * own * self._noise_share(agreement),
+            cost=measured["trace"] * own * self._noise_share(agreement),
             # What the mean gains for those it was made by is not gained on unseen samples.
-            gain=max(agreement, self._resolution(len(reports))) * _best_gain(reports),
+            gain=max(agreement, self._resolution(len(reports), coordinates))
+            * _best_gain(measured["gain"], measured["gain_halfway"]),
             agreement=agreement,
         )
-        return {"server_step": self._step(state), "rank": state.rank, **asdict(state)}
-
-    def _step(self, state: _State) -> float:
-        return self.coordinates / (self.coordinates + state.rank)
+        return {"server_step": _step(state, coordinates), "rank": state.rank, **asdict(state)}
 
     def _noise_share(self, agreement: float) -> float:
         """E as a share of one client's energy."""
         alone, together = 1 / self.cohort_size, max(agreement, 0.0)
         return together + (1 - together) * alone if self.shared else alone
 
-    def _resolution(self, clients: int) -> float:
+    def _resolution(self, clients: int, coordinates: float) -> float:
         """The standard error of the agreement of clients that have nothing in common.
 
         What cannot be told from it is not taken for less: the model of a cohort that disagrees
@@ -126,7 +213,7 @@ class CurvatureStep:
             return 0.0
         pairs = clients * (clients - 1) / 2
         error = (
-            math.sqrt(2 / self.coordinates) / (clients - 1)
+            math.sqrt(2 / coordinates) / (clients - 1)
             if self.shared
             else math.pi / 2 / math.sqrt(_COMMON_SIGNS * pairs)
         )
@@ -204,28 +291,50 @@ def _short(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _mean(reports: Sequence[Report], name: str) -> float:
-    return math.fsum(number(report, name) for report in reports) / len(reports)
+def _step(state: _State, coordinates: float) -> float:
+    return coordinates / (coordinates + state.rank)
 
 
-def _best_gain(reports: Sequence[Report]) -> float:
-    """What the best step along a change, whole or less, gains: the parabola through its losses."""
-    whole = _mean(reports, "gain")
-    slope = 4 * _mean(reports, "gain_halfway") - whole
+def _best_gain(whole: float, halfway: float) -> float:
+    """What the best step along a change, whole or less, gains: the parabola through its losses.
+
+    Args:
+        whole, halfway: what the whole step and half of it gain.
+    """
+    slope = 4 * halfway - whole
     curvature = 2 * (slope - whole)
     if curvature <= slope:
         return max(whole, 0.0)
     return slope**2 / (2 * curvature) if slope > 0 else 0.0
 
 
-def _halve(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
-    """Take half of a change back."""
-    with torch.no_grad():
-        for start, end in zip(before, after, strict=True):
-            end.lerp_(start, 0.5)
-
-
 def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for from_, to in zip(source, target, strict=True):
             to.copy_(from_)
+
+
+def server_step(
+    option: float | Literal["auto"], seed: int, codec: Codec, cohort_size: int
+) -> StepRule:
+    """The rule that a recipe asks for: a number; or "auto", which is everything for codecs that
+    say the change itself, and what the measured curvature allows for coordinates on random
+    directions.
+
+    Args:
+        cohort_size: clients that train the same parameters in a round.
+    """
+    if option != "auto":
+        return ConstantStep(float(option))
+    if codec.directions is None:
+        return ConstantStep(1.0)
+    return CurvatureStep(seed, cohort_size, codec.directions == "shared")
+
+
+def check_server_step(option: float | Literal["auto"]) -> None:
+    """
+    Raises:
+        ValueError: the option is neither.
+    """
+    if option != "auto" and not 0 < option < math.inf:
+        raise ValueError("server_step is a positive number or 'auto'")

@@ -1,4 +1,4 @@
-"""What a client without a replica is sent, and the model that it makes of it."""
+"""Submodels: what clients too weak for a whole model train on (FedCyBGD's compressed download)."""
 
 from __future__ import annotations
 
@@ -9,74 +9,66 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fullfed.federation.messages import MessageError, Plan, Update
-from fullfed.methods.blocks import Shapes, dropped_blocks, named_block
-from fullfed.training.assembled import assemble, blank
-from fullfed.training.quantised import Bits, Quantised, quantisable
+from fullfed.errors import MessageError
+from fullfed.federation.messages import Plan, Update
+from fullfed.methods.codecs.codec import Shapes
+from fullfed.methods.schedules import named_block
+from fullfed.training.quantised import Bits, Quantised, blank, quantisable
+from fullfed.training.quantised import assemble as assemble_from
 
 _SCALE = "/scale"  # after a packed matrix's name: the name of its scales
 _BUFFER = "buffer/"  # before a buffer's name
 
 
 @dataclass(frozen=True)
-class Handouts:
-    """The surrogates of a model in blocks (surrogate.py).
+class BlockSubmodels:
+    """What clients that hold no replica are sent, and the model each makes of it.
 
-    Once a client is given its equipment: what no visit trains (embeddings, final norm, head where
-    ``outer`` is off) and the model's buffers. With every plan comes a handout: the block it shall
-    train, exact, and the others but for those the plan drops. Frozen matrices are packed in
-    both, in the form in which they are computed with (training.quantised).
+    Static weights are sent once: what no visit trains (embeddings, final norm, head where ``outer``
+    is off) and the model's buffers. With every plan comes a submodel: the block to train, exact,
+    and the other blocks but for those the plan drops. Frozen matrices are packed in both, in the
+    form in which they are computed with (training.quantised).
 
     Attributes:
-        parts: the blocks.
+        blocks: of the model.
         bits: of a packed matrix's elements.
     """
 
-    parts: tuple[Shapes, ...]
+    blocks: tuple[Shapes, ...]
     bits: Bits
 
-    def equipment(self, model: PreTrainedModel) -> Update:
+    def static_weights(self, model: PreTrainedModel) -> Update:
         buffers = {_BUFFER + name: buffer.clone() for name, buffer in model.named_buffers()}
         return Update(0, {}, {**self._sent(model, self._outside(model), ()), **buffers})
 
-    def handout(self, model: PreTrainedModel, plan: Plan) -> Update | None:
-        """None where the plan is for a client that holds the whole model.
-
-        Raises:
-            MessageError: the plan names blocks that do not exist.
+    def submodel(self, model: PreTrainedModel, plan: Plan) -> Update:
         """
-        kept = self._kept(plan)
-        if kept is None:
-            return None
-        return Update(plan.round, {}, self._sent(model, kept, named_block(self.parts, plan)))
+        Raises:
+            MessageError: the plan names blocks that do not exist, or is for a client that holds
+                the whole model.
+        """
+        own = named_block(self.blocks, plan)
+        return Update(plan.round, {}, self._sent(model, self._kept(plan), own))
 
-    def assembled(
+    def assemble(
         self,
         like: PreTrainedModel,
-        equipment: Update,
-        handout: Update,
+        static_weights: Update,
+        submodel: Update,
         plan: Plan,
         device: torch.device,
     ) -> PreTrainedModel:
-        """The surrogate.
-
-        Args:
-            like: a model of the same class and configuration; nothing else of it is used.
-
-        Raises:
-            MessageError: what was sent is not of this model and this plan.
-        """
         model = blank(type(like), like.config)
-        own, kept = named_block(self.parts, plan), self._kept(plan)
-        if kept is None or handout.round != plan.round:
-            raise MessageError("the plan is not that of the surrogate it came with")
-        _check(handout.tensors, self._sent(model, kept, own))
-        _check(equipment.tensors, self.equipment(model).tensors)
+        own, kept = named_block(self.blocks, plan), self._kept(plan)
+        if submodel.round != plan.round:
+            raise MessageError("the plan is not that of the submodel it came with")
+        _check(submodel.tensors, self._sent(model, kept, own))
+        _check(static_weights.tensors, self.static_weights(model).tensors)
         shapes = {name: p.shape for name, p in model.named_parameters()}
         exact: dict[str, Tensor] = {}
         packed: dict[str, Quantised] = {}
         buffers: dict[str, Tensor] = {}
-        sent = {**equipment.tensors, **handout.tensors}
+        sent = {**static_weights.tensors, **submodel.tensors}
         for name, tensor in sent.items():
             if name.startswith(_BUFFER):
                 buffers[name.removeprefix(_BUFFER)] = tensor.to(device)
@@ -86,18 +78,22 @@ class Handouts:
             elif not name.endswith(_SCALE):
                 # What is trained lies in memory of its own, where a matrix of torch's would lie.
                 exact[name] = tensor.to(device, copy=name in own)
-        assemble(model, exact, packed, buffers)
+        assemble_from(model, exact, packed, buffers)
         return model
 
     def _outside(self, model: PreTrainedModel) -> list[str]:
-        inside = {name for part in self.parts for name in part}
+        inside = {name for part in self.blocks for name in part}
         return [name for name, _ in model.named_parameters() if name not in inside]
 
-    def _kept(self, plan: Plan) -> list[str] | None:
-        dropped = dropped_blocks(plan, len(self.parts))
-        if dropped is None:
-            return None
-        kept = (part for number, part in enumerate(self.parts) if number not in dropped)
+    def _kept(self, plan: Plan) -> list[str]:
+        """The parameters of the blocks that a client does not go without."""
+        dropped = plan.values.get("dropped")
+        count = len(self.blocks)
+        if not isinstance(dropped, list) or not all(
+            type(b) is int and 0 <= b < count for b in dropped
+        ):
+            raise MessageError("the plan's value 'dropped' is not a list of blocks")
+        kept = (part for number, part in enumerate(self.blocks) if number not in dropped)
         return [name for part in kept for name in part]
 
     def _sent(
@@ -119,11 +115,11 @@ class Handouts:
 
 def _check(sent: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     if sent.keys() != expected.keys():
-        raise MessageError("the surrogate does not hold exactly what its plan says")
+        raise MessageError("the submodel does not hold exactly what its plan says")
     for name, tensor in sent.items():
         due = expected[name]
         if tensor.shape != due.shape or tensor.is_floating_point() != due.is_floating_point():
             raise MessageError(
-                f"the surrogate's {name!r} is {tuple(tensor.shape)} of {tensor.dtype}, "
+                f"the submodel's {name!r} is {tuple(tensor.shape)} of {tensor.dtype}, "
                 f"not {tuple(due.shape)} of {due.dtype}"
             )

@@ -1,0 +1,1 @@
+"""Codecs: how a client's change becomes bytes, and the server's aggregate an update."""

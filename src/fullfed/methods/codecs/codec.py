@@ -1,0 +1,205 @@
+"""What every codec offers, and what passes through one on its way from client to replica.
+
+    client:    encode(change) -> a report's tensors
+    server:    decode(report) -> a contribution; the aggregation rule makes one of many;
+               encode_update(aggregate) -> an update's tensors
+    everyone:  apply(update)
+
+A codec knows no model. Each call is told the names and shapes of what the visit trained: all of
+the scope's parameters, or one block of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fullfed.errors import MessageError
+from fullfed.federation.messages import Plan, Report, Update, Value
+
+Shapes = Mapping[str, torch.Size]
+Weighted = Sequence[tuple[float, Report]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a visit made of the parameters it trained.
+
+    Attributes:
+        before: their values at the start, by name, in the model's order; none where
+            ``Composition.offload``.
+        after: the parameters as training left them, or float32 copies that are more exact.
+        steps: of zeroth-order training, as ``Improvement`` has them.
+        state: what the codec kept of the client's last visit to the same parameters.
+    """
+
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    steps: tuple[tuple[int, float], ...] = ()
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a codec puts into a message.
+
+    Attributes:
+        values, tensors: of the message.
+        state: what the client keeps for its next visit to the same parameters; never sent.
+    """
+
+    values: Mapping[str, Value] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """A report as numbers that an aggregation rule combines with those of other reports; or what
+    the rule made of them.
+
+    Attributes:
+        tensors: float32 or float64, by name; the same names and shapes in all reports of a part.
+        noise: the expected squared error that coding added to ``tensors``.
+        sums: numbers that are counted together, whatever weight a report has.
+    """
+
+    tensors: Mapping[str, Tensor]
+    noise: float = 0.0
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Codec(ABC):
+    """A way to send changes. What is not abstract has the defaults of the plainest codec, which
+    decodes reports into numbers that are averaged."""
+
+    @property
+    def cumulative(self) -> bool:
+        """Whether an update holds the total change since the base model.
+
+        Such an update applies to the base and replaces all earlier ones.
+        """
+        return False
+
+    @property
+    def comparable(self) -> bool:
+        """Whether clients' decoded numbers can be compared one by one, which rules that do not only
+        weigh need: numbers of one meaning, that most clients have."""
+        return True
+
+    @property
+    def sends_weights(self) -> bool:
+        """Whether what is decoded are the weights after training, not what changed."""
+        return False
+
+    @property
+    def stacks(self) -> bool:
+        """Whether a weighted mean is sent as the reports themselves with their weights (``stack``):
+        where reports have no common meaning and cannot be decoded into numbers to average, or where
+        together they are shorter than their mean."""
+        return False
+
+    @property
+    def stateful(self) -> bool:
+        """Whether clients keep something between visits."""
+        return False
+
+    @property
+    def directions(self) -> Literal["client", "shared"] | None:
+        """Whose random directions a report's numbers are coordinates on; None where a report says
+        the change itself."""
+        return None
+
+    def coordinates(self, shapes: Shapes) -> float:
+        """How many exact coordinates a report is worth; only where there are directions."""
+        raise NotImplementedError(f"{type(self).__name__} does not define coordinates")
+
+    def check_parts(self, parts: Sequence[Shapes]) -> None:  # noqa: B027 (nothing to check)
+        """
+        Raises:
+            UserError: changes of these parts cannot be encoded.
+        """
+
+    def plan(self, round: int, last: Update | None, shapes: Shapes) -> Encoded:
+        """What every client of the round needs to know beyond the recipe.
+
+        Args:
+            last: the previous round's update; None in round 0 and where a model has several parts.
+        """
+        return Encoded()
+
+    @abstractmethod
+    def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
+        """A client's change."""
+
+    @abstractmethod
+    def report_bytes(self, plan: Plan, shapes: Shapes) -> int:
+        """The most bytes that the tensors of an honest report have."""
+
+    @abstractmethod
+    def check(self, report: Report, plan: Plan, shapes: Shapes) -> None:
+        """
+        Raises:
+            MessageError: the report's tensors do not fit the plan.
+        """
+
+    def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
+        """A checked report as numbers; all codecs but those that only stack."""
+        raise NotImplementedError(f"{type(self).__name__} does not define decode")
+
+    def encode_update(
+        self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
+    ) -> Encoded:
+        """What the rule made of contributions, for everybody; as ``decode``.
+
+        Args:
+            plan: one of the round's; they are alike but for the client.
+            last: as for ``plan``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define encode_update")
+
+    def stack(self, reports: Weighted, plan: Plan, shapes: Shapes, last: Update | None) -> Encoded:
+        """The reports' weighted sum; only if ``stacks``. Weights sum to 1."""
+        raise NotImplementedError(f"{type(self).__name__} does not define stack")
+
+    @abstractmethod
+    def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
+        """Change a replica's parameters in place by what was encoded or stacked.
+
+        Args:
+            parameters: what an update of this part changes, by name.
+            update: its value ``server_step`` is how much of the change is applied.
+            shapes: what a visit trained, by name.
+        """
+
+
+def check_tensors(
+    report: Report, expected: Mapping[str, tuple[torch.Size | tuple[int, ...], torch.dtype]]
+) -> None:
+    """
+    Args:
+        expected: shape and dtype of each tensor, by name.
+
+    Raises:
+        MessageError: the report's tensors are others.
+    """
+    if report.tensors.keys() != expected.keys():
+        names = ", ".join(sorted(expected)[:4]) + (", ..." if len(expected) > 4 else "")
+        raise MessageError(f"the report does not hold exactly the tensors {names}")
+    for name, (shape, dtype) in expected.items():
+        sent = report.tensors[name]
+        if sent.shape != tuple(shape) or sent.dtype != dtype:
+            raise MessageError(
+                f"the report's {name!r} is {tuple(sent.shape)} of {sent.dtype}, "
+                f"not {tuple(shape)} of {dtype}"
+            )
+
+
+def elements(shapes: Shapes) -> int:
+    """How many numbers there are in all."""
+    return sum(shape.numel() for shape in shapes.values())

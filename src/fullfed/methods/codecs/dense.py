@@ -1,0 +1,145 @@
+"""The dense codec: every number of a change is sent, in 32, 16 or 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fullfed.errors import MessageError
+from fullfed.federation.messages import Plan, Report, Update, number
+from fullfed.methods.codecs.codec import Change, Codec, Contribution, Encoded, Shapes, check_tensors
+
+_SCALE = "/scale"  # after a parameter's name: the name of its scales
+_LEVELS = 127
+_SCALE_TYPE = torch.bfloat16  # float32's range; codes are of the rounded scale, so nothing is lost
+_LARGEST = torch.finfo(torch.float32).max / 256  # of a scale: no code times it is infinite
+
+
+@dataclass(frozen=True)
+class Dense(Codec):
+    """Sends what FedAvg does (McMahan et al. 2017, Algorithm 1).
+
+    In float32 a report is the trained weights themselves, so that one client with a server
+    step of 1 is reproduced exactly (adding a rounded difference would not be). Otherwise it is
+    their change since the round began, because the weights themselves would lose it: rounded to
+    bfloat16; or in int8 to whole multiples of a scale for each row of a matrix, the row's largest
+    entry / 127 in bfloat16. The mean of the clients' is rounded once more.
+
+    With error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847) a client
+    keeps what rounding took from its change, and adds it when it trains the same parameters again.
+
+    Attributes:
+        precision: of what is sent, both ways: the trained weights in "float32", else their change.
+        error_feedback: whether clients keep what rounding took from their change and add it to
+            their next (of the same block).
+    """
+
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    error_feedback: bool = False
+
+    @property
+    def stateful(self) -> bool:
+        return self.error_feedback and not self._exact
+
+    @property
+    def sends_weights(self) -> bool:
+        return self._exact
+
+    @property
+    def _exact(self) -> bool:
+        return self.precision == "float32"
+
+    def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
+        tensors: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
+        for name, parameter in change.after.items():
+            # A copy: the parameters themselves are restored before the report becomes bytes.
+            after = parameter.detach().to(torch.float32, copy=True)
+            if self._exact:
+                tensors[name] = after
+                continue
+            wanted = after.sub_(change.before[name].float())
+            if name in change.state:
+                wanted += change.state[name].to(wanted.device)
+            sent = self._rounded(name, wanted)
+            tensors |= sent
+            if self.stateful:
+                state[name] = wanted - self._values(name, sent)
+        return Encoded(tensors=tensors, state=state)
+
+    def report_bytes(self, plan: Plan, shapes: Shapes) -> int:
+        return sum(shape.numel() * dtype.itemsize for shape, dtype in self._kinds(shapes).values())
+
+    def check(self, report: Report, plan: Plan, shapes: Shapes) -> None:
+        check_tensors(report, self._kinds(shapes))
+        for name, tensor in report.tensors.items():
+            if name.endswith(_SCALE) and not bool((tensor.float().abs() <= _LARGEST).all()):
+                raise MessageError(f"the report's {name!r} holds a scale that is too large")
+
+    def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
+        return Contribution({name: self._values(name, report.tensors) for name in shapes})
+
+    def encode_update(
+        self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
+    ) -> Encoded:
+        tensors: dict[str, Tensor] = {}
+        for name, value in aggregate.tensors.items():
+            tensors |= self._rounded(name, value)
+        return Encoded(tensors=tensors)
+
+    def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
+        step = number(update, "server_step")
+        for name, parameter in parameters.items():
+            sent = self._values(name, update.tensors).to(parameter.device)
+            if not self._exact:
+                parameter.copy_(parameter.float() + sent * step)
+            elif step == 1.0:
+                parameter.copy_(sent)
+            else:
+                start = parameter.float()
+                parameter.copy_(start + (sent - start) * step)
+
+    def _kinds(self, shapes: Shapes) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """The tensors of a report."""
+        if self.precision != "int8":
+            dtype = getattr(torch, self.precision)
+            return {name: (shape, dtype) for name, shape in shapes.items()}
+        kinds = {}
+        for name, shape in shapes.items():
+            kinds[name] = shape, torch.int8
+            kinds[name + _SCALE] = torch.Size([_rows(shape)]), _SCALE_TYPE
+        return kinds
+
+    def _rounded(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        """A float32 tensor as it is sent."""
+        if self._exact:
+            return {name: value}
+        if self.precision == "bfloat16":
+            return {name: value.to(torch.bfloat16)}
+        return in_8_bits(name, value)
+
+    def _values(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What was sent, in float32."""
+        value = tensors[name].float()
+        if self.precision != "int8":
+            return value
+        scale = tensors[name + _SCALE].float()
+        return value.reshape(len(scale), -1).mul_(scale.unsqueeze(1)).view(value.shape)
+
+
+def in_8_bits(name: str, value: Tensor) -> dict[str, Tensor]:
+    """A float32 tensor in 8 bits: codes under its name, and a scale for each row."""
+    rows = value.reshape(_rows(value.shape), -1)
+    scale = (rows.abs().amax(dim=1) / _LEVELS).to(_SCALE_TYPE)
+    scale = torch.where(scale > 0, scale, 1)
+    codes = (rows / scale.float().unsqueeze(1)).round_().clamp_(-_LEVELS, _LEVELS)
+    return {name: codes.to(torch.int8).view(value.shape), name + _SCALE: scale}
+
+
+def _rows(shape: torch.Size) -> int:
+    """How many scales a tensor has: one for each row of a matrix."""
+    return shape[0] if len(shape) > 1 else 1

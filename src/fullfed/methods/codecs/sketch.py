@@ -1,0 +1,393 @@
+"""The sketch codec: a change becomes K coordinates on random directions that everybody can make."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fullfed.config import parse_bytes
+from fullfed.errors import MessageError, UserError
+from fullfed.federation.messages import Plan, Report, Update, Value, number
+from fullfed.methods.codecs.codec import (
+    Change,
+    Codec,
+    Contribution,
+    Encoded,
+    Shapes,
+    Weighted,
+    check_tensors,
+    elements,
+)
+from fullfed.sketch import (
+    BITS,
+    LARGEST_SCALE,
+    SHARED,
+    Code,
+    Coded,
+    NormalBasis,
+    Purpose,
+    SignBasis,
+    Stream,
+    affordable,
+    allocate,
+    code_of,
+    decoded,
+    scales_fit,
+    second_moment,
+)
+
+REPORT_HEADER = 448  # most bytes of a report that are not coordinates, whatever its numbers
+_MEMORY = 0.5  # weight of earlier rounds in a block's energy
+
+
+@dataclass(frozen=True)
+class SketchOptions:
+    """
+    Attributes:
+        coordinates: K, the numbers a client sends; or instead of it
+        upload: the bytes of a client's report, such as "32KiB", from which K and its code follow.
+        bits: of each of so many coordinates, 1 to 4 or 32, which is float32.
+        basis: "sign" (ours: one pass over memory whatever K is) or "normal" (the Ferret paper's).
+        seeds: each "client"'s own directions, as in the paper (noise averages out; everybody
+            downloads K numbers for each client of the cohort), or "shared" ones (K numbers).
+    """
+
+    coordinates: int | None = None
+    upload: str | int | None = None
+    bits: int | None = None
+    basis: Literal["sign", "normal"] = "sign"
+    seeds: Literal["client", "shared"] = "client"
+
+    def __post_init__(self) -> None:
+        if (self.coordinates is None) == (self.upload is None):
+            raise ValueError("give either coordinates or upload")
+        if self.coordinates is not None and self.coordinates < 1:
+            raise ValueError("coordinates is at least 1")
+        if self.upload is not None:
+            parse_bytes(self.upload)
+        if self.bits not in (None, *BITS, 32):
+            raise ValueError(f"bits is 1 to {BITS[-1]}, or 32")
+        if self.upload is not None and self.bits is not None:
+            raise ValueError("bits goes with coordinates; from upload it follows")
+        if self.basis == "normal" and self.bits not in (None, 32):
+            raise ValueError("the normal basis sends float32, as published; leave bits out")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How K float32 numbers are sent: as they are, or in a few bits each, and scales.
+
+    ``round`` and ``owner`` say whose numbers they are; the code's randomness follows from them.
+
+    Attributes:
+        seed: the recipe's.
+        code: None for float32.
+    """
+
+    seed: int
+    code: Code | None
+
+    @property
+    def fidelity(self) -> float:
+        """How many exact numbers a sent one is worth, at most 1."""
+        return self.code.fidelity if self.code else 1.0
+
+    def nbytes(self, count: int) -> int:
+        """Bytes of the tensors of ``count`` numbers."""
+        if self.code is None:
+            return 4 * count
+        return self.code.nbytes(count) + 4 * self.code.blocks(count)
+
+    def encode(self, numbers: Tensor, round: int, owner: int) -> dict[str, Tensor]:
+        """The tensors; their mean over the code's own randomness is decoded as the numbers."""
+        if self.code is None:
+            return {"coordinates": numbers}
+        coded = self.code.encode(numbers.cpu(), Stream(self.seed, Purpose.CODES, round, owner))
+        return {"codes": coded.codes, "scales": coded.scales}
+
+    def check(self, report: Report, count: int) -> None:
+        """
+        Raises:
+            MessageError: the report's tensors cannot be those of ``count`` numbers.
+        """
+        if self.code is None:
+            check_tensors(report, {"coordinates": ((count,), torch.float32)})
+            return
+        codes = (self.code.nbytes(count),), torch.uint8
+        check_tensors(
+            report, {"codes": codes, "scales": ((self.code.blocks(count),), torch.float32)}
+        )
+        if not scales_fit(report.tensors["scales"]):
+            raise MessageError(f"the report's scales are not between 0 and {LARGEST_SCALE:g}")
+
+    def room(self, count: int) -> Tensor | None:
+        """A buffer to decode several sets of ``count`` numbers in, one after another: new memory
+        is slower than decoding is."""
+        return torch.empty(self.code.padded(count)) if self.code else None
+
+    def decode(
+        self,
+        tensors: Mapping[str, Tensor],
+        count: int,
+        round: int,
+        owner: int,
+        room: Tensor | None = None,
+    ) -> Tensor | Coded:
+        """The numbers, float32, shape (count,), on the CPU; valid until ``room`` is used again."""
+        if self.code is None:
+            return tensors["coordinates"].cpu()
+        stream = Stream(self.seed, Purpose.CODES, round, owner)
+        codes, scales = tensors["codes"].cpu(), tensors["scales"].cpu()
+        return Coded(self.code, codes, scales, count, stream, room)
+
+
+@dataclass(frozen=True)
+class Sketch(Codec):
+    """Sends K coordinates of the change; everyone reconstructs (Shu et al. 2024, arXiv 2409.06277,
+    eqs. 2, 6 and 7).
+
+    With shared directions coordinates add up, so the update is their mean: K numbers, coded as
+    those of a client, however many clients. With directions of each client's own the noise
+    averages out over the cohort, and the update holds every client's K numbers.
+
+    The paper's basis has K_l directions for block l of the model. The error of the whole is least
+    with K_l proportional to sqrt(d_l) ||delta_l|| (the paper's rule is not its own minimum; see
+    docs/methods/ferret.md). Norms are estimated from the coordinates of earlier updates, which
+    everybody has, so the split costs no traffic.
+
+    Attributes:
+        seed: the recipe's.
+        options: see there.
+        table: the recipe's table that has them, for errors.
+    """
+
+    seed: int
+    options: SketchOptions
+    table: Literal["codec", "method"] = "codec"
+
+    @property
+    def comparable(self) -> bool:
+        return self._shared
+
+    @property
+    def stacks(self) -> bool:
+        return not self._shared
+
+    @property
+    def _shared(self) -> bool:
+        return self.options.seeds == "shared"
+
+    @property
+    def directions(self) -> Literal["client", "shared"]:
+        return self.options.seeds
+
+    def coordinates(self, shapes: Shapes) -> float:
+        """A mean of shared coordinates is coded once more than a client's own."""
+        count, numbers = self._amount(shapes)
+        return count * numbers.fidelity ** (2 if self._shared else 1)
+
+    def check_parts(self, parts: Sequence[Shapes]) -> None:
+        least = min(elements(part) for part in parts)
+        if self.options.coordinates is not None and self.options.coordinates > least:
+            what = "a model" if len(parts) == 1 else "a block"
+            raise UserError(
+                f"{self.table}.coordinates: {self.options.coordinates} coordinates for {what} of "
+                f"{least} parameters; ask for at most one per parameter."
+            )
+        for part in parts:
+            count, _ = self._amount(part)
+            if self.options.basis == "normal" and count < len(_blocks(part)):
+                raise UserError(
+                    f"{self.table}.coordinates: {count} coordinates for {len(_blocks(part))} "
+                    "blocks; the normal basis needs at least one a block, the sign basis does not."
+                )
+        if self.options.basis == "normal" and len(parts) > 1:
+            raise UserError(
+                f"{self.table}.basis: the normal basis splits coordinates by what the last update "
+                "said of the whole model, so it cannot send one block at a time; take 'sign'."
+            )
+
+    def plan(self, round: int, last: Update | None, shapes: Shapes) -> Encoded:
+        if self.options.basis == "sign":
+            return Encoded()
+        sizes = [size for _, size in _blocks(shapes)]
+        # Before anything is known, every element is as likely to change as any other.
+        energies = sizes if last is None else _floats(last.values["energies"])
+        weights = [math.sqrt(d * e) for d, e in zip(sizes, energies, strict=True)]
+        count, _ = self._amount(shapes)
+        return Encoded({"allocation": list(allocate(count, weights, sizes))})
+
+    def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
+        owner = SHARED if self._shared else plan.client
+        coordinates = self._basis(plan.round, owner, plan.values, shapes).project(
+            [p.detach() for p in change.after.values()],
+            before=[change.before[name] for name in change.after],
+        )
+        _, numbers = self._amount(shapes)
+        return Encoded(tensors=numbers.encode(coordinates, plan.round, plan.client))
+
+    def report_bytes(self, plan: Plan, shapes: Shapes) -> int:
+        count, numbers = self._amount(shapes)
+        return numbers.nbytes(count)
+
+    def check(self, report: Report, plan: Plan, shapes: Shapes) -> None:
+        count, numbers = self._amount(shapes)
+        numbers.check(report, count)
+
+    def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
+        count, numbers = self._amount(shapes)
+        y = decoded(numbers.decode(report.tensors, count, report.round, report.client)).double()
+        return Contribution({"coordinates": y}, noise=(1 - numbers.fidelity) * float(y @ y))
+
+    def encode_update(
+        self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
+    ) -> Encoded:
+        y = aggregate.tensors["coordinates"]
+        values, energy = _allocation(plan), float(y @ y)
+        if self.options.basis == "normal":
+            energies = self._energies(y, plan.values, shapes)
+            values |= self._remember(energies, last)
+            energy = math.fsum(energies)
+        values["energy"] = max(energy - aggregate.noise, 0.0)
+        _, numbers = self._amount(shapes)
+        return Encoded(values, numbers.encode(y.float(), plan.round, SHARED))
+
+    def stack(self, reports: Weighted, plan: Plan, shapes: Shapes, last: Update | None) -> Encoded:
+        tensors = {
+            name: torch.stack([report.tensors[name] for _, report in reports])
+            for name in reports[0][1].tensors
+        }
+        tensors["clients"] = torch.tensor([report.client for _, report in reports])
+        tensors["weights"] = torch.tensor([weight for weight, _ in reports])
+        values = _allocation(plan)
+        if self.options.basis == "normal":
+            each = [
+                self._energies(report.tensors["coordinates"].double(), plan.values, shapes)
+                for _, report in reports
+            ]
+            wide = torch.float64
+            shares = torch.tensor([weight for weight, _ in reports], dtype=wide)
+            means = shares @ torch.tensor(each, dtype=wide)
+            values |= self._remember(means.tolist(), last)
+        return Encoded(values, tensors)
+
+    def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
+        weights = [p.detach() for p in parameters.values()]
+        step = number(update, "server_step")
+        for owner, share, coordinates in self._received(update, shapes):
+            basis = self._basis(update.round, owner, update.values, shapes)
+            if isinstance(coordinates, Tensor):
+                coordinates = coordinates.to(weights[0].device)
+            basis.reconstruct_(weights, coordinates, scale=step * share)
+
+    def _received(
+        self, update: Update, shapes: Shapes
+    ) -> Iterator[tuple[int, float, Tensor | Coded]]:
+        """Owner, weight and coordinates of each set in an update; valid until the next is made."""
+        (count, numbers), tensors = self._amount(shapes), dict(update.tensors)
+        room = numbers.room(count)
+        if self._shared:
+            yield SHARED, 1.0, numbers.decode(tensors, count, update.round, SHARED, room)
+            return
+        clients, shares = tensors.pop("clients").tolist(), tensors.pop("weights").tolist()
+        for row, (client, share) in enumerate(zip(clients, shares, strict=True)):
+            own = {name: stacked[row] for name, stacked in tensors.items()}
+            yield client, share, numbers.decode(own, count, update.round, client, room)
+
+    def _amount(self, shapes: Shapes) -> tuple[int, Numbers]:
+        """K for parameters of these shapes, and how the coordinates are sent."""
+        count, numbers = _amount(self.seed, self.options, elements(shapes))
+        if count < 1:
+            raise UserError(
+                f"{self.table}.upload: {self.options.upload} leaves no room for a coordinate "
+                f"beside the {REPORT_HEADER} bytes of a report's header; raise it."
+            )
+        return count, numbers
+
+    def _basis(
+        self, round: int, owner: int, values: Mapping[str, Value], shapes: Shapes
+    ) -> SignBasis | NormalBasis:
+        if self.options.basis == "sign":
+            count, _ = self._amount(shapes)
+            return SignBasis(self.seed, round, owner=owner, coordinates=count)
+        return NormalBasis(
+            self.seed,
+            round,
+            owner=owner,
+            blocks=tuple(block for block, _ in _blocks(shapes)),
+            coordinates=tuple(int(k) for k in _floats(values["allocation"])),
+        )
+
+    def _energies(
+        self, coordinates: Tensor, values: Mapping[str, Value], shapes: Shapes
+    ) -> list[float]:
+        """Each block's energy: ||y_l||**2 rho_l K_l is unbiased for ||delta_l||**2."""
+        counts = [int(k) for k in _floats(values["allocation"])]
+        return [
+            float(own.square().sum()) * second_moment(d) * k
+            for own, (_, d), k in zip(
+                torch.split(coordinates, counts), _blocks(shapes), counts, strict=True
+            )
+        ]
+
+    def _remember(self, energies: Sequence[float], last: Update | None) -> dict[str, Value]:
+        """The blocks' energies, smoothed, for the next round's split."""
+        if last is not None:
+            earlier = _floats(last.values["energies"])
+            energies = [
+                _MEMORY * old + (1 - _MEMORY) * new
+                for old, new in zip(earlier, energies, strict=True)
+            ]
+        return {"energies": list(energies)}
+
+
+@functools.lru_cache
+def _amount(seed: int, options: SketchOptions, most: int) -> tuple[int, Numbers]:
+    """At most ``most`` coordinates and how they are sent; none where the upload is too small."""
+    if options.coordinates is not None:
+        bits = options.bits or 32
+        return options.coordinates, Numbers(seed, None if bits == 32 else code_of(bits))
+    assert options.upload is not None
+    room = parse_bytes(options.upload) - REPORT_HEADER
+    count, code = min(room // 4, most), None
+    if options.basis == "sign" and room > 0:
+        # The mean of coordinates on shared directions is coded once more.
+        count, code = affordable(room, most, 2 if options.seeds == "shared" else 1)
+    return count, Numbers(seed, code)
+
+
+def _blocks(shapes: Shapes) -> list[tuple[range, int]]:
+    """The normal basis' blocks, as consecutive runs of tensors, and the elements of each.
+
+    A block is closed when it holds 0.9 of the median tensor, as in the published code.
+    """
+    sizes = [shape.numel() for shape in shapes.values()]
+    enough = 0.9 * statistics.median(sizes)
+    ends, held = [0], 0
+    for place, size in enumerate(sizes, start=1):
+        held += size
+        if held >= enough:
+            ends.append(place)
+            held = 0
+    if held:
+        ends.append(len(sizes))
+    return [(range(start, end), sum(sizes[start:end])) for start, end in pairwise(ends)]
+
+
+def _allocation(plan: Plan) -> dict[str, Value]:
+    """What of a plan everybody needs again; the rest may be of one client alone."""
+    return {name: value for name, value in plan.values.items() if name == "allocation"}
+
+
+def _floats(value: Value) -> list[float]:
+    if not isinstance(value, list) or not all(isinstance(item, int | float) for item in value):
+        raise MessageError("the message's list of numbers is malformed")
+    return [float(item) for item in value]  # type: ignore[arg-type]

@@ -1,0 +1,68 @@
+"""FLoRA's codec: an update holds every client's LoRA factors side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fullfed.federation.messages import Plan, Update, number
+from fullfed.methods.codecs.codec import Encoded, Shapes, Weighted
+from fullfed.methods.codecs.dense import Dense
+from fullfed.methods.scopes import A, B, W, adapted, initial_a
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacked(Dense):
+    """Sends both factors; the update holds every client's, and everybody multiplies (Wang et al.
+    2024, FLoRA, arXiv 2409.05976).
+
+    An update's A has the shape (n r, in) and its B the shape (out, n r) for n clients. A client's
+    part of A is multiplied by its weight. Downloads grow with the cohort.
+
+    Attributes:
+        seed: the recipe's; the next A follows from it.
+        scaling: alpha / r.
+    """
+
+    seed: int
+    scaling: float
+
+    @property
+    def comparable(self) -> bool:
+        return False
+
+    @property
+    def stacks(self) -> bool:
+        return True
+
+    def stack(self, reports: Weighted, plan: Plan, shapes: Shapes, last: Update | None) -> Encoded:
+        tensors = {}
+        for name in shapes:
+            if name.endswith(A):
+                tensors[name] = torch.cat([w * own.tensors[name] for w, own in reports])
+            else:
+                tensors[name] = torch.cat([own.tensors[name] for _, own in reports], dim=1)
+        return Encoded(tensors=tensors)
+
+    def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
+        scale = self.scaling * number(update, "server_step")
+        for order, target in enumerate(adapted(parameters)):
+            matrix, a = parameters[target + W], parameters[target + A]
+            sent_a = update.tensors[target + A].to(matrix.device)
+            sent_b = update.tensors[target + B].to(matrix.device)
+            matrix.copy_(matrix.float() + product(sent_b * scale, sent_a))
+            a.copy_(initial_a(self.seed, update.round + 1, order, a.shape))
+
+
+def product(b: Tensor, a: Tensor) -> Tensor:
+    """B A in float32, the same on every device: each product and each sum is rounded by itself,
+    in the order of the rank. A matrix multiplication would choose its own order."""
+    total = torch.zeros(b.shape[0], a.shape[1], device=b.device)
+    term = torch.empty_like(total)
+    for column, row in zip(b.unbind(1), a.unbind(0), strict=True):
+        torch.mul(column[:, None], row, out=term)
+        total.add_(term)
+    return total
