@@ -14,6 +14,7 @@ from fullfed.methods.aggregation import Aggregation, WeightedMean
 from fullfed.methods.codecs.codec import Codec
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
+from fullfed.methods.codecs.topk import TopK
 from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Adapters, Everything, LoraOptions, Scope
 from fullfed.methods.setting import Setting
@@ -175,6 +176,7 @@ METHODS: dict[str, MethodEntry] = {
 CODECS: dict[str, CodecEntry] = {
     "dense": CodecEntry("every number, in 32, 16 or 8 bits", Dense, lambda seed, codec: codec),
     "sketch": CodecEntry("coordinates on shared random directions", SketchOptions, Sketch),
+    "topk": CodecEntry("the largest numbers and where they are", TopK, lambda seed, codec: codec),
 }
 
 AGGREGATIONS: dict[str, AggregationEntry] = {
