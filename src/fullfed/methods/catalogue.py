@@ -10,7 +10,7 @@ from typing import Any
 
 from fullfed.errors import UserError
 from fullfed.methods import fed_sb, fedavg, fedcybgd, fedkseed, fedprox, fedzo, ferret, lora
-from fullfed.methods.aggregation import Aggregation, WeightedMean
+from fullfed.methods.aggregation import Aggregation, TrimmedMean, WeightedMean
 from fullfed.methods.codecs.codec import Codec
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
@@ -181,6 +181,11 @@ CODECS: dict[str, CodecEntry] = {
 
 AGGREGATIONS: dict[str, AggregationEntry] = {
     "mean": AggregationEntry("the mean, weighted by samples", WeightedMean, lambda rule: rule),
+    "trimmed-mean": AggregationEntry(
+        "number by number, the mean without the smallest and the largest",
+        TrimmedMean,
+        lambda rule: rule,
+    ),
 }
 
 
