@@ -28,9 +28,8 @@ from transformers import (
 )
 
 from fullfed.data.batches import Batch, evaluation_batches, training_batches
-from fullfed.data.examples import Example
-from fullfed.data.templates import render
-from fullfed.data.tokens import TokenizedExample, tokenize
+from fullfed.data.records import Example
+from fullfed.data.tokens import TokenizedExample, render, tokenize
 from fullfed.quickstart import MODEL_PATH
 from fullfed.quickstart.kinds import Kind, draw_examples
 from fullfed.quickstart.tasks import FEDERATED

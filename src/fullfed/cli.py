@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +13,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fullfed.config import Recipe, load_recipe
+from fullfed.config import load_recipe
 from fullfed.deployment import commands
+from fullfed.deployment.commands import Overrides, RecipeFile, say, show_end
 from fullfed.errors import UserError
 from fullfed.files import write_atomically
 
 if TYPE_CHECKING:
-    from fullfed.runs.callbacks import Callback
+    from fullfed.runs.run import Callback
 
 app = typer.Typer(
     help="Federated full-parameter fine-tuning of language models in kilobytes a round.",
@@ -28,12 +29,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
-]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run's folder, new or empty.")
 ]
@@ -42,7 +38,10 @@ Out = Annotated[
 @app.command()
 def run(recipe: RecipeFile, set_: Overrides = None, out: Out = None) -> None:
     """Carry out a recipe."""
-    carry_out(load_recipe(recipe, set_), out or _unused(Path("runs") / recipe.stem))
+    from fullfed.runs.run import start
+
+    directory = out or _unused(Path("runs") / recipe.stem)
+    _carry_out(directory, partial(start, load_recipe(recipe, set_), directory))
 
 
 @app.command()
@@ -50,9 +49,7 @@ def resume(directory: RunDirectory) -> None:
     """Carry a stopped run on to its end."""
     from fullfed.runs import run as runs
 
-    with _progress(directory) as callbacks:
-        summary = runs.resume(directory, callbacks)
-    _show_end(directory, summary)
+    _carry_out(directory, partial(runs.resume, directory))
 
 
 @app.command()
@@ -62,7 +59,7 @@ def verify(directory: RunDirectory) -> None:
     from fullfed.runs.replay import verify as verify_run
 
     compared = verify_run(RunFolder(directory))
-    _print(f"{directory}: verified, {compared} hashes equal")
+    say(f"{directory}: verified, {compared} hashes equal")
 
 
 @app.command()
@@ -72,7 +69,7 @@ def evaluate(
     set_: Overrides = None,
 ) -> None:
     """Measure a model, or a run's newest one, on a recipe's evaluation set."""
-    from fullfed.runs.measure import measure
+    from fullfed.runs.replay import measure
 
     table = Table("metric", "value")
     for name, value in measure(model, load_recipe(recipe, set_)).items():
@@ -86,11 +83,11 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder.")],
 ) -> None:
     """Write a run's model as a checkpoint that transformers loads."""
-    from fullfed.runs.export import export as export_run
     from fullfed.runs.folder import RunFolder
+    from fullfed.runs.replay import export as export_run
 
     export_run(RunFolder(directory), target)
-    _print(f"{target}: written; load it with AutoModelForCausalLM.from_pretrained")
+    say(f"{target}: written; load it with AutoModelForCausalLM.from_pretrained")
 
 
 @app.command()
@@ -99,13 +96,13 @@ def plot(
     out: Annotated[Path, typer.Option("--out", help="Where the pictures go.")] = Path(),
 ) -> None:
     """Draw the loss of one or several runs against rounds and against bytes."""
-    from fullfed.reports.plots import can_plot, plot_runs
+    from fullfed.reports.runs import can_plot, plot_runs
     from fullfed.runs.folder import RunFolder
 
     if not can_plot():
         raise UserError('plots need matplotlib; install it with: pip install "fullfed[report]".')
     for path in plot_runs({d.name: RunFolder(d) for d in directories}, out):
-        _print(str(path))
+        say(str(path))
 
 
 @app.command()
@@ -143,83 +140,78 @@ def compare(
 
     labels = [label.strip() for label in methods.split(",")]
     comparison = Comparison(recipe, labels, set_, seeds, trials, trial_rounds, jobs)
-    _print(comparison.budget)
+    say(comparison.budget)
     folder = ComparisonFolder(out or Path("runs") / f"{recipe.stem}-compared")
     command = shlex.join(["fullfed", *sys.argv[1:]])
     try:
         with comparison_progress(Console()) as callback:
             data = comparison.carry_out(folder, command, callback)
     except KeyboardInterrupt:
-        _print("stopped; the same command carries on with what is missing")
+        say("stopped; the same command carries on with what is missing")
         sys.exit(130)
     write_atomically(folder.markdown_file, comparison_document(data).encode())
     write_page(data, folder.page_file)
     Console().print(comparison_table(data))
-    _print(f"written to {folder.path}: comparison.html, comparison.md, comparison.json, runs/")
+    say(f"written to {folder.path}: comparison.html, comparison.md, comparison.json, runs/")
 
 
 @app.command()
 def methods() -> None:
-    """What methods there are, with each one's paper and options."""
-    from fullfed.methods.catalogue import METHODS
+    """What methods, codecs and aggregation rules there are, and their options."""
+    from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, load_plugins
 
+    load_plugins()
     table = Table("method", "paper", "composition", "options")
-    for name, entry in METHODS.items():
-        options = ", ".join(f"{f}" for f in entry.options.__dataclass_fields__)
-        table.add_row(name, entry.paper, entry.composition, options)
+    for name, method in METHODS.items():
+        table.add_row(
+            name, method.paper, method.composition, ", ".join(method.options.__dataclass_fields__)
+        )
     Console().print(table)
+    for kind, entries in (("codec", CODECS), ("aggregation", AGGREGATIONS)):
+        table = Table(kind, "what it does", "options")
+        for name, entry in entries.items():
+            table.add_row(name, entry.description, ", ".join(entry.options.__dataclass_fields__))
+        Console().print(table)
 
 
 @app.command()
 def quickstart(out: Out = None) -> None:
     """FedAvg beside Ferret on the embedded model and tasks; no network, under two minutes."""
     from fullfed.quickstart import quickstart_recipe
-    from fullfed.reports.tables import summary_table
+    from fullfed.reports.runs import summary_table
+    from fullfed.runs.run import start
 
-    folder = out or _unused(Path("runs") / "quickstart")
-    summaries = [
-        carry_out(quickstart_recipe(method), folder / method, table=False)
-        for method in ("fedavg", "ferret")
-    ]
+    folder, summaries = out or _unused(Path("runs") / "quickstart"), []
+    for method in ("fedavg", "ferret"):
+        work = partial(start, quickstart_recipe(method), folder / method)
+        summaries.append(_carry_out(folder / method, work, table=False))
     Console().print(summary_table(summaries, "Tasks of 24 clients, learned without their data"))
 
 
 commands.register(app)
 
 
-def carry_out(recipe: Recipe, directory: Path, table: bool = True) -> dict[str, Any]:
-    """Run a recipe into a folder, showing progress; return the summary."""
-    from fullfed.runs import run as runs
+def _carry_out(
+    directory: Path, work: Callable[[list[Callback]], dict[str, Any]], table: bool = True
+) -> dict[str, Any]:
+    """Do the work of the run in a folder; show its progress and its end; return the summary.
 
-    with _progress(directory) as callbacks:
-        summary = runs.start(recipe, directory, callbacks)
-    _show_end(directory, summary, table)
-    return summary
-
-
-@contextmanager
-def _progress(directory: Path) -> Iterator[list[Callback]]:
-    """What shows a run's progress; an interruption ends the program with a word on how to go on."""
+    An interruption ends the program with a word on how to go on.
+    """
+    from fullfed.reports.runs import can_plot, plot_runs
+    from fullfed.runs.folder import RunFolder
     from fullfed.runs.progress import progress_callbacks
 
     try:
         with progress_callbacks(Console(), directory) as callbacks:
-            yield callbacks
+            summary = work(callbacks)
     except KeyboardInterrupt:
-        _print(f"stopped; carry on with: fullfed resume {directory}")
+        say(f"stopped; carry on with: fullfed resume {directory}")
         sys.exit(130)
-
-
-def _show_end(directory: Path, summary: dict[str, Any], table: bool = True) -> None:
-    from fullfed.reports.plots import can_plot, plot_runs
-    from fullfed.reports.tables import summary_table
-    from fullfed.runs.folder import RunFolder
-
     if can_plot() and "loss" in summary:
         plot_runs({summary["method"]: RunFolder(directory)}, directory)
-    if table:
-        Console().print(summary_table([summary]))
-    _print(f"model {summary['model_hash'][:16]}  written to {directory}")
+    show_end(summary, directory, table)
+    return summary
 
 
 def _unused(path: Path) -> Path:
@@ -229,10 +221,6 @@ def _unused(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
-
-
-def _print(text: str) -> None:
-    Console().print(text, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

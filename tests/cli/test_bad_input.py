@@ -73,7 +73,7 @@ def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         (["local.learning_rate=inf"], "local.learning_rate: input should be"),
         (["local.weight_decay=inf"], "local.weight_decay: input should be"),
         (["local.steps=3", "local.epochs=3"], "local: give steps or epochs, not both"),
-        (["local.optimizer=lion"], "local.optimizer: input should be 'sgd' or 'adamw'"),
+        (["local.optimizer=lion"], "local.optimizer: there is no optimizer 'lion'; choose among"),
         (["model.dtype=int8"], "model.dtype: input should be 'float32', 'bfloat16' or 'float16'"),
         (["evaluation.metrics=['bleu']"], "evaluation.metrics.0: input should be"),
         (["method.name=fedsgd"], "method.name: there is no method 'fedsgd'; choose among fedavg"),

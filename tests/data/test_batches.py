@@ -36,7 +36,7 @@ def test_prompts_and_padding_are_masked() -> None:
     assert batch.input_ids.tolist() == [[5, 9, 9, 9], [6, 9, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch.labels.tolist() == [[-100, -100, 9, 9], [-100, 9, -100, -100]]
-    assert (batch.examples, batch.tokens) == (2, 3)
+    assert batch.tokens == 3
     assert batch.input_ids.dtype == batch.attention_mask.dtype == batch.labels.dtype == torch.int64
 
 
@@ -92,12 +92,12 @@ def test_evaluation_sees_every_example_once_longest_first() -> None:
     assert sorted(i for batch in batches for i in rows(batch)) == list(range(23))
     lengths = [batch.input_ids.shape[1] for batch in batches]
     assert lengths == sorted(lengths, reverse=True)
-    assert [b.examples for b in batches] == [5, 5, 5, 5, 3]
+    assert [len(b.labels) for b in batches] == [5, 5, 5, 5, 3]
 
 
 def test_batches_are_made_as_they_are_asked_for() -> None:
     (first,) = islice(training_batches(sequences(8), 2, 10**9, STREAM), 1)
-    assert first.examples == 2
+    assert len(first.labels) == 2
 
 
 def test_a_batch_moves_whole() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from fullfed.config import DataTable
 from fullfed.data.federated import FederatedData, load_federated
 from fullfed.errors import UserError
 
@@ -24,20 +25,9 @@ def source(tmp_path: Path) -> str:
 
 
 def load(source: str, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> FederatedData:
-    settings: dict[str, Any] = {
-        "train_source": source,
-        "test_source": None,
-        "tokenizer": tokenizer,
-        "template": "auto",
-        "max_length": 512,
-        "kind": "category",
-        "clients": None,
-        "alpha": 0.5,
-        "minimum": 1,
-        "seed": 0,
-        "test_samples": None,
-    }
-    return load_federated(**(settings | changes))
+    length, seed = changes.pop("max_length", 512), changes.pop("seed", 0)
+    table = DataTable.model_validate({"train": source, "partition": "category"} | changes)
+    return load_federated(table, tokenizer, length, seed)
 
 
 def outputs(examples: Any, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -67,7 +57,11 @@ def test_the_hash_tells_who_has_what(source: str, byte_tokenizer: PreTrainedToke
 
     assert hashed() == hashed()
     text = Path(source).read_text()
-    others = {hashed(), hashed(kind="iid", clients=3), hashed(kind="iid", clients=3, seed=1)}
+    others = {
+        hashed(),
+        hashed(partition="iid", clients=3),
+        hashed(partition="iid", clients=3, seed=1),
+    }
     Path(source).write_text(text.replace("Number 7.", "Number 8."))
     others.add(hashed())
     Path(source).write_text("\n".join(reversed(text.splitlines())))
@@ -83,9 +77,9 @@ def test_the_test_set_does_not_depend_on_the_seed(
         load(
             source,
             byte_tokenizer,
-            test_source=source if test else None,
+            test=source if test else None,
             test_samples=6,
-            kind="iid",
+            partition="iid",
             clients=3,
             seed=seed,
         )
@@ -102,7 +96,7 @@ def test_the_test_set_does_not_depend_on_the_seed(
         ({}, "There is no test set"),
         ({"test_samples": 30}, "There is no test set"),
         ({"hold_out": "z"}, r"The category 'z' cannot be held out .*\(a, b, c\)"),
-        ({"test_source": "x.jsonl", "hold_out": "a"}, "nothing is held out"),
+        ({"test": "x.jsonl", "hold_out": "a"}, "nothing is held out"),
         ({"test_samples": 6, "max_length": 17}, "Client a has no example whose answer fits"),
     ],
 )
@@ -122,22 +116,16 @@ def test_a_test_set_that_does_not_fit_is_named(
     test = tmp_path / "test.jsonl"
     test.write_text(json.dumps({"instruction": "Long.", "output": "y" * 600}))
     with pytest.raises(UserError, match="The test set has no example whose answer fits"):
-        load(source, byte_tokenizer, test_source=str(test))
+        load(source, byte_tokenizer, test=str(test))
 
 
 def test_real_tasks_become_clients(shared: Path) -> None:
+    source = "data/natural-instructions-test.jsonl.gz"
     data = load_federated(
-        "data/natural-instructions-test.jsonl.gz",
-        "data/natural-instructions-test.jsonl.gz",
+        DataTable(train=source, test=source, test_samples=100),
         AutoTokenizer.from_pretrained(shared / "models" / "base-4m"),
-        "auto",
         512,
-        "task",
-        None,
-        0.5,
-        1,
-        0,
-        100,
+        seed=0,
         root=shared,
     )
     assert len(data.clients) == 55

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullfed.data.packed import PackedExamples
-from fullfed.data.tokens import TokenizedExample
+from fullfed.data.tokens import PackedExamples, TokenizedExample
 
 
 def example(ids: list[int], prompt_length: int = 1) -> TokenizedExample:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fullfed.data.examples import Example
+from fullfed.data.records import Example
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 
@@ -90,8 +90,8 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
         ('{"instruction": "a", "output": "b", "references": "b"}', r"line 1: field 'references'"),
         ('{"instruction": "a", "output": "\\ud83d!"}', r"'output' has half a character"),
         ('{"instruction": "a", "output": "b", "references": ["\\udc00"]}', "has half"),
-        ("[" * 100_000, r"line 1: JSON that cannot be read"),
-        ('{"output": ' + "1" * 5000 + "}", r"line 1: JSON that cannot be read"),
+        ("[" * 100_000, r"line 1: malformed JSON"),
+        ('{"output": ' + "1" * 5000 + "}", r"line 1: malformed JSON"),
         ("\n", r"bad\.jsonl holds no examples"),
     ],
 )  # fmt: skip
@@ -107,7 +107,7 @@ def test_bad_records_are_named(tmp_path: Path, content: str, message: str) -> No
     [
         ("list.json", b'[\n{"a": 1},\n{"a" 2}]', r"list\.json, line 3: malformed JSON"),
         ("list.json", json.dumps([ALPACA, 5]).encode(), r"list\.json, record 2: expected"),
-        ("deep.json", b"[" * 100_000, "JSON that cannot be read"),
+        ("deep.json", b"[" * 100_000, "malformed JSON"),
         ("one.json", b"5", r"one\.json, record 1: expected a JSON object"),
         ("cut.jsonl.gz", gzip.compress(json.dumps(ALPACA).encode(), mtime=0)[:-9], "damaged gzip"),
         ("not.jsonl.gz", b"plain", "damaged gzip"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fullfed.data.examples import Example
+from fullfed.data.records import Example
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fullfed.data.examples import Example
+from fullfed.data.records import Example
 from fullfed.data.sources import read_examples
-from fullfed.data.templates import render
-from fullfed.data.tokens import shorten, tokenize
+from fullfed.data.tokens import render, shorten, tokenize
 from fullfed.errors import UserError
 
 BOS, EOS = 256, 257
@@ -41,11 +40,6 @@ def test_auto_is_the_chat_template_where_there_is_one(
     byte_tokenizer.chat_template = CHAT
     assert render(example(), "auto", byte_tokenizer)[0] == "<s>[user] Add.\n\n1, 2[assistant] "
     assert "### Response" in render(example(), "alpaca", byte_tokenizer)[0]
-
-
-def test_an_unknown_template_is_named(byte_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(UserError, match="Unknown template 'vicuna'"):
-        render(example(), "vicuna", byte_tokenizer)  # type: ignore[arg-type]
 
 
 def test_a_sequence_is_begin_prompt_answer_end(byte_tokenizer: PreTrainedTokenizerFast) -> None:

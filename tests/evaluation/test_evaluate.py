@@ -2,14 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fullfed.config import EvaluationTable
 from fullfed.data.tokens import TokenizedExample
-from fullfed.errors import UserError
-from fullfed.evaluation.evaluate import evaluate, evenly_spaced
+from fullfed.evaluation.evaluate import evaluate, evaluate_loss, evenly_spaced
 from fullfed.evaluation.generation import generate
-from fullfed.evaluation.loss import evaluate_loss
 
 
 def test_metrics_come_by_name_in_the_order_asked_for(
@@ -23,9 +21,10 @@ def test_metrics_come_by_name_in_the_order_asked_for(
         replace(one, references=(answer if i % 2 == 0 else "#",))
         for i, (one, answer) in enumerate(zip(random_examples, answers, strict=True))
     ]
-    results = evaluate(
-        tiny_llama, byte_tokenizer, examples, ("exact_match", "loss", "gsm8k"), 8, 4, None
+    table = EvaluationTable(
+        metrics=("exact_match", "loss", "gsm8k"), max_new_tokens=8, batch_size=4
     )
+    results = evaluate(tiny_llama, byte_tokenizer, examples, table)
     assert list(results) == ["exact_match", "loss", "gsm8k"]
     assert results["exact_match"] >= 6 / 11
     assert results["loss"] == evaluate_loss(tiny_llama, examples, 4)
@@ -35,14 +34,4 @@ def test_generation_samples_are_spread_and_fixed(
     random_examples: list[TokenizedExample],
 ) -> None:
     assert evenly_spaced(random_examples, 3) == [random_examples[i] for i in (0, 3, 7)]
-    assert evenly_spaced(random_examples, None) is random_examples
-    assert evenly_spaced(random_examples, 50) is random_examples
-
-
-def test_an_unknown_metric_is_named(
-    tiny_llama: LlamaForCausalLM,
-    byte_tokenizer: PreTrainedTokenizerFast,
-    random_examples: list[TokenizedExample],
-) -> None:
-    with pytest.raises(UserError, match="Unknown metric 'bleu'; choose among loss, rouge_l"):
-        evaluate(tiny_llama, byte_tokenizer, random_examples, ("bleu",), 8, 4, None)
+    assert evenly_spaced(random_examples, 50) == random_examples

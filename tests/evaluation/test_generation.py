@@ -20,8 +20,7 @@ from transformers import (
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import TokenizedExample, tokenize
 from fullfed.errors import UserError
-from fullfed.evaluation.generation import generate
-from fullfed.evaluation.mode import evaluating
+from fullfed.evaluation.generation import evaluating, generate
 
 
 def plain_greedy(

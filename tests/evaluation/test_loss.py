@@ -22,8 +22,7 @@ from transformers import (
 from fullfed.data.batches import collate
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import TokenizedExample
-from fullfed.evaluation.loss import evaluate_loss
-from fullfed.evaluation.mode import evaluating
+from fullfed.evaluation.evaluate import evaluate_loss, evaluating
 from fullfed.training.loss import answer_logits
 
 

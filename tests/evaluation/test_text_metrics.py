@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from fullfed.errors import UserError
-from fullfed.evaluation.text_metrics import (
+from fullfed.evaluation.metrics import (
     exact_match,
     final_number,
     gsm8k_exact_match,

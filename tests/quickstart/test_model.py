@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as TokenizerBase
 
 import pretrain_quickstart as script
-from fullfed.data.examples import Example
+from fullfed.data.records import Example
 from fullfed.quickstart import MODEL_PATH
 from fullfed.quickstart.tasks import FEDERATED
 from pretraining import PRETRAINING

@@ -9,9 +9,9 @@ from dataclasses import asdict
 
 import pytest
 
-from fullfed.errors import UserError
-from fullfed.quickstart.kinds import Kind, draw_examples
-from fullfed.quickstart.tasks import FEDERATED, FEDERATED_KINDS, examples
+from fullfed.data.records import Example
+from fullfed.quickstart.kinds import Kind, Split, draw_examples
+from fullfed.quickstart.tasks import FEDERATED
 from pretraining import PRETRAINING, UNDERSTOOD
 
 KINDS = PRETRAINING | FEDERATED
@@ -67,31 +67,27 @@ def test_examples_are_complete(kind: str) -> None:
         assert item.category
 
 
-@pytest.mark.parametrize("kind", FEDERATED_KINDS)
+@pytest.mark.parametrize("kind", FEDERATED)
 def test_a_client_has_varied_data(kind: str) -> None:
-    items = examples(kind, 60, 4, "train")
+    items = draw_examples(kind, FEDERATED[kind], 60, 4, "train")
     assert len({item.input for item in items}) >= 45
 
 
 def test_examples_are_a_function_of_kind_seed_and_split() -> None:
-    drawn = examples("record", 20, 7, "train")
-    assert drawn == examples("record", 20, 7, "train")
-    assert drawn[:5] == examples("record", 5, 7, "train")
-    assert drawn != examples("record", 20, 8, "train")
-    assert drawn != examples("record", 20, 7, "test")
+    def records(count: int, seed: int, split: Split) -> list[Example]:
+        return draw_examples("record", FEDERATED["record"], count, seed, split)
+
+    drawn = records(20, 7, "train")
+    assert drawn == records(20, 7, "train")
+    assert drawn[:5] == records(5, 7, "train")
+    assert drawn != records(20, 8, "train")
+    assert drawn != records(20, 7, "test")
 
 
 def test_the_same_examples_on_every_machine() -> None:
-    item = examples("record", 1, 0, "train")[0]
+    (item,) = draw_examples("record", FEDERATED["record"], 1, 0, "train")
     assert (item.instruction, item.input, item.output) == (
         "Fill in the form.",
         "In the street, Paul found the white shoe.",
         "name: Paul; place: street",
     )
-
-
-def test_unknown_kind_and_split_are_named() -> None:
-    with pytest.raises(UserError, match="no quickstart task 'knitting'"):
-        examples("knitting", 1, 0, "train")
-    with pytest.raises(UserError, match="no split 'validation'"):
-        examples("record", 1, 0, "validation")

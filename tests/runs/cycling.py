@@ -14,7 +14,12 @@ from fullfed.config import Recipe
 from fullfed.runs import run
 from runs.small import recipe
 
-METHOD = {"name": "fedcybgd", "precision": "int8", "adam_state": "kept", "order": "rotating"}
+METHOD = {
+    "name": "fedcybgd",
+    "adam_state": "kept",
+    "order": "rotating",
+    "codec": {"name": "dense", "precision": "int8", "error_feedback": True},
+}
 
 
 def small(folder: Path) -> Recipe:

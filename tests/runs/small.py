@@ -80,7 +80,13 @@ def tables(folder: Path) -> dict[str, Any]:
 
 
 def recipe(folder: Path, **changes: dict[str, Any]) -> Recipe:
-    """The recipe with some keys of its tables changed; a method is replaced as a whole."""
+    """The recipe with some keys of its tables changed; a method is replaced as a whole.
+
+    A codec may stand in the method's table, as a table of its own.
+    """
+    if "codec" in changes.get("method", {}):
+        method = dict(changes["method"])
+        changes = {**changes, "codec": method.pop("codec"), "method": method}
     changed = tables(folder)
     for table, values in changes.items():
         changed[table] = values if table == "method" else {**changed.get(table, {}), **values}

@@ -16,11 +16,9 @@ from fullfed.errors import UserError
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
 from fullfed.runs import run
-from fullfed.runs.callbacks import Callback
-from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.measure import measure
-from fullfed.runs.replay import replay, verify
+from fullfed.runs.replay import export, measure, replay, verify
+from fullfed.runs.run import Callback
 from runs.small import ROUNDS, recipe
 
 NAMES = ("fedit", "flora", "ffa-lora")

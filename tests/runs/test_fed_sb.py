@@ -11,10 +11,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from fullfed.runs import run
-from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.measure import measure
-from fullfed.runs.replay import replay, verify
+from fullfed.runs.replay import export, measure, replay, verify
 from runs.small import ROUNDS
 from runs.test_adapters import StopAfter, logits, of, untimed
 

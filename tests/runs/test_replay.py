@@ -20,10 +20,8 @@ from fullfed.federation.log import Log, read_log
 from fullfed.federation.messages import Plan, encode
 from fullfed.federation.replica import content_hash
 from fullfed.runs import run
-from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.measure import measure
-from fullfed.runs.replay import replay, verify
+from fullfed.runs.replay import export, measure, replay, verify
 from runs.small import ROUNDS, recipe, write_model
 
 
@@ -266,7 +264,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, ingredients: Path) -> list[P
         "few bits": {"name": "ferret", "upload": "2KiB"},
         "normal": {"name": "ferret", "coordinates": 40, "basis": "normal"},
         "fedavg": {"name": "fedavg", "server_step": 0.7},
-        "16-bit": {"name": "fedavg", "precision": "bfloat16"},
+        "16-bit": {"name": "fedavg"},
     }
     for name, method in methods.items():
         tables = {
@@ -276,6 +274,8 @@ def large(tmp_path_factory: pytest.TempPathFactory, ingredients: Path) -> list[P
             "local": {"steps": 1, "batch_size": 2},
             "method": method,
         }
+        if name == "16-bit":
+            tables["codec"] = {"name": "dense", "precision": "bfloat16"}
         tables["data"]["partition"] = "category"
         run.start(parse_recipe(tables, "the test"), folder / name)
     return [folder / name for name in methods]

@@ -15,14 +15,15 @@ from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
 from fullfed.randomness import Purpose, Stream, uniforms
 from fullfed.runs import run
-from fullfed.runs.callbacks import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify
+from fullfed.runs.run import Callback
 from runs.small import ROUNDS, recipe
 
+BFLOAT16 = {"name": "dense", "precision": "bfloat16"}
 METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"name": "fedavg"},
-    "fedavg in bfloat16": {"name": "fedavg", "precision": "bfloat16"},
+    "fedavg in bfloat16": {"name": "fedavg", "codec": BFLOAT16},
     "ferret": {"name": "ferret", "coordinates": 300},
     "ferret on a budget": {"name": "ferret", "upload": "2KiB", "seeds": "shared"},
     "ferret as published": {"name": "ferret", "coordinates": 300, "basis": "normal"},
@@ -81,7 +82,7 @@ def test_metrics_hold_one_object_a_round_with_the_documented_keys(finished: Path
     assert [record["round"] for record in records] == list(range(ROUNDS))
     for record in records:
         assert len(record["cohort"]) == 2
-        assert record["merged"] == record["cohort"]
+        assert record["aggregated"] == record["cohort"]
         assert record["refused"] == []
         assert math.isfinite(record["train_loss"])
         assert record["peak_memory_bytes"] > 1 << 20
@@ -276,7 +277,7 @@ def test_a_client_that_fails_has_fetched_its_plan_and_is_left_out(
     assert failed == drawn != []
     for record, whole in zip(records, metrics(finished), strict=True):
         assert record["cohort"] == whole["cohort"], "failures change nothing else"
-        for client in set(record["cohort"]) - set(record["merged"]):
+        for client in set(record["cohort"]) - set(record["aggregated"]):
             assert record["bytes"]["up_by_client"][str(client)] == 0
             assert record["bytes"]["down_by_client"][str(client)] > 0
     assert verify(RunFolder(tmp_path / "run")) > 0

@@ -1,0 +1,1 @@
+"""Data: records of files and hubs, worded, tokenised, divided among clients."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from fullfed.data.tokens import TokenizedExample
 from fullfed.randomness import Stream, permutation
@@ -28,14 +28,12 @@ class Batch:
         attention_mask: int64, shape (examples, length); 1 on prompt and answer, 0 on padding.
         labels: int64, shape (examples, length); the answer's ids, -100 on prompt and padding.
             Not shifted: the label of a position is the id at that position.
-        examples: how many rows.
         tokens: how many answer tokens (end-of-sequence included).
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
-    examples: int
     tokens: int
 
     def to(self, device: torch.device | str) -> Batch:
@@ -50,20 +48,14 @@ class Batch:
 
 def collate(examples: Sequence[TokenizedExample]) -> Batch:
     """One batch of all the examples."""
-    shape = len(examples), max(len(e) for e in examples)
-    input_ids = np.full(shape, _FILLER, dtype=np.int64)
-    attention_mask = np.zeros(shape, dtype=np.int64)
-    labels = np.full(shape, IGNORED, dtype=np.int64)
-    for row, example in enumerate(examples):
-        answer = slice(example.prompt_length, len(example))
-        input_ids[row, : len(example)] = example.ids
-        attention_mask[row, : len(example)] = 1
-        labels[row, answer] = example.ids[answer]
+    ids = [torch.from_numpy(example.ids).long() for example in examples]
+    labels = [row.clone() for row in ids]
+    for row, example in zip(labels, examples, strict=True):
+        row[: example.prompt_length] = IGNORED
     return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(attention_mask),
-        labels=torch.from_numpy(labels),
-        examples=len(examples),
+        input_ids=pad_sequence(ids, batch_first=True, padding_value=_FILLER),
+        attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        labels=pad_sequence(labels, batch_first=True, padding_value=IGNORED),
         tokens=sum(len(e) - e.prompt_length for e in examples),
     )
 
@@ -79,8 +71,6 @@ def training_batches(
 
     Args:
         examples: at least one.
-        batch_size: rows in a batch.
-        steps: how many batches.
         stream: fixes the order; epoch e uses its blocks 2e and 2e + 1.
     """
     epoch = 0

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fullfed.data.examples import Example
-from fullfed.data.packed import PackedExamples
-from fullfed.data.partition import Kind, Part, partition
+from fullfed.config import DataTable
+from fullfed.data.partition import Part, partition
+from fullfed.data.records import Example
 from fullfed.data.sources import read_examples
-from fullfed.data.templates import Template
-from fullfed.data.tokens import Tokenized, TokenizedExample, tokenize
+from fullfed.data.tokens import PackedExamples, Tokenized, TokenizedExample, tokenize
 from fullfed.errors import UserError
 from fullfed.randomness import Purpose, Stream, permutation
 
@@ -64,65 +63,50 @@ class FederatedData:
 
 
 def load_federated(
-    train_source: str,
-    test_source: str | None,
+    table: DataTable,
     tokenizer: PreTrainedTokenizerBase,
-    template: Template,
     max_length: int,
-    kind: Kind,
-    clients: int | None,
-    alpha: float,
-    minimum: int,
     seed: int,
-    test_samples: int | None,
-    hold_out: str | None = None,
     root: Path | None = None,
 ) -> FederatedData:
     """Reads, splits and tokenises the data of a run.
 
-    The test set is `test_source` (split "test" where it has splits); without one, the category
-    `hold_out` of the training data, of which no client sees anything; without that either,
-    `test_samples` random examples of the training data. At most `test_samples` are kept, chosen
-    by a seed of its own, whatever the run's seed.
+    The test set is ``table.test`` (split "test" where it has splits); without one, the category
+    ``table.hold_out`` of the training data, of which no client sees anything; without that
+    either, ``table.test_samples`` random examples of the training data. At most so many are kept,
+    chosen by a seed of its own, whatever the run's seed.
 
     Args:
-        train_source: see `read_examples`.
-        test_source: see `read_examples`; None to hold out from the training data.
-        tokenizer: the model's.
-        template: see `render`.
+        table: the recipe's.
         max_length: ids in a sequence, at most the model's context.
-        kind: see `partition`, as for `clients`, `alpha`, `minimum` and `seed`.
-        test_samples: None for all of the test set.
-        hold_out: a category, only without a `test_source`.
+        seed: fixes who holds what.
         root: what relative paths are relative to.
 
     Raises:
         UserError: bad input of any kind.
     """
-    train = read_examples(train_source, "train", root)
-    if test_source is not None:
-        if hold_out is not None:
+    train = read_examples(table.train, "train", root)
+    if table.test is not None:
+        if table.hold_out is not None:
             raise UserError(
-                f"The test set is {test_source}, so nothing is held out; "
+                f"The test set is {table.test}, so nothing is held out; "
                 "leave out either the test source or hold_out."
             )
-        test = read_examples(test_source, "test", root)
-    elif hold_out is not None:
-        train, test = hold_out_category(train, hold_out)
+        test = read_examples(table.test, "test", root)
+    elif table.hold_out is not None:
+        train, test = hold_out_category(train, table.hold_out)
     else:
-        train, test = hold_out_samples(train, test_samples)
-    parts = partition(train, kind, clients, alpha, minimum, seed)
-    return federate(train, test, parts, tokenizer, template, max_length, test_samples)
+        train, test = hold_out_samples(train, table.test_samples)
+    return federate(train, test, partition(train, table, seed), table, tokenizer, max_length)
 
 
 def federate(
     train: Sequence[Example],
     test: Sequence[Example],
     parts: Sequence[Part],
+    table: DataTable,
     tokenizer: PreTrainedTokenizerBase,
-    template: Template,
     max_length: int,
-    test_samples: int | None,
 ) -> FederatedData:
     """Tokenises examples that have been split already; see `load_federated`.
 
@@ -131,7 +115,7 @@ def federate(
     """
 
     def fitting(owner: str, own: Sequence[Example]) -> Tokenized:
-        tokenized = tokenize(own, tokenizer, template, max_length)
+        tokenized = tokenize(own, tokenizer, table.template, max_length)
         if not tokenized.examples:
             raise UserError(
                 f"{owner} has no example whose answer fits into {max_length} tokens; raise "
@@ -139,19 +123,17 @@ def federate(
             )
         return tokenized
 
-    clients: list[ClientData] = []
-    shortened = dropped = 0
-    for part in parts:
-        own = fitting(f"Client {part.name}", [train[i] for i in part.indices])
-        clients.append(ClientData(part.name, PackedExamples(own.examples)))
-        shortened += own.shortened
-        dropped += own.dropped
-    tested = fitting("The test set", _subset(test, test_samples))
+    held = {
+        part.name: fitting(f"Client {part.name}", [train[i] for i in part.indices])
+        for part in parts
+    }
+    tested = fitting("The test set", [test[i] for i in _chosen(len(test), table.test_samples)])
+    everything = [*held.values(), tested]
     return FederatedData(
-        clients=tuple(clients),
+        clients=tuple(ClientData(name, PackedExamples(own.examples)) for name, own in held.items()),
         test=tested.examples,
-        shortened=shortened + tested.shortened,
-        dropped=dropped + tested.dropped,
+        shortened=sum(own.shortened for own in everything),
+        dropped=sum(own.dropped for own in everything),
     )
 
 
@@ -192,12 +174,7 @@ def hold_out_samples(
     return rest, [examples[i] for i in sorted(chosen)]
 
 
-def _subset(examples: Sequence[Example], samples: int | None) -> list[Example]:
-    if samples is None or samples >= len(examples):
-        return list(examples)
-    return [examples[i] for i in _chosen(len(examples), samples)]
-
-
-def _chosen(count: int, samples: int) -> list[int]:
+def _chosen(count: int, samples: int | None) -> list[int]:
+    """Random numbers below ``count``, ascending: so many if there are, all for None."""
     stream = Stream(_EVALUATION_SEED, Purpose.EVALUATION)
     return sorted(permutation(stream, count)[:samples].tolist())

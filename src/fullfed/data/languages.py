@@ -1,4 +1,4 @@
-"""Which programming language an instruction about code asks for."""
+"""Guesses an instruction's programming language: the category that code datasets are divided by."""
 
 from __future__ import annotations
 
@@ -36,23 +36,18 @@ _MARKS = {
     "Scala": r"\bobject \w+ (?:extends App )?\{|\bdef \w+(?:\(.*\))?(?:: ?\w+(?:\[\w+\])?)? ?=",
 }
 # Another language that is named, or unmistakable, is no guess at one of ours.
-_ELSEWHERE = (
+_FOREIGN = re.compile(
     r"\b(?:JavaScript|Java Script|TypeScript|jQuery|Node(?:\.?js)?|React|Vue|Angular|HTML|CSS|SQL"
     r"|MySQL|Ruby|Rust|Swift|Kotlin|Perl|Bash|shell|Haskell|Lisp|MATLAB|Lua|XML|regex"
-    r"|regular expression)\b"
+    r"|regular expression)\b",
+    re.IGNORECASE,
 )
 
 
-def _compiled(patterns: dict[str, str]) -> dict[str, re.Pattern[str]]:
-    return {
-        language: re.compile(pattern, re.IGNORECASE | re.MULTILINE)
-        for language, pattern in patterns.items()
-    }
-
-
-_NAMED = _compiled(_NAMES)
+_NAMED = {
+    language: re.compile(name, re.IGNORECASE | re.MULTILINE) for language, name in _NAMES.items()
+}
 _MARKED = {language: re.compile(mark, re.MULTILINE) for language, mark in _MARKS.items()}
-_FOREIGN = re.compile(_ELSEWHERE, re.IGNORECASE)
 
 
 def programming_language(instruction: str, input_: str, output: str) -> str:

@@ -1,19 +1,51 @@
-"""Who owns which examples: the ways the literature splits a dataset into clients."""
+"""Who holds which examples: the partitions of a data set among clients."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fullfed.data.dirichlet import dirichlet
-from fullfed.data.examples import Example
+from fullfed.config import DataTable
+from fullfed.data.records import Example
 from fullfed.errors import UserError
-from fullfed.randomness import Purpose, Stream, permutation
+from fullfed.randomness import Purpose, Stream, permutation, uniforms
 
-Kind = Literal["task", "category", "dirichlet", "iid"]
+
+def dirichlet(stream: Stream, alpha: float, count: int) -> NDArray[np.float64]:
+    """One draw from the symmetric Dirichlet(alpha) over `count` parts, shape (count,), sum 1.
+
+    Gamma draws by Marsaglia and Tsang (2000), normalised. In logarithms, because for a small
+    alpha a gamma draw may be below the least float64. Uses the stream's blocks 1 and 2, so that
+    block 0 is the caller's.
+    """
+    boost = np.log1p(-uniforms(replace(stream, block=1), count)) / alpha
+    logs = _log_gammas(replace(stream, block=2), alpha + 1.0, count) + boost
+    weights = np.exp(logs - logs.max())
+    return np.asarray(weights / weights.sum())
+
+
+def _log_gammas(stream: Stream, shape: float, count: int) -> NDArray[np.float64]:
+    """Logarithms of Gamma(shape) draws for a shape of at least 1, by rejection."""
+    d = shape - 1.0 / 3.0
+    c = 1.0 / np.sqrt(9.0 * d)
+    values = np.empty(count)
+    pending = np.arange(count)
+    start = 0
+    while len(pending):
+        u = uniforms(stream, 3 * len(pending), start).reshape(3, -1)
+        start += 3 * len(pending)
+        normal = np.sqrt(-2.0 * np.log1p(-u[0])) * np.cos(2.0 * np.pi * u[1])
+        v = np.maximum(1.0 + c * normal, 1e-300) ** 3
+        log_v = 3.0 * np.log(np.maximum(1.0 + c * normal, 1e-300))
+        accepted = np.log1p(-u[2]) < 0.5 * normal**2 + d * (1.0 - v + log_v)
+        values[pending[accepted]] = np.log(d) + log_v[accepted]
+        pending = pending[~accepted]
+    return values
+
 
 _ATTEMPTS = 200
 
@@ -25,54 +57,43 @@ class Part(NamedTuple):
     indices: tuple[int, ...]
 
 
-def partition(
-    examples: Sequence[Example],
-    kind: Kind,
-    clients: int | None,
-    alpha: float,
-    minimum: int,
-    seed: int,
-) -> list[Part]:
+def partition(examples: Sequence[Example], table: DataTable, seed: int) -> list[Part]:
     """Splits examples so that each belongs to exactly one client.
 
+    "task" and "category" make one client for each value, in order of names. "dirichlet" skews
+    labels (the category, else the task): each label's examples are shared out in proportions
+    drawn from Dirichlet(``table.alpha``), as FederatedScope and FedKSeed do. "iid" makes random
+    parts of equal size.
+
     Args:
-        examples: what to split.
-        kind: "task" or "category", one client for each value, in order of names; "dirichlet",
-            label skew (the label is the category, else the task): each label's examples are
-            shared out in proportions drawn from Dirichlet(alpha), as FederatedScope and FedKSeed
-            do; "iid", random parts of equal size.
-        clients: how many, for "dirichlet" and "iid"; None for the others, whose data decide.
-        alpha: Dirichlet concentration; small is skewed. Not used by the others.
-        minimum: the fewest examples a client may have.
+        table: the recipe's; ``clients`` says how many "dirichlet" and "iid" make, the others
+            leave it out.
         seed: fixes the split.
 
     Raises:
-        UserError: the split cannot be had, or a client would have fewer than `minimum`.
+        UserError: the split cannot be had, or a client would have fewer than ``min_samples``.
     """
+    kind = table.partition
     if kind in ("task", "category"):
-        if clients is not None:
+        if table.clients is not None:
             raise UserError(
                 f"The partition by {kind} makes one client for each {kind}; leave out clients."
             )
         parts = _by_value([getattr(example, kind) for example in examples], kind)
-    elif kind in ("iid", "dirichlet"):
-        count = _checked_count(len(examples), kind, clients, minimum)
-        width = len(str(count - 1))
-        shares = (
-            _equal_shares(len(examples), count, seed)
-            if kind == "iid"
-            else _skewed_shares(_labels(examples), count, alpha, minimum, seed)
-        )
-        parts = [Part(f"client-{i:0{width}}", tuple(s)) for i, s in enumerate(shares)]
     else:
-        raise UserError(
-            f'Unknown partition {kind!r}; choose "task", "category", "dirichlet" or "iid".'
-        )
+        clients = _checked_count(len(examples), table)
+        width = len(str(clients - 1))
+        if kind == "iid":
+            order = permutation(Stream(seed, Purpose.PARTITION), len(examples))
+            shares = [sorted(share.tolist()) for share in np.array_split(order, clients)]
+        else:
+            shares = _skewed_shares(_labels(examples), clients, table, seed)
+        parts = [Part(f"client-{i:0{width}}", tuple(s)) for i, s in enumerate(shares)]
     for part in parts:
-        if len(part.indices) < max(minimum, 1):
+        if len(part.indices) < table.min_samples:
             raise UserError(
                 f"Client {part.name} is left with {len(part.indices)} examples and the minimum is "
-                f"{max(minimum, 1)}; lower the minimum or leave that {kind} out of the data."
+                f"{table.min_samples}; lower the minimum or leave that {kind} out of the data."
             )
     return parts
 
@@ -89,20 +110,17 @@ def _by_value(values: Sequence[str], kind: str) -> list[Part]:
     return [Part(name, tuple(indices)) for name, indices in owned.items()]
 
 
-def _checked_count(examples: int, kind: str, clients: int | None, minimum: int) -> int:
-    if clients is None or clients < 1:
-        raise UserError(f"The partition {kind!r} needs clients, a whole number above zero.")
-    if clients * max(minimum, 1) > examples:
+def _checked_count(examples: int, table: DataTable) -> int:
+    if table.clients is None:
         raise UserError(
-            f"{examples} examples cannot give {clients} clients {max(minimum, 1)} each; "
+            f"The partition {table.partition!r} needs clients, a whole number above zero."
+        )
+    if table.clients * table.min_samples > examples:
+        raise UserError(
+            f"{examples} examples cannot give {table.clients} clients {table.min_samples} each; "
             "ask for fewer clients or lower the minimum."
         )
-    return clients
-
-
-def _equal_shares(examples: int, clients: int, seed: int) -> list[list[int]]:
-    order = permutation(Stream(seed, Purpose.PARTITION), examples)
-    return [sorted(share.tolist()) for share in np.array_split(order, clients)]
+    return table.clients
 
 
 def _labels(examples: Sequence[Example]) -> NDArray[np.int64]:
@@ -117,17 +135,16 @@ def _labels(examples: Sequence[Example]) -> NDArray[np.int64]:
 
 
 def _skewed_shares(
-    labels: NDArray[np.int64], clients: int, alpha: float, minimum: int, seed: int
+    labels: NDArray[np.int64], clients: int, table: DataTable, seed: int
 ) -> list[list[int]]:
-    if alpha <= 0:
-        raise UserError(f"The Dirichlet partition needs an alpha above zero, not {alpha}.")
     for attempt in range(_ATTEMPTS):
-        shares = _skewed_attempt(labels, clients, alpha, seed, attempt)
-        if min(map(len, shares)) >= minimum:
+        shares = _skewed_attempt(labels, clients, table.alpha, seed, attempt)
+        if min(map(len, shares)) >= table.min_samples:
             return [sorted(share) for share in shares]
     raise UserError(
-        f"No Dirichlet({alpha}) split in {_ATTEMPTS} attempts gave each of {clients} clients "
-        f"{minimum} examples; raise alpha, ask for fewer clients or lower the minimum."
+        f"No Dirichlet({table.alpha}) split in {_ATTEMPTS} attempts gave each of {clients} "
+        f"clients {table.min_samples} examples; raise alpha, ask for fewer clients or lower the "
+        "minimum."
     )
 
 

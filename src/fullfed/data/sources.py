@@ -1,19 +1,92 @@
-"""Where examples come from: files, task folders, the Hugging Face hub."""
+"""Where examples come from: files, folders of natural-instructions tasks, the Hugging Face hub.
+
+Errors say which file and which line.
+"""
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from fullfed.data.examples import Example
-from fullfed.data.files import parse_json, parse_json_lines, read_text
-from fullfed.data.formats import examples_from_records
-from fullfed.data.hub import is_hub_name, read_hub_records
 from fullfed.data.languages import programming_language
-from fullfed.data.task_folder import examples_of_task, read_task_folder
+from fullfed.data.records import Example, examples_from_records
 from fullfed.errors import UserError
+
+
+def read_text(path: Path) -> str:
+    """The whole file as text.
+
+    Raises:
+        UserError: the file cannot be read, is a damaged gzip file or is not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+        # A byte order mark, as some editors write it, is no part of the text.
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; convert it first ({error}).") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is a damaged gzip file; fetch it again ({error}).") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _parsed(text: str, path: Path, line: int | None = None) -> object:
+    """The one JSON value in the content of ``path``, or in one of its lines."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers too long and brackets too deep as well
+        line = line or getattr(error, "lineno", None)
+        place = f"{path}" if line is None else f"{path}, line {line}"
+        reason = getattr(error, "msg", error)
+        raise UserError(f"{place}: malformed JSON ({reason}); mend or remove it.") from error
+
+
+def _parsed_lines(text: str, path: Path) -> Iterator[tuple[str, object]]:
+    """(place, value) of every line of ``text`` that is not blank; ``place`` names file and line."""
+    # Not str.splitlines: JSON may hold U+2028 and its like unescaped.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", _parsed(line, path, number)
+
+
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether `source` has the form "org/name" or "org/name:config" and no data file's ending."""
+    return bool(_NAME.fullmatch(source)) and not source.endswith((".json", ".jsonl", ".gz"))
+
+
+def read_hub_records(source: str, split: str) -> Iterator[tuple[str, object]]:
+    """(place, record) of every row of a dataset's split; `place` names dataset, split and row.
+
+    Raises:
+        UserError: the extra `hub` is not installed, or the dataset, its configuration or
+            split cannot be had.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f'{source} is a hub name; install what reads it with pip install "fullfed[hub]".'
+        ) from error
+    name, _, config = source.partition(":")
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{source} is neither a file or folder here nor a dataset with a split {split!r} "
+            f"that can be loaded from the hub ({str(error).splitlines()[0]})."
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{source}, split {split}, row {number}", dict(row)
+
 
 # Instructions about code name no category; the papers split them by programming language.
 _CODE = re.compile(r"(code|rosetta).?alpaca", re.IGNORECASE)
@@ -26,7 +99,7 @@ def read_examples(source: str, split: str = "train", root: Path | None = None) -
         source: a .jsonl or .json file, plain or .gz; a folder of original
             Super-NaturalInstructions task files; or, where no such path exists, a Hugging
             Face dataset "org/name" or "org/name:config" (extra `hub`). The format is known
-            by the records' fields (`formats.FORMATS`). Records without a category from a
+            by the records' fields (`records.FORMATS`). Records without a category from a
             source called CodeAlpaca or RosettaAlpaca get their programming language as one.
         split: which split of a hub dataset, or of a task folder that lists its splits.
         root: what a relative path is relative to; the working folder if None.
@@ -46,14 +119,19 @@ def read_examples(source: str, split: str = "train", root: Path | None = None) -
     if not examples:
         raise UserError(f"{source} holds no examples; give a source with at least one.")
     if _CODE.search(source.rsplit("/", 1)[-1]):
-        examples = [e if e.category else _with_language(e) for e in examples]
+        examples = [
+            replace(
+                e, category=e.category or programming_language(e.instruction, e.input, e.output)
+            )
+            for e in examples
+        ]
     return examples
 
 
 def _read_file(path: Path) -> list[Example]:
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix == ".jsonl":
-        return examples_from_records(parse_json_lines(read_text(path), path))
+        return examples_from_records(_parsed_lines(read_text(path), path))
     if suffix == ".json":
         return _read_json(path)
     raise UserError(f"{path} is no .jsonl or .json file (plain or .gz); convert it to one.")
@@ -64,20 +142,88 @@ def _read_json(path: Path) -> list[Example]:
     text = read_text(path)
     first_line, _, rest = text.strip().partition("\n")
     if rest and first_line.startswith("{") and first_line.rstrip().endswith("}"):
-        return examples_from_records(parse_json_lines(text, path))
-    content = parse_json(text, path)
+        return examples_from_records(_parsed_lines(text, path))
+    content = _parsed(text, path)
     if isinstance(content, dict) and "Instances" in content:
-        return examples_of_task(path, content)
+        return _examples_of_task(path, content)
+    records = content if isinstance(content, list) else [content]
     return examples_from_records(
-        _numbered(content if isinstance(content, list) else [content], path)
+        (f"{path}, record {number}", record) for number, record in enumerate(records, start=1)
     )
 
 
-def _numbered(records: list[object], path: Path) -> Iterator[tuple[str, object]]:
-    for number, record in enumerate(records, start=1):
-        yield f"{path}, record {number}", record
+def read_task_folder(folder: Path, split: str) -> list[Example]:
+    """Every instance of every task file in `folder`, files in order of their names.
+
+    Where the folder stands in a checkout of the original repository, the tasks listed in
+    `splits/default/<split>_tasks.txt` beside it are read and no others.
+
+    Raises:
+        UserError: no task file, a listed task that is missing, or a file of another shape.
+    """
+    files = {
+        _task_name(path): path
+        for path in sorted(folder.iterdir())
+        if path.name.endswith((".json", ".json.gz"))
+    }
+    listing = folder.parent / "splits" / "default" / f"{split}_tasks.txt"
+    tasks = listing.read_text(encoding="utf-8").split() if listing.is_file() else list(files)
+    if not tasks:
+        raise UserError(f"{folder} holds no task files; expected .json or .json.gz files in it.")
+    missing = [task for task in tasks if task not in files]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {missing[0]}.json, which {listing} lists; "
+            "add the file or take its line out."
+        )
+    return [
+        example
+        for task in tasks
+        for example in _examples_of_task(files[task], _parsed(read_text(files[task]), files[task]))
+    ]
 
 
-def _with_language(example: Example) -> Example:
-    language = programming_language(example.instruction, example.input, example.output)
-    return replace(example, category=language)
+def _examples_of_task(path: Path, content: object) -> list[Example]:
+    """Every instance of a task file, whose JSON is ``content``.
+
+    Raises:
+        UserError: a field is missing or has another type; the message names it.
+    """
+    match content:
+        case {"Definition": definition, "Instances": [*instances]}:
+            pass
+        case _:
+            raise UserError(
+                f"{path} is no natural-instructions task file; "
+                "it needs a field Definition and a list Instances."
+            )
+    match definition:
+        case str(instruction) | [str(instruction), *_]:
+            pass
+        case _:
+            raise UserError(f"{path}: Definition is neither a text nor a list of texts.")
+    match content:
+        case {"Categories": [str(category), *_]}:
+            pass
+        case _:
+            category = ""
+    return [
+        _example(path, number, instance, instruction, category)
+        for number, instance in enumerate(instances, start=1)
+    ]
+
+
+def _example(path: Path, number: int, instance: object, instruction: str, category: str) -> Example:
+    match instance:
+        case {"input": str(text), "output": [str(output), *others]} if all(
+            isinstance(other, str) for other in others
+        ):
+            return Example(instruction, text, output, (output, *others), _task_name(path), category)
+        case _:
+            raise UserError(
+                f"{path}, instance {number}: expected an input text and an output list of texts."
+            )
+
+
+def _task_name(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".json")

@@ -1,17 +1,79 @@
-"""From examples to token ids: prompts are shortened where they must be, answers never."""
+"""From examples to token ids: worded by a template, prompts shortened where they must be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from fullfed.data.examples import Example
-from fullfed.data.templates import Template, choose_template, render
+from fullfed.data.records import Example
 from fullfed.errors import UserError
+
+Template = Literal["alpaca", "chat", "auto"]
+
+_ALPACA_WITH_INPUT = """\
+Below is an instruction that describes a task, paired with an input that provides further \
+context. Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Input:
+{input}
+
+### Response:
+"""
+_ALPACA = """\
+Below is an instruction that describes a task. Write a response that appropriately completes \
+the request.
+
+### Instruction:
+{instruction}
+
+### Response:
+"""
+
+
+def choose_template(
+    template: Template, tokenizer: PreTrainedTokenizerBase
+) -> Literal["alpaca", "chat"]:
+    """What "auto" means for this tokenizer: its chat template where it has one, else Alpaca.
+
+    Raises:
+        UserError: "chat" was asked for and the tokenizer has no chat template.
+    """
+    has_chat = bool(tokenizer.chat_template)
+    if template == "chat" and not has_chat:
+        raise UserError(
+            f"The tokenizer of {tokenizer.name_or_path} has no chat template; "
+            'choose the template "alpaca" or "auto".'
+        )
+    return "chat" if has_chat and template != "alpaca" else "alpaca"
+
+
+def render(
+    example: Example, template: Template, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, str]:
+    """The prompt and the answer, as text; special tokens are written out in chat prompts only.
+
+    Alpaca is the wording of Stanford Alpaca, with and without input, and a line break after
+    "### Response:". Chat is one user message: the instruction, a blank line and the input.
+    """
+    if choose_template(template, tokenizer) == "alpaca":
+        wording = _ALPACA_WITH_INPUT if example.input else _ALPACA
+        prompt = wording.format(instruction=example.instruction, input=example.input)
+        return prompt, example.output
+    request = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True
+    )
+    assert isinstance(rendered, str)  # one conversation, not tokenised
+    return rendered, example.output
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -143,3 +205,35 @@ def _encode(
         verbose=False,
     )["input_ids"]
     return encoded
+
+
+class PackedExamples(Sequence[TokenizedExample]):
+    """Examples for training, one after another in one array; what is not ids is left out.
+
+    They take 2 bytes a token (4 where the vocabulary has more than 65,536) and 8 an example.
+    """
+
+    def __init__(self, examples: Sequence[TokenizedExample]) -> None:
+        ids = np.concatenate([example.ids for example in examples] or [np.empty(0, np.int32)])
+        small = len(ids) == 0 or int(ids.max()) < 2**16
+        self._ids = ids.astype(np.uint16) if small else ids
+        ends = accumulate((len(example) for example in examples), initial=0)
+        self._ends = np.fromiter(ends, dtype=np.uint32)
+        prompts = (example.prompt_length for example in examples)
+        self._prompts = np.fromiter(prompts, dtype=np.uint32)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenizedExample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenizedExample]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenizedExample | list[TokenizedExample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        ids = self._ids[self._ends[number] : self._ends[number + 1]]
+        return TokenizedExample(ids.astype(np.int32), int(self._prompts[number]))

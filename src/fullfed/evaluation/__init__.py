@@ -1,0 +1,1 @@
+"""Measuring a model: loss, generated answers, text metrics."""

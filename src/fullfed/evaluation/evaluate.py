@@ -1,76 +1,71 @@
-"""All asked-for measurements of a model at once."""
+"""All asked-for measurements of a model at once; the loss among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fullfed.config import EvaluationTable
+from fullfed.data.batches import evaluation_batches
 from fullfed.data.tokens import TokenizedExample
-from fullfed.errors import UserError
-from fullfed.evaluation.generation import generate
-from fullfed.evaluation.loss import evaluate_loss
-from fullfed.evaluation.text_metrics import exact_match, gsm8k_exact_match, rouge_l
+from fullfed.evaluation.generation import evaluating, generate
+from fullfed.evaluation.metrics import METRICS
+from fullfed.training.loss import answer_loss_sum
 
-TextMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 
-TEXT_METRICS: Mapping[str, TextMetric] = {
-    "rouge_l": rouge_l,
-    "exact_match": exact_match,
-    "gsm8k": gsm8k_exact_match,
-}
-METRICS = ("loss", *TEXT_METRICS)
+def evaluate_loss(
+    model: PreTrainedModel, examples: Sequence[TokenizedExample], batch_size: int
+) -> float:
+    """Mean negative log-likelihood in nats over all answer tokens of all examples.
+
+    Every token weighs the same, the end-of-sequence token included; prompts do not count. The
+    model's mode is restored.
+
+    Args:
+        examples: at least one.
+        batch_size: examples computed together; the result depends on it by rounding only.
+    """
+    total, tokens = 0.0, 0
+    with evaluating(model):
+        for batch in evaluation_batches(examples, batch_size):
+            total += answer_loss_sum(model, batch.to(model.device)).item()
+            tokens += batch.tokens
+    return total / tokens
 
 
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[TokenizedExample],
-    metrics: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int,
-    generation_samples: int | None,
+    table: EvaluationTable,
 ) -> dict[str, float]:
     """The metrics of a model, by name, in the order asked for.
 
     Args:
-        model: any causal language model.
-        tokenizer: the model's.
-        examples: at least one.
-        metrics: some of METRICS; "loss" in nats, the others between 0 and 1.
-        max_new_tokens: the most tokens of a generated answer.
-        batch_size: examples computed together.
-        generation_samples: how many of the examples are answered for the metrics of texts,
-            evenly spaced (the same ones every time); None for all. The loss is always over all.
+        examples: at least one. The loss is over all of them; for the metrics of texts as many as
+            the recipe says are answered, evenly spaced, so the same ones every time.
+        table: the recipe's.
+
+    Returns:
+        "loss" in nats, the others between 0 and 1.
 
     Raises:
-        UserError: an unknown metric.
+        UserError: no room for answers in the model's context, or an extra is not installed.
     """
-    check_metrics(metrics)
     results: dict[str, float] = {}
-    if "loss" in metrics:
-        results["loss"] = evaluate_loss(model, examples, batch_size)
-    if any(metric in TEXT_METRICS for metric in metrics):
-        sample = evenly_spaced(examples, generation_samples)
-        answers = generate(model, tokenizer, sample, max_new_tokens, batch_size)
+    if "loss" in table.metrics:
+        results["loss"] = evaluate_loss(model, examples, table.batch_size)
+    scores = {name: score for name in table.metrics if (score := METRICS[name].score)}
+    if scores:
+        sample = evenly_spaced(examples, table.generation_samples)
+        answers = generate(model, tokenizer, sample, table.max_new_tokens, table.batch_size)
         references = [e.references for e in sample]
-        for metric in metrics:
-            if metric in TEXT_METRICS:
-                results[metric] = TEXT_METRICS[metric](answers, references)
-    return {metric: results[metric] for metric in metrics}
+        results |= {name: score(answers, references) for name, score in scores.items()}
+    return {metric: results[metric] for metric in table.metrics}
 
 
-def check_metrics(metrics: Sequence[str]) -> None:
-    """Raises UserError where one of the metrics is unknown."""
-    for metric in metrics:
-        if metric not in METRICS:
-            raise UserError(f"Unknown metric {metric!r}; choose among {', '.join(METRICS)}.")
-
-
-def evenly_spaced(
-    examples: Sequence[TokenizedExample], count: int | None
-) -> Sequence[TokenizedExample]:
+def evenly_spaced(examples: Sequence[TokenizedExample], count: int) -> list[TokenizedExample]:
     """At most `count` of the examples, spread over all of them."""
-    if count is None or count >= len(examples):
-        return examples
+    count = min(count, len(examples))
     return [examples[i * len(examples) // count] for i in range(count)]

@@ -9,11 +9,6 @@ from fullfed.config import Recipe, parse_recipe
 MODEL_PATH = Path(__file__).parent / "model"
 """The folder of the shipped model and tokenizer."""
 
-_METHODS = {
-    "fedavg": {"name": "fedavg"},
-    "ferret": {"name": "ferret", "upload": "32KiB"},
-}
-
 
 def quickstart_recipe(method: str) -> Recipe:
     """The embedded model learns generated tasks that it has not seen, with FedAvg or with Ferret.
@@ -39,7 +34,7 @@ def quickstart_recipe(method: str) -> Recipe:
                 "max_new_tokens": 24,
                 "batch_size": 64,
             },
-            "method": _METHODS[method],
+            "method": {"name": method, **({"upload": "32KiB"} if method == "ferret" else {})},
         },
         "quickstart",
     )

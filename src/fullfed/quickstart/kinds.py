@@ -1,20 +1,18 @@
-"""What a kind of task is: how its examples are drawn, and the material that cases are made of."""
+"""Base types and helpers for the quickstart's task generators."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
-from fullfed.data.examples import Example
-from fullfed.errors import UserError
+from fullfed.data.records import Example
 from fullfed.quickstart.words import COLORS, NAMES, NOUNS, PAST_VERBS, PLACES, WORDS
 from fullfed.randomness import Stream, uniforms
 
 T = TypeVar("T")
-
-SPLITS = ("train", "test")
+Split = Literal["train", "test"]
 
 _PURPOSE = 0x7461736B  # "task"; clear of the purposes of the wire format
 _TEST_SHARE = 5  # one input in so many is a test input
@@ -68,12 +66,12 @@ class Kind:
     make: Callable[[Draw], Case]
 
 
-def split_of(text: str) -> str:
+def split_of(text: str) -> Split:
     """The split of an input, or of an instruction without one, whatever seed it was drawn with."""
     return "test" if zlib.crc32(text.encode()) % _TEST_SHARE == 0 else "train"
 
 
-def draw_examples(name: str, kind: Kind, count: int, seed: int, split: str) -> list[Example]:
+def draw_examples(name: str, kind: Kind, count: int, seed: int, split: Split) -> list[Example]:
     """The first ``count`` examples of a kind under a seed.
 
     No input of the train split is ever one of the test split. More examples of the same seed
@@ -81,12 +79,8 @@ def draw_examples(name: str, kind: Kind, count: int, seed: int, split: str) -> l
 
     Args:
         name: of the kind; no two kinds of a name, which decides what is drawn.
-
-    Raises:
-        UserError: there is no such split.
+        split: "train" or "test".
     """
-    if split not in SPLITS:
-        raise UserError(f"There is no split {split!r}; there are {' and '.join(SPLITS)}.")
     found: list[Example] = []
     for draw in draws(Stream(seed, _PURPOSE, block=zlib.crc32(name.encode()))):
         if len(found) == count:

@@ -8,19 +8,9 @@ learns.
 
 from __future__ import annotations
 
-from fullfed.data.examples import Example
-from fullfed.errors import UserError
-from fullfed.quickstart.kinds import (
-    Case,
-    Draw,
-    Kind,
-    Scene,
-    draw_examples,
-    draw_scene,
-    listed,
-    of_scene,
-    of_words,
-)
+from collections.abc import Callable
+
+from fullfed.quickstart.kinds import Case, Draw, Kind, draw_scene, listed, of_scene, of_words
 from fullfed.quickstart.words import (
     BASE_OF,
     DAYS,
@@ -37,18 +27,6 @@ from fullfed.quickstart.words import (
     plural,
     with_article,
 )
-
-
-def examples(kind: str, count: int, seed: int, split: str) -> list[Example]:
-    """The first ``count`` examples of one of the federated kinds under a seed; see draw_examples.
-
-    Raises:
-        UserError: there is no such kind or split.
-    """
-    if kind not in FEDERATED:
-        known = ", ".join(FEDERATED)
-        raise UserError(f"There is no quickstart task {kind!r}; there are {known}.")
-    return draw_examples(kind, FEDERATED[kind], count, seed, split)
 
 
 def _smaller(draw: Draw) -> Case:
@@ -80,10 +58,6 @@ def _opposite_sentence(draw: Draw) -> Case:
     return Case(f"The {noun} is {quality}.", f"The {noun} is {OPPOSITES[quality]}.")
 
 
-def _question(scene: Scene) -> str:
-    return f"Where did {scene.name} {BASE_OF[scene.verb]} the {scene.thing}?"
-
-
 def _mood(draw: Draw) -> Case:
     feeling = draw.pick(draw.pick((HAPPY, SAD)))
     text = f"{draw.pick(NAMES)} was {feeling} in the {draw.pick(PLACES)}."
@@ -107,11 +81,9 @@ def _both(draw: Draw) -> Case:
 
 def _bill(draw: Draw) -> Case:
     foods = draw.several(FOODS, 2)
-    counts = (draw.between(2, 12), draw.between(2, 12))
-    bought = " and ".join(
-        f"{count} {plural(food)}" for count, food in zip(counts, foods, strict=True)
-    )
-    bill = "; ".join(f"{food}: {count}" for count, food in zip(counts, foods, strict=True))
+    counts = [(draw.between(2, 12), food) for food in foods]
+    bought = " and ".join(f"{count} {plural(food)}" for count, food in counts)
+    bill = "; ".join(f"{food}: {count}" for count, food in counts)
     return Case(f"{draw.pick(NAMES)} bought {bought}.", bill)
 
 
@@ -121,82 +93,79 @@ def _denial(draw: Draw) -> Case:
     return Case(scene.text, text)
 
 
-def _kinds_of_things(words: list[str]) -> str:
-    return "; ".join(f"{word}: {GROUP_OF[word]}" for word in words)
+def _kinds(category: str, **asked: tuple[str, Callable[[Draw], Case]]) -> dict[str, Kind]:
+    """Kinds of one category by name: of each, what is asked and a maker of cases."""
+    return {name: Kind(category, (wording,), make) for name, (wording, make) in asked.items()}
 
 
 FEDERATED: dict[str, Kind] = {
-    # Lists of words.
-    "second_place": Kind(
+    **_kinds(
         "lists",
-        ("Tell which word won the silver medal.",),
-        of_words(lambda words: f"Silver goes to {words[1]}."),
+        second_place=(
+            "Tell which word won the silver medal.",
+            of_words(lambda words: f"Silver goes to {words[1]}."),
+        ),
+        swap_ends=(
+            "Exchange the two outer words.",
+            of_words(lambda words: listed([words[-1], *words[1:-1], words[0]])),
+        ),
+        without_last=(
+            "Leave out what stands at the end.",
+            of_words(lambda words: listed(words[:-1])),
+        ),
+        offer=(
+            "Offer a choice.",
+            of_words(lambda words: f"Would you like {', '.join(words[:-1])} or {words[-1]}?"),
+        ),
+        twice_each=(
+            "Double everything.",
+            of_words(lambda words: listed([f"{word} {word}" for word in words]), longest=4),
+        ),
+        arrows=("Draw a path.", of_words(" -> ".join)),
+        headed_list=(
+            "Summarize by size and start.",
+            of_words(lambda words: f"{len(words)} words from {words[0]}"),
+        ),
+        initials=("Abbreviate.", of_words(lambda words: " ".join(f"{word[0]}." for word in words))),
+        classify_each=(
+            "Label every item.",
+            of_words(lambda words: "; ".join(f"{w}: {GROUP_OF[w]}" for w in words), longest=3),
+        ),
     ),
-    "swap_ends": Kind(
-        "lists",
-        ("Exchange the two outer words.",),
-        of_words(lambda words: listed([words[-1], *words[1:-1], words[0]])),
+    **_kinds(
+        "numbers",
+        smaller=("Compare the values.", _smaller),
+        whole_sum=("Show the complete calculation.", _whole_sum),
+        amount=("Name the amount.", _amount),
+        bill=("Prepare the bill.", _bill),
     ),
-    "without_last": Kind(
-        "lists",
-        ("Leave out what stands at the end.",),
-        of_words(lambda words: listed(words[:-1])),
-    ),
-    "offer": Kind(
-        "lists",
-        ("Offer a choice.",),
-        of_words(lambda words: f"Would you like {', '.join(words[:-1])} or {words[-1]}?"),
-    ),
-    "twice_each": Kind(
-        "lists",
-        ("Double everything.",),
-        of_words(lambda words: listed([f"{word} {word}" for word in words]), longest=4),
-    ),
-    "arrows": Kind("lists", ("Draw a path.",), of_words(" -> ".join)),
-    "headed_list": Kind(
-        "lists",
-        ("Summarize by size and start.",),
-        of_words(lambda words: f"{len(words)} words from {words[0]}"),
-    ),
-    "initials": Kind(
-        "lists",
-        ("Abbreviate.",),
-        of_words(lambda words: " ".join(f"{word[0]}." for word in words)),
-    ),
-    "classify_each": Kind("lists", ("Label every item.",), of_words(_kinds_of_things, longest=3)),
-    # Numbers.
-    "smaller": Kind("numbers", ("Compare the values.",), _smaller),
-    "whole_sum": Kind("numbers", ("Show the complete calculation.",), _whole_sum),
-    "amount": Kind("numbers", ("Name the amount.",), _amount),
-    "bill": Kind("numbers", ("Prepare the bill.",), _bill),
-    # Sentences.
-    "opposite_sentence": Kind("sentences", ("Claim the contrary.",), _opposite_sentence),
-    "day_before": Kind("sentences", ("Move the visit forward by a day.",), _day_before),
-    "record": Kind(
+    **_kinds(
         "sentences",
-        ("Fill in the form.",),
-        of_scene(lambda scene: f"name: {scene.name}; place: {scene.place}"),
-    ),
-    "question": Kind("sentences", ("Inquire about the location.",), of_scene(_question)),
-    "noun_phrase": Kind(
-        "sentences",
-        ("Describe the object.",),
-        of_scene(lambda scene: f"{with_article(scene.color)} {scene.thing}"),
-    ),
-    "mood": Kind("sentences", ("Judge the atmosphere.",), _mood),
-    "thanks": Kind("sentences", ("Reply politely.",), _thanks),
-    "said": Kind(
-        "sentences",
-        ("Let them speak for themselves.",),
-        of_scene(lambda scene: f"{scene.name}: I {scene.verb} the {scene.thing}."),
-    ),
-    "denial": Kind("sentences", ("Deny that.",), _denial),
-    "both": Kind("sentences", ("Merge what is common.",), _both),
-    "search": Kind(
-        "sentences",
-        ("Give directions.",),
-        of_scene(lambda scene: f"Go to the {scene.place} and ask {scene.name}."),
+        opposite_sentence=("Claim the contrary.", _opposite_sentence),
+        day_before=("Move the visit forward by a day.", _day_before),
+        record=(
+            "Fill in the form.",
+            of_scene(lambda scene: f"name: {scene.name}; place: {scene.place}"),
+        ),
+        question=(
+            "Inquire about the location.",
+            of_scene(lambda s: f"Where did {s.name} {BASE_OF[s.verb]} the {s.thing}?"),
+        ),
+        noun_phrase=(
+            "Describe the object.",
+            of_scene(lambda scene: f"{with_article(scene.color)} {scene.thing}"),
+        ),
+        mood=("Judge the atmosphere.", _mood),
+        thanks=("Reply politely.", _thanks),
+        said=(
+            "Let them speak for themselves.",
+            of_scene(lambda scene: f"{scene.name}: I {scene.verb} the {scene.thing}."),
+        ),
+        denial=("Deny that.", _denial),
+        both=("Merge what is common.", _both),
+        search=(
+            "Give directions.",
+            of_scene(lambda scene: f"Go to the {scene.place} and ask {scene.name}."),
+        ),
     ),
 }
-
-FEDERATED_KINDS = tuple(FEDERATED)

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fullfed.config import MemoryTable, MethodTable, Recipe, describe_validation, parse_bytes
+from fullfed.config import NamedTable, Recipe, describe_validation
 from fullfed.data.federated import FederatedData, federate
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
-from fullfed.federation.precision import Rounding
-from fullfed.federation.replica import Replica
-from fullfed.methods.catalogue import METHODS
+from fullfed.federation.client import StatesOnDisk, Worker
+from fullfed.federation.replica import Replica, Rounding
+from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, load_plugins
 from fullfed.methods.composition import Composition
-from fullfed.methods.setting import LocalWork, Setting
-from fullfed.runs.loading import BUILTIN, check_cohort, context_length, load_data, load_model
-from fullfed.training.first_order import FirstOrder
+from fullfed.methods.scopes import Scope
+from fullfed.methods.setting import Setting
+from fullfed.runs.loading import BUILTIN, load_data, load_model, max_tokens
 from fullfed.training.layers import layer_names
-from fullfed.training.memory import Memory
+from fullfed.training.optimizers import check_optimizer
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The tables of a recipe whose options are checked by what they name.
+
+    Attributes:
+        method, codec, aggregation: the options; the codec's are None where the method has a codec
+            of its own.
+        tables: the same as tables, every option spelled out.
+    """
+
+    method: Any
+    codec: Any
+    aggregation: Any
+    tables: Mapping[str, NamedTable | None]
 
 
 @dataclass(frozen=True)
@@ -49,18 +66,12 @@ def assemble(recipe: Recipe) -> Assembly:
     Raises:
         UserError: anything in it is unknown, missing or does not fit.
     """
-    options = method_options(recipe.method)
+    choices = choose(recipe)
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     data = load_data(recipe, model, tokenizer)
-    method = build_method(recipe, options, model, len(data.clients))
+    method = build_method(recipe, choices, model, len(data.clients))
     method.plans(0, None)  # a schedule that does not fit the federation shows at once
-    return Assembly(
-        recipe=resolved(recipe, options),
-        model=model,
-        tokenizer=tokenizer,
-        data=data,
-        method=method,
-    )
+    return Assembly(resolved(recipe, choices), model, tokenizer, data, method)
 
 
 def assemble_server(recipe: Recipe, clients: int) -> Assembly:
@@ -74,49 +85,73 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
     Raises:
         UserError: anything in it is unknown, missing or does not fit.
     """
-    options = method_options(recipe.method)
+    choices = choose(recipe)
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
-    check_cohort(recipe, clients, "federation has")
     table, data = recipe.data, FederatedData((), (), 0, 0)
     if table.test is None:
         unmeasured = recipe.evaluation.model_copy(update={"metrics": ()})
         recipe = recipe.model_copy(update={"evaluation": unmeasured})
     else:
-        length = table.max_length or context_length(model)
+        length = max_tokens(recipe, model)
         test = read_examples(table.test, "test")
-        data = federate([], test, [], tokenizer, table.template, length, table.test_samples)
-    method = build_method(recipe, options, model, clients)
+        data = federate([], test, [], table, tokenizer, length)
+    method = build_method(recipe, choices, model, clients)
     method.plans(0, None)  # a schedule that does not fit the federation shows at once
-    return Assembly(resolved(recipe, options), model, tokenizer, data, method)
+    return Assembly(resolved(recipe, choices), model, tokenizer, data, method)
 
 
-def method_options(table: MethodTable) -> Any:
-    """The method's own options, validated.
+def choose(recipe: Recipe) -> Choices:
+    """Method, codec and aggregation of a recipe, their options validated. Loads no model.
 
     Raises:
-        UserError: an unknown method or option, or a value out of range.
+        UserError: an unknown name or option, a value out of range, or what does not go together.
     """
-    if table.name not in METHODS:
+    load_plugins()
+    check_optimizer(recipe.local)
+    method, method_table = _options("method", recipe.method, METHODS)
+    aggregation, rule_table = _options("aggregation", recipe.aggregation, AGGREGATIONS)
+    default, codec, codec_table = METHODS[recipe.method.name].codec, None, None
+    if default is not None:
+        codec, codec_table = _options("codec", recipe.codec or NamedTable(**default), CODECS)
+    elif recipe.codec is not None:
         raise UserError(
-            f"method.name: there is no method {table.name!r}; choose among {', '.join(METHODS)}."
+            f"codec: {recipe.method.name} has a codec of its own; leave the table out, or take "
+            "another method."
         )
-    adapter = TypeAdapter(METHODS[table.name].options)
+    tables = {"method": method_table, "aggregation": rule_table, "codec": codec_table}
+    return Choices(method, codec, aggregation, tables)
+
+
+def _options(key: str, table: NamedTable, known: Mapping[str, Any]) -> tuple[Any, NamedTable]:
+    """What a table's options are, and the table with every option that has a value spelled out."""
+    if table.name not in known:
+        raise UserError(
+            f"{key}.name: there is no {key} {table.name!r}; choose among {', '.join(known)}, or "
+            "install the package that registers it."
+        )
     try:
-        return adapter.validate_python(table.options, extra="forbid")
+        adapter = TypeAdapter(known[table.name].options)
+        options = adapter.validate_python(table.options, extra="forbid")
     except ValidationError as error:
-        raise UserError(f"{describe_validation(error, 'method')}.") from error
+        raise UserError(f"{describe_validation(error, key)}.") from error
+    spelled = {name: value for name, value in asdict(options).items() if value is not None}
+    return options, NamedTable(name=table.name, **spelled)
 
 
-def resolved(recipe: Recipe, options: Any) -> Recipe:
-    """The recipe with every option of its method spelled out, and paths that hold anywhere."""
-    known = {name: value for name, value in asdict(options).items() if value is not None}
+def scope_of(recipe: Recipe) -> Scope:
+    """Which parameters the recipe's method trains."""
+    return METHODS[recipe.method.name].scope(recipe.federation.seed, choose(recipe).method)
+
+
+def resolved(recipe: Recipe, choices: Choices) -> Recipe:
+    """The recipe with every option spelled out, and paths that hold anywhere."""
     test = recipe.data.test
     data = {"train": _absolute(recipe.data.train), "test": test and _absolute(test)}
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"path": _absolute(recipe.model.path)}),
             "data": recipe.data.model_copy(update=data),
-            "method": MethodTable(name=recipe.method.name, **known),
+            **choices.tables,
         }
     )
 
@@ -127,50 +162,43 @@ def _absolute(source: str) -> str:
     return str(path.resolve()) if source != BUILTIN and path.exists() else source
 
 
-def build_method(recipe: Recipe, options: Any, model: PreTrainedModel, clients: int) -> Composition:
+def build_method(
+    recipe: Recipe, choices: Choices, model: PreTrainedModel, clients: int
+) -> Composition:
     """The recipe's method for this model and number of clients.
 
     The model becomes version 0: a scope may add parameters to it.
 
     Raises:
-        UserError: an option does not fit the model.
+        UserError: an option does not fit the model, or the choices do not fit one another.
     """
-    entry, local = METHODS[recipe.method.name], recipe.local
-    scope = entry.scope(recipe.federation.seed, options)
+    entry, seed = METHODS[recipe.method.name], recipe.federation.seed
+    scope = entry.scope(seed, choices.method)
     scope.attach(model)
     shapes = {name: p.shape for name, p in scope.trained(model).items()}
-    work = LocalWork(local.batch_size, local.steps, local.epochs or (None if local.steps else 1))
     setting = Setting(
-        seed=recipe.federation.seed,
+        federation=recipe.federation,
+        local=recipe.local,
+        memory=recipe.memory,
         clients=clients,
-        cohort_size=recipe.federation.clients_per_round,
-        merge_weights=recipe.federation.merge_weights,
-        optimizer=FirstOrder(
-            local.optimizer,
-            local.learning_rate,
-            local.momentum,
-            local.weight_decay,
-            local.clip,
-            local.clip_by,
-            _memory(recipe.memory),
-        ),
-        work=work,
         shapes=shapes,
+        aggregation=AGGREGATIONS[recipe.aggregation.name].build(choices.aggregation),
         layers=tuple(tuple(n for n in layer if n in shapes) for layer in layer_names(model)),
         replicated={name: p.shape for name, p in scope.replicated(model).items()},
     )
-    return entry.build(setting, options)
-
-
-def _memory(table: MemoryTable) -> Memory:
-    return Memory(
-        table.optimizer_in_backward,
-        table.checkpoint_activations,
-        table.frozen,
-        parse_bytes(table.cache_inputs) if table.cache_inputs else 0,
-    )
+    table = choices.tables["codec"]
+    if table is not None:
+        setting = replace(setting, codec=CODECS[table.name].build(seed, choices.codec))
+    return entry.build(setting, choices.method)
 
 
 def make_replica(recipe: Recipe, model: PreTrainedModel, method: Composition) -> Replica:
     """The model as the recipe's federation holds it, at version 0."""
     return Replica(model, method, Rounding(recipe.model.rounding, recipe.federation.seed))
+
+
+def make_worker(assembly: Assembly, states: Path) -> Worker:
+    """A replica at version 0 with the data of every client, whose states are kept in a folder."""
+    replica = make_replica(assembly.recipe, assembly.model, assembly.method)
+    clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
+    return Worker(replica, assembly.method, clients, StatesOnDisk(states))

@@ -2,10 +2,12 @@
 
 recipe.toml     the resolved recipe; ``fullfed run`` takes it again
 updates.log     the log: with the base model, the whole run
-metrics.jsonl   one object a round, and one with round -1 for the base model
+base.json       the base model's hash, the data's, and the measurements before round 0
+metrics.jsonl   one object a round
 summary.json    first and last measurements, traffic, seconds; written when the run ends
 snapshot.safetensors   a recent model, to shorten replay
-account.json    the account of the round being committed
+account.json    the newest round's line of metrics.jsonl but for what is measured on the model;
+                written before the round enters the log, so that a crash cannot lose it
 states/         what simulated clients keep between visits, where a method has them keep something
 """
 
@@ -20,7 +22,7 @@ import tomli_w
 
 from fullfed.config import Recipe, load_recipe
 from fullfed.errors import UserError
-from fullfed.files import write_atomically, write_json
+from fullfed.files import write_atomically
 
 
 class RunFolder:
@@ -90,10 +92,16 @@ class RunFolder:
                 changed.
         """
         self._check_is_run()
-        if not self.base_file.is_file():
-            raise UserError(f"{self.path}: the run has not begun; resume it first.")
-        text = self.base_file.read_text(encoding="utf-8")
-        return _parse(text, self.base_file, "model_hash", "data_hash")
+        absent = f"{self.path}: the run has not begun; resume it first."
+        return _read(self.base_file, absent, "model_hash", "data_hash")
+
+    def check_base_model(self, recipe: Recipe, model_hash: str) -> None:
+        """Raise a UserError if a model with this hash is not the one that the run began with."""
+        if self.base()["model_hash"] != model_hash:
+            raise UserError(
+                f"{recipe.model.path}: this is not the base model the run began with; "
+                "put that one back."
+            )
 
     def metrics(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; a line that a crash cut short is passed over.
@@ -126,19 +134,14 @@ class RunFolder:
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         write_atomically(self.metrics_file, lines.encode())
 
-    def write_account(self, account: dict[str, Any]) -> None:
-        """Keep a round's account where a crash between log and metrics cannot lose it."""
-        write_json(self.account_file, account)
-
     def account(self) -> dict[str, Any]:
         """The account of the last round that reached the log, or was about to.
 
         Raises:
             UserError: it is missing or was changed.
         """
-        if not self.account_file.is_file():
-            raise UserError(f"{self.account_file}: the file is missing; restore a copy of it.")
-        return _parse(self.account_file.read_text(encoding="utf-8"), self.account_file, "round")
+        absent = f"{self.account_file}: the file is missing; restore a copy of it."
+        return _read(self.account_file, absent, "round")
 
     def summary(self) -> dict[str, Any]:
         """What summary.json holds.
@@ -146,14 +149,18 @@ class RunFolder:
         Raises:
             UserError: the run has not ended, or the file was changed.
         """
-        if not self.summary_file.is_file():
-            raise UserError(f"{self.path}: the run has not ended; resume it first.")
-        return _parse(
-            self.summary_file.read_text(encoding="utf-8"), self.summary_file, "model_hash"
-        )
+        absent = f"{self.path}: the run has not ended; resume it first."
+        return _read(self.summary_file, absent, "model_hash")
 
 
-def _parse(text: str, path: Path, *keys: str) -> dict[str, Any]:
+def _read(path: Path, absent: str, *keys: str) -> dict[str, Any]:
+    """The JSON object in a file of the run; a UserError says ``absent`` where there is none."""
+    if not path.is_file():
+        raise UserError(absent)
+    return _parse(path.read_bytes(), path, *keys)
+
+
+def _parse(text: str | bytes, path: Path, *keys: str) -> dict[str, Any]:
     """The JSON object in a file of the run, which holds at least the keys."""
     try:
         value = json.loads(text)

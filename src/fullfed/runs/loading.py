@@ -23,7 +23,8 @@ from fullfed.config import Recipe
 from fullfed.data.federated import FederatedData, federate, load_federated
 from fullfed.data.partition import partition
 from fullfed.errors import UserError
-from fullfed.quickstart import tasks
+from fullfed.quickstart.kinds import draw_examples
+from fullfed.quickstart.tasks import FEDERATED
 
 BUILTIN = "builtin"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -92,9 +93,7 @@ def _named(path: str) -> Iterator[str]:
 
 
 def find_device(name: str) -> torch.device:
-    """
-    Args:
-        name: a torch device, or "auto" for a GPU if there is one.
+    """The torch device of a name; of "auto" a GPU if there is one, else the CPU.
 
     Raises:
         UserError: there is no such device.
@@ -114,52 +113,32 @@ def load_data(
     Raises:
         UserError: bad data, or more clients a round than there are.
     """
-    table = recipe.data
-    length = table.max_length or context_length(model)
+    table, length = recipe.data, max_tokens(recipe, model)
     if table.train == BUILTIN:
         data = _quickstart_data(recipe, tokenizer, length)
     else:
-        data = load_federated(
-            table.train,
-            table.test,
-            tokenizer,
-            table.template,
-            length,
-            table.partition,
-            table.clients,
-            table.alpha,
-            table.min_samples,
-            recipe.federation.seed,
-            table.test_samples,
-            table.hold_out,
-        )
-    check_cohort(recipe, len(data.clients), "data make")
+        data = load_federated(table, tokenizer, length, recipe.federation.seed)
+    made = len(data.clients)
+    check_cohort(recipe, made, f"the data make only {made} clients")
     return data
 
 
-def check_cohort(recipe: Recipe, clients: int, source: str) -> None:
-    """
-    Args:
-        clients: how many there are.
-        source: what there are so many of, for the error: "data make".
-
-    Raises:
-        UserError: a round asks for more.
-    """
-    if recipe.federation.clients_per_round > clients:
+def check_cohort(recipe: Recipe, clients: int, said: str) -> None:
+    """Raise a UserError if a round asks for more clients than there are; ``said`` says how many."""
+    cohort = recipe.federation.clients_per_round
+    if cohort > clients:
         raise UserError(
-            f"federation.clients_per_round: {recipe.federation.clients_per_round} clients a round, "
-            f"but the {source} only {clients} clients; lower it."
+            f"federation.clients_per_round: {cohort} clients a round, but {said}; lower it."
         )
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """The most tokens the model reads at once.
+def max_tokens(recipe: Recipe, model: PreTrainedModel) -> int:
+    """The most tokens of a sample: what the recipe says, or else what the model reads at once.
 
     Raises:
-        UserError: its configuration does not say.
+        UserError: neither the recipe nor the model's configuration says.
     """
-    length = getattr(model.config, "max_position_embeddings", None)
+    length = recipe.data.max_length or getattr(model.config, "max_position_embeddings", None)
     if length is None:
         raise UserError("the model's configuration gives no context length; set data.max_length.")
     return int(length)
@@ -169,20 +148,16 @@ def _quickstart_data(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> FederatedData:
     """One client a generated task. Training data follow the recipe's seed, test data do not."""
-    kinds = tasks.FEDERATED_KINDS
+    seed = recipe.federation.seed
     train = [
         example
-        for kind in kinds
-        for example in tasks.examples(kind, _QUICKSTART_SAMPLES, recipe.federation.seed, "train")
+        for name, kind in FEDERATED.items()
+        for example in draw_examples(name, kind, _QUICKSTART_SAMPLES, seed, "train")
     ]
-    test = [e for kind in kinds for e in tasks.examples(kind, _QUICKSTART_TEST_SAMPLES, 0, "test")]
-    table = recipe.data
-    parts = partition(
-        train,
-        table.partition,
-        table.clients,
-        table.alpha,
-        table.min_samples,
-        recipe.federation.seed,
-    )
-    return federate(train, test, parts, tokenizer, table.template, length, recipe.data.test_samples)
+    test = [
+        example
+        for name, kind in FEDERATED.items()
+        for example in draw_examples(name, kind, _QUICKSTART_TEST_SAMPLES, 0, "test")
+    ]
+    parts = partition(train, recipe.data, seed)
+    return federate(train, test, parts, recipe.data, tokenizer, length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,100 +14,69 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fullfed.evaluation.metrics import METRICS
-from fullfed.federation.inbox import Arrival
+from fullfed.federation.server import Arrival
 from fullfed.runs.assembly import Assembly
-from fullfed.runs.callbacks import Callback
+from fullfed.runs.run import Callback
 from fullfed.units import bytes_text, seconds_text
 
 
 @contextmanager
 def progress_callbacks(console: Console, folder: Path) -> Iterator[list[Callback]]:
-    """What shows a run's progress on a console, and writes its TensorBoard events if it can.
-
-    Args:
-        folder: the run's.
-    """
-    events = [TensorBoard(folder / "tensorboard")] if can_track() else []
-    if not console.is_terminal:
-        yield [ProgressLines(console), *events]
-        return
-    bar = ProgressBar(console)
+    """What shows the run of a folder on a console, and writes its TensorBoard events if it can."""
+    tracked = find_spec("tensorboard") is not None
+    events = [TensorBoard(folder / "tensorboard")] if tracked else []
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("visits, left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
     try:
-        yield [bar, *events]
+        yield [RoundLines(bar), *events]
     finally:
         bar.stop()
 
 
-class ProgressLines(Callback):
-    """Prints one line a round."""
+class RoundLines(Callback):
+    """Prints one line a round, in a terminal above a bar of visits.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._rounds = 0
-        self._first = 0
-        self._started = 0.0
+    Args:
+        bar: disabled where there is no terminal; the lines then say how much time is left.
+    """
 
-    def on_run_begin(self, assembly: Assembly, version: int) -> None:
-        self._rounds = assembly.recipe.federation.rounds
-        self._first, self._started = version, time.monotonic()
-        self._console.print(describe(assembly), highlight=False, soft_wrap=True)
-        if version > 0:
-            self._console.print(f"going on after round {version}", highlight=False)
-
-    def on_round_end(self, record: dict[str, Any]) -> None:
-        done = record["round"] + 1
-        each = (time.monotonic() - self._started) / max(done - self._first, 1)
-        left = f"  {seconds_text(each * (self._rounds - done))} left" if done < self._rounds else ""
-        line = f"{describe_round(record, self._rounds)}{left}"
-        self._console.print(line, highlight=False, soft_wrap=True)
-
-
-class ProgressBar(Callback):
-    """Shows a bar of visits under the rounds' lines."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._assembly: Assembly | None = None
-        self._rounds = 0
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("visits, left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task = self._bar.add_task("loading", total=None)
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._print = bar, partial(bar.console.print, highlight=False, soft_wrap=True)
 
     def on_run_begin(self, assembly: Assembly, version: int) -> None:
-        self._assembly, federation = assembly, assembly.recipe.federation
-        self._rounds = federation.rounds
-        self._console.print(describe(assembly), highlight=False, soft_wrap=True)
-        self._bar.reset(
-            self._task,
+        self._clients, federation = assembly.data.clients, assembly.recipe.federation
+        self._rounds, self._first = federation.rounds, version
+        self._started = time.monotonic()
+        self._print(describe(assembly))
+        if version > 0 and self._bar.disable:
+            self._print(f"going on after round {version}")
+        self._task = self._bar.add_task(
+            f"round {version + 1}",
             total=federation.rounds * federation.clients_per_round,
             completed=version * federation.clients_per_round,
-            description=f"round {version + 1}",
         )
         self._bar.start()
 
     def on_visit_end(self, round: int, arrival: Arrival) -> None:
-        assert self._assembly is not None  # on_run_begin comes first
-        name = self._assembly.data.clients[arrival.sender].name
+        name = self._clients[arrival.sender].name
         what = "failed" if arrival.payload is None else f"sent {bytes_text(len(arrival.payload))}"
         text = f"round {round + 1}: {name[:32]} {what}"
         self._bar.update(self._task, advance=1, description=text, refresh=True)
 
     def on_round_end(self, record: dict[str, Any]) -> None:
-        self._bar.print(describe_round(record, self._rounds), highlight=False)
-
-    def on_run_end(self, summary: dict[str, Any]) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Take the bar away, also after an error."""
-        self._bar.stop()
+        line, done = describe_round(record, self._rounds), record["round"] + 1
+        if self._bar.disable and done < self._rounds:
+            each = (time.monotonic() - self._started) / max(done - self._first, 1)
+            line += f"  {seconds_text(each * (self._rounds - done))} left"
+        self._print(line)
 
 
 def describe(assembly: Assembly) -> str:
@@ -130,7 +100,7 @@ def describe_round(record: dict[str, Any], rounds: int) -> str:
     )
     trained = (
         f"train loss {record['train_loss']:.4f}{measured}  step {record['step']['server_step']:.2f}"
-        if record["merged"]
+        if record["aggregated"]
         else f"nobody answered{measured}"
     )
     refused = f"  {len(record['refused'])} refused" if record["refused"] else ""
@@ -142,27 +112,17 @@ def describe_round(record: dict[str, Any], rounds: int) -> str:
     )
 
 
-def can_track() -> bool:
-    """Whether the extra ``tracking`` is installed."""
-    return find_spec("tensorboard") is not None
-
-
 class TensorBoard(Callback):
-    """Writes every round's numbers as TensorBoard events (extra ``tracking``).
-
-    Args:
-        folder: where the event file goes.
-    """
+    """Writes every round's numbers as TensorBoard events into a folder (extra ``tracking``)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._writer: Any = None
 
     def on_run_begin(self, assembly: Assembly, version: int) -> None:
         # Only now is it certain that there is a run whose folder this belongs into.
         from tensorboard.summary import Writer
 
-        self._writer = Writer(str(self._folder))
+        self._writer: Any = Writer(str(self._folder))
 
     def on_round_end(self, record: dict[str, Any]) -> None:
         step = record["round"] + 1

@@ -1,19 +1,24 @@
-"""Rebuilding a run's model from its base and its log, without its data."""
+"""Rebuilding a run's model from its base and its log, without its data: verify, measure, export."""
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fullfed.config import Recipe
 from fullfed.errors import UserError
+from fullfed.evaluation.evaluate import evaluate
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
-from fullfed.runs.assembly import build_method, make_replica, method_options
+from fullfed.runs.assembly import build_method, choose, make_replica, scope_of
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.loading import load_model
+from fullfed.runs.loading import load_data, load_model
 
 
 def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTokenizerBase]:
@@ -25,15 +30,9 @@ def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTo
     recipe = folder.recipe()
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     # Applying updates does not depend on how many clients there are beyond the cohort.
-    method = build_method(
-        recipe, method_options(recipe.method), model, recipe.federation.clients_per_round
-    )
+    method = build_method(recipe, choose(recipe), model, recipe.federation.clients_per_round)
     replica = make_replica(recipe, model, method)
-    if replica.content_hash() != folder.base()["model_hash"]:
-        raise UserError(
-            f"{recipe.model.path}: this is not the base model the run began with; "
-            "put that one back."
-        )
+    folder.check_base_model(recipe, replica.content_hash())
     return replica, model, tokenizer
 
 
@@ -96,3 +95,50 @@ def _compare(folder: RunFolder, replica: Replica, expected: str) -> None:
             f"{folder.path}: the log's model at version {replica.version} is not the one the run "
             "recorded; the log or the record was changed."
         )
+
+
+def measure(model_or_run: str, recipe: Recipe) -> dict[str, float]:
+    """The recipe's metrics of a model folder, a hub name, or a run's newest model.
+
+    Raises:
+        UserError: there is no such model or run, or the recipe's data are bad.
+    """
+    folder = RunFolder(Path(model_or_run))
+    if folder.recipe_file.exists():
+        model, tokenizer = replay(folder)
+    else:
+        model, tokenizer = load_model(model_or_run)
+    data = load_data(recipe, model, tokenizer)
+    return evaluate(model, tokenizer, data.test, recipe.evaluation)
+
+
+def export(folder: RunFolder, target: Path) -> None:
+    """Write the run's newest model and its tokenizer where ``from_pretrained`` loads them.
+
+    A trained adapter is merged into the model, and saved by itself in ``target / "adapter"``
+    where ``PeftModel.from_pretrained`` loads it.
+
+    Raises:
+        UserError: the target has something in it, or the run cannot be replayed.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: there is something here already; name a new folder.")
+    scope = scope_of(folder.recipe())
+    model, tokenizer = replay(folder)
+    # Written beside its final place and moved there, so that no half of a model is ever found.
+    target = target.absolute()
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        scope.detach(model, partial / "adapter")
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"{target}: the model cannot be written ({reason}); name another folder."
+        ) from error

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fullfed.data.examples import Example
 from fullfed.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sample of an instruction dataset, whatever file it was read from.
+
+    Attributes:
+        instruction: what to do.
+        input: what to do it to; "" where the instruction says it all.
+        output: the answer that is trained on.
+        references: every accepted answer, at least the output.
+        task: the name of the task, "" where the source has none.
+        category: the kind of task, "" where the source has none.
+    """
+
+    instruction: str
+    input: str
+    output: str
+    references: tuple[str, ...]
+    task: str = ""
+    category: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,6 @@ def examples_from_records(records: Iterable[tuple[str, object]]) -> list[Example
     """
     examples: list[Example] = []
     expected: Format | None = None
-    shared: dict[str, str] = {}
     for place, record in records:
         if not isinstance(record, dict):
             raise UserError(
@@ -77,7 +97,7 @@ def examples_from_records(records: Iterable[tuple[str, object]]) -> list[Example
                 f"{place}: a {found.name} record in a file that began with {expected.name} "
                 "records; keep one format a file."
             )
-        examples.append(_read(place, record, expected, shared))
+        examples.append(_read(place, record, expected))
     return examples
 
 
@@ -92,9 +112,7 @@ def _recognise(place: str, record: Mapping[str, Any]) -> Format:
     )
 
 
-def _read(
-    place: str, record: Mapping[str, Any], format_: Format, shared: dict[str, str]
-) -> Example:
+def _read(place: str, record: Mapping[str, Any], format_: Format) -> Example:
     names = {**format_.required, **format_.optional}
     texts = {
         ours: _text(place, record, theirs, required=ours in format_.required)
@@ -103,7 +121,7 @@ def _read(
     }
     references = record.get(names["references"]) if "references" in names else None
     for ours in _OFTEN_EQUAL & texts.keys():
-        texts[ours] = shared.setdefault(texts[ours], texts[ours])
+        texts[ours] = sys.intern(texts[ours])
     return Example(
         instruction=texts["instruction"],
         input=texts.get("input", ""),
