@@ -20,9 +20,8 @@ def carry_out(
     here, failures = ComparisonFolder(folder), {}
     for task in tasks:
 
-        def say(event: dict[str, Any], task: Task = task) -> None:
-            if "line" in event:
-                callback.on_message(task, event["line"])
+        def say(hook: str, *told: Any, task: Task = task) -> None:
+            getattr(callback, hook)(task, *told)
 
         try:
             if task.seed is None:

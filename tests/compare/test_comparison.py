@@ -22,7 +22,7 @@ from fullfed.compare.search import Trials, hold_out
 from fullfed.config import load_recipe
 from fullfed.data.federated import FederatedData
 from fullfed.errors import UserError
-from fullfed.evaluation.loss import evaluate_loss
+from fullfed.evaluation.evaluate import evaluate_loss
 from fullfed.runs import run
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder

@@ -41,7 +41,11 @@ def tables(more: str = "") -> dict[str, Any]:
 def test_a_label_that_is_a_method_needs_no_table() -> None:
     fedavg, ferret = contestants(tables(), ["fedavg", "ferret"], "the test")
     assert (fedavg.label, fedavg.recipe.method.name) == ("fedavg", "fedavg")
-    assert fedavg.recipe.method.options.keys() == {"precision", "server_step"}
+    assert fedavg.recipe.method.options.keys() == {"server_step"}
+    options = {"precision": "float32", "error_feedback": False}
+    assert fedavg.recipe.codec is not None
+    assert fedavg.recipe.codec.options == options
+    assert ferret.recipe.codec is None, "Ferret's codec has its options in the method's table"
     assert ferret.recipe.method.options["coordinates"] == 64
     assert ferret.recipe.method.options["seeds"] == "shared"
     assert (fedavg.changes, ferret.changes) == ({}, {})
@@ -57,10 +61,11 @@ def test_a_table_is_laid_over_the_recipe_key_by_key() -> None:
 
 
 def test_a_variant_names_its_method_and_leaves_the_recipes_method_behind() -> None:
-    more = '[compare.half]\nmethod.name = "fedavg"\nmethod.precision = "bfloat16"\n'
+    more = '[compare.half]\nmethod.name = "fedavg"\n'
+    more += 'codec.name = "dense"\ncodec.precision = "bfloat16"\n'
     (half,) = contestants(tables(more), ["half"], "the test")
     assert half.recipe.method.name == "fedavg"
-    assert half.recipe.method.options["precision"] == "bfloat16"
+    assert half.recipe.codec.options["precision"] == "bfloat16"  # type: ignore[union-attr]
 
 
 def test_all_but_training_and_method_is_the_same() -> None:

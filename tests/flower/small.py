@@ -11,12 +11,11 @@ from flower.real import PARTNERS, write_recipe
 from fullfed.config import Recipe, load_recipe
 from fullfed.deployment.flower_runs import TaskLoader
 from fullfed.engines.node import NodeWorker
-from fullfed.engines.node_orders import Order, encode_settings
-from fullfed.federation.inbox import Arrival
+from fullfed.engines.node_messages import Order, encode_settings
+from fullfed.federation.client import Worker
 from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica
-from fullfed.federation.rounds import run_round
-from fullfed.federation.worker import Worker
+from fullfed.federation.server import Arrival, run_round
 from fullfed.runs.assembly import assemble
 
 RUN = "0123456789abcdef"

@@ -14,13 +14,13 @@ from flwr.app import Message
 from flower.real import PARTNERS, write_recipe
 from flower.small import RUN
 from fullfed.config import Recipe, load_recipe
-from fullfed.engines.flower import FlowerEngine, Membership
+from fullfed.engines.flower import FlowerEngine
 from fullfed.engines.flower_messages import content_of, frames_of
 from fullfed.engines.node import NodeWorker
-from fullfed.engines.node_orders import Order, encode_settings
+from fullfed.engines.node_messages import Order, encode_settings
+from fullfed.federation.client import Worker
 from fullfed.federation.log import Log
-from fullfed.federation.traffic import Traffic
-from fullfed.federation.worker import Worker
+from fullfed.federation.server import Traffic
 from fullfed.runs import run
 from fullfed.runs.assembly import assemble_server
 from fullfed.runs.folder import RunFolder
@@ -134,8 +134,8 @@ def carry_out(recipe: Recipe, grid: Dictionary, out: Path) -> RunFolder:
 
     def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> FlowerEngine:
         settings = encode_settings(recipe, len(PARTNERS), folder.base()["model_hash"])
-        membership = Membership(RUN, KEYS, settings)
-        return FlowerEngine(grid, membership, worker, log, traffic, recipe.deployment)  # type: ignore[arg-type]
+        table = recipe.deployment
+        return FlowerEngine(grid, RUN, KEYS, settings, worker, log, traffic, table)  # type: ignore[arg-type]
 
     run.carry_out(folder, assembly, connect=connect, quorum=recipe.deployment.quorum)
     return folder

@@ -37,7 +37,7 @@ def test_a_node_that_was_away_is_caught_up_by_what_is_smaller(
     else:
         assert len(back.updates) == 4
         assert not back.snapshot
-    assert records[4]["merged"] == [0, 1, 2]
+    assert records[4]["aggregated"] == [0, 1, 2]
     down = [record["bytes"]["down_by_client"]["2"] for record in records]
     missed = len(back.snapshot) + len(back.last) + sum(len(update) for update in back.updates)
     assert down[1:4] == [0, 0, 0], "what was not sent is not counted"
@@ -78,7 +78,7 @@ def test_a_node_that_comes_back_is_asked_again_and_answers(
     grid.nodes[1].handle = lost
     recipe = recipe_of(folder, 1, deployment=ALL)
     [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
-    assert record["merged"] == [0, 1, 2, 3]
+    assert record["aggregated"] == [0, 1, 2, 3]
     first, again = grid.sent_to(1)
     assert record["bytes"]["down_by_client"]["1"] == len(first.plan) + len(again.plan)
 
@@ -96,7 +96,7 @@ def test_a_lost_order_is_sent_again_until_there_is_a_quorum(
     grid.nodes[1].handle = at_last
     recipe = recipe_of(folder, 1, deployment=ALL)
     [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
-    assert record["merged"] == [0, 1, 2, 3]
+    assert record["aggregated"] == [0, 1, 2, 3]
     assert record["refused"] == []
 
 
@@ -111,7 +111,7 @@ def test_where_there_is_a_quorum_an_order_is_lost_only_so_often(
     grid.nodes[2].handle = lose
     recipe = recipe_of(folder, 1, deployment={"quorum": 0.75, "deadline_seconds": 1e6})
     [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
-    assert record["merged"] == [0, 1, 3]
+    assert record["aggregated"] == [0, 1, 3]
     [refused] = record["refused"]
     assert refused == {"client": 2, "reason": "its Flower app's process died (Flower's error 8)"}
 
@@ -131,7 +131,7 @@ def test_of_two_answers_to_two_orders_one_counts(
     grid.nodes[3].silent = lambda: grid.pulled.count(1) < 2
     recipe = recipe_of(folder, 1, deployment=ALL)
     [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
-    assert record["merged"] == [0, 1, 2, 3]
+    assert record["aggregated"] == [0, 1, 2, 3]
     reason = "the client has answered this plan already"
     assert record["refused"] == [{"client": 1, "reason": reason}]
     up = record["bytes"]["up_by_client"]
@@ -161,9 +161,9 @@ def test_a_late_report_is_refused_recorded_and_in_nobodys_way(
     grid.nodes[3].silent = lambda: rounds() == 1 and grid.pulled.count(1) < 2
     recipe = recipe_of(folder, 2, deployment={"quorum": 0.75, "deadline_seconds": 1e6})
     first, second = carry_out(recipe, grid, tmp_path / "run").metrics()
-    assert first["merged"] == [0, 2, 3]
+    assert first["aggregated"] == [0, 2, 3]
     assert first["refused"] == [{"client": 1, "reason": "no report before the round ended"}]
-    assert second["merged"] == [0, 1, 2, 3]
+    assert second["aggregated"] == [0, 1, 2, 3]
     reason = "the report came after its round had ended"
     assert second["refused"] == [{"client": 1, "reason": reason}]
 
@@ -175,7 +175,7 @@ def test_the_deadline_closes_a_round_without_a_node_that_does_not_answer(
     grid.nodes[1].silent = lambda: True
     recipe = recipe_of(folder, 1, deployment={"quorum": 0.75, "deadline_seconds": 1.0})
     [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
-    assert record["merged"] == [0, 2, 3]
+    assert record["aggregated"] == [0, 2, 3]
     assert record["refused"] == [{"client": 1, "reason": "no report before the round ended"}]
 
 
@@ -191,7 +191,7 @@ def test_without_a_quorum_at_the_deadline_the_run_stops_and_can_go_on(
     for n in (1, 2):
         grid.nodes[n].handle = workers[n].handle
     [record] = carry_out(recipe, grid, tmp_path / "run").metrics()
-    assert record["merged"] == [0, 1, 2, 3]
+    assert record["aggregated"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("method", ["ferret", "fedavg"])

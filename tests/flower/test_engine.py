@@ -9,7 +9,7 @@ import pytest
 
 from flower.standin import Dictionary, Handle, carry_out, recipe_of
 from fullfed.engines.node import NodeWorker
-from fullfed.engines.node_orders import Answer
+from fullfed.engines.node_messages import Answer
 from fullfed.errors import UserError
 from fullfed.federation.messages import Report, decode, encode
 from fullfed.runs.folder import RunFolder
@@ -55,7 +55,7 @@ def test_a_bad_answer_is_refused_and_recorded_and_the_round_goes_on(
     grid = Dictionary.of(workers)
     grid.nodes[1].handle = spoiled(workers[1], spoil)
     [record] = carry_out(recipe_of(folder, 1), grid, tmp_path / "run").metrics()
-    assert record["merged"] == [0, 2, 3]
+    assert record["aggregated"] == [0, 2, 3]
     [refused] = record["refused"]
     assert refused["client"] == 1
     assert reason in refused["reason"]
@@ -67,7 +67,7 @@ def test_an_answer_from_another_node_than_was_asked_changes_nothing(
     grid = Dictionary.of(workers)
     grid.nodes[1].speaks_as = 100
     [record] = carry_out(recipe_of(folder, 1), grid, tmp_path / "run").metrics()
-    assert record["merged"] == [0, 2, 3]
+    assert record["aggregated"] == [0, 2, 3]
     assert record["refused"] == [{"client": 1, "reason": "another node answered in its place"}]
 
 

@@ -126,7 +126,7 @@ def test_whatever_is_killed_the_run_ends_with_the_model_it_would_have_had(
     assert "Flower's node has died and is started again" in nodeless.said()
     assert killed.log_file.read_bytes() == whole.log_file.read_bytes()
     assert killed.summary()["model_hash"] == undisturbed["model_hash"]
-    assert [record["merged"] for record in killed.metrics()] == cohorts
+    assert [record["aggregated"] for record in killed.metrics()] == cohorts
 
 
 def test_a_node_whose_key_is_not_registered_is_turned_away(federation: Federation) -> None:
@@ -193,7 +193,9 @@ def _check_traffic(records: list[dict[str, Any]], passed: dict[str, int], second
 
 
 def _account(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: record[key] for key in ("round", "cohort", "merged", "refused", "loss", "bytes")}
+    return {
+        key: record[key] for key in ("round", "cohort", "aggregated", "refused", "loss", "bytes")
+    }
 
 
 def _worker_log(federation: Federation, name: str) -> str:

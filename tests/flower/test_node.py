@@ -10,7 +10,7 @@ import pytest
 
 from flower.small import RUN, Reference, node_worker, reference
 from fullfed.engines.node import NodeWorker
-from fullfed.engines.node_orders import Answer, Order
+from fullfed.engines.node_messages import Answer, Order
 from runs.small import write_model
 
 ROUNDS = 5

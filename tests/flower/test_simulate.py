@@ -48,7 +48,7 @@ def test_which_process_is_asked_makes_no_difference(
     path = write_recipe(folder, method=method, federation={"rounds": 5, "clients_per_round": 2})
     recipe, turns = load_recipe(path), Random(0)
     ours, flowers = RunFolder(tmp_path / "ours"), RunFolder(tmp_path / "flowers")
-    process = cache(lambda number: SimulatedNode(flowers))
+    process = cache(lambda number: SimulatedNode(flowers.path))
 
     def handle(frames: Mapping[str, bytes]) -> Mapping[str, bytes]:
         return process(turns.randrange(3)).handle(frames)

@@ -14,7 +14,7 @@ from flower.small import node_worker
 from flower.standin import Dictionary, carry_out
 from fullfed.config import Recipe, load_recipe
 from fullfed.engines.node import NodeWorker
-from fullfed.engines.node_orders import Answer, Order
+from fullfed.engines.node_messages import Answer, Order
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 
@@ -43,7 +43,8 @@ def recipe(folder: Path) -> Recipe:
         federation={"rounds": ROUNDS, "clients_per_round": 1},
         memory={"optimizer_in_backward": True},
         local={"optimizer": "adamw", "clip_by": "tensor"},
-        method={"name": "fedcybgd", "blocks": 4, "surrogate": 0.3, "precision": "int8"},
+        method={"name": "fedcybgd", "blocks": 4, "surrogate": 0.3},
+        codec={"name": "dense", "precision": "int8", "error_feedback": True},
     )
     return load_recipe(path)
 
@@ -87,21 +88,21 @@ def test_a_killed_worker_goes_on_from_its_disk(
     assert ask(node_worker(folder, 0, tmp_path / "state-0"), second) == remembered
 
 
-@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("aggregated", [True, False])
 def test_what_a_visit_left_counts_if_the_server_says_that_it_was_merged(
-    recipe: Recipe, folder: Path, tmp_path: Path, weak: list[NodeWorker], merged: bool
+    recipe: Recipe, folder: Path, tmp_path: Path, weak: list[NodeWorker], aggregated: bool
 ) -> None:
     grid = Dictionary.of(weak)
     carry_out(recipe, grid, tmp_path / "run")
     first, second = grid.sent_to(0)
-    assert (first.merged, second.merged) == (-1, 0)
+    assert (first.aggregated, second.aggregated) == (-1, 0)
     second = replace(second, settings=first.settings, static_weights=first.static_weights)
     fresh = ask(node_worker(folder, 0, tmp_path / "fresh"), second)
     node = node_worker(folder, 0, tmp_path / "again")
     ask(node, first)
-    answer = ask(node, second if merged else replace(second, merged=-1))
+    answer = ask(node, second if aggregated else replace(second, aggregated=-1))
     assert fresh.report
-    assert (answer.report == fresh.report) != merged
+    assert (answer.report == fresh.report) != aggregated
 
 
 def ask(node: NodeWorker, order: Order) -> Answer:

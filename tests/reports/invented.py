@@ -33,7 +33,7 @@ def comparison(
         "created": "2026-11-21T13:05:00+00:00",
         "recipe": {
             "model": {"path": "models/stories260k", "dtype": "float32", "device": "auto"},
-            "data": {"train": "data/natural-instructions", "partition": "task", "clients": None},
+            "data": {"train": "data/natural-instructions", "partition": "task"},
             "federation": {"rounds": rounds, "clients_per_round": 10, "seed": 0},
             "local": {"optimizer": "sgd", "learning_rate": 0.5, "steps": 10, "batch_size": 4},
             "method": {"name": "fedavg"},

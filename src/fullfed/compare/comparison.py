@@ -1,4 +1,4 @@
-"""A comparison: carried out from wherever it was stopped, and what came of it, comparison.json."""
+"""Runs a comparison, resuming where it stopped, and writes comparison.json."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from fullfed.config import load_tables, parse_recipe
 from fullfed.errors import UserError
 from fullfed.files import write_json
 from fullfed.methods.catalogue import METHODS
-from fullfed.runs.assembly import build_method, method_options
+from fullfed.runs.assembly import build_method, choose
 from fullfed.runs.environment import environment
 from fullfed.runs.loading import load_data, load_model
 
 TARGET_SHARE = 0.9  # of the way from the base model's loss to the best method's
-COLUMNS = (
-    "rounds_to_target",
-    *("up_bytes", "down_bytes"),
-    *("train_seconds", "encode_seconds", "aggregate_seconds", "total_seconds"),
+_PARTS = ("train", "encode", "aggregate")
+_COLUMNS = (
+    *("rounds_to_target", "up_bytes", "down_bytes"),
+    *(f"{part}_seconds" for part in (*_PARTS, "total")),
     "peak_memory_bytes",
 )
-_PARTS = ("train", "encode", "aggregate")
 
 
 class Comparison:
@@ -92,10 +91,7 @@ class Comparison:
         )
 
     def carry_out(
-        self,
-        folder: ComparisonFolder,
-        command: str,
-        callback: ComparisonCallback | None = None,
+        self, folder: ComparisonFolder, command: str, callback: ComparisonCallback | None = None
     ) -> dict[str, Any]:
         """Do what is missing in the folder; return what comparison.json then holds.
 
@@ -118,10 +114,11 @@ class Comparison:
             failures |= carry_out(due, folder.path, self._jobs, self._threads, callback)
             if len(failures) == len(runs):
                 raise UserError(f"every run failed; {runs[0]}: {failures[runs[0]]}")
-            data = self._describe(command) | collect(
-                folder, self._contestants, self._seeds, failures
-            )
-            data["search"] = self._search_record(folder)
+            data = {
+                **self._describe(command),
+                **collect(folder, self._contestants, self._seeds, failures),
+                "search": self._search_record(folder),
+            }
             write_json(folder.data_file, data)
         return data
 
@@ -175,7 +172,7 @@ def _check(contestants: Sequence[Contestant]) -> int:
     model, tokenizer = load_model(table.path, table.dtype, table.device)
     data = load_data(recipe, model, tokenizer)
     for contestant in contestants:
-        options = method_options(contestant.recipe.method)
+        options = choose(contestant.recipe)
         model, _ = load_model(table.path, table.dtype, table.device)
         method = build_method(contestant.recipe, options, model, len(data.clients))
         method.plans(0, None)  # a schedule that does not fit shows at once
@@ -275,7 +272,7 @@ def _columns(
     """Each column's value for every seed, and their mean and spread over the finished runs."""
     finished = {run["seed"]: _values(run, metrics, target) for run in _finished(runs)}
     columns = {}
-    for name in (*metrics, *COLUMNS):
+    for name in (*metrics, *_COLUMNS):
         present = [values[name] for values in finished.values()]
         known = bool(present) and None not in present
         columns[name] = {

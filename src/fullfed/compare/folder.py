@@ -1,4 +1,4 @@
-"""A comparison's folder: what is where, and whose it is.
+"""The files in a comparison's folder, and which recipe they belong to.
 
 plan.json           what is to be carried out
 search/LABEL.json   the trials of a method's search for a learning rate
@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fullfed.compare.plan import OWN, Contestant, flat, with_learning_rate, with_seed
+from fullfed.compare.plan import OWN, Contestant, changed, flat
 from fullfed.compare.search import Trial, best
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
@@ -107,7 +107,8 @@ class ComparisonFolder:
 
     def run_recipe(self, label: str, seed: int) -> Recipe:
         """A method's recipe with one of the seeds, at the best learning rate of its search."""
-        return with_seed(with_learning_rate(self.recipe(label), self.learning_rate(label)), seed)
+        recipe = changed(self.recipe(label), "local", learning_rate=self.learning_rate(label))
+        return changed(recipe, "federation", seed=seed)
 
     def learning_rate(self, label: str) -> float:
         """The best of a method's search, or where it starts if there is no trial yet."""

@@ -1,4 +1,4 @@
-"""What a comparison is to carry out: one recipe a label, alike in all but training and method."""
+"""Which methods a comparison runs, each with its full recipe."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fullfed.config import Recipe, change_method, expand_variables, parse_recipe
+from fullfed.config import Recipe, change_method, expand_variables, parse_recipe, rename
 from fullfed.errors import UserError
 from fullfed.methods.catalogue import METHODS
-from fullfed.runs.assembly import method_options, resolved
+from fullfed.runs.assembly import choose, resolved
 
 # The tables in which the methods of a comparison may differ; a recipe need not have all of them.
 OWN = ("local", "memory", "method", "codec", "aggregation")
@@ -83,12 +83,15 @@ def _contestant(
         )
     tables = copy.deepcopy(dict(common))
     change_method(tables, name)
+    for table in ("codec", "aggregation"):
+        if "name" in changes.get(table, {}):
+            rename(tables, table, changes[table]["name"])
     start = METHODS[name].learning_rate
     if start is not None:
         tables = merged(tables, {"local": {"learning_rate": start}})
     tables = expand_variables(merged(tables, changes))
     recipe = parse_recipe(tables, f"{source}, [compare.{label}]" if changes else source)
-    recipe = resolved(recipe, method_options(recipe.method))
+    recipe = resolved(recipe, choose(recipe))
     return Contestant(label, recipe, flat(changes))
 
 
@@ -130,13 +133,6 @@ def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def with_learning_rate(recipe: Recipe, learning_rate: float) -> Recipe:
-    """The recipe at another local learning rate."""
-    local = recipe.local.model_copy(update={"learning_rate": learning_rate})
-    return recipe.model_copy(update={"local": local})
-
-
-def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The recipe with another seed."""
-    federation = recipe.federation.model_copy(update={"seed": seed})
-    return recipe.model_copy(update={"federation": federation})
+def changed(recipe: Recipe, table: str, **values: Any) -> Recipe:
+    """The recipe with other values in one of its tables."""
+    return recipe.model_copy(update={table: getattr(recipe, table).model_copy(update=values)})

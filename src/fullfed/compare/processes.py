@@ -18,14 +18,14 @@ import torch
 from fullfed.compare.folder import ComparisonFolder
 from fullfed.compare.plan import Task
 from fullfed.compare.progress import ComparisonCallback
-from fullfed.compare.search import Trial, Trials, next_rate
+from fullfed.compare.search import Trials, next_rate
 from fullfed.errors import UserError
-from fullfed.federation.inbox import Arrival
+from fullfed.federation.server import Arrival
 from fullfed.runs import run as runs
 from fullfed.runs.assembly import Assembly
-from fullfed.runs.callbacks import Callback
+from fullfed.runs.run import Callback
 
-Say = Callable[[dict[str, Any]], None]
+Say = Callable[..., None]  # the name of a hook of ComparisonCallback, and what it is told
 
 
 def carry_out(
@@ -53,7 +53,11 @@ def carry_out(
                 events = cast(Connection, ready)
                 task, process = running[events]
                 try:
-                    _pass_on(events.recv(), task, callback, failures)
+                    hook, *told = events.recv()
+                    if hook == "failed":
+                        (failures[task],) = told
+                    else:
+                        getattr(callback, hook)(task, *told)
                 except EOFError:
                     del running[events]
                     process.join()
@@ -85,37 +89,30 @@ def _start(task: Task, folder: Path, threads: int) -> tuple[Connection, BaseProc
     return ours, process
 
 
-def _pass_on(
-    event: dict[str, Any], task: Task, callback: ComparisonCallback, failures: dict[Task, str]
-) -> None:
-    if "failed" in event:
-        failures[task] = event["failed"]
-    elif "line" in event:
-        callback.on_message(task, event["line"])
-    else:
-        callback.on_visit_end(task, event["done"], event["total"], event["text"])
-
-
 def work(folder: Path, label: str, seed: int | None, threads: int, events: Connection) -> None:
     """Carry out a method's run with a seed, or, without one, its search.
 
-    What it says is {"done", "total", "text"} after each visit, {"line"} for what is worth
-    keeping, and {"failed"} if a UserError ends it.
+    What it sends is tuples: the name of a hook of ComparisonCallback and what that is told of the
+    task, or "failed" and the sentence of the UserError that ended it.
 
     Args:
         folder: the comparison's.
         threads: of torch.
         events: where it says how it gets on.
     """
+
+    def say(*event: Any) -> None:
+        events.send(event)
+
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         if seed is None:
-            carry_out_search(ComparisonFolder(folder), label, events.send)
+            carry_out_search(ComparisonFolder(folder), label, say)
         else:
-            carry_out_run(ComparisonFolder(folder), label, seed, events.send)
+            carry_out_run(ComparisonFolder(folder), label, seed, say)
     except UserError as error:
-        events.send({"failed": str(error)})
+        say("failed", str(error))
 
 
 def _end_with_parent() -> None:
@@ -140,7 +137,7 @@ def carry_out_search(folder: ComparisonFolder, label: str, say: Say) -> None:
         each = rounds * recipe.federation.clients_per_round
         visits = len(found) * each if arrival is None else visits + 1
         text = f"trial {min(len(found) + 1, budget)}/{budget}"
-        say({"done": visits, "total": budget * each, "text": text})
+        say("on_visit_end", visits, budget * each, text)
 
     tell()
     trials = Trials(recipe, rounds, tell)
@@ -149,12 +146,9 @@ def carry_out_search(folder: ComparisonFolder, label: str, say: Say) -> None:
         found.append(trial)
         folder.write_trials(label, found)
         tell()
-        say({"line": f"trial {len(found)}/{budget}  {_describe(trial)}"})
-
-
-def _describe(trial: Trial) -> str:
-    result = trial.reason if trial.loss is None else f"validation loss {trial.loss:.4f}"
-    return f"learning rate {trial.learning_rate:g}  {result}"
+        result = trial.reason if trial.loss is None else f"validation loss {trial.loss:.4f}"
+        rate = f"learning rate {trial.learning_rate:g}"
+        say("on_message", f"trial {len(found)}/{budget}  {rate}  {result}")
 
 
 def carry_out_run(folder: ComparisonFolder, label: str, seed: int, say: Say) -> None:
@@ -195,8 +189,8 @@ class _RunMessages(Callback):
         self._tell()
 
     def on_run_end(self, summary: dict[str, Any]) -> None:
-        self._say({"line": f"{summary['rounds']} rounds{self._loss}"})
+        self._say("on_message", f"{summary['rounds']} rounds{self._loss}")
 
     def _tell(self) -> None:
         text = f"round {min(self._version + 1, self._rounds)}/{self._rounds}{self._loss}"
-        self._say({"done": self._visits, "total": self._rounds * self._cohort, "text": text})
+        self._say("on_visit_end", self._visits, self._rounds * self._cohort, text)

@@ -1,4 +1,4 @@
-"""The callback that is told of a comparison, and those that show it on a console."""
+"""Callbacks that show a comparison's progress on a console."""
 
 from __future__ import annotations
 

@@ -15,19 +15,17 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fullfed.compare.plan import with_learning_rate
+from fullfed.compare.plan import changed
 from fullfed.config import Recipe
-from fullfed.data.packed import PackedExamples
-from fullfed.data.tokens import TokenizedExample
+from fullfed.data.tokens import PackedExamples, TokenizedExample
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
-from fullfed.evaluation.loss import evaluate_loss
-from fullfed.federation.inbox import Arrival
+from fullfed.evaluation.evaluate import evaluate_loss
+from fullfed.federation.client import Worker
 from fullfed.federation.messages import encode
-from fullfed.federation.rounds import run_round
-from fullfed.federation.worker import Worker
+from fullfed.federation.server import Arrival, run_round
 from fullfed.randomness import Purpose, Stream, permutation
-from fullfed.runs.assembly import build_method, make_replica, method_options
+from fullfed.runs.assembly import build_method, choose, make_replica
 from fullfed.runs.loading import load_data, load_model
 
 _STRIDE = 0.5  # decades between neighbours
@@ -115,7 +113,7 @@ class Trials:
     def run(self, learning_rate: float) -> Trial:
         """One trial; one that fails says why."""
         try:
-            loss = self._loss(with_learning_rate(self._recipe, learning_rate))
+            loss = self._loss(changed(self._recipe, "local", learning_rate=learning_rate))
         except UserError as error:
             return Trial(learning_rate, None, str(error))
         if not math.isfinite(loss):
@@ -124,7 +122,7 @@ class Trials:
 
     def _loss(self, recipe: Recipe) -> float:
         model, _ = self._load()  # anew: a method may add parameters to it
-        options = method_options(recipe.method)
+        options = choose(recipe)
         method = build_method(recipe, options, model, len(self._clients))
         worker = Worker(make_replica(recipe, model, method), method, self._clients)
         engine = Simulation(worker, recipe.simulation.failures, recipe.federation.seed)

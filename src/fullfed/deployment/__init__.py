@@ -1,5 +1,4 @@
 """A federation across organisations, on Flower: its folders, processes, app and commands."""
 
-# What Flower's configurations call ...
-RUN = "run"  # a run's folder
-WORKER = "worker"  # the file in which a node's worker says how to reach it
+RUN = "run"  # the key under which Flower's configuration of a run names the run's folder
+WORKER = "worker"  # ... and that of a node names the file that says how to reach its worker

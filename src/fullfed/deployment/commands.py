@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.table import Table
 
 from fullfed.config import load_recipe
 from fullfed.errors import UserError
+
+if TYPE_CHECKING:
+    from fullfed.deployment.folders import ServerFolder
 
 FederationDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A federation's folder.")]
 NodeDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A partner's folder.")]
@@ -71,7 +74,7 @@ def start(
 
     folder = ServerFolder(directory)
     path = out or folder.runs / recipe.stem
-    _show_end(flower_runs.start(folder, load_recipe(recipe, set_), path, say), path)
+    show_end(flower_runs.start(folder, load_recipe(recipe, set_), path, say), path)
 
 
 def status(directory: FederationDirectory) -> None:
@@ -110,7 +113,7 @@ def simulate(
     check_installed("ray", "simulation")
     from fullfed.deployment import flower_runs
 
-    _show_end(flower_runs.simulate(load_recipe(recipe, set_), out, say), out)
+    show_end(flower_runs.simulate(load_recipe(recipe, set_), out, say), out)
 
 
 def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
@@ -119,7 +122,7 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     from fullfed.deployment.flower_runs import TaskLoader
     from fullfed.deployment.folders import NodeFolder
     from fullfed.deployment.node import LOG_FORMAT, configured
-    from fullfed.engines import node_channel
+    from fullfed.engines import node_messages
     from fullfed.engines.node import NodeWorker
     from fullfed.files import locked
 
@@ -129,7 +132,7 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     assert settings.data is not None  # configured sees to it
     with locked(folder.path / "worker.lock", f"{folder.path}: a worker runs here already; end it."):
         load = TaskLoader(settings.data, settings.model, settings.device)
-        node_channel.serve(folder.worker_address, NodeWorker(folder.state, load).handle)
+        node_messages.serve(folder.worker_address, NodeWorker(folder.state, load).handle)
 
 
 @federation.command()
@@ -166,7 +169,7 @@ def add(
 
     folder = ServerFolder(directory)
     say(f"{folder.add(partner, model, key)}: for {partner}")
-    _tell_server(directory)
+    _tell_server(folder)
 
 
 @federation.command()
@@ -178,8 +181,9 @@ def remove(
     check_installed()
     from fullfed.deployment.folders import ServerFolder
 
-    ServerFolder(directory).remove(partner)
-    _tell_server(directory)
+    folder = ServerFolder(directory)
+    folder.remove(partner)
+    _tell_server(folder)
 
 
 @federation.command()
@@ -193,35 +197,29 @@ def renew(directory: FederationDirectory) -> None:
     say(f"{folder.certificate}: renewed; stop and start `fullfed serve {directory}`")
 
 
-def _tell_server(directory: Path) -> None:
+def _tell_server(folder: ServerFolder) -> None:
     """Register and unregister at the running server; one that does not run does it at its start."""
     from fullfed.deployment import server
-    from fullfed.deployment.folders import ServerFolder
     from fullfed.deployment.processes import check_server
 
-    folder = ServerFolder(directory)
     if check_server(folder.local_address, folder.authority):
         server.sync_nodes(folder, say)
 
 
-def _show_end(summary: dict[str, Any], path: Path) -> None:
-    from fullfed.reports.tables import summary_table
+def show_end(summary: dict[str, Any], path: Path, table: bool = True) -> None:
+    """Say what came of the run in a folder."""
+    from fullfed.reports.runs import summary_table
 
-    Console().print(summary_table([summary]))
+    if table:
+        Console().print(summary_table([summary]))
     say(f"model {summary['model_hash'][:16]}  written to {path}")
 
 
 def check_installed(package: str = "flwr", extra: str = "flower") -> None:
-    """
-    Raises:
-        UserError: the package is not.
-    """
+    """Raise a UserError if the package is not installed."""
     if find_spec(package) is None:
         raise UserError(f'this needs {package}; install it: pip install "fullfed[{extra}]".')
 
 
 def say(text: str) -> None:
-    # Flushed, so that a service's log shows it at once.
-    console = Console()
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
-    console.file.flush()
+    print(text, flush=True)  # so that a service's log shows it at once

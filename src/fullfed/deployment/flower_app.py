@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fullfed.deployment import RUN, WORKER
 from fullfed.engines.flower_messages import content_of, frames_of
-from fullfed.engines.node_channel import ChannelError, ask
+from fullfed.engines.node_messages import ChannelError, ask
 
 _PAUSE = 0.5  # seconds
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,52 +20,39 @@ from flwr.serverapp import Grid
 from fullfed.config import Recipe
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import tokenize
-from fullfed.deployment.folders import Members, MembersFile, ServerFolder, ServerStatus
+from fullfed.deployment.folders import ServerFolder, ServerStatus, fix_members, read_members
 from fullfed.deployment.processes import (
-    Child,
     Print,
     check_server,
-    environment,
     free_port,
     listens,
     pause,
-    running,
-    shown,
     simulating_superlink,
 )
-from fullfed.deployment.server import configure, submit, wait_for_start, write_app
-from fullfed.engines.flower import FlowerEngine, Membership
-from fullfed.engines.node import RefusalError, Task
-from fullfed.engines.node_orders import (
-    Answer,
-    Frames,
-    Order,
-    decode_settings,
-    encode_settings,
-)
+from fullfed.deployment.server import START_SECONDS, configure, running_superlink, submit, write_app
+from fullfed.engines.flower import FlowerEngine
+from fullfed.engines.node import NodeTask, RefusalError
+from fullfed.engines.node_messages import Answer, Frames, Order, decode_settings, encode_settings
 from fullfed.errors import UserError
+from fullfed.federation.client import Worker
 from fullfed.federation.log import Log, read_log
 from fullfed.federation.messages import Plan, decode
-from fullfed.federation.rounds import Engine
-from fullfed.federation.states import StatesOnDisk
-from fullfed.federation.traffic import Traffic
-from fullfed.federation.worker import Worker
-from fullfed.reports.progress import describe_round
+from fullfed.federation.server import Engine, Traffic
 from fullfed.runs.assembly import (
-    Assembly,
     assemble,
     assemble_server,
     build_method,
+    choose,
     make_replica,
-    method_options,
+    make_worker,
     resolved,
 )
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.loading import context_length, find_device, load_blank, load_model
+from fullfed.runs.loading import check_cohort, find_device, load_blank, load_model, max_tokens
+from fullfed.runs.progress import describe_round
 from fullfed.runs.run import carry_out
 
 _log = logging.getLogger(__name__)
-_START_SECONDS = 120.0
 
 
 def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
@@ -87,25 +74,19 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
         status.clear()
         write_app(folder.app)
         submit(folder.flower, folder.app, run.path, say)
-    return follow(run, folder.flower / "superlink.log", say)
+    return follow(run, folder.superlink_log, say)
 
 
 def _prepare(folder: ServerFolder, recipe: Recipe, path: Path) -> RunFolder:
     """The run's folder, made if it is a new run."""
     partners, run = folder.settings().partners, RunFolder(path)
-    chosen = resolved(recipe, method_options(recipe.method))
-    if chosen.federation.clients_per_round > len(partners):
-        raise UserError(
-            f"federation.clients_per_round: {chosen.federation.clients_per_round} clients a round, "
-            f"but the federation has only {len(partners)} partners; lower it."
-        )
+    chosen = resolved(recipe, choose(recipe))
+    check_cohort(chosen, len(partners), f"the federation has only {len(partners)} partners")
     if not run.recipe_file.exists():
         run.create(chosen)
     elif run.recipe() != chosen:
         raise UserError(f"{path}: the run here is of another recipe; name another with --out.")
-    members = MembersFile(run.path)
-    if not members.path.exists():
-        members.create(folder.partners())
+    fix_members(run.path, folder.partners())
     return run
 
 
@@ -120,30 +101,23 @@ def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
     home, app, port = run.path / "flower", run.path / "app", free_port()
     write_app(app)
     configure(home, port, authority=None)
-    command, log = simulating_superlink(port), home / "superlink.log"
-    say(shown(command))
-    server = Child(command, log, environment(home))
-    with running(server):
-        wait_for_start(server, log, lambda: listens(port))
+    with running_superlink(simulating_superlink(port), home, partial(listens, port), say):
         submit(home, app, run.path, say, simulated=len(assembly.data.clients))
-        return follow(run, log, say)
+        return follow(run, home / "superlink.log", say)
 
 
-def follow(run: RunFolder, log: Path, say: Print) -> dict[str, Any]:
+def follow(run: RunFolder, superlink_log: Path, say: Print) -> dict[str, Any]:
     """Tell of a run's rounds until it ends; return the summary.
-
-    Args:
-        log: the SuperLink's.
 
     Raises:
         UserError: it does not begin, or stops.
     """
     status = ServerStatus(run.path)
     rounds, told = run.recipe().federation.rounds, len(run.metrics())
-    ends = time.monotonic() + _START_SECONDS
+    ends = time.monotonic() + START_SECONDS
     while not status.begun:
         if time.monotonic() > ends:
-            raise UserError(f"{log}: Flower does not start the run; the log says why.")
+            raise UserError(f"{superlink_log}: Flower does not start the run; the log says why.")
         pause()
     while True:
         alive = status.alive  # before looking, so that nothing written last is missed
@@ -157,7 +131,7 @@ def follow(run: RunFolder, log: Path, say: Print) -> dict[str, Any]:
         if not alive:
             raise UserError(
                 f"{run.path}: the run's process has died after round {told}; the same command "
-                f"carries it on ({log} may say why)."
+                f"carries it on ({superlink_log} may say why)."
             )
         pause()
 
@@ -171,45 +145,23 @@ def carry_on(grid: Grid, path: Path) -> None:
     Raises:
         UserError: another process does, or the run stops.
     """
-    folder, members = RunFolder(path), MembersFile(path)
+    folder = RunFolder(path)
     with ServerStatus(path).held():
-        if members.path.exists():
-            _deploy(grid, folder, members.read())
-        else:
-            _simulate(grid, folder)
+        recipe, members = folder.recipe(), read_members(path)
+        if members is not None:
+            run, keys = members.run, [partner.key.encode() for partner in members.clients]
+            assembly = assemble_server(recipe, len(keys))
+        else:  # in Flower's simulation, where nodes know all that this process knows
+            run, assembly = secrets.token_hex(8), assemble(recipe)
+            known = sorted(node.public_key for node in grid.get_nodes())
+            keys = known[: len(assembly.data.clients)]
 
+        def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engine:
+            settings = encode_settings(recipe, len(keys), folder.base()["model_hash"])
+            table = recipe.deployment
+            return FlowerEngine(grid, run, keys, settings, worker, log, traffic, table)
 
-def _deploy(grid: Grid, folder: RunFolder, members: Members) -> None:
-    """The run of a federation whose nodes have the data."""
-    keys = [partner.key.encode() for partner in members.clients]
-
-    def membership(recipe: Recipe) -> Membership:
-        settings = encode_settings(recipe, len(keys), folder.base()["model_hash"])
-        return Membership(members.run, keys, settings)
-
-    _carry_out(grid, folder, assemble_server(folder.recipe(), len(keys)), membership)
-
-
-def _simulate(grid: Grid, folder: RunFolder) -> None:
-    """A run in Flower's simulation, whose nodes know all that this process knows."""
-    assembly = assemble(folder.recipe())
-    keys = sorted(node.public_key for node in grid.get_nodes())
-    membership = Membership(secrets.token_hex(8), keys[: len(assembly.data.clients)], b"")
-    _carry_out(grid, folder, assembly, lambda recipe: membership)
-
-
-def _carry_out(
-    grid: Grid, folder: RunFolder, assembly: Assembly, membership: Callable[[Recipe], Membership]
-) -> None:
-    """
-    Args:
-        membership: is asked once the base model has been measured.
-    """
-
-    def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engine:
-        return FlowerEngine(grid, membership(recipe), worker, log, traffic, recipe.deployment)
-
-    carry_out(folder, assembly, connect=connect, quorum=assembly.recipe.deployment.quorum)
+        carry_out(folder, assembly, connect=connect, quorum=assembly.recipe.deployment.quorum)
 
 
 # The nodes' part
@@ -231,7 +183,7 @@ class TaskLoader:
         self._data, self._model, self._device = data, model, device
         self._examples = read_examples(data)
 
-    def __call__(self, settings: bytes, has_replica: bool) -> Task:
+    def __call__(self, settings: bytes, has_replica: bool) -> NodeTask:
         """See engines.node.LoadTask."""
         told = decode_settings(settings, self._model, self._device, self._data)
         recipe, table = told.recipe, told.recipe.model
@@ -240,14 +192,14 @@ class TaskLoader:
         else:
             model, tokenizer = load_blank(table.path)
         _log.info("model %s loaded", table.path)
-        length = recipe.data.max_length or context_length(model)
+        length = max_tokens(recipe, model)
         examples = tokenize(self._examples, tokenizer, recipe.data.template, length).examples
         if not examples:
             raise UserError(
                 f"{self._data}: no example's answer fits into {length} tokens; "
                 "leave the node out of this run."
             )
-        method = build_method(recipe, method_options(recipe.method), model, told.clients)
+        method = build_method(recipe, choose(recipe), model, told.clients)
         replica = make_replica(recipe, model, method) if has_replica else None
         if replica is not None and replica.content_hash() != told.base_hash:
             raise RefusalError(
@@ -256,13 +208,7 @@ class TaskLoader:
                 "its base model is not the one the run begins with",
             )
         device, every = find_device(table.device), recipe.federation.snapshot_every
-        return Task(model, method, replica, examples, device, every)
-
-
-@lru_cache(maxsize=1)
-def simulated_node(run: Path) -> SimulatedNode:
-    """This process's, with the run's model and data in memory."""
-    return SimulatedNode(RunFolder(run))
+        return NodeTask(model, method, replica, examples, device, every)
 
 
 class SimulatedNode:
@@ -272,19 +218,13 @@ class SimulatedNode:
     one replica; as they share the server's disk, a process that did not get the last order catches
     up from the run's log.
 
-    Args:
-        folder: the run's.
-
     Raises:
-        UserError: its recipe cannot be carried out.
+        UserError: the run's recipe cannot be carried out.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        assembly = assemble(folder.recipe())
-        replica = make_replica(assembly.recipe, assembly.model, assembly.method)
-        clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
-        states = StatesOnDisk(folder.states_folder)
-        self._worker = Worker(replica, assembly.method, clients, states)
+    def __init__(self, run: Path) -> None:
+        folder = RunFolder(run)
+        self._worker = make_worker(assemble(folder.recipe()), folder.states_folder)
         self._log_file = folder.log_file
 
     def handle(self, frames: Frames) -> Mapping[str, bytes]:
@@ -304,3 +244,6 @@ class SimulatedNode:
             if number not in known:
                 known = dict(enumerate(islice(read_log(self._log_file), number, None), number))
             self._worker.deliver(known[number])
+
+
+simulated_node = lru_cache(maxsize=1)(SimulatedNode)  # one for this process

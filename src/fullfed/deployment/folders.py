@@ -7,6 +7,7 @@ DIR/server/          stays with whoever runs the server
   keys/NAME.pub      each partner's public key
   app/               the Flower app of the newest run: fullfed's, in three small files
   flower/            Flower's own home: its configuration, database and log
+    nodes.json       the Flower node id of each registered key (PEM)
   runs/              one folder a run
     members.json     the run's name, and which partner is which client; fixed when the run begins
     server.json      why the ServerApp gave up, if it did
@@ -25,9 +26,8 @@ import secrets
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -42,33 +42,49 @@ from fullfed.deployment.identities import (
 from fullfed.errors import UserError
 from fullfed.files import locked, write_atomically, write_json
 
-Port = Annotated[int, Field(gt=0, lt=65536)]
-Settings = TypeVar("Settings", bound=BaseModel)
+_MEMBERS = "members.json"  # in a run's folder
 _PARTNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
-class FederationFile(BaseModel):
+class _Settings(BaseModel):
+    """What a TOML file says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What the file says; a UserError if it is not as it should be."""
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f"{path}: this is not valid TOML ({error}).") from error
+        except ValidationError as error:
+            raise UserError(f"{path}: {describe_validation(error)}.") from error
+
+    def write(self, path: Path) -> None:
+        write_atomically(path, tomli_w.dumps(self.model_dump(exclude_none=True)).encode())
+
+
+class FederationFile(_Settings):
     """federation.toml.
 
     address: what partners reach the server by; listen: the interface the server listens on.
     partners: their names; a partner's place is its client number in the runs that begin.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     address: str
-    port: Port
+    port: Annotated[int, Field(gt=0, lt=65536)]
     listen: str
     partners: tuple[str, ...]
 
 
-class NodeFile(BaseModel):
+class NodeFile(_Settings):
     """node.toml.
 
     server: host:port. name: the partner's. model: the node's copy of the base model, a folder,
-    a hub name or "builtin". data: what ``join --data`` says if it says nothing.
+    a hub name or "builtin". data: the node's training data where ``join`` is given no --data.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     server: str
     name: str
     model: str = "builtin"
@@ -76,43 +92,15 @@ class NodeFile(BaseModel):
     data: str | None = None
 
 
-def _read(path: Path, kind: type[Settings]) -> Settings:
-    """
-    Raises:
-        UserError: the file is not as it should be.
-    """
-    try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        return kind.model_validate(tables)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: this is not valid TOML ({error}).") from error
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe_validation(error)}.") from error
-
-
-def _write(path: Path, settings: BaseModel) -> None:
-    write_atomically(path, tomli_w.dumps(settings.model_dump(exclude_none=True)).encode())
-
-
-@dataclass(frozen=True)
-class Partner:
-    """Who takes part.
-
-    Attributes:
-        name: the partner's.
-        key: its node's public key, PEM.
-    """
+class Partner(BaseModel):
+    """A partner's name, and its node's public key (PEM)."""
 
     name: str
     key: str
 
 
 class NodeFolder:
-    """DIR/partners/NAME.
-
-    Args:
-        path: the folder.
-    """
+    """DIR/partners/NAME."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,7 +112,8 @@ class NodeFolder:
         self.flower = path / "flower"
 
     def settings(self) -> NodeFile:
-        """
+        """What node.toml says.
+
         Raises:
             UserError: this is no partner's folder, or node.toml is not as it should be.
         """
@@ -135,18 +124,14 @@ class NodeFolder:
             )
         if not self.key.is_file():
             raise UserError(f"{self.key}: the node's private key is missing; put it there.")
-        return _read(self.settings_file, NodeFile)
+        return NodeFile.read(self.settings_file)
 
     def write(self, settings: NodeFile) -> None:
-        _write(self.settings_file, settings)
+        settings.write(self.settings_file)
 
 
 class ServerFolder:
-    """DIR/server.
-
-    Args:
-        federation: DIR.
-    """
+    """DIR/server, of the federation in DIR."""
 
     def __init__(self, federation: Path) -> None:
         self.federation = federation.absolute()
@@ -158,10 +143,13 @@ class ServerFolder:
         self.key = self.path / "server.key"
         self.app = self.path / "app"
         self.flower = self.path / "flower"
+        self.superlink_log = self.flower / "superlink.log"
+        self.nodes = self.flower / "nodes.json"
         self.runs = self.path / "runs"
 
     def settings(self) -> FederationFile:
-        """
+        """What federation.toml says.
+
         Raises:
             UserError: there is no federation here, or federation.toml is not as it should be.
         """
@@ -170,7 +158,7 @@ class ServerFolder:
                 f"{self.federation}: there is no federation here; make one with "
                 "`fullfed federation init`."
             )
-        return _read(self.settings_file, FederationFile)
+        return FederationFile.read(self.settings_file)
 
     @property
     def local_address(self) -> str:
@@ -183,7 +171,7 @@ class ServerFolder:
     def partners(self) -> list[Partner]:
         """Those of the runs that begin now, in the order of their client numbers."""
         names = self.settings().partners
-        return [Partner(name, public_key_pem(self.public_key(name))) for name in names]
+        return [Partner(name=name, key=public_key_pem(self.public_key(name))) for name in names]
 
     def renew_certificate(self) -> None:
         """Give the server a new certificate; partners need nothing new."""
@@ -233,16 +221,11 @@ class ServerFolder:
         self._set_partners(tuple(name for name in partners if name != partner))
 
     def _set_partners(self, names: tuple[str, ...]) -> None:
-        _write(self.settings_file, self.settings().model_copy(update={"partners": names}))
+        self.settings().model_copy(update={"partners": names}).write(self.settings_file)
 
     @staticmethod
     def create(
-        federation: Path,
-        partners: Sequence[str],
-        address: str,
-        port: int,
-        listen: str,
-        model: str,
+        federation: Path, partners: Sequence[str], address: str, port: int, listen: str, model: str
     ) -> ServerFolder:
         """Make a new federation's folder, partners' folders included.
 
@@ -254,7 +237,7 @@ class ServerFolder:
             raise UserError(f"{federation}: there is a federation here already; name a new folder.")
         folder.path.mkdir(parents=True, mode=0o700)
         settings = FederationFile(address=address, port=port, listen=listen, partners=())
-        _write(folder.settings_file, settings)
+        settings.write(folder.settings_file)
         create_authority(folder.authority, folder.authority_key)
         folder.renew_certificate()
         for partner in partners:
@@ -262,42 +245,33 @@ class ServerFolder:
         return folder
 
 
-@dataclass(frozen=True)
-class Members:
-    """
-    Attributes:
-        run: names the run, 16 random hexadecimal digits.
-        clients: in the order of their numbers.
-    """
+class Members(BaseModel):
+    """members.json: the run's name (16 random hexadecimal digits); its clients by their numbers."""
 
     run: str
-    clients: Sequence[Partner]
+    clients: list[Partner]
 
 
-class MembersFile:
-    """members.json in a run's folder; a run in Flower's simulation has none."""
+def fix_members(run_folder: Path, clients: list[Partner]) -> None:
+    """Name a run and fix its members, unless that was done before."""
+    file = run_folder / _MEMBERS
+    if not file.exists():
+        write_json(file, Members(run=secrets.token_hex(8), clients=clients).model_dump())
 
-    def __init__(self, run_folder: Path) -> None:
-        self.path = run_folder / "members.json"
 
-    def create(self, clients: Sequence[Partner]) -> None:
-        """Name the run and fix its members."""
-        members = [asdict(client) for client in clients]
-        write_json(self.path, {"run": secrets.token_hex(8), "clients": members})
+def read_members(run_folder: Path) -> Members | None:
+    """The members of a run; None for one in Flower's simulation, which has no members.json.
 
-    def read(self) -> Members:
-        """
-        Raises:
-            UserError: the file is missing or was changed.
-        """
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            clients = [Partner(**partner) for partner in content["clients"]]
-            return Members(str(content["run"]), clients)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.path}: this is not what the run wrote; restore a copy of it."
-            ) from error
+    Raises:
+        UserError: the file was changed.
+    """
+    file = run_folder / _MEMBERS
+    if not file.exists():
+        return None
+    try:
+        return Members.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{file}: this is not what the run wrote; restore a copy of it.") from error
 
 
 class ServerStatus:
@@ -314,9 +288,8 @@ class ServerStatus:
         Raises:
             UserError: another process holds it.
         """
-        with locked(
-            self._lock_file, f"{self._lock_file.parent}: another process carries this run on."
-        ):
+        otherwise = f"{self._lock_file.parent}: another process carries this run on."
+        with locked(self._lock_file, otherwise):
             write_json(self._status, {"error": None})
             try:
                 yield

@@ -47,7 +47,6 @@ def certify_server(
 
     Args:
         hosts: names and addresses that the server is reached by.
-        days: how long the certificate is valid.
     """
     issuer = x509.load_pem_x509_certificate(authority.read_bytes())
     signer = serialization.load_pem_private_key(authority_key.read_bytes(), None)
@@ -70,10 +69,7 @@ def certify_server(
 
 
 def check_not_expired(certificate: Path, remedy: str) -> None:
-    """
-    Raises:
-        UserError: the certificate has expired, or is not yet valid; ends with ``remedy``.
-    """
+    """Raise a UserError if the certificate is not valid yet, or expired; then say ``remedy``."""
     loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
     now = datetime.datetime.now(datetime.UTC)
     if now > loaded.not_valid_after_utc:
@@ -86,9 +82,7 @@ def check_not_expired(certificate: Path, remedy: str) -> None:
 def create_node_key(key: Path, public_key: Path) -> None:
     """Write a node's key pair: the private one for the node, the public one for the server."""
     private = ec.generate_private_key(ec.SECP384R1())
-    ssh = serialization.PrivateFormat.OpenSSH
-    none = serialization.NoEncryption()
-    write_atomically(key, private.private_bytes(serialization.Encoding.PEM, ssh, none), mode=0o600)
+    write_atomically(key, _pem(private, serialization.PrivateFormat.OpenSSH), mode=0o600)
     public = private.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
@@ -146,6 +140,8 @@ def _usage(signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    return bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+def _pem(
+    key: ec.EllipticCurvePrivateKey,
+    form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
+) -> bytes:
+    return bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fullfed.data.hub import is_hub_name
+from fullfed.data.sources import is_hub_name
 from fullfed.deployment.folders import NodeFile, NodeFolder
 from fullfed.deployment.processes import (
     Child,
@@ -38,8 +38,12 @@ def configured(folder: NodeFolder, data: str | None, model: str | None) -> NodeF
     Raises:
         UserError: no data are named, or they or the model are not there.
     """
-    changes = {"data": data and _absolute(data), "model": model and _absolute(model)}
-    chosen = {name: value for name, value in changes.items() if value}
+    given = {"data": data, "model": model}
+    chosen = {
+        name: str(Path(source).absolute()) if Path(source).exists() else source
+        for name, source in given.items()
+        if source
+    }
     settings = folder.settings().model_copy(update=chosen)
     if settings.data is None:
         raise UserError(f"{folder.path}: no data are named; name them with --data.")
@@ -49,10 +53,6 @@ def configured(folder: NodeFolder, data: str | None, model: str | None) -> NodeF
     if absent and not is_hub_name(settings.model):
         raise UserError(f"{settings.model}: there is no model folder here; correct --model.")
     return settings
-
-
-def _absolute(source: str) -> str:
-    return str(Path(source).absolute()) if Path(source).exists() else source
 
 
 def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) -> None:
@@ -120,15 +120,12 @@ def errors(lines: Sequence[str]) -> list[str]:
     return [line.partition(_ERROR)[2] for line in lines if _ERROR in line]
 
 
-def deregister(folder: NodeFolder, node: int) -> None:
+def deregister(folder: NodeFolder, flower_node: int) -> None:
     """Tell the server, if it is there, that a node of this folder's has died.
 
     Flower's server takes a node whose process was killed for alive for another minute, sends it
     orders, and lets no other process in with its key. Flower has no command for this; the call is
     the one that a node makes when it ends in peace.
-
-    Args:
-        node: the id that Flower knew it by.
     """
     import httpx  # as much of Flower as this imports is not for every start
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -150,4 +147,4 @@ def deregister(folder: NodeFolder, node: int) -> None:
         suppress(httpx.HTTPError, RuntimeError),
         FleetHttpClient.from_server_address(server, False, authority, signing) as client,
     ):
-        client.DeactivateNode(DeactivateNodeRequest(node_id=node))
+        client.DeactivateNode(DeactivateNodeRequest(node_id=flower_node))

@@ -16,9 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from fullfed.deployment import WORKER
 from fullfed.deployment.folders import NodeFolder, ServerFolder
@@ -40,7 +39,6 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -91,7 +89,6 @@ class Child:
     Args:
         command: what to run; the program is looked for beside this Python.
         output: the file that stdout and stderr are appended to.
-        env: its environment.
     """
 
     def __init__(self, command: Sequence[str], output: Path, env: Mapping[str, str]) -> None:
@@ -151,11 +148,8 @@ def _end_with_parent() -> None:
 @contextmanager
 def running(*children: Child) -> Iterator[None]:
     """Start the children; stop them at the end, also when this process is asked to end."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(0)
-
-    before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGINT)}
+    asked = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: sys.exit(0)) for number in asked}
     try:
         for child in children:
             child.start()
@@ -196,10 +190,7 @@ def check_server(address: str, authority: Path) -> bool:
 
 
 def check_port_free(host: str, port: int) -> None:
-    """
-    Raises:
-        UserError: something listens there.
-    """
+    """Raise a UserError if the server cannot listen there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -212,12 +203,11 @@ def check_port_free(host: str, port: int) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:
     """Whether something on this machine does."""
-    with closing(socket.socket()) as probe:
+    with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

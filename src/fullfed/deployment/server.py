@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ from fullfed.deployment.processes import (
     superlink,
 )
 from fullfed.errors import UserError
-from fullfed.files import write_atomically
+from fullfed.files import write_atomically, write_json
 
 CONNECTION = "federation"  # what Flower's configuration calls the server
-_START_SECONDS = 120.0
+START_SECONDS = 120.0  # that Flower may take to start what it was asked to
 _COMMAND_TIMEOUT = 180.0  # seconds
 _PROJECT = f"""\
 [build-system]
@@ -72,37 +73,43 @@ def serve(folder: ServerFolder, say: Print) -> None:
     check_not_expired(folder.certificate, renew)
     check_port_free(settings.listen, settings.port)
     configure(folder.flower, settings.port, folder.authority)
-    command = superlink(folder)
-    say(shown(command))
-    log = folder.flower / "superlink.log"
-    server = Child(command, log, environment(folder.flower))
-    with running(server):
-        address, authority = folder.local_address, folder.authority
-        wait_for_start(server, log, lambda: check_server(address, authority))
+    there = partial(check_server, folder.local_address, folder.authority)
+    with running_superlink(superlink(folder), folder.flower, there, say) as server:
         sync_nodes(folder, say)
         say(f"serving {len(settings.partners)} partners at {settings.address}:{settings.port}")
         while server.exit_code is None:
             pause()
-    raise UserError(f"{log}: Flower's server has ended; the log says why.")
+    raise UserError(f"{folder.superlink_log}: Flower's server has ended; the log says why.")
 
 
-def wait_for_start(server: Child, log: Path, there: Callable[[], bool]) -> None:
-    """
+@contextmanager
+def running_superlink(
+    command: list[str], home: Path, there: Callable[[], bool], say: Print
+) -> Iterator[Child]:
+    """Start Flower's server and wait until it can be reached; stop it at the end.
+
+    Args:
+        home: the folder of its configuration and its log.
+
     Raises:
-        UserError: the server ends before it is there, or takes too long.
+        UserError: it ends before it is there, or takes too long.
     """
-    ends = time.monotonic() + _START_SECONDS
-    while not there():
-        if server.exit_code is not None or time.monotonic() > ends:
-            raise UserError(f"{log}: Flower's server does not start; the log says why.")
-        pause()
+    log, ends = home / "superlink.log", time.monotonic() + START_SECONDS
+    say(shown(command))
+    server = Child(command, log, environment(home))
+    with running(server):
+        while not there():
+            if server.exit_code is not None or time.monotonic() > ends:
+                raise UserError(f"{log}: Flower's server does not start; the log says why.")
+            pause()
+        yield server
 
 
 def configure(home: Path, port: int, authority: Path | None) -> None:
     """Write the configuration by which ``flwr`` finds the server on this machine.
 
     Args:
-        home: Flower's.
+        home: the folder of Flower's configuration, which is made.
         authority: whose certificate the server has; None for one without TLS.
     """
     home.mkdir(exist_ok=True, mode=0o700)
@@ -125,11 +132,10 @@ def write_app(folder: Path) -> None:
 
 
 def submit(home: Path, app: Path, run: Path, say: Print, simulated: int | None = None) -> None:
-    """Have the server start a ServerApp on a run's folder.
+    """Have the server start a ServerApp, of the app in a folder, on a run's folder.
 
     Args:
-        home: Flower's.
-        app: the app's folder.
+        home: the folder of Flower's configuration.
         simulated: how many nodes the server is to simulate, if it does that.
 
     Raises:
@@ -158,18 +164,13 @@ def sync_nodes(folder: ServerFolder, say: Print) -> None:
             public_key = str(folder.public_key(name))
             register = ["supernode", "register", public_key, CONNECTION, "--name", name]
             nodes[key] = str(_flwr(folder.flower, register, say)["node-id"])
-            _write_registered(folder, nodes)
-    _write_registered(folder, nodes)
+            write_json(folder.nodes, nodes)
+    write_json(folder.nodes, nodes)
 
 
 def registered(folder: ServerFolder) -> dict[str, str]:
     """The Flower node id of each registered key (PEM)."""
-    file = folder.flower / "nodes.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-def _write_registered(folder: ServerFolder, nodes: dict[str, str]) -> None:
-    write_atomically(folder.flower / "nodes.json", json.dumps(nodes).encode())
+    return json.loads(folder.nodes.read_bytes()) if folder.nodes.exists() else {}
 
 
 def node_states(folder: ServerFolder) -> dict[str, str]:
@@ -181,9 +182,8 @@ def node_states(folder: ServerFolder) -> dict[str, str]:
 def _flwr(home: Path, arguments: list[str], say: Print) -> dict[str, Any]:
     command = ["flwr", *arguments, "--format", "json"]
     say(shown(command))
-    program = str(Path(sys.executable).with_name("flwr"))
     done = subprocess.run(
-        [program, *command[1:]],
+        command,
         env=environment(home),
         capture_output=True,
         text=True,

@@ -23,33 +23,17 @@ from fullfed.engines.flower_messages import (
     SentMessage,
     frames_of,
 )
-from fullfed.engines.node_orders import Answer, Order
+from fullfed.engines.node_messages import Answer, Order
 from fullfed.errors import MessageError
-from fullfed.federation.inbox import Arrival
+from fullfed.federation.client import Worker
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode
-from fullfed.federation.traffic import Traffic
-from fullfed.federation.worker import Worker
+from fullfed.federation.server import Arrival, Traffic
 
 _PAUSE = 0.2  # seconds between two looks into the SuperLink
 _NODES_PAUSE = 2.0  # seconds between two looks at who is connected
 _RETRY_SECONDS = (2.0, 60.0)  # before an order that was lost is sent again: at first, at most
 _TRIES = 3  # how often a node may lack what it was sent; orders lost once there is a quorum
-
-
-@dataclass(frozen=True)
-class Membership:
-    """Who takes part in a run.
-
-    Attributes:
-        run: names the run; 16 hexadecimal digits.
-        clients: each client's public key, as the SuperLink knows it, in the clients' order.
-        settings: the task's, encoded.
-    """
-
-    run: str
-    clients: Sequence[bytes]
-    settings: bytes
 
 
 @dataclass
@@ -77,36 +61,35 @@ class _Visit:
     down: int = 0
 
 
+@dataclass
 class FlowerEngine:
     """An Engine whose clients are Flower nodes.
 
     Args:
         grid: Flower's.
-        membership: which node is which client.
+        run: names the run; 16 hexadecimal digits.
+        keys: each client's public key, as the SuperLink knows it, in the clients' order.
+        settings: the task's, encoded.
         server: the server's own replica and newest update.
         log: the run's.
         traffic: knows what each node holds, and is told what nodes say.
         table: how long a round waits, and for how many.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        membership: Membership,
-        server: Worker,
-        log: Log,
-        traffic: Traffic,
-        table: DeploymentTable,
-    ) -> None:
-        self._messenger = FlowerMessenger(grid, membership.clients)
-        self._membership = membership
-        self._server = server
-        self._log = log
-        self._traffic = traffic
-        self._table = table
+    grid: Grid
+    run: str
+    keys: Sequence[bytes]
+    settings: bytes
+    server: Worker
+    log: Log
+    traffic: Traffic
+    table: DeploymentTable
+
+    def __post_init__(self) -> None:
+        self._messenger = FlowerMessenger(self.grid, self.keys)
         self._told: set[int] = set()  # clients that know the settings
         self._no_longer_due: dict[SentMessage, tuple[int, int]] = {}  # with (client, round)
-        self._merged: dict[int, int] = {}  # the last round with each client's report, ...
+        self._aggregated: dict[int, int] = {}  # the last round with each client's report, ...
         self._log_read = 0  # ... as far as the log has been read
 
     def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
@@ -116,8 +99,8 @@ class FlowerEngine:
         that have not are not connected; or when too many have failed for a quorum.
         """
         visits = {client: _Visit(plan) for client, plan in plans.items()}
-        quorum, reports = self._table.quorum * len(plans), 0
-        ends = time.monotonic() + self._table.deadline_seconds
+        quorum, reports = self.table.quorum * len(plans), 0
+        ends = time.monotonic() + self.table.deadline_seconds
         looked, connections = float("-inf"), dict[int, Connection]()
         while visits and time.monotonic() < ends and reports + len(visits) >= quorum:
             if time.monotonic() - looked > _NODES_PAUSE:
@@ -139,7 +122,7 @@ class FlowerEngine:
         self, visits: Mapping[int, _Visit], connections: Mapping[int, Connection], ends: float
     ) -> None:
         """Send orders to nodes that have come, or come back, or whose order was lost."""
-        now, version = time.monotonic(), self._server.replica.version
+        now, version = time.monotonic(), self.server.replica.version
         for client in sorted(visits.keys() & connections.keys()):
             visit, connection = visits[client], connections[client]
             if connection != visit.connection:
@@ -148,7 +131,7 @@ class FlowerEngine:
                 continue
             visit.reason = "no report before the round ended"
             order, seconds = self._order(client, visit.plan), max(ends - now, 1.0)
-            sent = self._messenger.send(connection, order.frames(), seconds, str(version))
+            sent = self._messenger.send(connection, order.frames(), seconds, version)
             if sent is None:
                 _lose(visit, "the server's SuperLink does not take the order")
             else:
@@ -157,28 +140,29 @@ class FlowerEngine:
 
     def _order(self, client: int, plan: bytes) -> Order:
         """The plan, with what the client lacks for it as far as is known."""
-        settings = b"" if client in self._told else self._membership.settings
-        order = Order(self._membership.run, plan, settings)
-        if submodel := self._server.submodel(plan):
-            static_weights = self._server.static_weights() if self._traffic.is_new(client) else b""
-            merged = self._last_merged(client)
-            return replace(order, submodel=submodel, static_weights=static_weights, merged=merged)
-        version = self._server.replica.version
-        if self._traffic.by_snapshot(client, version):
-            snapshot, last = self._server.snapshot()
+        settings = b"" if client in self._told else self.settings
+        order = Order(self.run, plan, settings)
+        if submodel := self.server.submodel(plan):
+            static_weights = self.server.static_weights() if self.traffic.is_new(client) else b""
+            aggregated = self._last_aggregated(client)
+            order = replace(order, static_weights=static_weights, aggregated=aggregated)
+            return replace(order, submodel=submodel)
+        version = self.server.replica.version
+        if self.traffic.by_snapshot(client, version):
+            snapshot, last = self.server.snapshot()
             return replace(order, snapshot=snapshot, last=last)
-        missed = self._traffic.missed(client, version)
-        updates = tuple(self._log.read(number) for number in missed)
+        missed = self.traffic.missed(client, version)
+        updates = tuple(self.log.read(number) for number in missed)
         return replace(order, updates=updates, first=missed.start)
 
-    def _last_merged(self, client: int) -> int:
+    def _last_aggregated(self, client: int) -> int:
         """The last round whose update has the client's report in it; -1 if there is none."""
-        for number in range(self._log_read, len(self._log)):
-            merged = decode(self._log.read(number), Update).values.get("merged")
-            if isinstance(merged, list):
-                self._merged |= {c: number for c in merged if isinstance(c, int)}
-        self._log_read = len(self._log)
-        return self._merged.get(client, -1)
+        for number in range(self._log_read, len(self.log)):
+            aggregated = decode(self.log.read(number), Update).values.get("clients")
+            if isinstance(aggregated, list):
+                self._aggregated |= {c: number for c in aggregated if isinstance(c, int)}
+        self._log_read = len(self.log)
+        return self._aggregated.get(client, -1)
 
     def _receive(self, client: int, visit: _Visit, enough: bool) -> Arrival | None:
         """What a client came to, or None as long as it has not come to anything."""
@@ -207,7 +191,7 @@ class FlowerEngine:
             return Arrival(client, None, failure="the node does not keep what it is sent")
         if answer.version < 0:
             self._told.discard(client)
-        self._traffic.found(client, answer.version)
+        self.traffic.found(client, answer.version)
         visit.retry_at = 0.0
         return None
 
@@ -216,10 +200,10 @@ class FlowerEngine:
 
         It counts as holding what it was sent, until it says otherwise.
         """
-        round = self._server.replica.version
+        round = self.server.replica.version
         self._no_longer_due |= dict.fromkeys(visit.sent, (client, round))
         if visit.down:
-            self._traffic.catch_up(client, round)
+            self.traffic.catch_up(client, round)
         return visit.down
 
     def _receive_late(self) -> Iterator[Arrival]:
@@ -231,7 +215,7 @@ class FlowerEngine:
             del self._no_longer_due[sent]
             if isinstance(reply, LostMessage):
                 continue
-            late = round != self._server.replica.version
+            late = round != self.server.replica.version
             try:
                 answer = Answer.of(frames_of(reply.content))
             except MessageError as error:

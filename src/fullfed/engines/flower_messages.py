@@ -55,12 +55,7 @@ def frames_of(content: RecordDict) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Connection:
-    """By what a client is reached.
-
-    Attributes:
-        node: Flower's id.
-        since: when it connected; changes when it went away and came back.
-    """
+    """A node by Flower's id, and when it connected, which changes if it goes and comes back."""
 
     node: int
     since: str
@@ -68,12 +63,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class SentMessage:
-    """What was sent to a node and may be answered.
-
-    Attributes:
-        message_id: Flower's.
-        connection: where it was sent.
-    """
+    """A message that may be answered, by Flower's id, and where it was sent."""
 
     message_id: str
     connection: Connection
@@ -81,11 +71,7 @@ class SentMessage:
 
 @dataclass(frozen=True)
 class LostMessage:
-    """No reply will come.
-
-    Attributes:
-        reason: in words.
-    """
+    """No reply will come, for the reason given in words."""
 
     reason: str
 
@@ -94,7 +80,6 @@ class FlowerMessenger:
     """Sends frames to clients and receives replies.
 
     Args:
-        grid: Flower's.
         keys: the clients' public keys, as the SuperLink knows them, in the clients' order.
     """
 
@@ -111,15 +96,11 @@ class FlowerMessenger:
         }
 
     def send(
-        self, connection: Connection, frames: Mapping[str, bytes], seconds: float, group: str
+        self, connection: Connection, frames: Mapping[str, bytes], seconds: float, round: int
     ) -> SentMessage | None:
-        """Send frames that may be answered within ``seconds``; None if Flower does not take them.
-
-        Args:
-            group: what Flower's logs call the round.
-        """
+        """Send frames to be answered within ``seconds``; None if Flower does not take them."""
         node, content = connection.node, content_of(frames)
-        message = Message(content, node, message_type="train", ttl=seconds, group_id=group)
+        message = Message(content, node, message_type="train", ttl=seconds, group_id=str(round))
         ids = list(self._grid.push_messages([message]))
         return SentMessage(ids[0], connection) if ids and ids[0] else None
 

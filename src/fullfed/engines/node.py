@@ -6,31 +6,27 @@ What it needs to go on where it was when it is killed is on the node's disk.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from fullfed.data.tokens import TokenizedExample
-from fullfed.engines.node_orders import Answer, Frames, Order
+from fullfed.engines.node_messages import Answer, Frames, Order
 from fullfed.engines.node_state import NodeState
 from fullfed.errors import MessageError, UserError
-from fullfed.federation.inbox import Arrival
+from fullfed.federation.client import SubmodelWorker, Worker
 from fullfed.federation.messages import Plan, decode
 from fullfed.federation.method import Method
 from fullfed.federation.replica import Replica
-from fullfed.federation.worker import Guest, Worker
+from fullfed.federation.server import Arrival
 
 _log = logging.getLogger(__name__)
 _UNSAID = "the node cannot take part; its operator finds the reason in the node's worker.log"
-
-Examples = Mapping[int, Sequence[TokenizedExample]]
 
 
 class RefusalError(UserError):
@@ -47,7 +43,7 @@ class RefusalError(UserError):
 
 
 @dataclass(frozen=True)
-class Task:
+class NodeTask:
     """A run's task, loaded on a node.
 
     Attributes:
@@ -66,23 +62,36 @@ class Task:
     device: torch.device
     snapshot_every: int
 
-
-class LoadTask(Protocol):
-    def __call__(self, settings: bytes, has_replica: bool) -> Task:
-        """The task with these encoded settings, on the node's own model and data.
-
-        Raises:
-            RefusalError: the node's model is not the run's.
-            UserError: anything else does not fit.
-        """
+    def by_client(self) -> Mapping[int, Sequence[TokenizedExample]]:
+        """The examples by client: the node is one client, whatever its number is in the run."""
+        return defaultdict(lambda: self.examples)
 
 
-class NodeClient(Protocol):
-    """A node's part in a run."""
+# Makes a task of its encoded settings and of whether the node is to hold a replica. Raises a
+# RefusalError if the node's model is not the run's, a UserError if anything else does not fit.
+LoadTask = Callable[[bytes, bool], NodeTask]
+
+
+class ReplicaNodeClient:
+    """A node's part in a run, by a replica that updates bring up to date.
+
+    The replica goes on from where the state on disk says that it was.
+
+    Raises:
+        UserError: the state on disk was damaged.
+    """
+
+    def __init__(self, task: NodeTask, state: NodeState) -> None:
+        assert task.replica is not None
+        self._worker = Worker(task.replica, task.method, task.by_client(), state.states)
+        self._state = state
+        self._every = task.snapshot_every
+        state.restore(self._worker)
 
     @property
     def version(self) -> int:
         """The model version that the node is at."""
+        return self._worker.replica.version
 
     def follow(self, order: Order, version: int) -> None:
         """Go towards ``version`` with what the order brings; keep it on disk.
@@ -90,37 +99,6 @@ class NodeClient(Protocol):
         Raises:
             MessageError: what the order brings is no use.
         """
-
-    def visit(self, order: Order) -> Arrival:
-        """Carry out the order's plan, which is of the version that the node is at."""
-
-
-class ReplicaNodeClient:
-    """Holds a replica, which it brings up to date by updates.
-
-    Args:
-        replica: at version 0; taken to where the disk says it was.
-        state: the node's, of the run.
-        examples: the node's data, by the number of the client that it is.
-        snapshot_every: rounds between two snapshots on the disk.
-
-    Raises:
-        UserError: the state on disk was damaged.
-    """
-
-    def __init__(
-        self, replica: Replica, state: NodeState, examples: Examples, snapshot_every: int
-    ) -> None:
-        self._worker = Worker(replica, replica.method, examples, state.states)
-        self._state = state
-        self._every = snapshot_every
-        state.restore(self._worker)
-
-    @property
-    def version(self) -> int:
-        return self._worker.replica.version
-
-    def follow(self, order: Order, version: int) -> None:
         worker, state, replica = self._worker, self._state, self._worker.replica
         if order.snapshot and replica.version < version:
             state.receive_snapshot(worker, order.snapshot, order.last)
@@ -135,32 +113,28 @@ class ReplicaNodeClient:
                 state.take_snapshot(worker, payload)
 
     def visit(self, order: Order) -> Arrival:
+        """Carry out the order's plan, which is of the version that the node is at."""
         return self._worker.visit(order.plan, submodel=b"")
 
 
 class SubmodelNodeClient:
-    """Holds no replica: trains on the submodel that comes with every order.
-
-    Args:
-        task: the run's.
-        state: the node's, of the run; has the static weights.
-        examples: as for ``ReplicaNodeClient``.
+    """The same for a node without a replica: it trains on the submodel that every order brings.
 
     Raises:
         MessageError: the static weights are malformed.
     """
 
-    def __init__(self, task: Task, state: NodeState, examples: Examples) -> None:
-        static_weights = state.static_weights_file.read_bytes()
-        self._client = Guest(
-            task.model, task.method, static_weights, examples, state.states, task.device
+    def __init__(self, task: NodeTask, state: NodeState) -> None:
+        sent, states = state.static_weights_file.read_bytes(), state.states
+        self._client = SubmodelWorker(
+            task.model, task.method, sent, task.by_client(), states, task.device
         )
         self._states = state.states
         self.version = 0
 
     def follow(self, order: Order, version: int) -> None:
         """It sees no updates, so the order says which of its visits count."""
-        for round in range(order.merged + 1, version):
+        for round in range(order.aggregated + 1, version):
             self._states.settle(round, [])
         self.version = version
 
@@ -168,6 +142,9 @@ class SubmodelNodeClient:
         if not order.submodel:
             raise MessageError("the order brings no submodel for a node without a replica")
         return self._client.visit(order.plan, order.submodel)
+
+
+NodeClient = ReplicaNodeClient | SubmodelNodeClient
 
 
 @dataclass
@@ -178,14 +155,14 @@ class _Joined:
         run: names it.
         state: on the node's disk.
         client: the node's part.
-        answered: the plan last answered, by its digest, ...
+        answered: the encoded plan last answered, ...
         answer: ... and the answer.
     """
 
     run: str
     state: NodeState
     client: NodeClient
-    answered: str = ""
+    answered: bytes = b""
     answer: Answer | None = None
 
 
@@ -194,7 +171,7 @@ class NodeWorker:
 
     Args:
         folder: for the state on disk.
-        load: makes a run's task of its settings.
+        load: see LoadTask.
     """
 
     def __init__(self, folder: Path, load: LoadTask) -> None:
@@ -232,10 +209,9 @@ class NodeWorker:
     def _answer(self, order: Order) -> Answer:
         joined = self._join(order)
         if joined is None:
-            return Answer(-1)
+            return Answer(-1)  # the node does not know the run: the server is to send the settings
         plan = decode(order.plan, Plan)
-        digest = hashlib.sha256(order.plan).hexdigest()
-        if joined.answer is not None and joined.answered == digest:
+        if joined.answer is not None and joined.answered == order.plan:
             return joined.answer
         joined.client.follow(order, plan.round)
         version = joined.client.version
@@ -247,7 +223,7 @@ class NodeWorker:
         arrival = joined.client.visit(order)
         seconds = arrival.train_seconds, arrival.encode_seconds
         answer = Answer(version, arrival.payload or b"", arrival.failure, *seconds)
-        joined.answered, joined.answer = digest, answer
+        joined.answered, joined.answer = order.plan, answer
         return answer
 
     def _join(self, order: Order) -> _Joined | None:
@@ -272,12 +248,10 @@ class NodeWorker:
         except RefusalError:
             state.remove()
             raise
-        # The node is one client, whatever its number is in the run.
-        examples: Examples = defaultdict(lambda: task.examples)
-        if task.replica is None:
-            return SubmodelNodeClient(task, state, examples)
+        if not state.has_replica:
+            return SubmodelNodeClient(task, state)
         try:
-            return ReplicaNodeClient(task.replica, state, examples, task.snapshot_every)
+            return ReplicaNodeClient(task, state)
         except UserError as error:
             _log.warning("the server is asked for everything again: %s", error)
             state.remove()

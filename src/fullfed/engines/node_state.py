@@ -13,10 +13,9 @@ import shutil
 from pathlib import Path
 
 from fullfed.errors import UserError
+from fullfed.federation.client import StatesOnDisk, Worker
 from fullfed.federation.log import Log
 from fullfed.federation.messages import MessageError, Update, decode
-from fullfed.federation.states import StatesOnDisk
-from fullfed.federation.worker import Worker
 from fullfed.files import write_atomically
 
 
@@ -48,7 +47,7 @@ class NodeState:
         return not self.static_weights_file.exists()
 
     def create(self, settings: bytes, static_weights: bytes) -> None:
-        """Begin the state of a new run, in place of every other run's.
+        """Begin the state of a new run and delete the state of all other runs.
 
         Args:
             static_weights: empty where the node is to hold a replica.
@@ -115,17 +114,16 @@ class NodeState:
         """Take the replica to a snapshot that the server sent, and keep it.
 
         Raises:
+            MessageError: ``last`` is not an update.
             UserError: it is not a snapshot of this model, or ``last`` does not belong to it.
         """
+        update = decode(last, Update)
         received = self.path / "received.safetensors"
         write_atomically(received, snapshot)
         worker.replica.load_snapshot(received)
         received.unlink()
-        try:
-            worker.last = decode(last, Update)
-        except MessageError as error:
-            raise UserError(f"the server's snapshot comes without its update ({error}).") from error
-        if worker.last.round + 1 != worker.replica.version:
+        worker.last = update
+        if update.round + 1 != worker.replica.version:
             raise UserError("the server's snapshot comes with another version's update.")
         self.take_snapshot(worker, last)
 

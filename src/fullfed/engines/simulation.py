@@ -7,14 +7,16 @@ server and client is still encoded messages only; bytes are counted, not estimat
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from fullfed.federation.inbox import Arrival
-from fullfed.federation.traffic import Traffic
-from fullfed.federation.worker import Worker
+from fullfed.config import Recipe
+from fullfed.federation.client import Worker
+from fullfed.federation.log import Log
+from fullfed.federation.server import Arrival, Traffic
 from fullfed.randomness import Purpose, Stream, uniforms
 
 
+@dataclass
 class Simulation:
     """An Engine that hands each plan to a worker in this process.
 
@@ -26,17 +28,10 @@ class Simulation:
             counts as up to date.
     """
 
-    def __init__(
-        self,
-        worker: Worker,
-        failures: float = 0.0,
-        seed: int = 0,
-        traffic: Traffic | None = None,
-    ) -> None:
-        self._worker = worker
-        self._failures = failures
-        self._seed = seed
-        self._traffic = traffic
+    worker: Worker
+    failures: float = 0.0
+    seed: int = 0
+    traffic: Traffic | None = None
 
     def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
         """Visit the clients in increasing order."""
@@ -44,23 +39,24 @@ class Simulation:
             yield self._visit(client, plans[client])
 
     def _visit(self, client: int, plan: bytes) -> Arrival:
-        submodel = self._worker.submodel(plan)
+        submodel = self.worker.submodel(plan)
         down = len(plan) + len(submodel) + self._lacking(client, bool(submodel))
-        if self._fails(client):
+        stream = Stream(self.seed, Purpose.FAILURES, self.worker.replica.version, client)
+        if uniforms(stream, 1)[0] < self.failures:
             return Arrival(client, None, failure="a failure that the recipe simulates", down=down)
-        return replace(self._worker.visit(plan, submodel), down=down)
+        return replace(self.worker.visit(plan, submodel), down=down)
 
     def _lacking(self, client: int, by_submodel: bool) -> int:
         """Bytes of what a client is sent besides plan and submodel; it has that from now on."""
-        if self._traffic is None:
+        if self.traffic is None:
             return 0
-        first = self._traffic.is_new(client)
-        missed = self._traffic.catch_up(client, self._worker.replica.version)
+        first = self.traffic.is_new(client)
+        missed = self.traffic.catch_up(client, self.worker.replica.version)
         if by_submodel:
-            return self._worker.static_bytes if first else 0
+            return self.worker.static_bytes if first else 0
         return missed
 
-    def _fails(self, client: int) -> bool:
-        round = self._worker.replica.version
-        stream = Stream(self._seed, Purpose.FAILURES, round, client)
-        return bool(uniforms(stream, 1)[0] < self._failures)
+
+def simulate(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Simulation:
+    """The simulation that a recipe asks for; see runs.run.Connect."""
+    return Simulation(worker, recipe.simulation.failures, recipe.federation.seed, traffic)

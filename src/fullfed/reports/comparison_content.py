@@ -143,16 +143,8 @@ def changes(method: Mapping[str, Any]) -> list[str]:
 
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
-    """The recipe as TOML, without the keys that are not set."""
-    return tomli_w.dumps(_set_only(recipe))
-
-
-def _set_only(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _set_only(value) if isinstance(value, Mapping) else value
-        for key, value in table.items()
-        if value is not None
-    }
+    """The recipe as TOML."""
+    return tomli_w.dumps(recipe)
 
 
 def _toml(value: Any) -> str:

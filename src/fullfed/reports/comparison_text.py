@@ -25,9 +25,6 @@ def comparison_table(data: Mapping[str, Any]) -> Table:
     """What the methods learned and sent, then what it took, so that each part fits 80 columns.
 
     One row a method, spreads under the means; failed runs and their reasons below.
-
-    Args:
-        data: a comparison (comparison.json).
     """
     columns = table_columns(data)
     whole = Table(
@@ -58,11 +55,7 @@ def _part(data: Mapping[str, Any], columns: list[Column]) -> Table:
 
 
 def comparison_document(data: Mapping[str, Any]) -> str:
-    """A Markdown file: the command, the results, the searches, the recipe and the environment.
-
-    Args:
-        data: a comparison (comparison.json).
-    """
+    """A Markdown file: the command, the results, the searches, the recipe and the environment."""
     target = data["target"]
     environment = [[_escaped(key), _escaped(str(v))] for key, v in data["environment"].items()]
     return "\n".join(

@@ -1,21 +1,26 @@
-"""What passes between a server's engine and a node: orders, answers, and the task's settings.
-
-An Order asks a node for a visit and brings what the node lacks for it; an Answer is what came of
-it. Both travel as frames, which are named bytes, and frames are all that the processes between
-server and worker know.
-"""
+"""What passes between a server, a node's relay and its worker: orders, answers, the channel."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Mapping
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, PositiveInt, TypeAdapter
 
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import MessageError, UserError
+from fullfed.files import write_atomically
 
 Frames = Mapping[str, bytes]
 
@@ -25,7 +30,8 @@ _OPTIONAL = (_SETTINGS, "snapshot", "last", "static_weights", "submodel")
 _RUN = re.compile(r"[0-9a-f]{16}")
 _TEXT_LIMIT = 500  # characters of a failure's text
 _VERSION_LIMIT = 2**32
-_TABLES = ("federation", "local", "memory", "method")  # of the recipe, that nodes are told
+# Of the recipe, what nodes are told; a method with a codec of its own has no table for one.
+_TABLES = ("federation", "local", "memory", "method", "codec", "aggregation")
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Order:
         last: with a snapshot, the update that led to it, without its tensors.
         submodel: what a node without a replica trains on, in the place of updates and snapshot.
         static_weights: the weights that such a node is sent once, or empty.
-        merged: for such a node, the last round whose update has its report in it; -1 for none.
+        aggregated: for such a node, the last round whose update has its report in it; -1 for none.
     """
 
     run: str
@@ -54,7 +60,7 @@ class Order:
     last: bytes = b""
     submodel: bytes = b""
     static_weights: bytes = b""
-    merged: int = -1
+    aggregated: int = -1
 
     def frames(self) -> dict[str, bytes]:
         named = {"plan": self.plan, **{name: getattr(self, name) for name in _OPTIONAL}}
@@ -63,7 +69,7 @@ class Order:
             "run": self.run,
             "first": self.first,
             "updates": len(self.updates),
-            "merged": self.merged,
+            "aggregated": self.aggregated,
         }
         sent = {name: frame for name, frame in named.items() if frame}
         return {_DESCRIPTION: _encode(description), **sent}
@@ -81,11 +87,11 @@ class Order:
         Raises:
             MessageError: they are not one.
         """
-        kinds = {"run": str, "first": int, "updates": int, "merged": int}
+        kinds = {"run": str, "first": int, "updates": int, "aggregated": int}
         description = _decode(frames, kinds)
-        run, first, count, merged = (description[name] for name in kinds)
+        run, first, count, aggregated = (description[name] for name in kinds)
         sound = 0 <= first < _VERSION_LIMIT and 0 <= count <= len(frames)
-        sound = sound and -1 <= merged < _VERSION_LIMIT
+        sound = sound and -1 <= aggregated < _VERSION_LIMIT
         if not _RUN.fullmatch(run) or not sound:
             raise MessageError("the order's description is out of range")
         try:
@@ -94,7 +100,11 @@ class Order:
         except KeyError as error:
             raise MessageError(f"the order has no frame {error}") from error
         optional = {name: frames.get(name, b"") for name in _OPTIONAL}
-        return Order(run, plan, updates=updates, first=first, merged=merged, **optional)
+        return Order(run, plan, updates=updates, first=first, aggregated=aggregated, **optional)
+
+
+# What the description of an answer holds.
+_ANSWER_KINDS = {"version": int, "failure": str, "train_seconds": float, "encode_seconds": float}
 
 
 @dataclass(frozen=True)
@@ -120,12 +130,8 @@ class Answer:
         return not self.report and not self.failure
 
     def frames(self) -> dict[str, bytes]:
-        description = {
-            "version": self.version,
-            "failure": self.failure[:_TEXT_LIMIT],
-            "train_seconds": self.train_seconds,
-            "encode_seconds": self.encode_seconds,
-        }
+        description = {name: getattr(self, name) for name in _ANSWER_KINDS}
+        description["failure"] = self.failure[:_TEXT_LIMIT]
         report = {"report": self.report} if self.report else {}
         return {_DESCRIPTION: _encode(description), **report}
 
@@ -136,11 +142,10 @@ class Answer:
         Raises:
             MessageError: they are not one.
         """
-        kinds = {"version": int, "failure": str, "train_seconds": float, "encode_seconds": float}
-        description = _decode(frames, kinds)
+        description = _decode(frames, _ANSWER_KINDS)
         if not -1 <= description["version"] < _VERSION_LIMIT:
             raise MessageError("the answer's version is out of range")
-        if not all(math.isfinite(description[part]) for part in list(kinds)[2:]):
+        if not math.isfinite(description["train_seconds"] + description["encode_seconds"]):
             raise MessageError("the answer's seconds are not finite")
         failure = description.pop("failure")[:_TEXT_LIMIT]
         text = "".join(c if c.isprintable() else " " for c in failure)
@@ -191,7 +196,7 @@ def encode_settings(recipe: Recipe, clients: int, base_hash: str) -> bytes:
         "rounding": recipe.model.rounding,
         "template": recipe.data.template,
         "max_length": recipe.data.max_length,
-        "tables": {name: tables[name] for name in _TABLES},
+        "tables": {name: tables[name] for name in _TABLES if name in tables},
     }
     return json.dumps(settings, sort_keys=True).encode()
 
@@ -208,15 +213,86 @@ def decode_settings(data: bytes, model: str, device: str, train: str) -> TaskSet
     """
     try:
         sent = json.loads(data)
-        tables: dict[str, Any] = {name: sent["tables"][name] for name in _TABLES}
-        tables["model"] = {"path": model, "device": device}
-        tables["model"] |= {name: sent[name] for name in ("dtype", "rounding")}
-        tables["data"] = {"train": train, "template": sent["template"]}
-        if sent["max_length"] is not None:
-            tables["data"]["max_length"] = sent["max_length"]
+        tables: dict[str, Any] = {
+            name: table for name, table in sent["tables"].items() if name in _TABLES
+        }
+        tables["model"] = {name: sent[name] for name in ("dtype", "rounding")}
+        tables["model"] |= {"path": model, "device": device}
+        tables["data"] = {name: sent[name] for name in ("template", "max_length")}
+        tables["data"] |= {"train": train}
         clients, base_hash = int(sent["clients"]), str(sent["base_hash"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             "the server's task settings are malformed; use one version everywhere."
         ) from error
     return TaskSettings(parse_recipe(tables, "the server's task settings"), clients, base_hash)
+
+
+# Before the frames of an exchange goes a list of their names and sizes in bytes.
+_SIZES = TypeAdapter(list[tuple[str, PositiveInt]], config=ConfigDict(strict=True))
+_SIZES_LIMIT = 1 << 20  # bytes of the list
+_TOTAL_LIMIT = 1 << 36  # bytes of an exchange: 64 GiB, more than any model trained in full here
+
+
+class ChannelError(Exception):
+    """The other side is not there, went away, or does not follow the protocol."""
+
+
+def serve(address_file: Path, handle: Callable[[Frames], Frames]) -> None:
+    """Answer one request after another, for ever.
+
+    Args:
+        address_file: says where the socket is, and the secret; readable by this user alone.
+        handle: from the frames of a request to those of its answer.
+    """
+    _clear(address_file)
+    secret = secrets.token_bytes(32)
+    with (
+        tempfile.TemporaryDirectory(prefix="fullfed-", ignore_cleanup_errors=True) as folder,
+        Listener(f"{folder}/worker", "AF_UNIX", backlog=8, authkey=secret) as listener,
+    ):
+        about = {"folder": folder, "secret": secret.hex()}
+        write_atomically(address_file, json.dumps(about).encode(), mode=0o600)
+        while True:
+            with (
+                suppress(OSError, EOFError, ValueError, AuthenticationError, ChannelError),
+                listener.accept() as connection,
+            ):
+                _send(connection, handle(_receive(connection)))
+
+
+def _clear(address_file: Path) -> None:
+    """Remove the socket that a killed worker left behind."""
+    with suppress(OSError, ValueError, KeyError):
+        folder = Path(json.loads(address_file.read_bytes())["folder"])
+        if folder.name.startswith("fullfed-"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def ask(address_file: Path, frames: Frames) -> dict[str, bytes]:
+    """Send one request and wait for its answer.
+
+    Raises:
+        ChannelError: no worker answers at the address, or it went away meanwhile.
+    """
+    try:
+        about = json.loads(address_file.read_bytes())
+        address, secret = f"{about['folder']}/worker", bytes.fromhex(about["secret"])
+        with Client(address, "AF_UNIX", authkey=secret) as connection:
+            _send(connection, frames)
+            return _receive(connection)
+    except (OSError, EOFError, ValueError, KeyError, AuthenticationError) as error:
+        raise ChannelError("the node's worker does not answer") from error
+
+
+def _send(connection: Connection, frames: Frames) -> None:
+    connection.send_bytes(_SIZES.dump_json([(name, len(frames[name])) for name in frames]))
+    for frame in frames.values():
+        connection.send_bytes(frame)
+
+
+def _receive(connection: Connection) -> dict[str, bytes]:
+    sizes = _SIZES.validate_json(connection.recv_bytes(_SIZES_LIMIT))
+    if sum(size for _, size in sizes) > _TOTAL_LIMIT:
+        raise ChannelError("what follows is too long")
+    return {name: connection.recv_bytes(size) for name, size in sizes}
