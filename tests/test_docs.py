@@ -1,0 +1,69 @@
+"""README.md and the pages under docs/ point at what there is: pages, headings, files, commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from click import Group
+
+from fullfed.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = ("src", "tests", "benchmarks", "examples", "scripts")
+FILES = [f"/{p.relative_to(ROOT).as_posix()}" for d in FOLDERS for p in (ROOT / d).rglob("*.py")]
+
+each_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text().lower(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().replace(" ", "-") for heading in headings}
+
+
+def shell(text: str) -> str:
+    """What a page shows in code that is not said to be of some other language."""
+    plain = re.sub(r"^```\w+\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^(?: {4,}.*|```\n(?:.*\n)*?```)$", plain, re.MULTILINE)
+    return "\n".join([*blocks, *re.findall(r"`([^`]+)`", plain)])
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"\w+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@each_page
+def test_python_files_exist(page: Path) -> None:
+    for name in re.findall(r"(?<![\w./-])((?:\w+/)*\w+\.py)\b", page.read_text()):
+        assert any(file.endswith(f"/{name}") for file in FILES), name
+
+
+@each_page
+def test_commands_exist(page: Path) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, Group)
+    for name, further in re.findall(
+        r"\bfullfed +([a-z][\w-]*)(?: +([a-z]+))?", shell(page.read_text())
+    ):
+        assert name in group.commands, name
+        command = group.commands[name]
+        if isinstance(command, Group) and further:
+            assert further in command.commands, f"{name} {further}"
+
+
+def test_the_commands_of_the_readme_are_seen() -> None:
+    found = set(re.findall(r"\bfullfed +([a-z]+)", shell((ROOT / "README.md").read_text())))
+    assert {"run", "resume", "verify", "export", "compare", "simulate"} <= found
