@@ -11,13 +11,13 @@ test: .venv/dev.stamp ## the whole test suite; FULLFED_SHARED names the folder o
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/dev.stamp
-	$(BIN)/ruff check src tests benchmarks scripts
-	$(BIN)/ruff format --check src tests benchmarks scripts
+	$(BIN)/ruff check src tests benchmarks scripts examples
+	$(BIN)/ruff format --check src tests benchmarks scripts examples
 	$(BIN)/mypy
 
 format: .venv/dev.stamp
-	$(BIN)/ruff check --fix src tests benchmarks scripts
-	$(BIN)/ruff format src tests benchmarks scripts
+	$(BIN)/ruff check --fix src tests benchmarks scripts examples
+	$(BIN)/ruff format src tests benchmarks scripts examples
 
 # torch alone first: its pin decides that no other package brings another build of it.
 .venv/run.stamp: pyproject.toml constraints.txt

@@ -32,18 +32,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from fullfed.config import DataTable, FederationTable, LocalTable, MemoryTable
 from fullfed.data.federated import FederatedData, load_federated
 from fullfed.engines.simulation import Simulation
-from fullfed.evaluation.loss import evaluate_loss
+from fullfed.evaluation.evaluate import evaluate_loss
+from fullfed.federation.client import Worker
 from fullfed.federation.messages import encode
-from fullfed.federation.precision import Rounding
-from fullfed.federation.replica import Replica
-from fullfed.federation.rounds import run_round
-from fullfed.federation.worker import Worker
+from fullfed.federation.replica import Replica, Rounding
+from fullfed.federation.server import run_round
 from fullfed.methods import ferret
+from fullfed.methods.aggregation import WeightedMean
 from fullfed.methods.composition import Composition
-from fullfed.methods.setting import LocalWork, Setting
-from fullfed.training.first_order import FirstOrder
+from fullfed.methods.setting import Setting
 from machine import machine
 
 RATIO = 10  # d / K: with this little noise the server's step can be 1
@@ -73,12 +73,11 @@ def replicas(seed: int) -> dict[str, tuple[torch.dtype, Rounding]]:
 
 def make_method(model: PreTrainedModel, clients: int, options: argparse.Namespace) -> Composition:
     setting = Setting(
-        seed=options.seed,
+        federation=FederationTable(rounds=options.rounds, clients_per_round=2, seed=options.seed),
+        local=LocalTable(learning_rate=options.rate, clip=1.0, batch_size=4, steps=5),
+        memory=MemoryTable(),
         clients=clients,
-        cohort_size=2,
-        merge_weights="equal",
-        optimizer=FirstOrder("sgd", options.rate, clip=1.0),
-        work=LocalWork(batch_size=4, steps=5),
+        aggregation=WeightedMean("equal"),
         shapes={name: p.shape for name, p in model.named_parameters()},
     )
     coordinates = setting.elements // RATIO
@@ -137,13 +136,18 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     shared = Path(os.environ["FULLFED_SHARED"])
     folder = shared / "models/stories260k"
-    sources = [
-        str(shared / f"data/natural-instructions-{part}.jsonl.gz") for part in ("train", "test")
-    ]
     data = load_federated(
-        *sources, AutoTokenizer.from_pretrained(folder), "alpaca", 128,
-        "task", None, 0.0, 1, options.seed, 200,
-    )  # fmt: skip
+        DataTable(
+            train="data/natural-instructions-train.jsonl.gz",
+            test="data/natural-instructions-test.jsonl.gz",
+            template="alpaca",
+            test_samples=200,
+        ),
+        AutoTokenizer.from_pretrained(folder),
+        128,
+        options.seed,
+        shared,
+    )
     rows: list[dict[str, Any]] = []
     ways: dict[str, Tensor] = {}
     for name, (dtype, rounding) in replicas(options.seed).items():

@@ -32,10 +32,11 @@ from fullfed.config import load_recipe
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
 from fullfed.methods.fedprox import Proximal
-from fullfed.methods.local import ByGradients, Improvement, Loss
+from fullfed.methods.local_work import FirstOrder, LocalWork
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.run import carry_out
+from fullfed.training.first_order import Improvement, Loss
 
 
 @dataclass
@@ -89,7 +90,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Watched:
+class Watched(LocalWork):
     """A local optimizer whose visits ``variates`` follows, and shifts where ``control`` says so.
 
     Attributes:
@@ -97,7 +98,7 @@ class Watched:
         steps: of a visit.
     """
 
-    local: ByGradients
+    local: FirstOrder
     variates: Variates
     steps: int
     control: bool
@@ -108,6 +109,7 @@ class Watched:
         parameters: Mapping[str, Tensor],
         batches: Iterable[Batch],
         plan: Plan,
+        state: Mapping[str, Tensor],
     ) -> Improvement:
         trained = list(parameters.values())
         before = parameters_to_vector(trained).detach()
@@ -115,8 +117,9 @@ class Watched:
         shift = self.variates.shift(plan.client) if self.control and plan.round else None
         local = self.local
         if shift is not None:
-            local = Shifted(self.local.optimizer, shift=self._pieces(shift / self.steps, trained))
-        done = local.improve(model, parameters, batches, plan)
+            pieces = self._pieces(shift / self.steps, trained)
+            local = Shifted(self.local.local, self.local.memory, shift=pieces)
+        done = local.improve(model, parameters, batches, plan, state)
         if isinstance(local, Shifted):
             local.move(trained)
         change = parameters_to_vector(trained).detach() - before
@@ -129,7 +132,7 @@ class Watched:
 
 
 @dataclass(frozen=True)
-class Shifted(ByGradients):
+class Shifted(FirstOrder):
     """Adds ``shift`` after every step but the last, which is the caller's."""
 
     shift: tuple[Tensor, ...] = ()
@@ -157,13 +160,13 @@ def run(arguments: argparse.Namespace, seed: int, kind: str) -> tuple[float, Var
     recipe = load_recipe(arguments.recipe, [*arguments.set, f"federation.seed={seed}"])
     assembly = assemble(recipe)
     method = assembly.method
-    if not isinstance(method.local, ByGradients) or method.setting.work.steps is None:
+    if not isinstance(method.local, FirstOrder) or method.setting.local.steps is None:
         raise SystemExit("clients must take a given number of first-order steps")
     local = method.local
     if kind.startswith("FedProx"):
-        local = Proximal(local.optimizer, mu=float(kind.split()[-1]))
+        local = Proximal(local.local, local.memory, mu=float(kind.split()[-1]))
     variates = Variates(method.setting.clients, method.setting.cohort_size)
-    watched = Watched(local, variates, method.setting.work.steps, kind == "SCAFFOLD")
+    watched = Watched(local, variates, method.setting.local.steps, kind == "SCAFFOLD")
     assembly = replace(assembly, method=replace(method, local=watched))
     with tempfile.TemporaryDirectory() as folder:
         RunFolder(Path(folder) / "run").create(assembly.recipe)

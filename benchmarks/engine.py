@@ -22,11 +22,11 @@ import torch
 from fullfed.config import load_recipe
 from fullfed.data.batches import training_batches
 from fullfed.engines.simulation import Simulation
+from fullfed.federation.client import Worker
 from fullfed.federation.log import Log
 from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica
-from fullfed.federation.rounds import run_round
-from fullfed.federation.worker import Worker
+from fullfed.federation.server import run_round
 from fullfed.quickstart import quickstart_recipe
 from fullfed.runs.assembly import Assembly, assemble
 from fullfed.sketch import Purpose, Stream

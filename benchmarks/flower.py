@@ -30,7 +30,8 @@ from fullfed.deployment.flower_runs import start
 from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.processes import Child, environment, free_port, running
 from fullfed.deployment.server import submit, write_app
-from fullfed.quickstart import tasks
+from fullfed.quickstart.kinds import draw_examples
+from fullfed.quickstart.tasks import FEDERATED
 from fullfed.runs.folder import RunFolder
 
 NODES = ("a", "b", "c", "d")
@@ -74,10 +75,10 @@ def train(message, context):
 
 def write_data(folder: Path) -> None:
     """A generated task for each node."""
-    for name, kind in zip(NODES, tasks.FEDERATED_KINDS, strict=False):
+    for name, (task, kind) in zip(NODES, FEDERATED.items(), strict=False):
         lines = [
             json.dumps({"instruction": e.instruction, "input": e.input, "output": e.output}) + "\n"
-            for e in tasks.examples(kind, 48, 0, "train")
+            for e in draw_examples(task, kind, 48, 0, "train")
         ]
         (folder / f"{name}.jsonl").write_text("".join(lines))
 

@@ -25,6 +25,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fullfed.config import FederationTable, LocalTable, MemoryTable
 from fullfed.data.batches import collate
+from fullfed.federation.client import SubmodelWorker
 from fullfed.federation.messages import Plan, Update, decode, encode
-from fullfed.federation.worker import Guest
 from fullfed.methods.composition import Composition
-from fullfed.methods.setting import LocalWork, Setting
-from fullfed.training.first_order import FirstOrder
-from fullfed.training.frozen import training_only
-from fullfed.training.layers import layer_names
+from fullfed.methods.setting import Setting
+from fullfed.training.layers import layer_names, training_only
 from fullfed.training.loss import answer_loss
+from fullfed.training.memory import checkpointed
 from memory_rows import ROWS, Row, Sizes
 from shapes import SHAPES as KNOWN
 from shapes import Shape, random_clients
@@ -147,22 +148,24 @@ def _task(shape_name: str, row_name: str, arguments: argparse.Namespace, device:
     shape, row = SHAPES[shape_name], ROWS[row_name]
     model = shape.model(device).to(torch.bfloat16).eval()
     setting = Setting(
-        seed=0, clients=10**6, cohort_size=1, merge_weights="samples",
-        optimizer=FirstOrder(
-            row.optimizer, 1e-4, clip=None, memory=row.memory  # type: ignore[arg-type]
+        federation=FederationTable(rounds=1, clients_per_round=1),
+        local=LocalTable(
+            optimizer=row.optimizer, learning_rate=1e-4, clip=None,
+            batch_size=arguments.batch, steps=arguments.steps,
         ),
-        work=LocalWork(arguments.batch, steps=arguments.steps),
+        memory=row.memory,
+        clients=10**6,
         shapes={name: p.shape for name, p in model.named_parameters()},
         layers=layer_names(model),
     )  # fmt: skip
     method = row.build(setting)
     middle = shape.layers // 2
     plan = Plan(0, 0, {**method.plans(0, None)[0].values})
-    if method.parts:
+    if method.blocks:
         plan = Plan(0, 0, {"block": middle})
     if row.dropped:
         plan = Plan(0, 0, {"block": middle, "dropped": row.dropped(shape.layers)})
-    names = setting.layers[middle] if method.parts else tuple(setting.shapes)
+    names = setting.layers[middle] if method.blocks else tuple(setting.shapes)
     return Task(row, model, setting, method, plan, names)
 
 
@@ -190,7 +193,7 @@ def _visit(
         trained = [p for name, p in model.named_parameters() if name in task.names]
         with task.method._held(model, task.plan, trained):
             activations = _activations(
-                model, trained, task.setting.optimizer, examples[: arguments.batch]
+                model, trained, task.setting.memory, examples[: arguments.batch]
             )
     return {
         "peak": peak,
@@ -209,30 +212,32 @@ def _sizes(task: Task, layers: int) -> Sizes:
 def send(shape: str, row: str, arguments: argparse.Namespace, folder: Path) -> None:
     """Write what a client without a replica is sent."""
     task = _task(shape, row, arguments, _device())
-    (folder / "equipment").write_bytes(encode(task.method.equipment(task.model)))
-    handout = task.method.handout(task.model, task.plan)
-    assert handout is not None
-    (folder / "handout").write_bytes(encode(handout))
+    submodels = task.method.submodels
+    assert submodels is not None
+    (folder / "static").write_bytes(encode(submodels.static_weights(task.model)))
+    (folder / "submodel").write_bytes(encode(submodels.submodel(task.model, task.plan)))
 
 
 def _without_replica_visit(task: Task, examples: list[Any], folder: Path, device: str) -> float:
-    equipment = (folder / "equipment").read_bytes()
-    guest = Guest(task.model, task.method, equipment, {0: examples}, device=torch.device(device))
-    del equipment
-    arrival = guest.visit(encode(task.plan), (folder / "handout").read_bytes())
+    static, data = (folder / "static").read_bytes(), {0: examples}
+    client = SubmodelWorker(task.model, task.method, static, data, device=torch.device(device))
+    del static
+    arrival = client.visit(encode(task.plan), (folder / "submodel").read_bytes())
     assert arrival.payload is not None, arrival.failure
     return arrival.train_seconds
 
 
 def _assembled(task: Task, folder: Path, device: str) -> PreTrainedModel:
-    equipment, handout = (
-        decode((folder / name).read_bytes(), Update) for name in ("equipment", "handout")
+    static, submodel = (
+        decode((folder / name).read_bytes(), Update) for name in ("static", "submodel")
     )
-    return task.method.assembled(task.model, equipment, handout, task.plan, torch.device(device))
+    submodels = task.method.submodels
+    assert submodels is not None
+    return submodels.assemble(task.model, static, submodel, task.plan, torch.device(device))
 
 
 def _activations(
-    model: PreTrainedModel, trained: list[Tensor], optimizer: FirstOrder, examples: list[Any]
+    model: PreTrainedModel, trained: list[Tensor], memory: MemoryTable, examples: list[Any]
 ) -> int:
     held: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -245,7 +250,7 @@ def _activations(
 
     with (
         training_only(model, trained),
-        optimizer._checkpointing(model),
+        checkpointed(model) if memory.checkpoint_activations else nullcontext(),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
     ):
         answer_loss(model, collate(examples).to(model.device))

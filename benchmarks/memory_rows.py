@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fullfed.config import MemoryTable
 from fullfed.methods import fedavg, fedcybgd, fedkseed, ferret
+from fullfed.methods.codecs.codec import Codec
+from fullfed.methods.codecs.dense import Dense
+from fullfed.methods.codecs.sketch import Sketch, SketchOptions
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import Setting
-from fullfed.training.memory import PLAIN, Memory
+
+_PLAIN = MemoryTable()
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,14 @@ class Row:
 
     build: Callable[[Setting], Composition]
     formula: Callable[[Sizes], float]
-    memory: Memory = PLAIN
+    memory: MemoryTable = _PLAIN
     optimizer: str = "adamw"
     dropped: Callable[[int], list[int]] | None = None
 
 
-def _cyclic(setting: Setting, **options: Any) -> Composition:
-    return fedcybgd.build(setting, fedcybgd.FedCyBGDOptions(**options))
+def _cyclic(setting: Setting, codec: Codec | None = None, **options: Any) -> Composition:
+    own = codec or Dense("bfloat16", error_feedback=True)
+    return fedcybgd.build(replace(setting, codec=own), fedcybgd.FedCyBGDOptions(**options))
 
 
 def _half(layers: int) -> list[int]:
@@ -47,8 +53,8 @@ def _half(layers: int) -> list[int]:
     return free[: (layers - 1) // 2]
 
 
-_LEAN = Memory(optimizer_in_backward=True)
-_IN_INT8, _IN_INT4 = replace(_LEAN, frozen="int8"), replace(_LEAN, frozen="int4")
+_LEAN = MemoryTable(optimizer_in_backward=True)
+_IN_INT8, _IN_INT4 = (_LEAN.model_copy(update={"frozen": kind}) for kind in ("int8", "int4"))
 _LARGE = 14  # a block's bytes an element: copy, float32 master and two moments, and the copy before
 
 
@@ -61,7 +67,7 @@ def _frozen(s: Sizes, bits: float) -> float:
 
 def _without_replica(s: Sizes) -> float:
     """What is packed, of which one matrix is unpacked at a time, and what trains; or before that
-    the handout as it came beside its tensors."""
+    the submodel as it came beside its tensors."""
     kept = s.layers - 1 - len(_half(s.layers))
     packed = s.d - s.layers * s.block + kept * s.block
     during = packed + (2 + _LARGE) * s.block + max(6 * s.largest, 2 * s.widest)
@@ -70,7 +76,7 @@ def _without_replica(s: Sizes) -> float:
 
 ROWS = {
     "fedavg": Row(
-        lambda s: fedavg.build(s, fedavg.FedAvgOptions(precision="bfloat16")),
+        lambda s: fedavg.build(replace(s, codec=Dense("bfloat16")), fedavg.FedAvgOptions()),
         lambda s: 20 * s.d + 8 * s.widest,
     ),
     "ferret (sgd)": Row(
@@ -89,7 +95,7 @@ ROWS = {
     "+ checkpointed layers": Row(
         _cyclic,
         lambda s: 2 * s.d + _LARGE * s.block + 6 * s.largest,
-        replace(_LEAN, checkpoint_activations=True),
+        _LEAN.model_copy(update={"checkpoint_activations": True}),
     ),
     "+ frozen in int8": Row(_cyclic, lambda s: _frozen(s, 8), _IN_INT8),
     "+ frozen in int4": Row(_cyclic, lambda s: _frozen(s, 4.25), _IN_INT4),
@@ -97,9 +103,7 @@ ROWS = {
         lambda s: _cyclic(s, surrogate=0.5), _without_replica, _LEAN, dropped=_half
     ),
     "block x sketch": Row(
-        lambda s: fedcybgd.build_cyclic_ferret(
-            s, fedcybgd.CyclicFerretOptions(coordinates=4096, server_step=1.0)
-        ),
+        lambda s: _cyclic(s, Sketch(0, SketchOptions(coordinates=4096)), server_step=1.0),
         lambda s: 2 * s.d + _LARGE * s.block + 6 * s.largest,
         _LEAN,
     ),

@@ -10,7 +10,7 @@ table a shape, laid out like tables 4 to 6 of the Ferret paper, each cell the be
 - local update, encoding: seconds of one client; they are visited one after another here and work
   side by side in a federation. Encoding turns the trained weights into a report: for Ferret it is
   the projection. The paper counts it with the local update.
-- aggregation: merging all reports, and applying the update once, which everybody does at once.
+- aggregation: aggregating all reports, and applying the update once, which everybody does at once.
 - messages: encoding one report, decoding and checking all, and the update's way to a client. The
   paper counts none of this.
 - total: the four together. "x FedAvg" divides it by FedAvg's; "x local" by FedAvg's local update
@@ -28,22 +28,25 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from fullfed.config import FederationTable, LocalTable, MemoryTable
 from fullfed.data.tokens import TokenizedExample
 from fullfed.engines.simulation import Simulation
+from fullfed.federation.client import Worker
 from fullfed.federation.messages import Plan, Report, Update, decode, encode
 from fullfed.federation.replica import Replica
-from fullfed.federation.rounds import run_round
-from fullfed.federation.worker import Worker
+from fullfed.federation.server import run_round
 from fullfed.methods import fedavg, ferret
+from fullfed.methods.codecs.dense import Dense
+from fullfed.methods.codecs.topk import TopK
 from fullfed.methods.composition import Composition
-from fullfed.methods.setting import LocalWork, Setting
-from fullfed.training.first_order import FirstOrder
+from fullfed.methods.setting import Setting
 from fullfed.units import bytes_text
 from machine import machine
 from shapes import SHAPES, random_clients
@@ -52,20 +55,24 @@ from shapes import SHAPES, random_clients
 def methods(setting: Setting, coordinates: int, device: str) -> dict[str, Composition]:
     """The rows of a table, FedAvg first. Numbers are sent in the width of the model's."""
     many = min(2**16, setting.elements)
+    dense = Dense("bfloat16" if device == "cuda" else "float32")
 
     def sketched(k: int, **options: Any) -> Composition:
         chosen = {"server_step": 1.0} | options
         return ferret.build(setting, ferret.FerretOptions(coordinates=k, **chosen))
 
+    upload = 4 * setting.elements // 100
+    options = ferret.FerretOptions(upload=upload, server_step=1.0)
+    hundredth, top = ferret.build(setting, options), replace(setting, codec=TopK(upload=upload))
     return {
-        "FedAvg": fedavg.build(
-            setting, fedavg.FedAvgOptions("bfloat16" if device == "cuda" else "float32")
-        ),
+        "FedAvg": fedavg.build(replace(setting, codec=dense), fedavg.FedAvgOptions()),
         "Ferret, normal basis, shared": sketched(coordinates, basis="normal", seeds="shared"),
         "Ferret, sign basis, shared": sketched(coordinates, seeds="shared"),
         "Ferret, sign basis": sketched(coordinates),
         "Ferret, sign basis, auto step": sketched(coordinates, server_step="auto"),
         f"Ferret, sign basis, K = {many:,}": sketched(many),
+        "Ferret, a hundredth of the bytes": hundredth,
+        "Top-k, a hundredth of the bytes": fedavg.build(top, fedavg.FedAvgOptions()),
     }
 
 
@@ -79,7 +86,7 @@ class Timed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._method, name)
 
-    def merge(
+    def aggregate(
         self, plans: Sequence[Plan], reports: Iterable[Report], last: Update | None
     ) -> Update:
         waited = 0.0
@@ -94,7 +101,7 @@ class Timed:
             waited += now() - asked
 
         began = now()
-        update = self._method.merge(plans, arriving(), last)
+        update = self._method.aggregate(plans, arriving(), last)
         self.seconds += now() - began - waited
         return update
 
@@ -115,7 +122,7 @@ def one_round(
     watch_memory()
     began = now()
     result = run_round(timed, Simulation(worker), 0, None)
-    clients, arrived = len(result.merged), now()
+    clients, arrived = len(result.aggregated), now()
     payload = encode(result.update)
     update = decode(payload, Update)
     received = now()
@@ -158,12 +165,10 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
     def built(clients: int, steps: int) -> dict[str, Composition]:
         setting = Setting(
-            seed=0,
+            federation=FederationTable(rounds=1, clients_per_round=clients),
+            local=LocalTable(learning_rate=1e-4, clip=None, batch_size=4, steps=steps),
+            memory=MemoryTable(),
             clients=clients,
-            cohort_size=clients,
-            merge_weights="samples",
-            optimizer=FirstOrder("sgd", 1e-4),
-            work=LocalWork(batch_size=4, steps=steps),
             shapes={key: p.shape for key, p in model.named_parameters()},
         )
         return methods(setting, shape.coordinates, device)

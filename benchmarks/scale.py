@@ -23,7 +23,8 @@ from typing import Any
 
 import tomli_w
 
-from fullfed.quickstart import tasks
+from fullfed.quickstart.kinds import draw_examples
+from fullfed.quickstart.tasks import FEDERATED
 from fullfed.runs.folder import RunFolder
 
 _TEST_SAMPLES = 100
@@ -31,9 +32,8 @@ _TEST_SAMPLES = 100
 
 def write_samples(path: Path, count: int) -> None:
     """``count`` training samples, and some to hold out, of all the quickstart's tasks in turn."""
-    kinds = tasks.FEDERATED_KINDS
-    each = -(-(count + _TEST_SAMPLES) // len(kinds))
-    by_kind = [tasks.examples(kind, each, 0, "train") for kind in kinds]
+    each = -(-(count + _TEST_SAMPLES) // len(FEDERATED))
+    by_kind = [draw_examples(name, kind, each, 0, "train") for name, kind in FEDERATED.items()]
     with path.open("w", encoding="utf-8") as file:
         for one in zip(*by_kind, strict=True):
             for e in one:

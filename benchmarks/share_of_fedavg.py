@@ -1,15 +1,15 @@
 """How much of FedAvg's loss drop Ferret keeps, at how many times fewer bytes.
 
     python benchmarks/share_of_fedavg.py recipes/natural-instructions.toml --out runs/share \
-        --ratios 10 100 1000 10000 --bits auto 32 --normal 1000 --seeds 0 1 2 --markdown table.md
+        --ratios 10 100 1000 10000 --bits auto 32 --normal 1000 --topk 1000 --seeds 0 1 2
 
 Runs FedAvg, Ferret with as many coordinates as are 1 / ratio of the model's 32 bits a parameter
 (sign basis, each kind of seeds, each number of bits; with "auto" bits what ``upload`` makes of that
-many bytes beside a report's header) and the normal basis at the ratios given, each from the same
-recipe with each seed, and prints a table: final loss, share of FedAvg's drop from the base model
-(seed by seed, then mean and standard deviation), bytes and seconds. A run that is there already is
-not repeated, one that was stopped is resumed; --jobs runs several at once, with the cores divided
-among them.
+many bytes beside a report's header), the normal basis at the ratios given, and FedAvg with top-k
+of as many bytes, without and with error feedback. Each starts from the same recipe with each seed.
+Prints a table: final loss, share of FedAvg's drop from the base model (seed by seed, then mean and
+standard deviation), bytes and seconds. A run that is there already is not repeated, one that was
+stopped is resumed; --jobs runs several at once, with the cores divided among them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from fullfed.config import load_recipe
-from fullfed.methods.ferret import REPORT_HEADER
-from fullfed.reports.plots import can_plot, plot_runs
+from fullfed.methods.codecs import sketch, topk
+from fullfed.reports.runs import can_plot, plot_runs
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model
 from fullfed.sketch import BITS
@@ -57,11 +57,22 @@ def setups(parameters: int, arguments: argparse.Namespace) -> list[Setup]:
             for bits in arguments.bits
         ]
         rows += [_ferret(parameters, ratio, "normal", seeds, "32") for ratio in arguments.normal]
+    for ratio in arguments.topk:
+        upload = f"codec.upload={4 * parameters // ratio + topk.REPORT_HEADER}B"
+        chosen = (
+            "method.name=fedavg",
+            "codec.name=topk",
+            upload,
+            f"codec.bits={arguments.topk_bits}",
+        )
+        rows.append(Setup(f"topk-{ratio}x", chosen))
+        if arguments.feedback:
+            rows.append(Setup(f"topk-{ratio}x-ef", (*chosen, "codec.error_feedback=true")))
     return rows
 
 
 def _ferret(parameters: int, ratio: int, basis: str, seeds: str, bits: str) -> Setup:
-    amount = [f"method.upload={4 * parameters // ratio + REPORT_HEADER}B"]
+    amount = [f"method.upload={4 * parameters // ratio + sketch.REPORT_HEADER}B"]
     if bits != "auto":
         coordinates = min(parameters, 32 * parameters // (ratio * int(bits)))
         amount = [f"method.coordinates={coordinates}", f"method.bits={bits}"]
@@ -141,6 +152,9 @@ def main() -> None:
     choices = ["auto", *map(str, BITS), "32"]
     parser.add_argument("--bits", nargs="+", default=["32"], choices=choices)
     parser.add_argument("--normal", type=int, nargs="*", default=[1000])
+    parser.add_argument("--topk", type=int, nargs="*", default=[], help="ratios of top-k's rows")
+    parser.add_argument("--topk-bits", type=int, default=1, help="of a value")
+    parser.add_argument("--feedback", action="store_true", help="top-k with error feedback too")
     parser.add_argument("--kinds", nargs="+", default=["client", "shared"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], help="further overrides, for every run")

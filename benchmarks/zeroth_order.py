@@ -21,7 +21,7 @@ import torch
 from fullfed.data.batches import IGNORED, Batch
 from fullfed.sketch import Purpose, Stream, accumulate_, perturb_
 from fullfed.sketch.directions import Distribution
-from fullfed.training.zeroth_order import Direction, Neighbourhood
+from fullfed.training.zeroth_order import Neighbourhood, RandomDirection
 from shapes import SHAPES
 
 Clock = Callable[[], float]
@@ -36,7 +36,7 @@ def batch_of(rows: int, tokens: int, vocabulary: int) -> Batch:
     ids = torch.randint(vocabulary, (rows, tokens))
     labels = ids.clone()
     labels[:, : tokens - tokens // 6] = IGNORED
-    return Batch(ids, torch.ones_like(ids), labels, rows, rows * (tokens // 6))
+    return Batch(ids, torch.ones_like(ids), labels, rows * (tokens // 6))
 
 
 def seconds(clock: Clock, *acts: Callable[[], object], repeats: int) -> list[list[float]]:
@@ -60,9 +60,9 @@ def step_rows(name: str, clock: Clock, repeats: int) -> Iterator[Row]:
     for shape in BATCHES:
         batch = batch_of(*shape, model.config.vocab_size)
         for distribution in DISTRIBUTIONS:
-            direction = Direction(Stream(1, Purpose.DIRECTION, owner=3), distribution)
+            direction = RandomDirection(Stream(1, Purpose.DIRECTION, owner=3), distribution)
 
-            def step(batch: Batch = batch, direction: Direction = direction) -> None:
+            def step(batch: Batch = batch, direction: RandomDirection = direction) -> None:
                 _, slope = nearby.derivative(batch, direction, 5e-4)
                 perturb_(weights, direction.stream, -1e-9 * slope, direction.distribution)
 
