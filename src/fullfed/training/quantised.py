@@ -64,14 +64,18 @@ class Quantised:
 
 
 def _rounded(part: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
-    largest = 127 if bits == 8 else 7
-    scale = part.abs().amax(dim=2, keepdim=True).float() / largest
-    scale = scale if bits == 8 else scale.to(part.dtype)
-    scale = torch.where(scale > 0, scale, 1)
-    codes = (part / scale.float()).round_().clamp_(-largest, largest).to(torch.int8)
+    codes, scale = quantise(part, 127 if bits == 8 else 7, part.dtype)
     if bits == 4:
         codes = (codes[..., 0::2] & 15) | (codes[..., 1::2] << 4)
-    return codes, scale.to(part.dtype)
+    return codes, scale
+
+
+def quantise(rows: Tensor, largest: int, scale_type: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes round(x / s), int8, and s for each row of the last dimension, its largest absolute
+    value over ``largest``; codes are of the rounded scale, so nothing is lost."""
+    scale = (rows.abs().amax(dim=-1, keepdim=True).float() / largest).to(scale_type)
+    scale = torch.where(scale > 0, scale, 1)
+    return (rows / scale.float()).round_().clamp_(-largest, largest).to(torch.int8), scale
 
 
 class _Product(torch.autograd.Function):

@@ -12,10 +12,11 @@ from torch import Tensor
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, number
 from fullfed.methods.codecs.codec import Change, Codec, Contribution, Encoded, Shapes, check_tensors
+from fullfed.training.quantised import quantise
 
 _SCALE = "/scale"  # after a parameter's name: the name of its scales
 _LEVELS = 127
-_SCALE_TYPE = torch.bfloat16  # float32's range; codes are of the rounded scale, so nothing is lost
+_SCALE_TYPE = torch.bfloat16  # float32's range
 _LARGEST = torch.finfo(torch.float32).max / 256  # of a scale: no code times it is infinite
 
 
@@ -133,11 +134,8 @@ class Dense(Codec):
 
 def in_8_bits(name: str, value: Tensor) -> dict[str, Tensor]:
     """A float32 tensor in 8 bits: codes under its name, and a scale for each row."""
-    rows = value.reshape(_rows(value.shape), -1)
-    scale = (rows.abs().amax(dim=1) / _LEVELS).to(_SCALE_TYPE)
-    scale = torch.where(scale > 0, scale, 1)
-    codes = (rows / scale.float().unsqueeze(1)).round_().clamp_(-_LEVELS, _LEVELS)
-    return {name: codes.to(torch.int8).view(value.shape), name + _SCALE: scale}
+    codes, scale = quantise(value.reshape(_rows(value.shape), -1), _LEVELS, _SCALE_TYPE)
+    return {name: codes.view(value.shape), name + _SCALE: scale.squeeze(1)}
 
 
 def _rows(shape: torch.Size) -> int:
