@@ -270,16 +270,17 @@ def parse_recipe(tables: dict[str, Any], source: str) -> Recipe:
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
-def describe_validation(error: ValidationError, prefix: str = "") -> str:
+def describe_validation(error: ValidationError, prefix: str = "", known: str = "") -> str:
     """One of the problems pydantic found, in one sentence without its final stop.
 
-    An unknown key comes first: where it is misspelt, another one is missing because of it.
+    An unknown key comes first: where it is misspelt, another one is missing because of it. There
+    ``known`` says which keys there are.
     """
     problems = error.errors()
     first = next((p for p in problems if p["type"] in _UNKNOWN), problems[0])
     name = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
     if first["type"] in _UNKNOWN:
-        return f"there is no key {name!r}; remove it or correct its spelling"
+        return f"there is no key {name!r}; remove it or correct its spelling{known}"
     if first["type"] in ("missing", "missing_argument"):
         return f"the key {name!r} is missing; add it"
     message = first["msg"].removeprefix("Value error, ")

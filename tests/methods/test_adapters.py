@@ -166,7 +166,8 @@ def test_an_output_layer_that_is_the_embedding_too_has_no_adapter() -> None:
         ({"targets": []}, "method: targets names at least one linear layer."),
         (
             {"dropout": 0.05},
-            "there is no key 'method.dropout'; remove it or correct its spelling.",
+            "there is no key 'method.dropout'; remove it or correct its spelling "
+            "({name} has rank, alpha, targets).",
         ),
     ],
 )
@@ -174,7 +175,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, object], reas
     for name in ("fedit", "flora", "ffa-lora"):
         with pytest.raises(UserError) as caught:
             method_options(name, **options)
-        assert str(caught.value) == reason
+        assert str(caught.value) == reason.replace("{name}", name)
 
 
 def test_without_peft_one_is_told_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,7 +297,11 @@ def test_a_report_of_the_other_kind_of_round_is_refused() -> None:
         ({"rank": 0}, "method: rank is at least 1."),
         ({"warmup": 0}, "method: warmup is at least 1."),
         ({"targets": []}, "method: targets names at least one linear layer."),
-        ({"alpha": 8}, "there is no key 'method.alpha'; remove it or correct its spelling."),
+        (
+            {"alpha": 8},
+            "there is no key 'method.alpha'; remove it or correct its spelling "
+            "(fed-sb has rank, targets, start, warmup).",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], reason: str) -> None:

@@ -133,7 +133,8 @@ def _options(key: str, table: NamedTable, known: Mapping[str, Any]) -> tuple[Any
         adapter = TypeAdapter(known[table.name].options)
         options = adapter.validate_python(table.options, extra="forbid")
     except ValidationError as error:
-        raise UserError(f"{describe_validation(error, key)}.") from error
+        there = f" ({table.name} has {', '.join(known[table.name].options.__dataclass_fields__)})"
+        raise UserError(f"{describe_validation(error, key, there)}.") from error
     spelled = {name: value for name, value in asdict(options).items() if value is not None}
     return options, NamedTable(name=table.name, **spelled)
 

@@ -116,12 +116,13 @@ class Dense(Codec):
         return kinds
 
     def _rounded(self, name: str, value: Tensor) -> dict[str, Tensor]:
-        """A float32 tensor as it is sent."""
+        """A float32 tensor as it is sent; in 8 bits with a scale for each row."""
         if self._exact:
             return {name: value}
         if self.precision == "bfloat16":
             return {name: value.to(torch.bfloat16)}
-        return in_8_bits(name, value)
+        codes, scale = quantise(value.reshape(_rows(value.shape), -1), _LEVELS, _SCALE_TYPE)
+        return {name: codes.view(value.shape), name + _SCALE: scale.squeeze(1)}
 
     def _values(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
         """What was sent, in float32."""
@@ -130,12 +131,6 @@ class Dense(Codec):
             return value
         scale = tensors[name + _SCALE].float()
         return value.reshape(len(scale), -1).mul_(scale.unsqueeze(1)).view(value.shape)
-
-
-def in_8_bits(name: str, value: Tensor) -> dict[str, Tensor]:
-    """A float32 tensor in 8 bits: codes under its name, and a scale for each row."""
-    codes, scale = quantise(value.reshape(_rows(value.shape), -1), _LEVELS, _SCALE_TYPE)
-    return {name: codes.view(value.shape), name + _SCALE: scale.squeeze(1)}
 
 
 def _rows(shape: torch.Size) -> int:
