@@ -176,7 +176,7 @@ def methods() -> None:
 
 @app.command()
 def quickstart(out: Out = None) -> None:
-    """FedAvg beside Ferret on the embedded model and tasks; no network, under two minutes."""
+    """FedAvg beside Ferret on the embedded model and tasks; no network, some three minutes."""
     from fullfed.quickstart import quickstart_recipe
     from fullfed.reports.runs import summary_table
     from fullfed.runs.run import start
