@@ -44,6 +44,7 @@ def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     """What the command line says to these arguments, having checked that it says it properly."""
 
     def run_main(*arguments: str | Path) -> str:
+        capsys.readouterr()  # what transformers showed while the test wrote a model is not ours
         monkeypatch.setattr(sys, "argv", ["fullfed", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
