@@ -8,10 +8,20 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from fullfed.errors import UserError
+from fullfed.validation import describe_validation, keys_of
 
+NOT_BOTH = "not both (on the command line --set KEY= leaves a key of the recipe out)"
 _UNITS = {
     **{"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9},
     **{"kib": 2**10, "mib": 2**20, "gib": 2**30},
@@ -22,14 +32,18 @@ def parse_bytes(amount: str | int) -> int:
     """The number of bytes in a text like "32KiB", in capitals or not, or the number itself.
 
     Raises:
-        ValueError: it is not a number with a unit.
+        ValueError: it is neither a number nor one with a unit, or is negative.
     """
-    if isinstance(amount, int):
-        return amount
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b|b)\s*", amount.lower())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b|b|)\s*", str(amount).lower())
     if match is None:
-        raise ValueError(f"{amount!r} is not a number of bytes such as '32KiB'")
-    return int(float(match[1]) * _UNITS[match[2]])
+        raise ValueError(f"{amount!r} is not a number of bytes such as 4096 or '32KiB'")
+    return int(float(match[1]) * _UNITS[match[2] or "b"])
+
+
+def _check_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"{name!r} is no device; take 'auto', 'cpu', 'cuda' or 'cuda:1'")
+    return name
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -53,7 +67,7 @@ class ModelTable(_Table):
     path: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     rounding: Literal["master", "stochastic"] = "master"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, AfterValidator(_check_device)] = "auto"
 
     @model_validator(mode="after")
     def _rounding_fits(self) -> ModelTable:
@@ -114,7 +128,7 @@ class LocalTable(_Table):
     @model_validator(mode="after")
     def _one_duration(self) -> LocalTable:
         if self.steps is not None and self.epochs is not None:
-            raise ValueError("give steps or epochs, not both")
+            raise ValueError(f"give steps or epochs, {NOT_BOTH}")
         return self
 
     def batches(self, samples: int) -> int:
@@ -215,8 +229,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe in a TOML file, with ``key=value`` overrides applied.
 
     Overriding ``method.name`` leaves the options and the codec of the recipe's own method behind,
-    and so do ``codec.name`` and ``aggregation.name`` with options. The tables under ``compare`` are
-    for ``fullfed compare`` alone.
+    and so do ``codec.name`` and ``aggregation.name`` with options. ``key=`` leaves a key of the
+    file out. The tables under ``compare`` are for ``fullfed compare`` alone.
 
     ``$NAME`` and ``${NAME}`` in the file's and the overrides' strings stand for environment
     variables; relative paths are relative to the folder the command runs in.
@@ -264,27 +278,7 @@ def parse_recipe(tables: dict[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(tables)
     except ValidationError as error:
-        raise UserError(f"{source}: {describe_validation(error)}.") from error
-
-
-_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-
-
-def describe_validation(error: ValidationError, prefix: str = "", known: str = "") -> str:
-    """One of the problems pydantic found, in one sentence without its final stop.
-
-    An unknown key comes first: where it is misspelt, another one is missing because of it. There
-    ``known`` says which keys there are.
-    """
-    problems = error.errors()
-    first = next((p for p in problems if p["type"] in _UNKNOWN), problems[0])
-    name = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
-    if first["type"] in _UNKNOWN:
-        return f"there is no key {name!r}; remove it or correct its spelling{known}"
-    if first["type"] in ("missing", "missing_argument"):
-        return f"the key {name!r} is missing; add it"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{name or 'the recipe'}: {message[0].lower()}{message[1:]}"
+        raise UserError(f"{source}: {describe_validation(error, keys=keys_of(Recipe))}.") from error
 
 
 def rename(tables: dict[str, Any], table: str, name: str) -> None:
@@ -310,7 +304,10 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
             raise UserError(f"--set {override}: {parent!r} is not a table of the recipe.")
-    table[last] = _toml_value(text.strip())
+    if text.strip():
+        table[last] = _toml_value(text.strip())
+    else:
+        table.pop(last, None)
 
 
 def _toml_value(text: str) -> Any:

@@ -84,7 +84,7 @@ def test_a_method_with_a_codec_of_its_own_refuses_another(name: str) -> None:
         ({"codec": {"name": "zip"}}, "codec.name: there is no codec 'zip'; choose among dense"),
         ({"aggregation": {"name": "krum"}}, "aggregation.name: there is no aggregation 'krum'"),
         ({"codec": {"name": "dense", "bits": 3}}, "there is no key 'codec.bits'"),
-        ({"codec": {"name": "topk"}}, "codec: give either upload or count"),
+        ({"codec": {"name": "topk"}}, "codec: give upload or count"),
         ({"codec": {"name": "dense", "precision": "int4"}}, "codec.precision: input should be"),
         ({"aggregation": {"name": "trimmed-mean", "trim": 0.5}}, "aggregation: trim is a share"),
         ({"aggregation": {"name": "mean", "weights": "loss"}}, "aggregation.weights: input sh"),

@@ -353,8 +353,8 @@ def test_replicas_in_16_bits_and_of_any_stride_take_the_same_update() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, "either upload or count"),
-        ({"upload": "1KiB", "count": 3}, "either upload or count"),
+        ({}, "give upload or count"),
+        ({"upload": "1KiB", "count": 3}, "give upload or count"),
         ({"count": 0}, "count is at least 1"),
         ({"count": 3, "bits": 9}, "bits is 1 to 8, or 32"),
         ({"count": 3, "decay": 0.0}, "decay is a share"),

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fullfed.config import NamedTable, Recipe, describe_validation
+from fullfed.config import NamedTable, Recipe
 from fullfed.data.federated import FederatedData, federate
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
@@ -23,6 +23,7 @@ from fullfed.methods.setting import Setting
 from fullfed.runs.loading import BUILTIN, load_data, load_model, max_tokens
 from fullfed.training.layers import layer_names
 from fullfed.training.optimizers import check_optimizer
+from fullfed.validation import describe_validation, keys_of
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,9 @@ def _options(key: str, table: NamedTable, known: Mapping[str, Any]) -> tuple[Any
         adapter = TypeAdapter(known[table.name].options)
         options = adapter.validate_python(table.options, extra="forbid")
     except ValidationError as error:
-        there = f" ({table.name} has {', '.join(known[table.name].options.__dataclass_fields__)})"
-        raise UserError(f"{describe_validation(error, key, there)}.") from error
+        options = known[table.name].options.__dataclass_fields__
+        keys = [*(f"{key}.{option}" for option in options), *keys_of(Recipe)]
+        raise UserError(f"{describe_validation(error, key, keys, deepest=1)}.") from error
     spelled = {name: value for name, value in asdict(options).items() if value is not None}
     return options, NamedTable(name=table.name, **spelled)
 
@@ -190,7 +192,28 @@ def build_method(
     table = choices.tables["codec"]
     if table is not None:
         setting = replace(setting, codec=CODECS[table.name].build(seed, choices.codec))
-    return entry.build(setting, choices.method)
+    method = entry.build(setting, choices.method)
+    if not method.blocks:
+        _check_memory(recipe, model, setting)
+    return method
+
+
+def _check_memory(recipe: Recipe, model: PreTrainedModel, setting: Setting) -> None:
+    """Raise a UserError if there is nothing of what the recipe asks to hold in less memory.
+
+    For a method whose visits train all of the scope.
+    """
+    frozen = len(setting.shapes) < len(list(model.parameters()))
+    if recipe.memory.frozen != "exact" and not frozen:
+        raise UserError(
+            f"memory.frozen: {recipe.method.name} trains every parameter in every visit, so "
+            "nothing is frozen; leave the key out."
+        )
+    if recipe.memory.cache_inputs and setting.layers and setting.layers[0]:
+        raise UserError(
+            f"memory.cache_inputs: {recipe.method.name} trains the first layer in every visit, so "
+            "nothing comes before it that could be kept; leave the key out."
+        )
 
 
 def make_replica(recipe: Recipe, model: PreTrainedModel, method: Composition) -> Replica:

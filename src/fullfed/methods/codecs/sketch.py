@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fullfed.config import parse_bytes
+from fullfed.config import NOT_BOTH, parse_bytes
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update, Value, number
 from fullfed.methods.codecs.codec import (
@@ -67,8 +67,10 @@ class SketchOptions:
     seeds: Literal["client", "shared"] = "client"
 
     def __post_init__(self) -> None:
-        if (self.coordinates is None) == (self.upload is None):
-            raise ValueError("give either coordinates or upload")
+        if self.coordinates is None and self.upload is None:
+            raise ValueError("give coordinates or upload")
+        if self.coordinates is not None and self.upload is not None:
+            raise ValueError(f"give coordinates or upload, {NOT_BOTH}")
         if self.coordinates is not None and self.coordinates < 1:
             raise ValueError("coordinates is at least 1")
         if self.upload is not None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fullfed.config import parse_bytes
+from fullfed.config import NOT_BOTH, parse_bytes
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update, number
 from fullfed.methods.codecs.codec import (
@@ -102,8 +102,10 @@ class TopK(Codec):
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        if (self.upload is None) == (self.count is None):
-            raise ValueError("give either upload or count")
+        if self.upload is None and self.count is None:
+            raise ValueError("give upload or count")
+        if self.upload is not None and self.count is not None:
+            raise ValueError(f"give upload or count, {NOT_BOTH}")
         if self.upload is not None:
             parse_bytes(self.upload)
         if self.count is not None and self.count < 1:
