@@ -96,12 +96,13 @@ def plot(
     out: Annotated[Path, typer.Option("--out", help="Where the pictures go.")] = Path(),
 ) -> None:
     """Draw the loss of one or several runs against rounds and against bytes."""
-    from fullfed.reports.runs import can_plot, plot_runs
+    from fullfed.reports.runs import can_plot, plot_runs, told_apart
     from fullfed.runs.folder import RunFolder
 
     if not can_plot():
         raise UserError('plots need matplotlib; install it with: pip install "fullfed[report]".')
-    for path in plot_runs({d.name: RunFolder(d) for d in directories}, out):
+    runs = {name: RunFolder(path) for name, path in told_apart(directories).items()}
+    for path in plot_runs(runs, out):
         say(str(path))
 
 
@@ -138,7 +139,7 @@ def compare(
     from fullfed.reports.comparison_page import write_page
     from fullfed.reports.comparison_text import comparison_document, comparison_table
 
-    labels = [label.strip() for label in methods.split(",")]
+    labels = [label for part in methods.split(",") if (label := part.strip())]
     comparison = Comparison(recipe, labels, set_, seeds, trials, trial_rounds, jobs)
     say(comparison.budget)
     folder = ComparisonFolder(out or Path("runs") / f"{recipe.stem}-compared")

@@ -63,8 +63,11 @@ def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (["modle.path=x"], "there is no key 'modle'; remove it or correct its spelling"),
-        (["federation.ronds=3"], "there is no key 'federation.ronds'; remove it or correct"),
+        (["modle.path=x"], "there is no key 'modle'; did you mean 'model'"),
+        (
+            ["federation.ronds=3"],
+            "no key 'federation.ronds'; did you mean 'federation.rounds'",
+        ),
         (["local.lr=3"], "there is no key 'local.lr'; remove it or correct its spelling"),
         (["federation.rounds=0"], "federation.rounds: input should be greater than 0"),
         (["federation.rounds=many"], "federation.rounds: input should be a valid integer"),
@@ -78,12 +81,40 @@ def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         (["model.dtype=int8"], "model.dtype: input should be 'float32', 'bfloat16' or 'float16'"),
         (["evaluation.metrics=['bleu']"], "evaluation.metrics.0: input should be"),
         (["method.name=fedsgd"], "method.name: there is no method 'fedsgd'; choose among fedavg"),
-        (["method.cordinates=3"], "there is no key 'method.cordinates'; remove it or correct"),
+        (["method.cordinates=3"], "no key 'method.cordinates'; did you mean 'method.coordinates'"),
+        (["method.uplod=4kb"], "no key 'method.uplod'; did you mean 'method.upload'"),
+        (["learning_rate=3"], "no key 'learning_rate'; did you mean 'local.learning_rate'"),
+        (["data.rounds=3"], "no key 'data.rounds'; did you mean 'federation.rounds'"),
+        (["method.rounds=3"], "no key 'method.rounds'; did you mean 'federation.rounds'"),
+        (["local=3"], "local: should be a table"),
+        (["evaluation.metrics=loss"], "evaluation.metrics: should be a list"),
+        (["model.path=3"], "model.path: should be a text in quotes"),
+        (["model.device=gpu"], "model.device: 'gpu' is no device; take 'auto', 'cpu', 'cuda' or"),
+        (["method.coordinates=", "method.upload=4k"], "method: '4k' is not a number of bytes"),
+        (["method.coordinates=", "method.upload=-1"], "method: -1 is not a number of bytes such"),
+        (["method.coordinates=", "method.upload=[1]"], "method.upload: "),
         (["method.name=fedavg", "method.coordinates=3"], "there is no key 'method.coordinates'"),
         (["method.coordinates=0"], "method: coordinates is at least 1"),
         (["method.coordinates=9999999"], "method.coordinates: 9999999 coordinates for a model of"),
-        (["method.upload=1KiB"], "method: give either coordinates or upload"),
-        (["method.server_step=fast"], "method.server_step"),
+        (
+            ["method.upload=1KiB"],
+            "method: give coordinates or upload, not both (on the command line",
+        ),
+        (
+            ["method.server_step=fast"],
+            "string as a number, or input should be 'auto'",
+        ),
+        (["memory.frozen=int8"], "memory.frozen: ferret trains every parameter in every visit"),
+        (["memory.cache_inputs=1MiB"], "memory.cache_inputs: ferret trains the first layer in"),
+        (["method.name=fedit", "memory.cache_inputs=1MiB"], "memory.cache_inputs: fedit trains"),
+        (
+            ["data.partition=task", "data.clients=4", "data.hold_out=", "data.test_samples=3"],
+            'or take data.partition = "iid" for 4 clients of equal size',
+        ),
+        (
+            ["data.hold_out=", "data.test_samples=40"],
+            "data.test_samples: 40 examples to hold out of",
+        ),
         (["simulation.failures=1"], "simulation.failures: input should be less than 1"),
         (["model.path=/nowhere/model"], "/nowhere/model: there is no model folder here"),
         (["data.train=/nowhere/data.jsonl"], "/nowhere/data.jsonl does not exist; check the path"),
@@ -125,7 +156,7 @@ def test_a_recipe_that_cannot_be_carried_out(
         ("[model]\npath = 'x'\npath = 'y'\n", "this is not valid TOML"),
         ("\xff\xfe", "this is not valid TOML"),
         ("[model]\npth = 'x'\n", "there is no key 'model.pth'"),
-        ("model = 3\n", "model: input should be"),
+        ("model = 3\n", "model: should be a table"),
         ("[method]\ncoordinates = 3\n", "is missing; add it"),
     ],
 )
@@ -283,6 +314,27 @@ def test_a_plot_of_a_folder_without_a_run(tmp_path: Path, complaint: Complaint) 
     pytest.importorskip("matplotlib")
     said = complaint("plot", tmp_path / "missing", "--out", tmp_path / "plots")
     assert said == f"{tmp_path / 'missing'}: there is no run here; name the folder of a run."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plot_of_a_run_whose_loss_was_not_measured(
+    ingredients: Path, tmp_path: Path, complaint: Complaint
+) -> None:
+    pytest.importorskip("matplotlib")
+    changes = {"evaluation": {"metrics": ["exact_match"]}, "federation": {"rounds": 1}}
+    run.start(recipe(ingredients, **changes), tmp_path / "run")
+    said = complaint("plot", tmp_path / "run", "--out", tmp_path / "plots")
+    assert said.startswith(f"{tmp_path / 'run'}: the run's loss was not measured")
+    assert not (tmp_path / "plots").exists()
+
+
+def test_a_comparison_of_no_methods(
+    ingredients: Path, tmp_path: Path, complaint: Complaint
+) -> None:
+    said = complaint(
+        "compare", ingredients / "recipe.toml", "--methods", ",", "--out", tmp_path / "c"
+    )
+    assert said.startswith("--methods: no method is named; choose among fedavg, ")
     assert list(tmp_path.iterdir()) == []
 
 

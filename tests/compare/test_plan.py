@@ -103,8 +103,8 @@ def test_a_run_ignores_the_tables(tmp_path: Path) -> None:
     ("labels", "more", "expected"),
     [
         ("fedavg,fedavg", "", "--methods: fedavg is named twice; name each method once."),
+        ("", "", "--methods: no method is named; choose among fedavg, fedprox, ferret"),
         ("fedsgd", "", "--methods: 'fedsgd' is neither a method nor a table"),
-        ("", "", "--methods: '' is neither a method nor a table"),
         ("x", "[compare.x]\nlocal.steps = 1", r"\[compare.x\] is to say which method it is"),
         ("x", "[compare.x]\nmethod.name = 'sgd'", r"\[compare.x\] is to say which method it is"),
         ("x", "[compare]\nx = 3", r"compare.x is no table; write \[compare.x\]"),
@@ -118,7 +118,7 @@ def test_a_run_ignores_the_tables(tmp_path: Path) -> None:
 )
 def test_bad_labels_and_tables_are_named(labels: str, more: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected) as caught:
-        contestants(tables(more), labels.split(","), "recipe.toml")
+        contestants(tables(more), [label for label in labels.split(",") if label], "recipe.toml")
     assert str(caught.value).endswith(".")
 
 

@@ -94,7 +94,7 @@ def test_the_test_set_does_not_depend_on_the_seed(
     ("changes", "message"),
     [
         ({}, "There is no test set"),
-        ({"test_samples": 30}, "There is no test set"),
+        ({"test_samples": 30}, "30 examples to hold out of 30 leave none"),
         ({"hold_out": "z"}, r"The category 'z' cannot be held out .*\(a, b, c\)"),
         ({"test": "x.jsonl", "hold_out": "a"}, "nothing is held out"),
         ({"test_samples": 6, "max_length": 17}, "Client a has no example whose answer fits"),

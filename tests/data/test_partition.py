@@ -93,8 +93,8 @@ def test_the_minimum_is_reached_by_deterministic_retries() -> None:
     ("kind", "clients", "alpha", "minimum", "message"),
     [
         ("task", None, 0.5, 3, "Client t1 is left with 2 examples and the minimum is 3"),
-        ("task", 5, 0.5, 1, "makes one client for each task; leave out clients"),
-        ("iid", None, 0.5, 1, "needs clients"),
+        ("task", 5, 0.5, 1, 'leave data.clients out, or take data.partition = "iid" for 5 clients'),
+        ("iid", None, 0.5, 1, "needs a number of clients"),
         ("iid", 8, 0.5, 1, "7 examples cannot give 8 clients 1 each"),
         ("dirichlet", 5, 1e-3, 1, r"No Dirichlet\(0.001\) split in"),
     ],

@@ -54,6 +54,8 @@ def contestants(tables: Mapping[str, Any], labels: Sequence[str], source: str) -
     Raises:
         UserError: a label is unknown or given twice, or a recipe or a table is bad.
     """
+    if not labels:
+        raise UserError(f"--methods: no method is named; choose among {', '.join(METHODS)}.")
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"--methods: {label} is named twice; name each method once.")

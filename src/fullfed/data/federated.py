@@ -164,10 +164,15 @@ def hold_out_samples(
     Raises:
         UserError: either would be empty.
     """
-    if samples is None or not 0 < samples < len(examples):
+    if samples is None:
         raise UserError(
             f"There is no test set: give a test source, a category to hold out (hold_out), or how "
             f"many of the {len(examples)} training examples to hold out (test_samples)."
+        )
+    if samples >= len(examples):
+        raise UserError(
+            f"data.test_samples: {samples} examples to hold out of {len(examples)} leave none to "
+            "train on; lower it."
         )
     chosen = set(_chosen(len(examples), samples))
     rest = [e for i, e in enumerate(examples) if i not in chosen]

@@ -77,7 +77,8 @@ def partition(examples: Sequence[Example], table: DataTable, seed: int) -> list[
     if kind in ("task", "category"):
         if table.clients is not None:
             raise UserError(
-                f"The partition by {kind} makes one client for each {kind}; leave out clients."
+                f'data.partition: "{kind}" makes one client for each {kind}; leave data.clients '
+                f'out, or take data.partition = "iid" for {table.clients} clients of equal size.'
             )
         parts = _by_value([getattr(example, kind) for example in examples], kind)
     else:
@@ -101,8 +102,8 @@ def partition(examples: Sequence[Example], table: DataTable, seed: int) -> list[
 def _by_value(values: Sequence[str], kind: str) -> list[Part]:
     if "" in values:
         raise UserError(
-            f"Example {values.index('') + 1} has no {kind}; "
-            f"choose another partition than {kind!r} for this data."
+            f"Example {values.index('') + 1} has no {kind}, by which data.partition tells clients "
+            'apart; take data.partition = "iid" and say how many in data.clients.'
         )
     owned: dict[str, list[int]] = {value: [] for value in sorted(set(values))}
     for index, value in enumerate(values):
@@ -113,7 +114,7 @@ def _by_value(values: Sequence[str], kind: str) -> list[Part]:
 def _checked_count(examples: int, table: DataTable) -> int:
     if table.clients is None:
         raise UserError(
-            f"The partition {table.partition!r} needs clients, a whole number above zero."
+            f"The partition {table.partition!r} needs a number of clients; set data.clients."
         )
     if table.clients * table.min_samples > examples:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from fullfed.errors import UserError
 from fullfed.evaluation.metrics import METRICS
 from fullfed.runs.folder import RunFolder
 from fullfed.units import bytes_text, seconds_text
@@ -53,11 +54,24 @@ def can_plot() -> bool:
     return find_spec("matplotlib") is not None
 
 
+def told_apart(paths: Sequence[Path]) -> dict[str, Path]:
+    """The paths by as many of their last parts as tell them all apart."""
+    whole = list(dict.fromkeys(path.resolve() for path in paths))
+    for count in range(1, max(len(path.parts) for path in whole) + 1):
+        names = {str(Path(*path.parts[-count:])): path for path in whole}
+        if len(names) == len(whole):
+            break
+    return names
+
+
 def plot_runs(runs: Mapping[str, RunFolder], target: Path) -> list[Path]:
     """Write loss-against-rounds.png and loss-against-bytes.png into ``target``, made if need be.
 
     Args:
         runs: finished or unfinished runs, by the name each has in the legend.
+
+    Raises:
+        UserError: a run has not begun, or its loss was not measured.
     """
     rounds = {name: _loss_against_rounds(run) for name, run in runs.items()}
     traffic = {name: _loss_against_bytes(run) for name, run in runs.items()}
@@ -70,11 +84,15 @@ def plot_runs(runs: Mapping[str, RunFolder], target: Path) -> list[Path]:
 
 def _loss_against_rounds(run: RunFolder) -> Curve:
     """Points (updates applied, loss), from the base model on, wherever the loss was measured."""
-    return [(0.0, run.base()["loss"])] + [
-        (record["round"] + 1, record["loss"])
-        for record in run.metrics()
-        if record["loss"] is not None
-    ]
+    measured = [(0.0, run.base().get("loss"))]
+    measured += [(record["round"] + 1, record["loss"]) for record in run.metrics()]
+    curve = [(version, loss) for version, loss in measured if loss is not None]
+    if not curve:
+        raise UserError(
+            f"{run.path}: the run's loss was not measured, so there is nothing to draw; name runs "
+            "whose evaluation.metrics have it."
+        )
+    return curve
 
 
 def _loss_against_bytes(run: RunFolder) -> Curve:
