@@ -13,10 +13,15 @@ from typer.testing import CliRunner
 
 from flower.real import free_port, refusal
 from fullfed.cli import app
-from fullfed.deployment.folders import ServerFolder
+from fullfed.deployment import flower_runs
+from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.identities import certify_server
 from fullfed.deployment.node import errors
 from fullfed.deployment.processes import Child, check_server
+from fullfed.errors import UserError
+from fullfed.files import write_json
+from fullfed.quickstart import quickstart_recipe
+from fullfed.runs.folder import RunFolder
 
 
 def test_what_the_worker_cannot_do_is_told_where_the_node_runs(tmp_path: Path) -> None:
@@ -101,8 +106,61 @@ def test_starting_without_a_server_says_what_to_run(idle: ServerFolder, tmp_path
     assert "the server does not run; run `fullfed serve" in text
     more = refusal("start", idle.federation, recipe, "--set", "federation.clients_per_round=3")
     assert "the federation has only 2 partners" in more
-    other = refusal("start", idle.federation, recipe, "--set", "federation.rounds=2")
-    assert "the run here is of another recipe" in other
+    assert not idle.runs.exists(), "nothing is made for a run that cannot begin"
+
+
+def test_a_start_that_failed_does_not_block_one_that_is_mended(
+    idle: ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower_runs, "check_server", lambda *_: True)
+    monkeypatch.setattr(flower_runs, "submit", lambda *_: None)
+    monkeypatch.setattr(flower_runs, "follow", lambda run, *_: {"rounds": run.recipe().federation})
+    wrong, mended = quickstart_recipe("fedavg"), quickstart_recipe("ferret")
+    wrong, mended = (
+        r.model_copy(
+            update={"federation": r.federation.model_copy(update={"clients_per_round": 2})}
+        )
+        for r in (wrong, mended)
+    )
+    out = idle.runs / "run"
+    flower_runs.start(idle, wrong, out, print)
+    flower_runs.start(idle, mended, out, print)
+    assert RunFolder(out).recipe().method.name == "ferret"
+    write_json(RunFolder(out).base_file, {"model_hash": "", "data_hash": ""})  # it has begun
+    with pytest.raises(UserError, match="the run here is of another recipe"):
+        flower_runs.start(idle, wrong, out, print)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["--partner", "a b"], "'a b': a partner's name is letters, digits"),
+        (["--partner", "b", "--partner", "b"], "b: there is a partner of this name already"),
+        (
+            ["--partner", "b", "--address", "fed.org:8443"],
+            "give it alone, and the port with --port",
+        ),
+        (["--partner", "b", "--address", "bücher.example"], "neither an IP address nor a host"),
+    ],
+)
+def test_a_federation_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, changes: list[str], expected: str
+) -> None:
+    assert expected in refusal("federation", "init", tmp_path / "new", *changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_partner_gets_the_federations_model(tmp_path: Path) -> None:
+    folder = ServerFolder.create(
+        tmp_path / "f", ["a"], "127.0.0.1", 1, "127.0.0.1", "/models/llama"
+    )
+    for command in (["b"], ["c", "--model", "/ours"]):
+        assert (
+            CliRunner().invoke(app, ["federation", "add", str(tmp_path / "f"), *command]).exit_code
+            == 0
+        )
+    models = [NodeFolder(folder.federation / "partners" / n).settings().model for n in "abc"]
+    assert models == ["/models/llama", "/models/llama", "/ours"]
 
 
 def test_partners_come_and_go(idle: ServerFolder) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fullfed.errors import UserError
 from fullfed.runs import run
-from fullfed.runs.progress import progress_callbacks
+from fullfed.runs.progress import describe_round, progress_callbacks
 from runs.small import ROUNDS, recipe, write_ingredients
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -73,3 +73,23 @@ def test_the_bar_goes_away_after_an_error(ingredients: Path, tmp_path: Path) -> 
     with pytest.raises(UserError), progress_callbacks(console, tmp_path / "run") as callbacks:
         run.start(wild, tmp_path / "run", callbacks)
     assert "\x1b[?25h" in text.getvalue()
+
+
+def test_a_round_says_who_was_refused_and_why() -> None:
+    def refusal(client: int, reason: str) -> dict[str, object]:
+        return {"client": client, "reason": reason}
+
+    record = {
+        "round": 0,
+        "aggregated": [],
+        "refused": [
+            refusal(1, "its base model is not the one the run begins with"),
+            refusal(4, "its base model is not the one the run begins with"),
+            refusal(2, "the node was not there"),
+        ],
+        "bytes": {"up": 0, "down": 10},
+    }
+    assert describe_round(record, 9).endswith(
+        "3 refused (client 1, 4: its base model is not the one the run begins with; "
+        "client 2: the node was not there)"
+    )

@@ -295,3 +295,12 @@ def test_the_recorded_versions_are_those_of_the_rounds(finished: Path) -> None:
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     hashes = {record["round"] for record in records if record["model_hash"]}
     assert hashes == {1, ROUNDS - 1}
+
+
+def test_a_model_is_measured_in_the_recipes_precision(ingredients: Path, tmp_path: Path) -> None:
+    short = recipe(ingredients, model={"dtype": "bfloat16"}, federation={"rounds": 1})
+    run.start(short, tmp_path / "run")
+    base = RunFolder(tmp_path / "run").base()
+    model = str(ingredients / "model")
+    assert measure(model, short)["loss"] == base["loss"]
+    assert measure(model, recipe(ingredients))["loss"] != base["loss"]

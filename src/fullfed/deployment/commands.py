@@ -158,7 +158,9 @@ def init(
 def add(
     directory: FederationDirectory,
     partner: Annotated[str, typer.Argument(help="The new partner's name.")],
-    model: Annotated[str, typer.Option(help="The base model, as the partner has it.")] = "builtin",
+    model: Annotated[
+        str | None, typer.Option(help="The base model, as the partner has it.")
+    ] = None,
     key: Annotated[
         Path | None, typer.Option(help="The public key of a pair that the partner made.")
     ] = None,

@@ -61,8 +61,10 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
     Raises:
         UserError: the recipe is bad, the server is not there, or the run stops.
     """
-    run = _prepare(folder, recipe, path.absolute())
-    status = ServerStatus(run.path)
+    run, chosen = RunFolder(path.absolute()), _chosen(folder, recipe)
+    begun = run.base_file.exists()  # what failed before may be mended by another recipe
+    if begun and run.recipe() != chosen:
+        raise UserError(f"{path}: the run here is of another recipe; name another with --out.")
     if run.summary_file.exists():
         return run.summary()
     if not check_server(folder.local_address, folder.authority):
@@ -70,24 +72,24 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
             f"{folder.federation}: the server does not run; "
             f"run `fullfed serve {folder.federation}`."
         )
+    status = ServerStatus(run.path)
     if not status.alive:
+        if not run.recipe_file.exists():
+            run.create(chosen)
+        elif not begun:
+            run.write_recipe(chosen)
+        fix_members(run.path, folder.partners())
         status.clear()
         write_app(folder.app)
         submit(folder.flower, folder.app, run.path, say)
     return follow(run, folder.superlink_log, say)
 
 
-def _prepare(folder: ServerFolder, recipe: Recipe, path: Path) -> RunFolder:
-    """The run's folder, made if it is a new run."""
-    partners, run = folder.settings().partners, RunFolder(path)
-    chosen = resolved(recipe, choose(recipe))
+def _chosen(folder: ServerFolder, recipe: Recipe) -> Recipe:
+    """The recipe as the run's folder is to have it, checked as far as that needs no model."""
+    partners, chosen = folder.settings().partners, resolved(recipe, choose(recipe))
     check_cohort(chosen, len(partners), f"the federation has only {len(partners)} partners")
-    if not run.recipe_file.exists():
-        run.create(chosen)
-    elif run.recipe() != chosen:
-        raise UserError(f"{path}: the run here is of another recipe; name another with --out.")
-    fix_members(run.path, folder.partners())
-    return run
+    return chosen
 
 
 def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:

@@ -32,15 +32,16 @@ from typing import Annotated, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fullfed.config import describe_validation
 from fullfed.deployment.identities import (
     certify_server,
+    check_host,
     create_authority,
     create_node_key,
     public_key_pem,
 )
 from fullfed.errors import UserError
 from fullfed.files import locked, write_atomically, write_json
+from fullfed.validation import describe_validation, keys_of
 
 _MEMBERS = "members.json"  # in a run's folder
 _PARTNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -59,7 +60,7 @@ class _Settings(BaseModel):
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path}: this is not valid TOML ({error}).") from error
         except ValidationError as error:
-            raise UserError(f"{path}: {describe_validation(error)}.") from error
+            raise UserError(f"{path}: {describe_validation(error, keys=keys_of(cls))}.") from error
 
     def write(self, path: Path) -> None:
         write_atomically(path, tomli_w.dumps(self.model_dump(exclude_none=True)).encode())
@@ -69,12 +70,14 @@ class FederationFile(_Settings):
     """federation.toml.
 
     address: what partners reach the server by; listen: the interface the server listens on.
-    partners: their names; a partner's place is its client number in the runs that begin.
+    model: the base model, as partners have it unless they say otherwise. partners: their names; a
+    partner's place is its client number in the runs that begin.
     """
 
     address: str
     port: Annotated[int, Field(gt=0, lt=65536)]
     listen: str
+    model: str = "builtin"
     partners: tuple[str, ...]
 
 
@@ -178,31 +181,30 @@ class ServerFolder:
         hosts = list(dict.fromkeys([self.settings().address, "localhost", "127.0.0.1"]))
         certify_server(self.authority, self.authority_key, self.certificate, self.key, hosts)
 
-    def add(self, partner: str, model: str, public_key: Path | None = None) -> Path:
+    def add(self, partner: str, model: str | None = None, public_key: Path | None = None) -> Path:
         """Make a partner's folder and take the partner in; return the folder.
 
         Args:
+            model: the base model as the partner has it; None for the federation's.
             public_key: of a key pair that the partner made; without one, a pair is made here.
 
         Raises:
             UserError: the name is taken or no name, or the key is no key.
         """
         settings = self.settings()
-        if not _PARTNER.fullmatch(partner):
-            raise UserError(f"{partner!r}: a partner's name is letters, digits, '.', '_' and '-'.")
-        if partner in settings.partners:
-            raise UserError(f"{partner}: there is a partner of this name already; take another.")
+        _check_names([*settings.partners, partner])
+        if public_key is not None:
+            public_key_pem(public_key)
         folder = NodeFolder(self.federation / "partners" / partner)
         folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.public_key(partner).parent.mkdir(exist_ok=True)
         if public_key is None:
             create_node_key(folder.key, self.public_key(partner))
         else:
-            public_key_pem(public_key)
             write_atomically(self.public_key(partner), public_key.read_bytes())
         write_atomically(folder.authority, self.authority.read_bytes())
         server = f"{settings.address}:{settings.port}"
-        folder.write(NodeFile(server=server, name=partner, model=model))
+        folder.write(NodeFile(server=server, name=partner, model=model or settings.model))
         self._set_partners((*settings.partners, partner))
         return folder.path
 
@@ -230,19 +232,32 @@ class ServerFolder:
         """Make a new federation's folder, partners' folders included.
 
         Raises:
-            UserError: there is something here already, or an argument is out of range.
+            UserError: there is something here already, or a name or the address is no such thing.
         """
         folder = ServerFolder(federation)
         if folder.path.exists():
             raise UserError(f"{federation}: there is a federation here already; name a new folder.")
+        _check_names(partners)
+        check_host(address)
         folder.path.mkdir(parents=True, mode=0o700)
-        settings = FederationFile(address=address, port=port, listen=listen, partners=())
+        settings = FederationFile(
+            address=address, port=port, listen=listen, model=model, partners=()
+        )
         settings.write(folder.settings_file)
         create_authority(folder.authority, folder.authority_key)
         folder.renew_certificate()
         for partner in partners:
-            folder.add(partner, model)
+            folder.add(partner)
         return folder
+
+
+def _check_names(partners: Sequence[str]) -> None:
+    """Raise a UserError unless these can be the names of a federation's partners."""
+    for partner in partners:
+        if not _PARTNER.fullmatch(partner):
+            raise UserError(f"{partner!r}: a partner's name is letters, digits, '.', '_' and '-'.")
+        if partners.count(partner) > 1:
+            raise UserError(f"{partner}: there is a partner of this name already; take another.")
 
 
 class Members(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from fullfed.files import write_atomically
 
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 397
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DNS_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _CLOCK_SKEW = datetime.timedelta(hours=1)
 
 
@@ -66,6 +69,18 @@ def certify_server(
     )
     write_atomically(key, _pem(private), mode=0o600)
     write_atomically(certificate, built.public_bytes(serialization.Encoding.PEM))
+
+
+def check_host(host: str) -> None:
+    """Raise a UserError unless a certificate can be for this: an IP address or a DNS name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError as error:
+        if not _DNS_NAME.fullmatch(host) or len(host) > 253:
+            raise UserError(
+                f"{host!r}: this is neither an IP address nor a host's name; give it alone, and "
+                "the port with --port."
+            ) from error
 
 
 def check_not_expired(certificate: Path, remedy: str) -> None:

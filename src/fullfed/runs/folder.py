@@ -63,6 +63,10 @@ class RunFolder:
             ) from error
         if others:
             raise UserError(f"{self.path}: there is something here already; name a new folder.")
+        self.write_recipe(recipe)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Have the run be of this recipe; it has not begun yet."""
         tables = recipe.model_dump(mode="json", exclude_none=True)
         write_atomically(self.recipe_file, tomli_w.dumps(tables).encode())
 

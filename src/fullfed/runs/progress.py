@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -103,13 +103,23 @@ def describe_round(record: dict[str, Any], rounds: int) -> str:
         if record["aggregated"]
         else f"nobody answered{measured}"
     )
-    refused = f"  {len(record['refused'])} refused" if record["refused"] else ""
+    refused = f"  {_refusals(record['refused'])}" if record["refused"] else ""
     return (
         f"round {record['round'] + 1:>{len(str(rounds))}}/{rounds}"
         f"  {trained}"
         f"  up {bytes_text(record['bytes']['up'])}  down {bytes_text(record['bytes']['down'])}"
         f"{refused}"
     )
+
+
+def _refusals(refused: Sequence[Mapping[str, Any]]) -> str:
+    """How many reports were not let in, and why; alike ones together, the first three reasons."""
+    clients: dict[str, list[str]] = {}
+    for one in refused:
+        clients.setdefault(one["reason"], []).append(str(one["client"]))
+    reasons = [f"client {', '.join(who)}: {why}" for why, who in clients.items()]
+    shown = "; ".join(reasons[:3]) + ("; ..." if len(reasons) > 3 else "")
+    return f"{len(refused)} refused ({shown})"
 
 
 class TensorBoard(Callback):

@@ -100,6 +100,8 @@ def _compare(folder: RunFolder, replica: Replica, expected: str) -> None:
 def measure(model_or_run: str, recipe: Recipe) -> dict[str, float]:
     """The recipe's metrics of a model folder, a hub name, or a run's newest model.
 
+    A model is loaded with the recipe's dtype and on its device, a run's as the run holds it.
+
     Raises:
         UserError: there is no such model or run, or the recipe's data are bad.
     """
@@ -107,7 +109,8 @@ def measure(model_or_run: str, recipe: Recipe) -> dict[str, float]:
     if folder.recipe_file.exists():
         model, tokenizer = replay(folder)
     else:
-        model, tokenizer = load_model(model_or_run)
+        table = recipe.model
+        model, tokenizer = load_model(model_or_run, table.dtype, table.device)
     data = load_data(recipe, model, tokenizer)
     return evaluate(model, tokenizer, data.test, recipe.evaluation)
 
