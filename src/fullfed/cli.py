@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -177,15 +178,30 @@ def methods() -> None:
 
 @app.command()
 def quickstart(out: Out = None) -> None:
-    """FedAvg beside Ferret on the embedded model and tasks; no network, some three minutes."""
+    """FedAvg beside Ferret on the embedded model and tasks; no network, some three minutes.
+
+    One that was stopped is carried on.
+    """
     from fullfed.quickstart import quickstart_recipe
     from fullfed.reports.runs import summary_table
-    from fullfed.runs.run import start
+    from fullfed.runs import run as runs
+    from fullfed.runs.folder import RunFolder
 
-    folder, summaries = out or _unused(Path("runs") / "quickstart"), []
-    for method in ("fedavg", "ferret"):
-        work = partial(start, quickstart_recipe(method), folder / method)
-        summaries.append(_carry_out(folder / method, work, table=False))
+    methods = ("fedavg", "ferret")
+
+    def finished(path: Path) -> bool:
+        return RunFolder(path / methods[-1]).summary_file.exists()
+
+    folder, summaries = out or _unused(Path("runs") / "quickstart", finished), []
+    for method in methods:
+        one = RunFolder(folder / method)
+        if one.summary_file.exists():
+            summaries.append(one.summary())
+            continue
+        begun = one.recipe_file.exists()
+        work = runs.resume if begun else partial(runs.start, quickstart_recipe(method))
+        again = shlex.join(["fullfed", *sys.argv[1:]])
+        summaries.append(_carry_out(one.path, partial(work, one.path), False, again))
     Console().print(summary_table(summaries, "Tasks of 24 clients, learned without their data"))
 
 
@@ -193,11 +209,17 @@ commands.register(app)
 
 
 def _carry_out(
-    directory: Path, work: Callable[[list[Callback]], dict[str, Any]], table: bool = True
+    directory: Path,
+    work: Callable[[list[Callback]], dict[str, Any]],
+    table: bool = True,
+    again: str | None = None,
 ) -> dict[str, Any]:
     """Do the work of the run in a folder; show its progress and its end; return the summary.
 
     An interruption ends the program with a word on how to go on.
+
+    Args:
+        again: the command that goes on; None for ``fullfed resume``.
     """
     from fullfed.reports.runs import can_plot, plot_runs
     from fullfed.runs.folder import RunFolder
@@ -207,7 +229,7 @@ def _carry_out(
         with progress_callbacks(Console(), directory) as callbacks:
             summary = work(callbacks)
     except KeyboardInterrupt:
-        say(f"stopped; carry on with: fullfed resume {directory}")
+        say(f"stopped; carry on with: {again or f'fullfed resume {directory}'}")
         sys.exit(130)
     if can_plot() and "loss" in summary:
         plot_runs({summary["method"]: RunFolder(directory)}, directory)
@@ -215,10 +237,10 @@ def _carry_out(
     return summary
 
 
-def _unused(path: Path) -> Path:
+def _unused(path: Path, used: Callable[[Path], bool] = Path.exists) -> Path:
     """The path, or the path with the first free number after it."""
     number, candidate = 1, path
-    while candidate.exists():
+    while used(candidate):
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
@@ -226,6 +248,9 @@ def _unused(path: Path) -> Path:
 
 def main() -> None:
     """The entry point: a UserError is one sentence and exit code 2, never a traceback."""
+    # Threads that wait for others are to sleep: where they spin, as by default, two on a busy core
+    # keep each other from working (docs/guide.md, Threads). It counts before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except UserError as error:

@@ -7,13 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numba
 import pytest
 import tomli_w
 from typer.testing import CliRunner, Result
 
+from fullfed import quickstart
 from fullfed.cli import app
-from runs.small import tables, write_data, write_model
+from fullfed.config import Recipe
+from fullfed.runs.progress import RoundLines
+from fullfed.sketch.compilation import compilation
+from runs.small import recipe, tables, write_data, write_model
 
 FULLFED = Path(sys.executable).with_name("fullfed")
 
@@ -140,3 +146,42 @@ def test_the_entry_point(folder: Path, tmp_path: Path) -> None:
     assert bad.stderr.count("\n") == 1
     assert bad.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_quickstart_that_was_stopped_is_carried_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {"fedavg": {"name": "fedavg"}, "ferret": {"name": "ferret", "coordinates": 300}}
+    federation = {"rounds": 2, "snapshot_every": 1}
+
+    def small(method: str) -> Recipe:
+        return recipe(folder, method=methods[method], federation=federation)
+
+    monkeypatch.setattr(quickstart, "quickstart_recipe", small)
+    monkeypatch.chdir(tmp_path)
+    stopped = []
+
+    def stop(self: RoundLines, record: dict[str, Any]) -> None:
+        stopped.append(record["round"])
+        if len(stopped) == 3:  # the first round of the second method
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RoundLines, "on_round_end", stop)
+    monkeypatch.setattr(sys, "argv", ["fullfed", "quickstart"])
+    interrupted = CliRunner().invoke(app, ["quickstart"])
+    assert interrupted.exit_code == 130
+    assert "stopped; carry on with: fullfed quickstart" in interrupted.output
+    invoke("quickstart")
+    assert stopped == [0, 1, 0, 1], "no round is carried out twice"
+    assert [path.name for path in Path("runs").iterdir()] == ["quickstart"]
+    invoke("quickstart")
+    assert {path.name for path in Path("runs").iterdir()} == {"quickstart", "quickstart-2"}
+
+
+def test_compiling_is_told_once_and_only_where_there_is_something_to_compile() -> None:
+    kernel, told = numba.njit(lambda x: x + 1), list[str]()
+    for number in (1, 2.0, 2):
+        with compilation(lambda: told.append("compiling")):
+            kernel(number)
+            kernel(number)
+    assert told == ["compiling"] * 2  # for the integer, and for the float

@@ -17,6 +17,7 @@ from fullfed.evaluation.metrics import METRICS
 from fullfed.federation.server import Arrival
 from fullfed.runs.assembly import Assembly
 from fullfed.runs.run import Callback
+from fullfed.sketch.compilation import compilation
 from fullfed.units import bytes_text, seconds_text
 
 
@@ -35,8 +36,10 @@ def progress_callbacks(console: Console, folder: Path) -> Iterator[list[Callback
         transient=True,
         disable=not console.is_terminal,
     )
+    lines = RoundLines(bar)
     try:
-        yield [RoundLines(bar), *events]
+        with compilation(lines.on_compilation):
+            yield [lines, *events]
     finally:
         bar.stop()
 
@@ -64,6 +67,10 @@ class RoundLines(Callback):
             completed=version * federation.clients_per_round,
         )
         self._bar.start()
+
+    def on_compilation(self) -> None:
+        """A kernel is being compiled, the first of many."""
+        self._print("compiling kernels for this processor, once: half a minute to a minute")
 
     def on_visit_end(self, round: int, arrival: Arrival) -> None:
         name = self._clients[arrival.sender].name
