@@ -1,4 +1,4 @@
-"""Nothing but the Flower engine, app and commands needs Flower; what must start fast needs little.
+"""Only the Flower engine, app, link and commands need Flower; what must start fast needs little.
 
 Each import is tried in a process of its own.
 """
@@ -17,8 +17,9 @@ NEEDS_FLOWER = {
     "engines/flower.py",
     "engines/flower_messages.py",
     "deployment/flower_app.py",
+    "deployment/flower_internals.py",
     "deployment/flower_runs.py",
-    "deployment/node.py",  # where a node that has died is deregistered
+    "deployment/relay.py",
 }
 
 
@@ -51,9 +52,9 @@ def test_nodes_and_the_simulation_do_without_flower() -> None:
     assert not imported_with(", ".join(f"fullfed.engines.{name}" for name in names), "flwr")
 
 
-def test_the_flower_app_does_without_torch() -> None:
-    """It is started anew for every message."""
-    assert not imported_with("fullfed.deployment.flower_app", "torch")
+def test_a_nodes_link_does_without_torch() -> None:
+    """It runs beside the worker, which needs the memory."""
+    assert not imported_with("fullfed.deployment.relay", "torch")
 
 
 def test_the_commands_that_only_watch_processes_do_without_torch() -> None:

@@ -65,6 +65,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def own_address() -> str:
+    """What other machines would reach this one by; the loopback's if there is no network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # sends nothing
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"
+
+
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     ends = time.monotonic() + _PATIENCE
     while not condition():
@@ -163,7 +171,7 @@ class Federation:
         self.directory = folder / "federation"
         self.port = free_port()
         self.server_folder = ServerFolder.create(
-            self.directory, PARTNERS, "127.0.0.1", self.port, "127.0.0.1", "builtin"
+            self.directory, PARTNERS, own_address(), self.port, "0.0.0.0", "builtin"
         )
         self.proxy = CountingProxy(self.port)
         for name in PARTNERS:

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from typer.testing import CliRunner
 
+from flower.intruder import Caller, flwr, write_foreign_app, write_home
 from flower.real import (
     PARTNERS,
     Federation,
+    own_address,
     refusal,
     running_processes,
     wait_until,
@@ -29,6 +32,7 @@ from fullfed.cli import app
 from fullfed.config import load_recipe
 from fullfed.deployment.flower_runs import start
 from fullfed.deployment.folders import ServerFolder
+from fullfed.deployment.gate import _NODES_CALLS
 from fullfed.deployment.identities import create_authority, create_node_key
 from fullfed.deployment.server import registered
 from fullfed.runs import run
@@ -42,6 +46,7 @@ MESSAGE = 24 << 10  # bytes that a visit may cost beyond its frames, each way
 NODE_SECOND = 2 << 10  # bytes a second that a node may cost by asking for messages, each way
 ROUNDS = 8
 A_ROUND = 3.0  # seconds; about what one takes on a quiet machine
+OTHER_PATHS = {"/", "/docs", "/openapi.json", "/health", "/v1/responses", "/v1/fleet/../control"}
 TURNED_AWAY = "the server turns this node away"
 
 
@@ -115,7 +120,7 @@ def test_whatever_is_killed_the_run_ends_with_the_model_it_would_have_had(
     workless = federation.nodes[some_moment_of(1)]
     workless.kill_member("fullfed worker")
     nodeless = federation.nodes[some_moment_of(3)]
-    nodeless.kill_member("flower-supernode")
+    nodeless.kill_member("fullfed.deployment.relay")
     some_moment_of(5)
     federation.server.kill_member("flwr-serverapp")
     assert started.code() == 2
@@ -123,7 +128,7 @@ def test_whatever_is_killed_the_run_ends_with_the_model_it_would_have_had(
     again = federation.start(recipe, killed.path)
     assert again.code() == 0, again.said()
     assert "the worker has died and is started again" in workless.said()
-    assert "Flower's node has died and is started again" in nodeless.said()
+    assert "the link to the server has died and is started again" in nodeless.said()
     assert killed.log_file.read_bytes() == whole.log_file.read_bytes()
     assert killed.summary()["model_hash"] == undisturbed["model_hash"]
     assert [record["aggregated"] for record in killed.metrics()] == cohorts
@@ -175,6 +180,44 @@ def test_the_servers_own_tools_see_the_nodes(federation: Federation) -> None:
     assert len(registered(federation.server_folder)) == 4
     result = CliRunner().invoke(app, ["status", str(federation.directory)], env={"COLUMNS": "200"})
     assert result.output.count("online") == 4, result.output
+
+
+def test_strangers_and_partners_control_nothing(federation: Federation, tmp_path: Path) -> None:
+    """Wherever they come from, and whatever they call."""
+    paths = {path for _, path in PROTOBUF_REQUEST_TYPES} | OTHER_PATHS
+    folder, authority = federation.server_folder, federation.partner("red") / "ca.crt"
+    key = federation.partner("red") / "node.key"
+    for host in {own_address(), "127.0.0.1"}:
+        address = f"{host}:{federation.port}"
+        stranger, partner = Caller(address, authority), Caller(address, authority, key)
+        refused = stranger.statuses(paths)
+        assert {path for path, status in refused.items() if status != 403} == _NODES_CALLS
+        assert {refused[path] for path in _NODES_CALLS} == {401}, "they need a node's signature"
+        refused = partner.statuses(paths - _NODES_CALLS)
+        assert set(refused.values()) == {403}
+    beside = Caller(folder.local_address, authority, key).statuses(paths)  # on the same machine
+    assert {path for path, status in beside.items() if status == 200} == set()
+    assert all(beside[path] == 403 for path in paths if not path.startswith("/v1/runtime/"))
+    app = write_foreign_app(tmp_path / "app", tmp_path / "told")
+    home = write_home(tmp_path / "home", f"{own_address()}:{federation.port}", authority)
+    for command in (["run", app], ["list"], ["supernode", "list"]):
+        succeeded, said = flwr(home, *command, "theirs")
+        assert not succeeded, said
+    assert not list(tmp_path.glob("told*")), "nothing of it ran anywhere"
+
+
+def test_a_node_runs_no_code_that_the_server_names(federation: Federation, tmp_path: Path) -> None:
+    """Not even if the server's operator says so; what is no order is answered with an error."""
+    told = tmp_path / "told"
+    app = write_foreign_app(tmp_path / "app", told)
+    succeeded, said = flwr(federation.server_folder.flower, "run", app, "federation")
+    assert succeeded, said
+    wait_until(told.exists, "the foreign app's server")
+    replies = told.read_text().splitlines()
+    assert len(replies) == len(PARTNERS)
+    assert all("carries out fullfed's orders, and no other app" in reply for reply in replies)
+    assert (tmp_path / "told.server").exists()
+    assert not (tmp_path / "told.client").exists()
 
 
 def _passed(federation: Federation) -> dict[str, int]:

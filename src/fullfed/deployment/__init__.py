@@ -1,4 +1,3 @@
 """A federation across organisations, on Flower: its folders, processes, app and commands."""
 
 RUN = "run"  # the key under which Flower's configuration of a run names the run's folder
-WORKER = "worker"  # ... and that of a node names the file that says how to reach its worker

@@ -51,7 +51,7 @@ def serve(directory: FederationDirectory) -> None:
 
 
 def join(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
-    """Take part in a federation (Flower's SuperNode and fullfed's worker)."""
+    """Take part in a federation (a link to its server, and fullfed's worker)."""
     check_installed()
     from fullfed.deployment import node
     from fullfed.deployment.folders import NodeFolder
@@ -89,10 +89,11 @@ def status(directory: FederationDirectory) -> None:
     settings = folder.settings()
     up = check_server(folder.local_address, folder.authority)
     states, nodes = server.node_states(folder) if up else {}, server.registered(folder)
-    table = Table("client", "partner", "node", "state")
+    table = Table("client", "partner", "node", "state", "since")
     for number, partner in enumerate(folder.partners()):
-        node = nodes.get(partner.key, "")
-        table.add_row(str(number), partner.name, node, states.get(node, "not registered"))
+        known = states.get(partner.key)
+        state, since = ("not registered", "") if known is None else (known.state, known.since)
+        table.add_row(str(number), partner.name, nodes.get(partner.key, ""), state, since[:19])
     say(f"server {'runs' if up else 'does not run'} at {settings.address}:{settings.port}")
     Console().print(table)
     for path in sorted(folder.runs.iterdir()) if folder.runs.exists() else ():

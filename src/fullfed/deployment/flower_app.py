@@ -1,23 +1,19 @@
-"""The two components of the Flower app: its ServerApp and its ClientApp.
+"""The two components of the Flower app: its ServerApp, and the ClientApp of Flower's simulation.
 
-Flower starts a process for every message to a node, so nothing heavy is imported here, torch least
-of all.
+A partner's node runs no ClientApp, fullfed's neither: see fullfed.deployment.relay. Nothing heavy
+is imported here, because Flower looks into an app before it runs it.
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fullfed.deployment import RUN, WORKER
+from fullfed.deployment import RUN
 from fullfed.engines.flower_messages import content_of, frames_of
-from fullfed.engines.node_messages import ChannelError, ask
-
-_PAUSE = 0.5  # seconds
 
 
 def lead(grid: Grid, context: Context) -> None:
@@ -28,29 +24,11 @@ def lead(grid: Grid, context: Context) -> None:
 
 
 def train(message: Message, context: Context) -> Message:
-    """Carry out the order: at a node by its worker, in Flower's simulation in this process.
-
-    Only the node itself can say that it has a worker, or has none.
-    """
-    if WORKER in context.node_config:
-        return relay(message, Path(str(context.node_config[WORKER])))
+    """Carry out the order of a simulated node, in this process."""
     from fullfed.deployment.flower_runs import simulated_node
 
     node = simulated_node(Path(str(context.run_config[RUN])))
     return Message(content_of(node.handle(frames_of(message.content))), reply_to=message)
-
-
-def relay(message: Message, address: Path) -> Message:
-    """Ask the worker; while it is not there (it is restarted where it died), ask again."""
-    frames = frames_of(message.content)
-    expires = message.metadata.created_at + message.metadata.ttl
-    while True:
-        try:
-            return Message(content_of(ask(address, frames)), reply_to=message)
-        except ChannelError:
-            if time.time() > expires:
-                raise
-            time.sleep(_PAUSE)
 
 
 server = ServerApp()

@@ -20,7 +20,13 @@ from flwr.serverapp import Grid
 from fullfed.config import Recipe
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import tokenize
-from fullfed.deployment.folders import ServerFolder, ServerStatus, fix_members, read_members
+from fullfed.deployment.folders import (
+    CONTROL_KEY,
+    ServerFolder,
+    ServerStatus,
+    fix_members,
+    read_members,
+)
 from fullfed.deployment.processes import (
     Print,
     check_server,
@@ -28,6 +34,7 @@ from fullfed.deployment.processes import (
     listens,
     pause,
     simulating_superlink,
+    superexec,
 )
 from fullfed.deployment.server import START_SECONDS, configure, running_superlink, submit, write_app
 from fullfed.engines.flower import FlowerEngine
@@ -103,7 +110,8 @@ def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
     home, app, port = run.path / "flower", run.path / "app", free_port()
     write_app(app)
     configure(home, port, authority=None)
-    with running_superlink(simulating_superlink(port), home, partial(listens, port), say):
+    commands = simulating_superlink(home, port), superexec(home / CONTROL_KEY, port, None)
+    with running_superlink(commands, home, partial(listens, port), say):
         submit(home, app, run.path, say, simulated=len(assembly.data.clients))
         return follow(run, home / "superlink.log", say)
 

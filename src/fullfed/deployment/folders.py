@@ -7,6 +7,7 @@ DIR/server/          stays with whoever runs the server
   keys/NAME.pub      each partner's public key
   app/               the Flower app of the newest run: fullfed's, in three small files
   flower/            Flower's own home: its configuration, database and log
+    control.key      what the operator's commands bear, new whenever the server is started
     nodes.json       the Flower node id of each registered key (PEM)
   runs/              one folder a run
     members.json     the run's name, and which partner is which client; fixed when the run begins
@@ -43,6 +44,8 @@ from fullfed.errors import UserError
 from fullfed.files import locked, write_atomically, write_json
 from fullfed.validation import describe_validation, keys_of
 
+CONTROL_KEY = "control.key"  # in Flower's home
+CONNECTION = "federation"  # what Flower's configuration calls the server
 _MEMBERS = "members.json"  # in a run's folder
 _PARTNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -147,6 +150,7 @@ class ServerFolder:
         self.app = self.path / "app"
         self.flower = self.path / "flower"
         self.superlink_log = self.flower / "superlink.log"
+        self.control_key = self.flower / CONTROL_KEY
         self.nodes = self.flower / "nodes.json"
         self.runs = self.path / "runs"
 
@@ -165,8 +169,15 @@ class ServerFolder:
 
     @property
     def local_address(self) -> str:
-        """What the server is reached by on its own machine."""
-        return f"127.0.0.1:{self.settings().port}"
+        """What the server is reached by on its own machine, and by its operator alone.
+
+        Empty before it was first started.
+        """
+        file = self.flower / "config.toml"
+        if not file.exists():
+            return ""
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        return str(tables["superlink"][CONNECTION]["address"])
 
     def public_key(self, partner: str) -> Path:
         return self.path / "keys" / f"{partner}.pub"

@@ -6,7 +6,6 @@ A process is started with its output in a file, and ends with the process that s
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import shlex
 import signal
@@ -19,10 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fullfed.deployment import WORKER
-from fullfed.deployment.folders import NodeFolder, ServerFolder
+from fullfed.deployment.folders import CONTROL_KEY, NodeFolder, ServerFolder
 from fullfed.errors import UserError
 
+PYTHON = Path(sys.executable).name
+NOT_LISTENING = "-"  # for partners
+TOLD = "fullfed: "  # before what a link to the server says to the partner
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _GRACE = 10.0  # seconds between asking a process to end and ending it
 _CONNECT_TIMEOUT = 10.0  # seconds
@@ -44,38 +45,49 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def superlink(folder: ServerFolder) -> list[str]:
-    """The command that runs the server."""
+def superlink(folder: ServerFolder, local_port: int) -> list[str]:
+    """The command that runs the server; its own machine reaches it at ``local_port``."""
     settings = folder.settings()
     return [
-        "flower-superlink",
-        *("--host", settings.listen, "--port", str(settings.port)),
+        *_gated(settings.listen, settings.port, folder.control_key, local_port),
         *("--ssl-ca-certfile", str(folder.authority)),
         *("--ssl-certfile", str(folder.certificate), "--ssl-keyfile", str(folder.key)),
-        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-        *("--database", str(folder.flower / "superlink.db")),
+        *("--enable-supernode-auth", "--database", str(folder.flower / "superlink.db")),
     ]
 
 
-def simulating_superlink(port: int) -> list[str]:
+def simulating_superlink(home: Path, local_port: int) -> list[str]:
     """The command that runs a server of simulated nodes, for this machine alone."""
+    key = home / CONTROL_KEY
+    return [*_gated(NOT_LISTENING, 0, key, local_port), "--simulation", "--insecure"]
+
+
+def _gated(listen: str, port: int, key: Path, local_port: int) -> list[str]:
     return [
-        "flower-superlink",
-        *("--simulation", "--insecure", "--host", "127.0.0.1", "--port", str(port)),
-        "--disable-runtime-dependency-installation",
+        *(PYTHON, "-m", "fullfed.deployment.superlink", listen, str(port), str(key)),
+        *("--port", str(local_port), "--disable-runtime-dependency-installation"),
+        # Whoever takes a run's process over has to know the key, too.
+        *("--isolation", "process", "--superexec-auth-secret-file", str(key)),
     ]
 
 
-def supernode(folder: NodeFolder) -> list[str]:
-    """The command that runs a node."""
+def superexec(key: Path, local_port: int, authority: Path | None) -> list[str]:
+    """The command that starts what the server has to run: a run's process.
+
+    Args:
+        key: the operator's, a file.
+        authority: whose certificate the server has; None for one without TLS.
+    """
     return [
-        "flower-supernode",
-        *("--superlink", folder.settings().server),
-        *("--root-certificates", str(folder.authority)),
-        *("--auth-supernode-private-key", str(folder.key)),
-        *("--port", str(free_port())),
-        *("--node-config", f"{WORKER}={json.dumps(str(folder.worker_address))}"),
+        *("flower-superexec", "--runtime-api-address", f"127.0.0.1:{local_port}"),
+        *("--superexec-auth-secret-file", str(key)),
+        *(("--root-certificates", str(authority)) if authority else ("--insecure",)),
     ]
+
+
+def relay(folder: NodeFolder, left: int = 0) -> list[str]:
+    """The command that runs a node's link to the server; see fullfed.deployment.relay."""
+    return [PYTHON, "-m", "fullfed.deployment.relay", str(folder.path), str(left)]
 
 
 def shown(command: Sequence[str]) -> str:
@@ -96,7 +108,9 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._began = self._heard = 0
 
-    def start(self) -> None:
+    def start(self, command: Sequence[str] = ()) -> None:
+        """Start it, or the command given in its place from now on."""
+        self._command = list(command) or self._command
         self._began = self._heard = self._output.stat().st_size if self._output.exists() else 0
         program = Path(sys.executable).with_name(self._command[0])
         with self._output.open("ab") as output:

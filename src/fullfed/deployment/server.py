@@ -1,25 +1,26 @@
 """A federation's server: running it, registering partners' nodes there, and giving it runs.
 
-The server is Flower's SuperLink. What is asked of it goes by Flower's own command, ``flwr``, and
-every command is printed before it runs.
+The server is Flower's SuperLink behind a gate (fullfed.deployment.gate). What is asked of it goes
+by Flower's own command, ``flwr``, and every command is printed before it runs.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from fullfed.deployment import RUN
-from fullfed.deployment.folders import ServerFolder
+from fullfed.deployment.folders import CONNECTION, CONTROL_KEY, ServerFolder
 from fullfed.deployment.identities import check_not_expired
 from fullfed.deployment.processes import (
     Child,
@@ -27,15 +28,19 @@ from fullfed.deployment.processes import (
     check_port_free,
     check_server,
     environment,
+    free_port,
     pause,
     running,
     shown,
+    superexec,
     superlink,
 )
 from fullfed.errors import UserError
 from fullfed.files import write_atomically, write_json
 
-CONNECTION = "federation"  # what Flower's configuration calls the server
+if TYPE_CHECKING:
+    from fullfed.deployment.flower_internals import RegisteredNode
+
 START_SECONDS = 120.0  # that Flower may take to start what it was asked to
 _COMMAND_TIMEOUT = 180.0  # seconds
 _PROJECT = f"""\
@@ -72,48 +77,60 @@ def serve(folder: ServerFolder, say: Print) -> None:
     renew = f"renew it with `fullfed federation renew {folder.federation}`"
     check_not_expired(folder.certificate, renew)
     check_port_free(settings.listen, settings.port)
-    configure(folder.flower, settings.port, folder.authority)
+    port = free_port()
+    configure(folder.flower, port, folder.authority)
+    commands = superlink(folder, port), superexec(folder.control_key, port, folder.authority)
     there = partial(check_server, folder.local_address, folder.authority)
-    with running_superlink(superlink(folder), folder.flower, there, say) as server:
+    with running_superlink(commands, folder.flower, there, say) as children:
         sync_nodes(folder, say)
         say(f"serving {len(settings.partners)} partners at {settings.address}:{settings.port}")
-        while server.exit_code is None:
+        while all(child.exit_code is None for child in children):
             pause()
     raise UserError(f"{folder.superlink_log}: Flower's server has ended; the log says why.")
 
 
 @contextmanager
 def running_superlink(
-    command: list[str], home: Path, there: Callable[[], bool], say: Print
-) -> Iterator[Child]:
+    commands: Sequence[list[str]], home: Path, there: Callable[[], bool], say: Print
+) -> Iterator[Sequence[Child]]:
     """Start Flower's server and wait until it can be reached; stop it at the end.
 
     Args:
+        commands: of the server, and of what it needs beside it once it is there.
         home: the folder of its configuration and its log.
 
     Raises:
         UserError: it ends before it is there, or takes too long.
     """
     log, ends = home / "superlink.log", time.monotonic() + START_SECONDS
-    say(shown(command))
-    server = Child(command, log, environment(home))
+    server, *others = (Child(command, log, environment(home)) for command in commands)
+    say(shown(commands[0]))
     with running(server):
         while not there():
             if server.exit_code is not None or time.monotonic() > ends:
                 raise UserError(f"{log}: Flower's server does not start; the log says why.")
             pause()
-        yield server
+        for command in commands[1:]:
+            say(shown(command))
+        with running(*others):
+            yield server, *others
 
 
 def configure(home: Path, port: int, authority: Path | None) -> None:
-    """Write the configuration by which ``flwr`` finds the server on this machine.
+    """Write the configuration by which ``flwr`` finds the server on this machine, and a new key.
 
     Args:
         home: the folder of Flower's configuration, which is made.
+        port: where the server listens on this machine alone.
         authority: whose certificate the server has; None for one without TLS.
     """
+    from fullfed.deployment.flower_internals import store_key
+
     home.mkdir(exist_ok=True, mode=0o700)
-    connection: dict[str, Any] = {"address": f"127.0.0.1:{port}"}
+    address, key = f"127.0.0.1:{port}", secrets.token_urlsafe(32)
+    write_atomically(home / CONTROL_KEY, key.encode(), mode=0o600)
+    store_key(home, address, key)
+    connection: dict[str, Any] = {"address": address}
     connection |= {"insecure": True} if authority is None else {"root-certificates": str(authority)}
     tables = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
     write_atomically(home / "config.toml", tomli_w.dumps(tables).encode())
@@ -173,10 +190,22 @@ def registered(folder: ServerFolder) -> dict[str, str]:
     return json.loads(folder.nodes.read_bytes()) if folder.nodes.exists() else {}
 
 
-def node_states(folder: ServerFolder) -> dict[str, str]:
-    """Flower's word for the state of each node, by its id: "online", "offline", ..."""
-    listed = _flwr(folder.flower, ["supernode", "list", CONNECTION], lambda text: None)
-    return {str(node["node-id"]): str(node["status"]) for node in listed["nodes"]}
+def node_states(folder: ServerFolder) -> dict[str, RegisteredNode]:
+    """What the running server knows of each node, by its key (PEM).
+
+    Raises:
+        UserError: it does not answer.
+    """
+    from fullfed.deployment.flower_internals import LostConnectionError, registered_nodes
+
+    key = folder.control_key.read_text(encoding="ascii")
+    try:
+        return registered_nodes(folder.local_address, folder.authority, key)
+    except LostConnectionError as error:
+        raise UserError(
+            f"{folder.federation}: the server does not answer ({error}); "
+            f"stop and start `fullfed serve {folder.federation}`."
+        ) from error
 
 
 def _flwr(home: Path, arguments: list[str], say: Print) -> dict[str, Any]:

@@ -1,0 +1,300 @@
+"""All that fullfed uses of Flower beyond what Flower promises to keep.
+
+Flower moves nearly weekly. Whatever may break with its next version is here, and
+tests/flower/test_versions.py says which part did. The rest of fullfed uses Flower's commands, and
+its messages and apps (flwr.app, flwr.clientapp, flwr.serverapp).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.control_pb2 import ListNodesRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+HEARTBEAT_SECONDS = 15.0  # Flower's server takes a node for gone twice as long after its last one
+
+
+class LostConnectionError(Exception):
+    """The server did not answer a node's call, or not as Flower's does; says how."""
+
+
+class TurnedAwayError(Exception):
+    """The server lets the node's key in neither now nor later, or another node runs with it."""
+
+
+class EndedRunError(Exception):
+    """The run that a message belongs to is over."""
+
+
+class Fleet:
+    """A node's calls to the server: what flower-supernode does, without fetching or running apps.
+
+    Every call may raise LostConnectionError.
+
+    Args:
+        server: host:port.
+        authority: the file of the certificate authority that has signed the server's certificate.
+        key: the file of the node's private key.
+    """
+
+    def __init__(self, server: str, authority: Path, key: Path) -> None:
+        private = load_ssh_private_key(key.read_bytes(), None)
+        assert isinstance(private, ec.EllipticCurvePrivateKey)
+        self._public_key = public_key_to_bytes(private.public_key())
+        signing: list[Any] = [
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(private, private.public_key()),
+        ]
+        certificates = authority.read_bytes()
+        self._client = FleetHttpClient.from_server_address(server, False, certificates, signing)
+        self._node = Node()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def connect(self) -> int:
+        """Tell the server that the node is there; return Flower's number for it.
+
+        Raises:
+            TurnedAwayError: the key is not registered, or in use.
+        """
+        request = ActivateNodeRequest(
+            public_key=self._public_key, heartbeat_interval=HEARTBEAT_SECONDS
+        )
+        with _told_apart():
+            self._node = Node(node_id=self._client.ActivateNode(request).node_id)
+        return int(self._node.node_id)
+
+    def leave(self, node: int) -> None:
+        """Tell the server that a node with this key is gone, which it would notice later."""
+        with _told_apart():
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=node))
+
+    def beat(self) -> None:
+        """Tell the server that the node is still there."""
+        request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)
+        with _told_apart():
+            self._client.SendNodeHeartbeat(request)
+
+    def receive(self) -> Message | None:
+        """The next message for the node, if there is one.
+
+        Raises:
+            EndedRunError: it is of a run that is over.
+        """
+        with _told_apart():
+            response = self._client.PullMessages(PullMessagesRequest(node=self._node))
+            if not response.messages_list:
+                return None
+            run = message_from_proto(response.messages_list[0]).metadata.run_id
+            tree = response.message_object_trees[0]
+            message: Message = pull_and_inflate_object_from_tree(
+                tree,
+                make_pull_object_fn_protobuf(self._client.PullObject, self._node, run),
+                make_confirm_message_received_fn_protobuf(
+                    self._client.ConfirmMessageReceived, self._node, run
+                ),
+                return_type=Message,
+            )
+            message.metadata.__dict__["_message_id"] = tree.object_id
+            return message
+
+    def reply(self, message: Message, seconds: float) -> None:
+        """Send the reply to a message, which took so many seconds.
+
+        Raises:
+            EndedRunError: the run is over.
+        """
+        message.metadata.__dict__["_message_id"] = message.object_id
+        with _told_apart(), no_object_id_recompute():
+            response = self._client.PushMessages(
+                PushMessagesRequest(
+                    node=self._node,
+                    messages_list=[message_to_proto(remove_content_from_message(message))],
+                    message_object_trees=[get_object_tree(message)],
+                    clientapp_runtime_list=[seconds],
+                )
+            )
+            run, session = message.metadata.run_id, response.session_id
+            push_objects(
+                get_all_nested_objects(message),
+                make_push_object_fn_protobuf(self._client.PushObject, self._node, run, session),
+                object_ids_to_push=set(response.objects_to_push),
+            )
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """What may go wrong in a call, by what is to be done about it."""
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        told = FlowerError.from_json(error.response.text)
+        code = None if told is None else told.code
+        if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+            raise TurnedAwayError from error
+        if code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
+            raise EndedRunError from error
+        raise LostConnectionError(f"it answers {error.response.status_code}") from error
+    except (httpx.HTTPError, ValueError, ObjectPullError, ObjectPushError) as error:
+        raise LostConnectionError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+@dataclass(frozen=True)
+class RegisteredNode:
+    """What Flower's server knows of a node.
+
+    Attributes:
+        state: Flower's word: "registered" (was never there), "online", "offline".
+        since: when it came or went, in ISO 8601; empty if it was never there.
+    """
+
+    state: str
+    since: str
+
+
+def registered_nodes(address: str, authority: Path, key: str) -> dict[str, RegisteredNode]:
+    """The nodes that Flower's server at host:port knows, by their keys (PEM).
+
+    Args:
+        key: the operator's.
+
+    Raises:
+        LostConnectionError: the server does not answer.
+    """
+    signing: list[Any] = [
+        RuntimeVersionHttpInterceptor(component_name="flwr CLI"),
+        _Bearer(key),
+    ]
+    certificates = authority.read_bytes()
+    client = ControlHttpClient.from_server_address(address, False, certificates, signing)
+    try:
+        with _told_apart():
+            listed = client.ListNodes(ListNodesRequest()).nodes_info
+    finally:
+        client.close()
+    return {
+        str(node.public_key, "ascii"): RegisteredNode(
+            node.status,
+            node.last_activated_at if node.status == "online" else node.last_deactivated_at,
+        )
+        for node in listed
+    }
+
+
+class _Bearer:
+    """Puts the operator's key on each request."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def intercept(self, context: Any, call_next: Any) -> httpx.Response:
+        context.request.headers["Authorization"] = f"Bearer {self._key}"
+        answer: httpx.Response = call_next(context)
+        return answer
+
+
+def store_key(home: Path, address: str, key: str) -> None:
+    """Have Flower's own command, ``flwr``, bear the operator's key.
+
+    Args:
+        home: the folder of Flower's configuration.
+        address: what the command calls the server by.
+    """
+    from flwr.cli.constant import (
+        ACCESS_TOKEN_STORE_KEY,
+        AUTHN_TYPE_STORE_KEY,
+        REFRESH_TOKEN_STORE_KEY,
+    )
+    from flwr.common.constant import AuthnType
+    from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
+
+    file = home / "credentials.yaml"
+    file.unlink(missing_ok=True)  # of addresses that nobody listens at any more
+    store = FileCredentialStore(file)
+    store.set(AUTHN_TYPE_STORE_KEY % address, AuthnType.OIDC.encode())
+    for name in (ACCESS_TOKEN_STORE_KEY, REFRESH_TOKEN_STORE_KEY):
+        store.set(name % address, key.encode())
+
+
+@dataclass(frozen=True)
+class SuperLinkParts:
+    """Flower's server, before it listens.
+
+    Attributes:
+        application: its ASGI application.
+        port: that it would listen at.
+        certificate, key: files; None without TLS.
+        log_config: as uvicorn takes it.
+    """
+
+    application: Any
+    port: int
+    certificate: str | None
+    key: str | None
+    log_config: dict[str, Any]
+
+
+def superlink_parts(arguments: Sequence[str]) -> SuperLinkParts:
+    """What ``flower-superlink ARGUMENTS...`` would run."""
+    from flwr.supercore.http_logging import get_uvicorn_log_config
+    from flwr.supercore.logger import console_handler
+    from flwr.superlink.cli.flower_superlink import (
+        SuperLinkLifespan,
+        _parse_superlink_lifespan_config,
+    )
+    from flwr.superlink.main import create_app
+
+    sys.argv = ["flower-superlink", *arguments]
+    config = _parse_superlink_lifespan_config()
+    return SuperLinkParts(
+        create_app(config, SuperLinkLifespan),
+        config.port,
+        config.ssl_certfile,
+        config.ssl_keyfile,
+        get_uvicorn_log_config(console_handler.level),
+    )

@@ -1,0 +1,53 @@
+"""The server's process: Flower's SuperLink behind the gate.
+
+``python -m fullfed.deployment.superlink LISTEN PORT KEYFILE ARGUMENTS...`` listens for partners at
+LISTEN:PORT, unless LISTEN is "-", and for this machine at the port of the arguments, which are
+those of ``flower-superlink``. Where this version of Flower cannot be put behind the gate nothing
+listens at all.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from fullfed.deployment.flower_internals import superlink_parts
+from fullfed.deployment.gate import Gate
+from fullfed.deployment.processes import NOT_LISTENING
+
+_LOOPBACK = "127.0.0.1"
+_GRACE = 3  # seconds; who is cut off asks again
+
+
+def main() -> None:
+    """Run the server until it is stopped."""
+    listen, port, key_file, *arguments = sys.argv[1:]
+    parts = superlink_parts(arguments)
+    gate = Gate(parts.application, parts.port, Path(key_file).read_text(encoding="ascii"))
+    sockets = [_listener(_LOOPBACK, parts.port)]
+    if listen != NOT_LISTENING:
+        sockets.append(_listener(listen, int(port)))
+    config = uvicorn.Config(
+        gate,
+        ssl_certfile=parts.certificate,
+        ssl_keyfile=parts.key,
+        log_config=parts.log_config,
+        lifespan="on",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    uvicorn.Server(config).run(sockets=sockets)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+if __name__ == "__main__":
+    main()
