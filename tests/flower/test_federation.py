@@ -18,6 +18,7 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from typer.testing import CliRunner
 
 from flower.intruder import Caller, flwr, write_foreign_app, write_home
+from flower.proxy import CLOSED
 from flower.real import (
     PARTNERS,
     Federation,
@@ -96,7 +97,7 @@ def test_nothing_on_the_server_names_a_nodes_data(federation: Federation) -> Non
             assert not file.is_file() or path not in file.read_bytes(), file
 
 
-def test_whatever_is_killed_the_run_ends_with_the_model_it_would_have_had(
+def test_whatever_is_killed_or_cut_off_the_run_ends_with_the_model_it_would_have_had(
     federation: Federation, tmp_path: Path
 ) -> None:
     recipe = write_recipe(
@@ -119,6 +120,11 @@ def test_whatever_is_killed_the_run_ends_with_the_model_it_would_have_had(
     started = federation.start(recipe, killed.path)
     workless = federation.nodes[some_moment_of(1)]
     workless.kill_member("fullfed worker")
+    some_moment_of(2)
+    federation.proxy.begin(CLOSED)  # to Flower's own node this looks like a broken certificate
+    for node in federation.nodes.values():
+        node.says("no connection to")
+    federation.proxy.end()
     nodeless = federation.nodes[some_moment_of(3)]
     nodeless.kill_member("fullfed.deployment.relay")
     some_moment_of(5)
@@ -129,6 +135,7 @@ def test_whatever_is_killed_the_run_ends_with_the_model_it_would_have_had(
     assert again.code() == 0, again.said()
     assert "the worker has died and is started again" in workless.said()
     assert "the link to the server has died and is started again" in nodeless.said()
+    assert all("), after" in node.said() for node in federation.nodes.values())
     assert killed.log_file.read_bytes() == whole.log_file.read_bytes()
     assert killed.summary()["model_hash"] == undisturbed["model_hash"]
     assert [record["aggregated"] for record in killed.metrics()] == cohorts

@@ -81,6 +81,7 @@ def status(directory: FederationDirectory) -> None:
     """Who is connected, and how far the runs are."""
     check_installed()
     from fullfed.deployment import server
+    from fullfed.deployment.absences import local_time
     from fullfed.deployment.folders import ServerFolder, ServerStatus
     from fullfed.deployment.processes import check_server
     from fullfed.runs.folder import RunFolder
@@ -93,7 +94,8 @@ def status(directory: FederationDirectory) -> None:
     for number, partner in enumerate(folder.partners()):
         known = states.get(partner.key)
         state, since = ("not registered", "") if known is None else (known.state, known.since)
-        table.add_row(str(number), partner.name, nodes.get(partner.key, ""), state, since[:19])
+        node = nodes.get(partner.key, "")
+        table.add_row(str(number), partner.name, node, state, local_time(since))
     say(f"server {'runs' if up else 'does not run'} at {settings.address}:{settings.port}")
     Console().print(table)
     for path in sorted(folder.runs.iterdir()) if folder.runs.exists() else ():

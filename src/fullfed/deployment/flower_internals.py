@@ -184,21 +184,10 @@ def _told_apart() -> Iterator[None]:
         raise LostConnectionError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-@dataclass(frozen=True)
-class RegisteredNode:
-    """What Flower's server knows of a node.
+def registered_nodes(address: str, authority: Path, key: str) -> dict[str, tuple[str, str]]:
+    """The nodes that the server at host:port knows, by their keys (PEM).
 
-    Attributes:
-        state: Flower's word: "registered" (was never there), "online", "offline".
-        since: when it came or went, in ISO 8601; empty if it was never there.
-    """
-
-    state: str
-    since: str
-
-
-def registered_nodes(address: str, authority: Path, key: str) -> dict[str, RegisteredNode]:
-    """The nodes that Flower's server at host:port knows, by their keys (PEM).
+    Each with its state (Flower's word) and the moment, in ISO 8601, at which it came or went.
 
     Args:
         key: the operator's.
@@ -206,19 +195,16 @@ def registered_nodes(address: str, authority: Path, key: str) -> dict[str, Regis
     Raises:
         LostConnectionError: the server does not answer.
     """
-    signing: list[Any] = [
-        RuntimeVersionHttpInterceptor(component_name="flwr CLI"),
-        _Bearer(key),
-    ]
+    bearing: list[Any] = [RuntimeVersionHttpInterceptor(component_name="flwr CLI"), _Bearer(key)]
     certificates = authority.read_bytes()
-    client = ControlHttpClient.from_server_address(address, False, certificates, signing)
+    client = ControlHttpClient.from_server_address(address, False, certificates, bearing)
     try:
         with _told_apart():
             listed = client.ListNodes(ListNodesRequest()).nodes_info
     finally:
         client.close()
     return {
-        str(node.public_key, "ascii"): RegisteredNode(
+        str(node.public_key, "ascii"): (
             node.status,
             node.last_activated_at if node.status == "online" else node.last_deactivated_at,
         )

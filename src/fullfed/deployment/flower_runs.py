@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 from fullfed.config import Recipe
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import tokenize
+from fullfed.deployment.absences import Absences
 from fullfed.deployment.folders import (
     CONTROL_KEY,
     ServerFolder,
@@ -89,7 +90,10 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
         status.clear()
         write_app(folder.app)
         submit(folder.flower, folder.app, run.path, say)
-    return follow(run, folder.superlink_log, say)
+    members = read_members(run.path)
+    assert members is not None  # they were fixed above
+    absences = Absences.of(folder, members.clients, say)
+    return follow(run, folder.superlink_log, say, absences)
 
 
 def _chosen(folder: ServerFolder, recipe: Recipe) -> Recipe:
@@ -116,8 +120,13 @@ def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
         return follow(run, home / "superlink.log", say)
 
 
-def follow(run: RunFolder, superlink_log: Path, say: Print) -> dict[str, Any]:
+def follow(
+    run: RunFolder, superlink_log: Path, say: Print, absences: Absences | None = None
+) -> dict[str, Any]:
     """Tell of a run's rounds until it ends; return the summary.
+
+    Args:
+        absences: tells of partners that are not connected; None where nodes are simulated.
 
     Raises:
         UserError: it does not begin, or stops.
@@ -143,6 +152,8 @@ def follow(run: RunFolder, superlink_log: Path, say: Print) -> dict[str, Any]:
                 f"{run.path}: the run's process has died after round {told}; the same command "
                 f"carries it on ({superlink_log} may say why)."
             )
+        if absences is not None:
+            absences.look()
         pause()
 
 

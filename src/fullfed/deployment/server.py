@@ -13,9 +13,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tomli_w
 
@@ -37,9 +38,6 @@ from fullfed.deployment.processes import (
 )
 from fullfed.errors import UserError
 from fullfed.files import write_atomically, write_json
-
-if TYPE_CHECKING:
-    from fullfed.deployment.flower_internals import RegisteredNode
 
 START_SECONDS = 120.0  # that Flower may take to start what it was asked to
 _COMMAND_TIMEOUT = 180.0  # seconds
@@ -190,6 +188,19 @@ def registered(folder: ServerFolder) -> dict[str, str]:
     return json.loads(folder.nodes.read_bytes()) if folder.nodes.exists() else {}
 
 
+@dataclass(frozen=True)
+class RegisteredNode:
+    """What the server knows of a node.
+
+    Attributes:
+        state: Flower's word: "registered" (was never there), "online", "offline".
+        since: when it came or went, in ISO 8601; empty if it was never there.
+    """
+
+    state: str
+    since: str
+
+
 def node_states(folder: ServerFolder) -> dict[str, RegisteredNode]:
     """What the running server knows of each node, by its key (PEM).
 
@@ -200,12 +211,13 @@ def node_states(folder: ServerFolder) -> dict[str, RegisteredNode]:
 
     key = folder.control_key.read_text(encoding="ascii")
     try:
-        return registered_nodes(folder.local_address, folder.authority, key)
+        known = registered_nodes(folder.local_address, folder.authority, key)
     except LostConnectionError as error:
         raise UserError(
             f"{folder.federation}: the server does not answer ({error}); "
             f"stop and start `fullfed serve {folder.federation}`."
         ) from error
+    return {key: RegisteredNode(*about) for key, about in known.items()}
 
 
 def _flwr(home: Path, arguments: list[str], say: Print) -> dict[str, Any]:
