@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
 ]
+
+FLOWER_VERSIONS = (1, 41), (1, 43)  # the oldest supported, and the first that is not known to work
 
 federation = typer.Typer(help="Make a federation's folder and change its partners.")
 
@@ -221,9 +224,13 @@ def show_end(summary: dict[str, Any], path: Path, table: bool = True) -> None:
 
 
 def check_installed(package: str = "flwr", extra: str = "flower") -> None:
-    """Raise a UserError if the package is not installed."""
+    """Raise a UserError if the package is not installed, or Flower is of another version."""
+    install = f'pip install "fullfed[{extra}]"'
     if find_spec(package) is None:
-        raise UserError(f'this needs {package}; install it: pip install "fullfed[{extra}]".')
+        raise UserError(f"this needs {package}; install it: {install}.")
+    found, (oldest, beyond) = version("flwr"), FLOWER_VERSIONS
+    if not oldest <= tuple(int(part) for part in found.split(".")[:2]) < beyond:
+        raise UserError(f"Flower {found} is not supported; install one that is: {install}.")
 
 
 def say(text: str) -> None:
