@@ -31,10 +31,11 @@ from flower.real import (
 )
 from fullfed.cli import app
 from fullfed.config import load_recipe
+from fullfed.deployment.flower_internals import Fleet
 from fullfed.deployment.flower_runs import start
-from fullfed.deployment.folders import ServerFolder
+from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.gate import _NODES_CALLS
-from fullfed.deployment.identities import create_authority, create_node_key
+from fullfed.deployment.identities import create_authority, create_node_key, public_key_pem
 from fullfed.deployment.server import registered
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
@@ -128,6 +129,8 @@ def test_whatever_is_killed_or_cut_off_the_run_ends_with_the_model_it_would_have
     nodeless = federation.nodes[some_moment_of(3)]
     nodeless.kill_member("fullfed.deployment.relay")
     some_moment_of(5)
+    [led] = [c for c in federation.server.members().values() if "/flwr-serverapp" in c]
+    assert "--token-file" in led, "others on the machine would read the run's token there"
     federation.server.kill_member("flwr-serverapp")
     assert started.code() == 2
     assert "the run's process has died after round" in started.said()
@@ -154,6 +157,16 @@ def test_a_second_node_with_the_same_key_is_turned_away(federation: Federation) 
     node = federation.join(federation.copy_of("red", "second"), "red")
     node.says(TURNED_AWAY)
     node.stop()
+
+
+def test_a_node_that_the_server_takes_for_gone_can_take_leave(federation: Federation) -> None:
+    """As after a long outage: otherwise it would never come back."""
+    folder, red = federation.server_folder, NodeFolder(federation.partner("red"))
+    node = int(registered(folder)[public_key_pem(folder.public_key("red"))])
+    with Fleet(red.settings().server, red.authority, red.key) as fleet:
+        for _ in range(2):
+            fleet.leave(node)
+        assert fleet.connect() == node
 
 
 def test_a_server_of_another_authority_is_refused(federation: Federation) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +29,8 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
@@ -47,11 +49,17 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_and_inflate_object_from_tree,
     push_objects,
 )
+from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+_TURNED_AWAY = (
+    ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED,
+    ApiErrorCode.FLEET_NODE_DEACTIVATION_FAILED,
+)
 HEARTBEAT_SECONDS = 15.0  # Flower's server takes a node for gone twice as long after its last one
 
 
@@ -110,8 +118,8 @@ class Fleet:
         return int(self._node.node_id)
 
     def leave(self, node: int) -> None:
-        """Tell the server that a node with this key is gone, which it would notice later."""
-        with _told_apart():
+        """Tell the server that a node with this key is gone, which it knows or would notice."""
+        with suppress(TurnedAwayError), _told_apart():
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=node))
 
     def beat(self) -> None:
@@ -175,7 +183,7 @@ def _told_apart() -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         told = FlowerError.from_json(error.response.text)
         code = None if told is None else told.code
-        if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+        if code in _TURNED_AWAY:
             raise TurnedAwayError from error
         if code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
             raise EndedRunError from error
@@ -222,6 +230,41 @@ class _Bearer:
         context.request.headers["Authorization"] = f"Bearer {self._key}"
         answer: httpx.Response = call_next(context)
         return answer
+
+
+class Tasks:
+    """What Flower's server has to be run.
+
+    Args:
+        address: host:port.
+        authority: whose certificate the server has; None for one without TLS.
+        key: the operator's.
+    """
+
+    def __init__(self, address: str, authority: Path | None, key: bytes) -> None:
+        signing: list[Any] = [
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(
+                master_secret=key, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
+            ),
+        ]
+        certificates = None if authority is None else authority.read_bytes()
+        self._client = RuntimeHttpClient.from_server_address(
+            address, authority is None, certificates, signing
+        )
+
+    def next(self) -> tuple[str, str] | None:
+        """The program to run, and the token to give it; None if there is nothing to run.
+
+        Raises:
+            LostConnectionError: the server does not answer.
+        """
+        wanted = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP, TaskType.SIMULATION])
+        with _told_apart():
+            given = self._client.AcquireTask(wanted)
+        if not given.token:
+            return None
+        return TASK_TYPE_TO_COMMAND[TaskType(given.task.type)], str(given.token)
 
 
 def store_key(home: Path, address: str, key: str) -> None:

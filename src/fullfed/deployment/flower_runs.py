@@ -31,11 +31,11 @@ from fullfed.deployment.folders import (
 from fullfed.deployment.processes import (
     Print,
     check_server,
+    executor,
     free_port,
     listens,
     pause,
     simulating_superlink,
-    superexec,
 )
 from fullfed.deployment.server import START_SECONDS, configure, running_superlink, submit, write_app
 from fullfed.engines.flower import FlowerEngine
@@ -114,7 +114,7 @@ def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
     home, app, port = run.path / "flower", run.path / "app", free_port()
     write_app(app)
     configure(home, port, authority=None)
-    commands = simulating_superlink(home, port), superexec(home / CONTROL_KEY, port, None)
+    commands = simulating_superlink(home, port), executor(home / CONTROL_KEY, port, None)
     with running_superlink(commands, home, partial(listens, port), say):
         submit(home, app, run.path, say, simulated=len(assembly.data.clients))
         return follow(run, home / "superlink.log", say)

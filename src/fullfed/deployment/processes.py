@@ -40,7 +40,6 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
@@ -71,17 +70,17 @@ def _gated(listen: str, port: int, key: Path, local_port: int) -> list[str]:
     ]
 
 
-def superexec(key: Path, local_port: int, authority: Path | None) -> list[str]:
-    """The command that starts what the server has to run: a run's process.
+def executor(key: Path, local_port: int, authority: Path | None) -> list[str]:
+    """The command that starts what the server has to be run: a run's process.
 
     Args:
         key: the operator's, a file.
         authority: whose certificate the server has; None for one without TLS.
     """
+    trust = () if authority is None else (str(authority),)
     return [
-        *("flower-superexec", "--runtime-api-address", f"127.0.0.1:{local_port}"),
-        *("--superexec-auth-secret-file", str(key)),
-        *(("--root-certificates", str(authority)) if authority else ("--insecure",)),
+        *(PYTHON, "-m", "fullfed.deployment.executor", f"127.0.0.1:{local_port}", str(key)),
+        *trust,
     ]
 
 

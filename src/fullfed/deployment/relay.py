@@ -89,8 +89,7 @@ def run(folder: NodeFolder, left: int) -> None:
             # A new client each time, so that no connection of before is used again.
             with Fleet(settings.server, folder.authority, folder.key) as fleet:
                 if left:
-                    with suppress(TurnedAwayError):
-                        fleet.leave(left)
+                    fleet.leave(left)
                 left = fleet.connect()
                 link.there(left)
                 try:

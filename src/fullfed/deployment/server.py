@@ -29,11 +29,11 @@ from fullfed.deployment.processes import (
     check_port_free,
     check_server,
     environment,
+    executor,
     free_port,
     pause,
     running,
     shown,
-    superexec,
     superlink,
 )
 from fullfed.errors import UserError
@@ -77,7 +77,7 @@ def serve(folder: ServerFolder, say: Print) -> None:
     check_port_free(settings.listen, settings.port)
     port = free_port()
     configure(folder.flower, port, folder.authority)
-    commands = superlink(folder, port), superexec(folder.control_key, port, folder.authority)
+    commands = superlink(folder, port), executor(folder.control_key, port, folder.authority)
     there = partial(check_server, folder.local_address, folder.authority)
     with running_superlink(commands, folder.flower, there, say) as children:
         sync_nodes(folder, say)
