@@ -2,11 +2,12 @@
 
     python benchmarks/flower.py [--rounds 5] [--repeats 2] [--json]
 
-A federation of four nodes on this machine: processes, TLS, keys. On it, in turn and that repeated:
-an app of bare Flower whose messages are empty, Ferret, and FedAvg; all on the embedded model, with
-one step of one sample a visit and nothing to evaluate. Prints the median seconds from one round's
-end to the next's; what of that a client trains and encodes (mean), and the server merges; and how
-many visits there were and how many models workers loaded for them.
+Two federations of four nodes on this machine, one after the other: processes, TLS, keys. On
+Flower's own server and nodes an app of bare Flower whose messages are empty; on fullfed's Ferret
+and FedAvg, on the embedded model, with one step of one sample a visit and nothing to evaluate.
+Prints the median seconds from one round's end to the next's; what of that a client trains and
+encodes (mean), and the server merges; and how many visits there were and how many models workers
+loaded for them.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ import tomli_w
 from fullfed.config import load_recipe
 from fullfed.deployment.flower_runs import start
 from fullfed.deployment.folders import NodeFolder, ServerFolder
-from fullfed.deployment.processes import Child, environment, free_port, running
-from fullfed.deployment.server import submit, write_app
+from fullfed.deployment.processes import Child, check_server, environment, free_port, running
+from fullfed.deployment.server import configure, submit, sync_nodes, write_app
 from fullfed.quickstart.kinds import draw_examples
 from fullfed.quickstart.tasks import FEDERATED
 from fullfed.runs.folder import RunFolder
@@ -114,6 +115,28 @@ def gaps(lines: Path, rounds: int, carry_out: Callable[[], object]) -> list[floa
     return [after - before for before, after in itertools.pairwise(ends)]
 
 
+def bare_federation(folder: Path) -> tuple[ServerFolder, list[Child]]:
+    """Flower's own server and its nodes, with the keys and certificates of a federation."""
+    server, port, here = ServerFolder(folder / "bare"), free_port(), "127.0.0.1"
+    ServerFolder.create(server.federation, NODES, here, port, here, "builtin")
+    configure(server.flower, port, server.authority)
+    superlink = [
+        *("flower-superlink", "--host", here, "--port", str(port), "--enable-supernode-auth"),
+        *("--ssl-ca-certfile", str(server.authority), "--ssl-certfile", str(server.certificate)),
+        *("--ssl-keyfile", str(server.key), "--disable-runtime-dependency-installation"),
+    ]
+    children = [Child(superlink, folder / "bare.out", environment(server.flower))]
+    for name in NODES:
+        node = NodeFolder(server.federation / "partners" / name)
+        supernode = [
+            *("flower-supernode", "--superlink", f"{here}:{port}", "--port", str(free_port())),
+            *("--root-certificates", str(node.authority)),
+            *("--auth-supernode-private-key", str(node.key)),
+        ]
+        children.append(Child(supernode, folder / f"bare-{name}.out", environment(node.path)))
+    return server, children
+
+
 def bare(server: ServerFolder, folder: Path, rounds: int, number: int) -> dict[str, list[float]]:
     app = folder / f"bare-app-{number}"
     write_app(app)
@@ -167,11 +190,17 @@ def measure(folder: Path, rounds: int, repeats: int) -> dict[str, float]:
     command = ["fullfed", "serve", str(server.federation)]
     serving = Child(command, folder / "serve.out", environment(server.flower))
     seconds: dict[str, list[float]] = defaultdict(list)
-    with running(serving, *children):
+    flowers, (superlink, *supernodes) = bare_federation(folder)
+    with running(serving, superlink, *children):
+        wait_for(lambda: check_server(flowers.local_address, flowers.authority))
+        sync_nodes(flowers, lambda text: None)
+        with running(*supernodes):
+            wait_for(lambda: all("SuperNode ID" in child.said() for child in supernodes))
+            for number in range(repeats):
+                for name, values in bare(flowers, folder, rounds, number).items():
+                    seconds[name] += values
         wait_for(lambda: all("connected to" in child.said() for child in children))
         for number in range(repeats):
-            for name, values in bare(server, folder, rounds, number).items():
-                seconds[name] += values
             for each in METHODS:
                 for name, values in method(server, folder, each, rounds, number).items():
                     seconds[name] += values

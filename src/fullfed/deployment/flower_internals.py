@@ -60,6 +60,7 @@ _TURNED_AWAY = (
     ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED,
     ApiErrorCode.FLEET_NODE_DEACTIVATION_FAILED,
 )
+_TEXT_LIMIT = 300  # characters of an error's text
 HEARTBEAT_SECONDS = 15.0  # Flower's server takes a node for gone twice as long after its last one
 
 
@@ -189,7 +190,13 @@ def _told_apart() -> Iterator[None]:
             raise EndedRunError from error
         raise LostConnectionError(f"it answers {error.response.status_code}") from error
     except (httpx.HTTPError, ValueError, ObjectPullError, ObjectPushError) as error:
-        raise LostConnectionError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise LostConnectionError(_printable(error)) from error
+
+
+def _printable(error: Exception) -> str:
+    """What an error says, of which the server may have written a part, for the partner to read."""
+    text = "".join(c if c.isprintable() else " " for c in str(error))
+    return " ".join(text.split())[:_TEXT_LIMIT] or type(error).__name__
 
 
 def registered_nodes(address: str, authority: Path, key: str) -> dict[str, tuple[str, str]]:
