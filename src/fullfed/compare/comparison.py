@@ -112,6 +112,11 @@ class Comparison:
             due = [t for t in runs if t not in failures and not self._finished(folder, t)]
             callback.on_stage_begin("runs", len(due))
             failures |= carry_out(due, folder.path, self._jobs, self._threads, callback)
+            failures |= {
+                task: reason
+                for task in runs
+                if task not in failures and (reason := _without_loss(folder, task))
+            }
             if len(failures) == len(runs):
                 raise UserError(f"every run failed; {runs[0]}: {failures[runs[0]]}")
             data = {
@@ -180,6 +185,15 @@ def _check(contestants: Sequence[Contestant]) -> int:
     return len(validation)
 
 
+def _without_loss(folder: ComparisonFolder, task: Task) -> str:
+    """Why a run that went to its end cannot be compared; empty if it can."""
+    assert task.seed is not None  # it is a run
+    run = folder.run(task.label, task.seed)
+    if run.base()["loss"] is None:
+        return "the base model's loss is not finite."
+    return "" if run.metrics()[-1]["loss"] is not None else "its last loss is not finite."
+
+
 def collect(
     folder: ComparisonFolder,
     contestants: Sequence[Contestant],
@@ -225,7 +239,7 @@ def _run(
         "seed": seed,
         "folder": str(run.path.relative_to(folder.path)),
         "failed": failed,
-        "base": {metric: base[metric] for metric in metrics if base},
+        "base": {m: base[m] for m in metrics if base.get(m) is not None},
         "rounds": [_round(record, metrics) for record in records],
         "peak_memory_bytes": max((r["peak_memory_bytes"] for r in records), default=0),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -63,6 +65,14 @@ def evaluate(
         references = [e.references for e in sample]
         results |= {name: score(answers, references) for name, score in scores.items()}
     return {metric: results[metric] for metric in table.metrics}
+
+
+def recorded(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Metrics as a run's files hold them: null for what is no finite number, and then under
+    ``unmeasured`` why."""
+    missing = {name: f"it is {v}" for name, v in metrics.items() if not math.isfinite(v)}
+    values = {name: None if name in missing else value for name, value in metrics.items()}
+    return {**values, "unmeasured": missing} if missing else values
 
 
 def evenly_spaced(examples: Sequence[TokenizedExample], count: int) -> list[TokenizedExample]:

@@ -42,8 +42,10 @@ def summary_table(summaries: Sequence[Mapping[str, Any]], title: str | None = No
     return table
 
 
-def _change(values: Mapping[str, float]) -> str:
-    return f"{values['initial']:.3f} → {values['final']:.3f}"
+def _change(values: Mapping[str, float | None]) -> str:
+    """The two numbers; one that was not finite is not in the files."""
+    texts = ("–" if value is None else f"{value:.3f}" for value in values.values())
+    return " → ".join(texts)
 
 
 Curve = list[tuple[float, float]]

@@ -105,6 +105,7 @@ def describe_round(record: dict[str, Any], rounds: int) -> str:
     measured = "".join(
         f"  {name} {record[name]:.4f}" for name in METRICS if record.get(name) is not None
     )
+    measured += "".join(f"  {name} is not finite" for name in record.get("unmeasured", ()))
     trained = (
         f"train loss {record['train_loss']:.4f}{measured}  step {record['step']['server_step']:.2f}"
         if record["aggregated"]
