@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from fullfed.config import MemoryTable
 from fullfed.data.batches import Batch, collate
-from fullfed.federation.messages import MessageError, Plan, Report, Update, encode, number
+from fullfed.federation.messages import MessageError, Plan, Report, Update, encode, number, numbers
 from fullfed.methods.aggregation import TrimmedMean, WeightedMean
 from fullfed.methods.server_step import (
     ConstantStep,
@@ -57,8 +57,21 @@ def report(gain: float, trace: float, energy: float = 1.0, client: int = 0) -> R
 
 
 def known(cost: float, gain: float = 1.0, agreement: float = 1.0) -> Update:
-    state = {"cost": cost, "gain": gain, "agreement": agreement, "rounds": 1.0}
-    return Update(0, state)
+    return Update(0, state(cost, gain, agreement))
+
+
+def state(cost: float, gain: float, agreement: float) -> dict[str, Any]:
+    """What an update says of earlier rounds: one, that is in the sums."""
+    sums = {"cost": cost, "gain": gain, "agreement": agreement, "rounds": 1.0}
+    return {**sums, "costs": [], "gains": []}
+
+
+AGREEING = Update(0, state(0.0, 0.0, 1.0))
+
+
+def total(update: Update, of: str) -> float:
+    """Over all rounds, the newest ones included."""
+    return number(update, of) + sum(numbers(update, f"{of}s"))
 
 
 def decided(
@@ -92,7 +105,8 @@ def test_the_rank_is_a_ratio_of_sums_over_rounds() -> None:
     """Costs 900 and 100, gains 1 and 3: 1000 / 4."""
     update = decided([report(3.0, 100.0)], known(cost=900.0, gain=1.0))
     assert number(update, "rank") == pytest.approx(250.0)
-    assert number(update, "rounds") == 2
+    assert numbers(update, "costs") == [100.0]
+    assert numbers(update, "gains") == [3.0]
 
 
 def test_the_round_is_measured_as_a_whole() -> None:
@@ -125,8 +139,7 @@ def test_noise_and_gain_follow_how_much_clients_agree(
     shared: bool, mean_energy: float, rank: float
 ) -> None:
     reports = [report(1.0, 400.0, client=n) for n in range(4)]
-    state = {"cost": 0.0, "gain": 0.0, "agreement": 1.0, "rounds": 1.0}
-    values = rule(clients=4, shared=shared).decide(reports, mean_energy, Update(0, state), K, MEAN)
+    values = rule(clients=4, shared=shared).decide(reports, mean_energy, AGREEING, K, MEAN)
     assert number(Update(0, values), "rank") == pytest.approx(rank)
 
 
@@ -137,8 +150,8 @@ def test_disagreement_by_chance_is_not_taken_for_certain() -> None:
     values = rule(clients=4).decide(reports, 0.25, last, K, MEAN)
     update = Update(0, values)
     assert number(update, "agreement") == pytest.approx(-0.125)
-    assert number(update, "gain") == pytest.approx(3.0 + 0.0272166)
-    assert number(update, "cost") == pytest.approx(900.0 + 400.0 / 4)
+    assert total(update, "gain") == pytest.approx(3.0 + 0.0272166)
+    assert total(update, "cost") == pytest.approx(900.0 + 400.0 / 4)
 
 
 @pytest.mark.parametrize("clients", [2, 5])
@@ -203,9 +216,9 @@ def test_with_own_directions_noise_is_divided_by_the_cohort() -> None:
     """Four clients with equal signs agree by 1; all of them are as good as four times as many K."""
     values = {**report(1.0, 400.0).values, "signs": "0123456789abcdef"}
     reports = [Report(0, n, 1, 0.0, dict(values)) for n in range(4)]
-    state = {"cost": 0.0, "gain": 0.0, "agreement": 1.0, "rounds": 1.0}
     update = Update(
-        0, rule(clients=4, shared=False).decide(reports, None, Update(0, state), K, MEAN)
+        0,
+        rule(clients=4, shared=False).decide(reports, None, AGREEING, K, MEAN),
     )
     assert number(update, "agreement") == pytest.approx(1.0)
     assert number(update, "rank") == pytest.approx(400.0 / 4)
@@ -320,11 +333,12 @@ def three(**options: Any) -> Federation:
 @pytest.mark.parametrize("basis", ["sign", "normal"])
 def test_a_run_carries_what_it_measured_from_round_to_round(seeds: str, basis: str) -> None:
     federation = three(coordinates=40, seeds=seeds, basis=basis)
-    for count in range(1, 5):
+    for count in range(1, 8):
         update = federation.round().update
         rank, step = number(update, "rank"), number(update, "server_step")
         assert step == pytest.approx(40 / (40 + rank))
-        assert number(update, "rounds") == count
+        assert number(update, "rounds") == max(count - 3, 0)
+        assert len(numbers(update, "costs")) == len(numbers(update, "gains")) == min(count, 3)
 
 
 def test_the_rule_needs_nothing_but_the_last_update() -> None:
@@ -333,3 +347,60 @@ def test_the_rule_needs_nothing_but_the_last_update() -> None:
     for _ in range(2):
         newcomer.worker.deliver(encode(there.round().update))
     assert encode(there.round().update) == encode(newcomer.round().update)
+
+
+# What a bad round, a liar or a client that stays away does to the rule
+
+
+AGREED = Update(0, {**AGREEING.values, "rounds": 0.0})  # nothing else is known
+
+
+def after(rounds: Sequence[tuple[float, float]]) -> float:
+    """The rank after rounds of one client, (cost, gain) each."""
+    last: Update | None = AGREED
+    for cost, gain in rounds:
+        last = decided([report(gain, cost)], last)
+    assert last is not None
+    return number(last, "rank")
+
+
+@pytest.mark.parametrize("bad", [(1e100, 0.0), (1e100, 1e-9), (-1e100, 1e3), (0.0, 1e9)])
+@pytest.mark.parametrize("place", [0, 1, 2, 7])
+def test_the_rule_recovers_from_a_bad_round(bad: tuple[float, float], place: int) -> None:
+    """Honest rounds cost 400 and gain 1. A cohort of one cannot tell which round was bad until
+    there are two more, and then its step is right within a factor that falls."""
+    rounds = [(400.0, 1.0)] * place + [bad] + [(400.0, 1.0)] * 2
+    assert 400 / 8 < after(rounds) < 400 * 8
+    later = after(rounds + [(400.0, 1.0)] * 10)
+    assert 400 / 1.6 < later < 400 * 1.6
+
+
+def test_rounds_that_gain_less_and_less_are_all_counted() -> None:
+    """As they do in a run: costs stay, gains fall by a quarter from one round to the next."""
+    rounds = [(400.0, 0.75**n) for n in range(20)]
+    expected = 20 * 400.0 / sum(gain for _, gain in rounds)
+    assert after(rounds) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("clients", [3, 4, 10])
+@pytest.mark.parametrize(
+    "lie", [(0.0, 1e100, 1.0), (1.0, 1e100, 1e100), (-1e100, 1.0, 1e-30), (1e100, -1e100, 1e99)]
+)
+def test_no_single_client_rules_the_step(clients: int, lie: tuple[float, float, float]) -> None:
+    """With the plain mean for a rule, in round 0, and for good after that."""
+    gain, trace, energy = lie
+    honest = [report(1.0 + n / 50, 400.0 + 8 * n, client=n) for n in range(clients - 1)]
+    liar = report(gain, trace, energy, client=clients - 1)
+    update = Update(0, rule(clients).decide([*honest, liar], 1.0, AGREED, K, MEAN))
+    assert number(update, "rank") == pytest.approx(400.0, rel=0.35)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("planned", [1, 4, 100])
+def test_the_step_is_for_the_clients_that_reported(shared: bool, planned: int) -> None:
+    """Where one reports, what the rule for a cohort of one decides; noise is not divided."""
+    alone = [report(1.0, 400.0)]
+    found = rule(planned, shared).decide(alone, 1.0 if shared else None, AGREED, K, MEAN)
+    update = Update(0, found)
+    assert number(update, "rank") == pytest.approx(400.0)
+    assert number(update, "server_step") == pytest.approx(100 / 500)

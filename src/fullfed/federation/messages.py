@@ -26,6 +26,7 @@ from fullfed.sketch.checks import is_finite
 Value = bool | int | float | str | list["Value"] | dict[str, "Value"]
 
 PROTOCOL = 1
+SKIPPED = "skipped"  # the value that marks an update which changes nothing
 _HEADER_LIMIT = 16 << 20
 _METADATA = "fullfed"
 _DTYPES = {
@@ -79,6 +80,12 @@ class Update:
     round: int
     values: Mapping[str, Value] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        """The last of how many rounds in a row it is that left the model as it was; 0 if it
+        changes the model."""
+        return int(number(self, SKIPPED)) if SKIPPED in self.values else 0
 
 
 Message = TypeVar("Message", Plan, Report, Update)
@@ -178,6 +185,18 @@ def number(message: Plan | Report | Update, name: str) -> float:
     if not _is_finite_number(value):
         raise MessageError(f"the {message.kind}'s value {name!r} is not a finite number")
     return float(value)  # type: ignore[arg-type]
+
+
+def numbers(message: Plan | Report | Update, name: str) -> list[float]:
+    """The finite numbers in the list called ``name`` among a message's values.
+
+    Raises:
+        MessageError: it is missing, or not a list of numbers.
+    """
+    found = message.values.get(name)
+    if not isinstance(found, list) or not all(map(_is_finite_number, found)):
+        raise MessageError(f"the {message.kind}'s value {name!r} is not a list of finite numbers")
+    return [float(value) for value in found]  # type: ignore[arg-type]
 
 
 def _is_finite_number(value: object) -> bool:

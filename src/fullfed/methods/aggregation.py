@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from statistics import median
 from typing import Literal, Protocol
 
 import torch
@@ -19,6 +20,20 @@ from torch import Tensor
 from fullfed.errors import UserError
 from fullfed.federation.messages import Report
 from fullfed.methods.codecs.codec import Contribution
+
+_NEAR = 5.0  # times the median distance from the median: 3.4 standard deviations if normal
+
+
+def mean_near_median(numbers: Sequence[float]) -> float:
+    """The mean of numbers none of which counts as further from their median than ``_NEAR`` times
+    the median distance from it (winsorised: Tukey 1962).
+
+    So it is the plain mean where no number stands apart, and no single one of three or more moves
+    it far.
+    """
+    middle = median(numbers)
+    most = _NEAR * median(abs(number - middle) for number in numbers)
+    return math.fsum(min(max(n, middle - most), middle + most) for n in numbers) / len(numbers)
 
 
 class Sum(Protocol):
@@ -54,7 +69,7 @@ class Aggregation(ABC):
 
     def scalar(self, numbers: Sequence[float]) -> float:
         """One number of many clients', for what reports say beside their change."""
-        return math.fsum(numbers) / len(numbers)
+        return mean_near_median(numbers)
 
     def check(self, clients: int) -> None:  # noqa: B027 (nothing to check)
         """

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from fullfed.data.batches import training_batches
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import MessageError, UserError
-from fullfed.federation.messages import Plan, Report, Update, Value, number
+from fullfed.federation.messages import SKIPPED, Plan, Report, Update, Value
 from fullfed.federation.method import NOTHING, Visit, VisitError
 from fullfed.methods.aggregation import Aggregation
 from fullfed.methods.codecs.codec import Change, Codec, Encoded, Shapes
@@ -35,7 +35,6 @@ from fullfed.training.offload import restored
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
 _LOCAL, _CODEC = "local/", "codec/"  # whose state a tensor of a client's is
-_SKIPPED = "skipped"  # in an update that changes nothing: of how many in a row it is
 _STEP = "server_step"  # in every update that changes something
 
 Item = TypeVar("Item")
@@ -197,6 +196,13 @@ class Composition:
         self.codec.check(report, plan, self._shapes(plan))
         self.step.check(report)
 
+    def part(self, plan: Plan) -> int | None:
+        return self._block(plan)
+
+    def norm(self, report: Report, plan: Plan, model: PreTrainedModel) -> float:
+        trained, shapes = self.scope.trained(model), self._shapes(plan)
+        return self.codec.norm(report, plan, shapes, {name: trained[name] for name in shapes})
+
     def aggregate(
         self, plans: Sequence[Plan], reports: Iterable[Report], last: Update | None
     ) -> Update:
@@ -238,14 +244,14 @@ class Composition:
 
     def skip(self, round: int, last: Update | None) -> Update | None:
         values = {} if last is None else last.values
-        skipped = 1 + (int(number(last, _SKIPPED)) if last and _SKIPPED in values else 0)
+        skipped = 1 + (last.skipped if last else 0)
         if skipped > self.schedule.patience:
             return None
         none: dict[str, Value] = {"clients": []} if self.stateful else {}
-        return Update(round, {**values, **none, _SKIPPED: skipped})
+        return Update(round, {**values, **none, SKIPPED: skipped})
 
     def apply(self, model: PreTrainedModel, update: Update) -> None:
-        if _SKIPPED in update.values:
+        if update.skipped:
             return
         parameters = self.scope.replicated(model)
         if not self.blocks:
@@ -353,4 +359,4 @@ def _named_blocks(update: Update, count: int) -> list[int]:
 
 def _changing(last: Update | None) -> Update | None:
     """The last update, for what it says; None if only skipped rounds came before."""
-    return last if last is not None and _STEP in last.values else None
+    return None if last is None or last.skipped > last.round else last

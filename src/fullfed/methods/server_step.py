@@ -6,7 +6,8 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
+from statistics import median_low
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
 from fullfed.errors import MessageError
-from fullfed.federation.messages import Plan, Report, Update, Value, number
+from fullfed.federation.messages import Plan, Report, Update, Value, number, numbers
 from fullfed.methods.codecs.codec import Codec
 from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
@@ -27,6 +28,9 @@ _COMMON_SIGNS = 64  # enough for the mean cosine of ten clients within 0.04
 _DIGITS = 6  # of a measurement: plenty
 _HEX = f"[0-9a-f]{{{_COMMON_SIGNS // 4}}}"
 _LARGEST = 1e100  # of a measurement: products and sums of such are finite
+_FIRST_RANK = 1000.0  # before any measurement
+_NEWEST = 3  # rounds that are compared with each other before they enter the sums
+_SPIKE = 5.0  # times what is usual that a round's cost or gain counts for at most
 
 Mean = Callable[[Sequence[float]], float]  # one number of many clients'
 
@@ -121,7 +125,8 @@ class CurvatureStep(StepRule):
 
     Attributes:
         seed: the recipe's.
-        cohort_size: n, the clients that train the same parameters in a round.
+        cohort_size: the clients that are to train the same parameters in a round. Clients measure
+            with it; n are those that reported.
         shared: whether clients share directions. Their coordinates tell c then; otherwise
             clients add the signs of a few coordinates on shared directions: two changes at an
             angle theta have different ones with probability theta / pi (Goemans and Williamson
@@ -152,7 +157,7 @@ class CurvatureStep(StepRule):
         halfway = answer_loss_value(trained.model, trained.batch)
         values["gain_halfway"] = _short(trained.first_loss - halfway)
         state = _State.of(last)
-        noise = energy * self._noise_share(state.agreement) / coordinates
+        noise = energy * self._noise_share(state.agreement, self.cohort_size) / coordinates
         sigma = max(_step(state, coordinates), _SMALLEST) * math.sqrt(noise)
         stream = Stream(self.seed, Purpose.PROBE, plan.round, plan.client)
         cost = 0.0
@@ -168,6 +173,8 @@ class CurvatureStep(StepRule):
         for name in ("energy", "gain", "gain_halfway", "trace"):
             if abs(number(report, name)) > _LARGEST:
                 raise MessageError(f"the report's value {name!r} is larger than {_LARGEST:g}")
+        if number(report, "energy") < 0:
+            raise MessageError("the report's value 'energy' is negative")
         if not self.shared:
             signs = report.values.get("signs")
             if not isinstance(signs, str) or not re.fullmatch(_HEX, signs):
@@ -190,17 +197,18 @@ class CurvatureStep(StepRule):
         cosine = _cosine_by_signs(reports) if energy is None else _cosine(energy, own, len(reports))
         agreement = known.agreeing(min(cosine, 1.0))
         state = known.adding(
-            cost=measured["trace"] * own * self._noise_share(agreement),
+            cost=measured["trace"] * own * self._noise_share(agreement, len(reports)),
             # What the mean gains for those it was made by is not gained on unseen samples.
             gain=max(agreement, self._resolution(len(reports), coordinates))
             * _best_gain(measured["gain"], measured["gain_halfway"]),
             agreement=agreement,
         )
-        return {"server_step": _step(state, coordinates), "rank": state.rank, **asdict(state)}
+        step = _step(state, coordinates)
+        return {"server_step": step, "rank": state.rank, **state.values()}
 
-    def _noise_share(self, agreement: float) -> float:
-        """E as a share of one client's energy."""
-        alone, together = 1 / self.cohort_size, max(agreement, 0.0)
+    def _noise_share(self, agreement: float, clients: int) -> float:
+        """E as a share of one client's energy, in the mean of so many clients' changes."""
+        alone, together = 1 / clients, max(agreement, 0.0)
         return together + (1 - together) * alone if self.shared else alone
 
     def _resolution(self, clients: int, coordinates: float) -> float:
@@ -231,41 +239,74 @@ class _State:
     """What the rule knows from earlier rounds: values of the last update.
 
     The rank is a ratio of sums over all rounds. A ratio for each round would be thrown about
-    by rounds that gain little.
+    by rounds that gain little. A round enters the sums when ``_NEWEST`` later ones are known, and
+    with no more than ``_SPIKE`` times what is usual, so that a round that went wrong, or whose
+    cohort lied, is outgrown.
 
     Attributes:
-        cost, gain: sums over the rounds so far.
-        agreement: smoothed; by chance below 0 where clients have nothing in common.
+        cost, gain: sums over all rounds but the newest.
         rounds: how many are in the sums.
+        costs, gains: of the newest rounds, as they were measured; before them in time comes all
+            that is in the sums.
+        agreement: smoothed; by chance below 0 where clients have nothing in common.
     """
 
-    cost: float
-    gain: float
-    agreement: float
-    rounds: float
+    cost: float = 0.0
+    gain: float = 0.0
+    rounds: float = 0.0
+    costs: tuple[float, ...] = ()
+    gains: tuple[float, ...] = ()
+    agreement: float = 0.3
 
     @staticmethod
     def of(last: Update | None) -> _State:
         if last is None:
-            return _FIRST
-        return _State(**{f.name: number(last, f.name) for f in fields(_State)})
+            return _State()
+        cost, gain, rounds, agreement = (
+            number(last, name) for name in ("cost", "gain", "rounds", "agreement")
+        )
+        costs, gains = numbers(last, "costs"), numbers(last, "gains")
+        return _State(cost, gain, rounds, tuple(costs), tuple(gains), agreement)
+
+    def values(self) -> dict[str, Value]:
+        """The values of an update from which ``of`` makes the state."""
+        return {**asdict(self), "costs": list(self.costs), "gains": list(self.gains)}
 
     @property
     def rank(self) -> float:
-        return max(self.cost, 0.0) / self.gain if self.gain > 0 else _LARGEST
+        if not self.rounds and not self.costs:
+            return _FIRST_RANK
+        cost = self.cost + math.fsum(self._usual(self.costs, self.cost))
+        gain = self.gain + math.fsum(self._usual(self.gains, self.gain))
+        return min(max(cost, 0.0) / gain, _LARGEST) if gain > 0 else _LARGEST
 
     def agreeing(self, measured: float) -> float:
         """The agreement with one more round's measurement of it."""
         return _MEMORY * self.agreement + (1 - _MEMORY) * measured
 
     def adding(self, cost: float, gain: float, agreement: float) -> _State:
-        """The state after one more round; what stood in for measurements is forgotten."""
-        if self.rounds == 0:
-            return _State(cost, gain, agreement, 1.0)
-        return _State(self.cost + cost, self.gain + gain, agreement, self.rounds + 1)
+        """The state after one more round."""
+        costs, gains = (*self.costs, _short(cost)), (*self.gains, _short(gain))
+        if len(costs) <= _NEWEST:
+            return replace(self, costs=costs, gains=gains, agreement=agreement)
+        oldest = [self._usual(costs, self.cost)[0], self._usual(gains, self.gain)[0]]
+        return _State(
+            self.cost + oldest[0],
+            self.gain + oldest[1],
+            self.rounds + 1,
+            costs[1:],
+            gains[1:],
+            agreement,
+        )
 
-
-_FIRST = _State(cost=1000.0, gain=1.0, agreement=0.3, rounds=0.0)  # before any measurement
+    def _usual(self, newest: Sequence[float], total: float) -> list[float]:
+        """What the newest rounds count for: at most ``_SPIKE`` times, and below zero once, what is
+        usual among them, or was in the rounds before, whichever is more. Zeros say nothing of that.
+        """
+        usual = abs(total) / self.rounds if self.rounds else 0.0
+        if sizes := [abs(value) for value in newest if value]:
+            usual = max(usual, median_low(sizes))
+        return [min(max(value, -usual), _SPIKE * usual) for value in newest]
 
 
 def _cosine(mean: float, own: float, clients: int) -> float:
