@@ -94,7 +94,7 @@ def rounds(
     worker = Worker(Replica(model, method, rounding), method, clients)
     yield 0
     for number in range(options.rounds):
-        result = run_round(method, Simulation(worker), number, worker.last)
+        result = run_round(method, Simulation(worker), number, worker.last, worker.replica.model)
         worker.deliver(encode(result.update))
         yield number + 1
 

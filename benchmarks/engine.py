@@ -58,7 +58,8 @@ def plain_round(assembly: Assembly, cohort: tuple[int, ...], number: int) -> flo
 def engine_round(assembly: Assembly, worker: Worker, log: Log, number: int) -> float:
     """Seconds of the same round through fullfed, until the update is logged and applied."""
     began = time.perf_counter()
-    result = run_round(assembly.method, Simulation(worker), number, worker.last)
+    model = worker.replica.model
+    result = run_round(assembly.method, Simulation(worker), number, worker.last, model)
     payload = encode(result.update)
     log.append(payload)
     worker.deliver(payload)

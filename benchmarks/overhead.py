@@ -121,7 +121,7 @@ def one_round(
     worker = Worker(Replica(model, timed), timed, dict(enumerate(data)))
     watch_memory()
     began = now()
-    result = run_round(timed, Simulation(worker), 0, None)
+    result = run_round(timed, Simulation(worker), 0, None, model)
     clients, arrived = len(result.aggregated), now()
     payload = encode(result.update)
     update = decode(payload, Update)

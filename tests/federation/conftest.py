@@ -29,6 +29,17 @@ def make_ferret(**options: object) -> Composition:
     return build_ferret(SETTING, FerretOptions(**({"coordinates": 8} | options)))  # type: ignore[arg-type]
 
 
+def make_model() -> torch.nn.Module:
+    """What the server holds of it: the two tensors, and one that nobody trains."""
+    model, generator = torch.nn.Module(), torch.Generator().manual_seed(9)
+    for name, shape in SHAPES.items():
+        model.register_parameter(name, torch.nn.Parameter(torch.randn(shape, generator=generator)))
+    model.register_parameter("frozen", torch.nn.Parameter(torch.full((10,), 10.0)))
+    return model
+
+
+MODEL = make_model()
+
 METHODS: dict[str, Callable[[], Composition]] = {
     "fedavg": make_fedavg,
     "fedavg in bfloat16": lambda: make_fedavg(precision="bfloat16"),

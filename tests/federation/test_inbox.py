@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import io
 import math
 import struct
+import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from federation.conftest import MODEL, SHAPES, make_fedavg
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, decode, encode
 from fullfed.federation.method import Method
@@ -22,7 +29,6 @@ from fullfed.methods.codecs.sketch import Sketch
 from fullfed.methods.composition import Composition
 
 CLIENTS = range(5)
-SHAPES = {"matrix": (4, 5), "vector": (3,)}
 
 
 def honest(method: Composition, client: int, **changes: Any) -> Report:
@@ -65,7 +71,7 @@ def arrival(method: Composition, client: int, **changes: Any) -> Arrival:
 
 
 def aggregated(method: Method, arrivals: Sequence[Arrival]) -> RoundResult:
-    return run_round(method, Post(arrivals), 0, None)
+    return run_round(method, Post(arrivals), 0, None, MODEL)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
@@ -120,7 +126,7 @@ def test_aggregating_leaves_the_reports_as_they_are(method: Composition) -> None
 
 def refusal(method: Composition, arrivals: Sequence[Arrival]) -> str:
     """The one reason given, where client 4 has sent an honest report as well."""
-    inbox = Inbox(method, method.plans(0, None))
+    inbox = Inbox(method, method.plans(0, None), MODEL)
     let_in = list(inbox.in_client_order([*arrivals, arrival(method, 4)]))
     assert [report.client for report in let_in][-1] == 4
     ((_, reason),) = inbox.refused
@@ -137,7 +143,7 @@ def test_a_second_report_is_refused(method: Composition) -> None:
 
 
 def test_a_report_after_a_refused_one_is_refused(method: Composition) -> None:
-    inbox = Inbox(method, method.plans(0, None))
+    inbox = Inbox(method, method.plans(0, None), MODEL)
     assert not list(inbox.in_client_order([Arrival(2, b"junk"), arrival(method, 2)]))
     assert [client for client, _ in inbox.refused] == [2, 2]
 
@@ -274,8 +280,8 @@ def test_no_reports_whatever_make_an_update_that_is_not_finite(method: Compositi
     assert encode(decode(encode(update), Update)) == encode(update)
 
 
-def test_weights_whose_mean_overflows_end_the_run_in_one_sentence(fedavg: Composition) -> None:
-    with pytest.raises(UserError, match="round 0: the clients' mean overflows"):
+def test_weights_beyond_any_model_are_not_averaged(fedavg: Composition) -> None:
+    with pytest.raises(UserError, match=r"^round 0: no client .*\(client 0: the report's change"):
         aggregated(fedavg, extreme(fedavg))
 
 
@@ -309,27 +315,174 @@ def test_the_account_counts_every_byte_that_was_sent_and_received(method: Compos
 def test_every_arrival_is_shown_as_it_comes(method: Composition) -> None:
     arrivals = [arrival(method, client) for client in (3, 0, 4)]
     seen: list[Arrival] = []
-    run_round(method, Post(arrivals), 0, None, seen.append)
+    run_round(method, Post(arrivals), 0, None, MODEL, seen.append)
     assert seen == arrivals
 
 
-def test_reports_that_come_in_order_are_handed_on_at_once(method: Composition) -> None:
-    """So that one report is in memory at a time, however large the cohort."""
-    inbox = Inbox(method, method.plans(0, None))
-    handed_on = []
+def test_reports_wait_as_bytes_in_memory_or_in_a_file_and_are_decoded_one_at_a_time(
+    fedavg: Composition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large the cohort and in whatever order it answers."""
+    monkeypatch.setattr("fullfed.federation.inbox._IN_MEMORY", 500)
+    opened: list[str] = []
+    spool = tempfile.SpooledTemporaryFile
 
-    def arrive() -> Any:
-        for client in CLIENTS:
-            assert len(handed_on) == client
-            yield arrival(method, client)
+    def watched(size: int, dir: str) -> Any:
+        opened.append(dir)
+        return spool(size, dir=dir)
 
-    for report in inbox.in_client_order(arrive()):
-        handed_on.append(report.client)
-    assert handed_on == list(CLIENTS)
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", watched)
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    inbox = Inbox(fedavg, fedavg.plans(0, None), MODEL, folder=tmp_path)
+    sent = {client: arrival(fedavg, client) for client in (3, 0, 4, 1, 2)}
+    for report in inbox.in_client_order(sent.values()):
+        assert encode(report) == sent[report.client].payload
+        gc.collect()
+        assert not [t for t in alive if t not in report.tensors.values()]
+        alive.update(report.tensors.values())
+        del report
+    assert opened == [str(tmp_path)]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_ends_the_round_in_one_sentence(
+    fedavg: Composition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def __init__(self, size: int, dir: Path) -> None:
+            super().__init__()
+
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", Full)
+    inbox = Inbox(fedavg, fedavg.plans(0, None), MODEL, folder=tmp_path)
+    with pytest.raises(UserError, match=r"cannot be put here \(No space left on device\)"):
+        list(inbox.in_client_order([arrival(fedavg, 0)]))
+
+
+# Numbers that a client may say, and what they count for
+
+
+@pytest.mark.parametrize("loss", [-0.01, -5.0, 1001.0, 1.7e308])
+def test_a_loss_that_no_model_has_is_refused(method: Composition, loss: float) -> None:
+    reason = refusal(method, [arrival(method, 2, loss=loss)])
+    assert reason == f"the report's loss of {loss:.4g} nats a token is not between 0 and 1000"
+
+
+def test_a_loss_of_zero_that_rounding_makes_negative_is_let_in(method: Composition) -> None:
+    result = aggregated(method, [arrival(method, 2, loss=-1e-6)])
+    assert result.aggregated == (2,)
+
+
+def test_a_negative_energy_is_refused(ferret: Composition) -> None:
+    values = {**honest(ferret, 2).values, "energy": -1e-9}
+    reason = refusal(ferret, [arrival(ferret, 2, values=values)])
+    assert reason == "the report's value 'energy' is negative"
+
+
+def plain(client: int, samples: int, value: float) -> Arrival:
+    tensors = {n: torch.full(s, value) for n, s in SHAPES.items()}
+    return Arrival(client, encode(Report(0, client, samples, 1.0, {}, tensors)))
+
+
+def test_samples_beyond_what_the_cohort_has_count_as_four_times_its_median(
+    fedavg: Composition,
+) -> None:
+    """Weights 1, 1 and -1 of 10, 30 and 2**32 - 1 samples: the last counts as 4 * 30."""
+    arrivals = [plain(0, 10, 1.0), plain(1, 30, 1.0), plain(2, 2**32 - 1, -1.0)]
+    result = aggregated(fedavg, arrivals)
+    expected = (10 * 1.0 + 30 * 1.0 - 120 * 1.0) / 160
+    for tensor in result.update.tensors.values():
+        torch.testing.assert_close(tensor, torch.full_like(tensor, expected))
+    assert result.limited == {2: (2**32 - 1, 120)}
+
+
+def test_samples_count_as_declared_where_they_are(fedavg: Composition) -> None:
+    """Client 1 has 900 and says so; client 2 has 20 and claims 900; client 0 claims less."""
+    arrivals = [plain(0, 10, 1.0), plain(1, 900, 0.5), plain(2, 900, -1.0)]
+    declared = {0: 100, 1: 900, 2: 20}
+    result = run_round(fedavg, Post(arrivals), 0, None, MODEL, samples=declared)
+    expected = (10 * 1.0 + 900 * 0.5 - 20 * 1.0) / 930
+    for tensor in result.update.tensors.values():
+        torch.testing.assert_close(tensor, torch.full_like(tensor, expected))
+    assert result.limited == {2: (900, 20)}
+
+
+# Changes that would make the model useless
+
+
+def huge(method: Composition, client: int, factor: float) -> Arrival:
+    """The client's honest report, its change so many times as large."""
+    report = honest(method, client)
+    start = dict(MODEL.named_parameters())
+    weights = isinstance(method.codec, Dense) and method.codec.sends_weights
+    tensors = {}
+    for name, tensor in report.tensors.items():
+        if name == "codes":
+            tensors[name] = tensor
+        elif weights:
+            tensors[name] = start[name].detach() + (tensor - start[name].detach()) * factor
+        else:
+            tensors[name] = tensor * factor
+    return Arrival(client, encode(replace(report, tensors=tensors)))
+
+
+@pytest.mark.parametrize("factor", [-1e20, 1e20, 100.0])
+@pytest.mark.parametrize("liar", CLIENTS)
+def test_a_change_larger_than_the_model_is_refused_by_its_clients_number(
+    method: Composition, liar: int, factor: float
+) -> None:
+    """Whoever else is in the round; the update is that of the others."""
+    arrivals = {c: arrival(method, c) for c in CLIENTS} | {liar: huge(method, liar, factor)}
+    if method.codec.directions and "codes" in honest(method, 0).tensors:
+        factor = abs(factor)
+        arrivals[liar] = huge(method, liar, factor)  # a scale is not negative
+    result = aggregated(method, list(arrivals.values()))
+    others = [arrival(method, c) for c in CLIENTS if c != liar]
+    assert encode(result.update) == encode(aggregated(method, others).update)
+    [(client, reason)] = result.refused
+    assert client == liar
+    assert reason.startswith("the report's change has a norm of ")
+
+
+@pytest.mark.parametrize("ratio", [99.0, 101.0])
+def test_a_change_far_beyond_the_cohorts_median_is_refused(ratio: float) -> None:
+    """Norms 1/64, 1/32, 1/16 and ``ratio`` times 1/32, the lower median of the four."""
+    method, [start] = make_fedavg("bfloat16"), [torch.zeros(4, 5)]
+    start[0, 0] = 1.0
+    arrivals = []
+    for client, size in enumerate([1 / 64, 1 / 32, 1 / 16, ratio / 32]):
+        tensors = {
+            "matrix": (start * size).bfloat16(),
+            "vector": torch.zeros(3, dtype=torch.bfloat16),
+        }
+        arrivals.append(Arrival(client, encode(Report(0, client, 1, 1.0, {}, tensors))))
+    result = aggregated(method, arrivals)
+    if ratio < 100:
+        assert result.refused == ()
+    else:
+        [(client, reason)] = result.refused
+        assert client == 3
+        assert reason.startswith("the report's change is 101 times as large as the median")
+
+
+def test_where_half_the_cohort_changes_nothing_others_may(fedavg: Composition) -> None:
+    still = [huge(fedavg, client, 0.0) for client in range(3)]
+    result = aggregated(fedavg, [*still, huge(fedavg, 3, 0.5), huge(fedavg, 4, 0.001)])
+    assert result.refused == ()
+
+
+def test_a_quorum_counts_those_who_are_let_in_at_last(fedavg: Composition) -> None:
+    """Three of five, of which one is far from the others."""
+    arrivals = [huge(fedavg, 0, 1e-3), huge(fedavg, 1, 1e-3), huge(fedavg, 2, 1.0)]
+    with pytest.raises(UserError, match="round 0: only 2 clients sent a usable report"):
+        run_round(fedavg, Post(arrivals), 0, None, MODEL, quorum=0.6)
+    assert len(run_round(fedavg, Post(arrivals), 0, None, MODEL, quorum=0.4).aggregated) == 2
 
 
 def test_the_update_takes_the_round_of_the_plans(method: Composition) -> None:
     first = aggregated(method, [arrival(method, client) for client in CLIENTS]).update
     last = replace(first, round=3)
     arrivals = [arrival(method, client, round=4) for client in CLIENTS]
-    assert run_round(method, Post(arrivals), 4, last).update.round == 4
+    assert run_round(method, Post(arrivals), 4, last, MODEL).update.round == 4

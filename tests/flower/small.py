@@ -71,7 +71,8 @@ def reference(folder: Path, rounds: int, method: dict[str, Any]) -> Reference:
     settings = encode_settings(assembly.recipe, len(clients), replica.content_hash())
     heard = Reference(assembly.recipe, settings)
     for number in range(rounds):
-        result = run_round(assembly.method, _Listening(worker, heard), number, worker.last)
+        engine = _Listening(worker, heard)
+        result = run_round(assembly.method, engine, number, worker.last, replica.model)
         heard.updates.append(encode(result.update))
         worker.deliver(heard.updates[-1])
         last = encode(replace(result.update, tensors={}))

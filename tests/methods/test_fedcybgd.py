@@ -344,7 +344,7 @@ def rounds(ours: Federation, count: int, clients: set[int]) -> list[Update]:
     updates = []
     for _ in range(count):
         number = ours.worker.replica.version
-        result = run_round(ours.method, failing(ours, clients), number, ours.last)
+        result = run_round(ours.method, failing(ours, clients), number, ours.last, ours.model)
         ours.worker.deliver(encode(result.update))
         updates.append(result.update)
     return updates
@@ -394,7 +394,7 @@ def test_a_report_for_another_block_is_refused() -> None:
     plan = ours.method.plans(0, None)[0]
     other = replace(plan, values={"block": 1})
     payload = ours.worker.visit(encode(other)).payload
-    inbox = Inbox(ours.method, [plan])
+    inbox = Inbox(ours.method, [plan], ours.model)
     assert list(inbox.in_client_order([Arrival(0, payload)])) == []
     ((client, reason),) = inbox.refused
     assert client == 0

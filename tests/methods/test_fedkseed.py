@@ -352,16 +352,18 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.parametrize("complaint", HOSTILE)
 def test_hostile_reports(complaint: str) -> None:
-    method = made(tiny_model(), seeds=8)
-    inbox = Inbox(method, method.plans(0, None))
+    model = tiny_model()
+    method = made(model, seeds=8)
+    inbox = Inbox(method, method.plans(0, None), model)
     payload = encode(changed(honest(method), **HOSTILE[complaint]))
     assert list(inbox.in_client_order([Arrival(0, payload)])) == []
     assert complaint in inbox.refused[0][1]
 
 
 def test_an_honest_report_is_let_in() -> None:
-    method = made(tiny_model(), seeds=8)
-    inbox = Inbox(method, method.plans(0, None))
+    model = tiny_model()
+    method = made(model, seeds=8)
+    inbox = Inbox(method, method.plans(0, None), model)
     assert len(list(inbox.in_client_order([Arrival(0, encode(honest(method)))]))) == 1
 
 

@@ -138,10 +138,14 @@ class Federation:
         self.model = model
         self.worker = Worker(Replica(model, method), method, dict(enumerate(data)))
         self.method = method
+        self._samples = {client: len(examples) for client, examples in enumerate(data)}
 
     def round(self) -> RoundResult:
         number = self.worker.replica.version
-        result = run_round(self.method, Simulation(self.worker), number, self.worker.last)
+        engine = Simulation(self.worker)
+        result = run_round(
+            self.method, engine, number, self.last, self.model, samples=self._samples
+        )
         self.worker.deliver(encode(result.update))
         return result
 

@@ -196,6 +196,7 @@ def test_reports_of_a_round_are_the_ones_the_worker_sent(
         Simulation(ours.worker),
         0,
         None,
+        ours.model,
         lambda arrival: sent.append(len(arrival.payload or b"")),
     )
     assert list(result.up.values()) == sent

@@ -126,8 +126,11 @@ class Trials:
         method = build_method(recipe, options, model, len(self._clients))
         worker = Worker(make_replica(recipe, model, method), method, self._clients)
         engine = Simulation(worker, recipe.simulation.failures, recipe.federation.seed)
+        samples = {client: len(examples) for client, examples in self._clients.items()}
         for number in range(self._rounds):
-            result = run_round(method, engine, number, worker.last, self._on_arrival)
+            result = run_round(
+                method, engine, number, worker.last, model, self._on_arrival, samples=samples
+            )
             worker.deliver(encode(result.update))
         return evaluate_loss(model, self._validation, recipe.evaluation.batch_size)
 

@@ -43,7 +43,8 @@ class Simulation:
         down = len(plan) + len(submodel) + self._lacking(client, bool(submodel))
         stream = Stream(self.seed, Purpose.FAILURES, self.worker.replica.version, client)
         if uniforms(stream, 1)[0] < self.failures:
-            return Arrival(client, None, failure="a failure that the recipe simulates", down=down)
+            failure = "a failure that the recipe simulates"
+            return Arrival(client, None, failure=failure, down=down, drawn=True)
         return replace(self.worker.visit(plan, submodel), down=down)
 
     def _lacking(self, client: int, by_submodel: bool) -> int:

@@ -124,6 +124,16 @@ class Method(Protocol):
     def check(self, report: Report, plan: Plan) -> None:
         """Raise MessageError unless the report's names, shapes, dtypes and values fit the plan."""
 
+    def part(self, plan: Plan) -> int | None:
+        """Which part of the model a visit trains: reports on the same one are alike."""
+
+    def norm(self, report: Report, plan: Plan, model: PreTrainedModel) -> float:
+        """The Euclidean norm of the change that a checked report is about, as far as it tells.
+
+        Args:
+            model: at version ``plan.round``.
+        """
+
     def aggregate(
         self, plans: Sequence[Plan], reports: Iterable[Report], last: Update | None
     ) -> Update:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from fullfed.federation.messages import MessageError, Update
 from fullfed.federation.method import Method
 from fullfed.files import write_atomically
 from fullfed.sketch import Purpose, Stream, round_
+from fullfed.sketch.checks import is_finite
 from fullfed.training.offload import Offload
 
 # The types that a snapshot may hold, in the order in which the safetensors format puts them.
@@ -146,6 +148,13 @@ class Replica:
         for name, fetch in self._base.items():
             parameters[name].copy_(fetch())
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that updates change is, as it is held: an update of finite numbers may be
+        more than weights in 16 bits can hold."""
+        held = [*self.method.replicated(self.model).values(), *self._masters.values()]
+        return all(is_finite(tensor.detach()) for tensor in held)
+
     def state(self) -> dict[str, Tensor]:
         """The parameters by name, each once (tied ones under their first name), and exact."""
         return {**dict(self.model.named_parameters()), **self._masters}
@@ -220,6 +229,13 @@ class Replica:
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in source.items():
         target[name].copy_(tensor)
+
+
+def norm(tensors: Iterable[Tensor]) -> float:
+    """The Euclidean norm of all of them together, whatever their size: added up in float64."""
+    squares = (float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in tensors)
+    with torch.no_grad():
+        return math.sqrt(math.fsum(squares))
 
 
 def content_hash(state: Mapping[str, Tensor]) -> str:

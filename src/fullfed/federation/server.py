@@ -1,44 +1,27 @@
 """The server's side of a round, the same for every method and engine: plan, train, aggregate.
 
-``run_round`` is the round. ``Inbox`` lets in one valid report a client, whatever arrives.
-``Traffic`` knows what each client holds of a run, and so what it has to be sent.
+``run_round`` is the round. ``Traffic`` knows what each client holds of a run, and so what it has to
+be sent. What is let in of what arrives is ``inbox.py``'s business.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from fullfed.errors import MessageError, UserError
+from transformers import PreTrainedModel
+
+from fullfed.errors import UserError
+from fullfed.federation.inbox import Arrival as Arrival
+from fullfed.federation.inbox import Inbox as Inbox
 from fullfed.federation.log import Log
-from fullfed.federation.messages import Plan, Report, Update, decode, encode
+from fullfed.federation.messages import Report, Update, encode
 from fullfed.federation.method import Method
 from fullfed.sketch.checks import is_finite
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """What an engine brings back from one client.
-
-    Attributes:
-        sender: the client, as the engine knows it (not as the payload says).
-        payload: the encoded report, or None if the client failed.
-        failure: why there is no payload.
-        train_seconds, encode_seconds: as the client measured them.
-        late: it answers an earlier round's plan.
-        down: bytes of the messages that the client was sent for this visit; 0 if none reached it.
-    """
-
-    sender: int
-    payload: bytes | None
-    failure: str = ""
-    train_seconds: float = 0.0
-    encode_seconds: float = 0.0
-    late: bool = False
-    down: int = 0
 
 
 class Engine(Protocol):
@@ -56,6 +39,8 @@ class RoundResult:
         update: what every replica applies next.
         aggregated: the clients whose reports are in it.
         refused: (client, reason) of everything that was not let in.
+        limited: of each client whose report counts as fewer samples than it claims: (samples
+            claimed, samples counted).
         loss: their mean training loss by the aggregation rule, nats per answer token; None if
             there are none.
         up: encoded bytes received from each client, refused ones included.
@@ -67,6 +52,7 @@ class RoundResult:
     update: Update
     aggregated: tuple[int, ...]
     refused: tuple[tuple[int, str], ...]
+    limited: Mapping[int, tuple[int, int]]
     loss: float | None
     up: Mapping[int, int]
     down: Mapping[int, int]
@@ -80,15 +66,20 @@ def run_round(
     engine: Engine,
     round: int,
     last: Update | None,
+    model: PreTrainedModel,
     on_arrival: Callable[[Arrival], None] = lambda arrival: None,
     quorum: float = 0.0,
+    samples: Mapping[int, int] | None = None,
+    folder: Path | None = None,
 ) -> RoundResult:
     """Run one round and return its update; appending it to the log is the caller's.
 
     Args:
         last: the previous round's update, None in round 0.
+        model: the server's, at version ``round``; is only looked at.
         on_arrival: called with each arrival, for progress.
         quorum: the share of the cohort that must have sent a usable report.
+        samples, folder: as for ``Inbox``.
 
     Raises:
         UserError: no client sent a usable report, or fewer than the quorum (names the first
@@ -97,17 +88,20 @@ def run_round(
     started = time.perf_counter()
     plans = method.plans(round, last)
     outgoing = {plan.client: encode(plan) for plan in plans}
-    inbox, account = Inbox(method, plans), _Account(outgoing, on_arrival)
+    inbox = Inbox(method, plans, model, samples, folder)
+    account = _Account(outgoing, on_arrival)
     arrivals = account.of_arrivals(engine.exchange(outgoing))
     reports = account.of_reports(inbox.in_client_order(arrivals))
-    first = next(reports, None)
+    first = next(reports, None)  # by now all have arrived
+    if first is not None and len(inbox.accepted) < quorum * len(plans):
+        raise _too_few(round, inbox, account)
     update = (
         method.skip(round, last)
         if first is None
         else method.aggregate(plans, itertools.chain([first], reports), last)
     )
-    if update is None or 0 < len(inbox.accepted) < quorum * len(plans):
-        raise _too_few(round, inbox)
+    if update is None:
+        raise _too_few(round, inbox, account)
     if not all(is_finite(tensor) for tensor in update.tensors.values()):
         raise UserError(
             f"round {round}: the clients' mean overflows; lower local.learning_rate or set "
@@ -115,8 +109,9 @@ def run_round(
         )
     return RoundResult(
         update=update,
-        aggregated=tuple(sorted(inbox.accepted)),
+        aggregated=tuple(inbox.accepted),
         refused=tuple(inbox.refused),
+        limited=inbox.limited,
         loss=method.mean(account.losses) if account.losses else None,
         up=account.up,
         down=account.down,
@@ -126,9 +121,15 @@ def run_round(
     )
 
 
-def _too_few(round: int, inbox: Inbox) -> UserError:
+def _too_few(round: int, inbox: Inbox, account: _Account) -> UserError:
     if not inbox.refused:
         return UserError(f"round {round}: no client answered; mend the cause and resume.")
+    if account.only_drawn:
+        return UserError(
+            f"round {round}: all visits end in failures that the recipe simulates, and would again;"
+            " lower simulation.failures, raise federation.clients_per_round or take another "
+            "federation.seed, and start a new run."
+        )
     client, reason = inbox.refused[0]
     some = f"only {len(inbox.accepted)} clients" if inbox.accepted else "no client"
     return UserError(
@@ -145,6 +146,7 @@ class _Account:
         self.up: dict[int, int] = {}
         self.down = dict.fromkeys(cohort, 0)
         self.losses: list[float] = []
+        self.only_drawn = True
         self.train_seconds = self.encode_seconds = self.waiting_seconds = 0.0
 
     def of_arrivals(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
@@ -159,6 +161,7 @@ class _Account:
                 self.down[arrival.sender] += arrival.down
             self.train_seconds += arrival.train_seconds
             self.encode_seconds += arrival.encode_seconds
+            self.only_drawn &= arrival.drawn
             self._on_arrival(arrival)
             yield arrival
 
@@ -166,73 +169,6 @@ class _Account:
         for report in reports:
             self.losses.append(report.loss)
             yield report
-
-
-class Inbox:
-    """Collects one round's reports.
-
-    Attributes:
-        refused: (client, reason) of each arrival that was not let in.
-        accepted: the clients whose reports were let in, in order of arrival.
-    """
-
-    def __init__(self, method: Method, plans: Sequence[Plan]) -> None:
-        self._method = method
-        self._plans = {plan.client: plan for plan in plans}
-        self._seen: set[int] = set()
-        self.refused: list[tuple[int, str]] = []
-        self.accepted: list[int] = []
-
-    def in_client_order(self, arrivals: Iterable[Arrival]) -> Iterator[Report]:
-        """The valid reports in increasing order of clients, whatever order they arrive in.
-
-        A report is held back only until those of all lower clients are in or given up, so
-        where clients answer in order one report is in memory at a time.
-        """
-        due = sorted(self._plans)
-        early: dict[int, Report | None] = {}
-        for arrival in arrivals:
-            due_now = arrival.sender in self._plans and not arrival.late
-            first_word = due_now and arrival.sender not in self._seen
-            report = self._accept(arrival)
-            if first_word:
-                early[arrival.sender] = report
-            while due and due[0] in early:
-                if (ready := early.pop(due.pop(0))) is not None:
-                    yield ready
-        for client in due:
-            if (late := early.get(client)) is not None:
-                yield late
-
-    def _accept(self, arrival: Arrival) -> Report | None:
-        try:
-            report = self._validate(arrival)
-        except MessageError as error:
-            self.refused.append((arrival.sender, str(error)))
-            return None
-        self.accepted.append(arrival.sender)
-        return report
-
-    def _validate(self, arrival: Arrival) -> Report:
-        if arrival.late:
-            raise MessageError("the report came after its round had ended")
-        plan = self._plans.get(arrival.sender)
-        if plan is None:
-            raise MessageError("the client is not in this round's cohort")
-        if arrival.sender in self._seen:
-            raise MessageError("the client has answered this plan already")
-        self._seen.add(arrival.sender)
-        if arrival.payload is None:
-            raise MessageError(arrival.failure)
-        report = decode(arrival.payload, Report, self._method.report_limit(plan))
-        if report.client != arrival.sender:
-            raise MessageError(f"the report claims to be client {report.client}'s")
-        if report.round != plan.round:
-            raise MessageError(f"the report is for round {report.round}, not {plan.round}")
-        if report.samples == 0:
-            raise MessageError("the report says that no sample was used")
-        self._method.check(report, plan)
-        return report
 
 
 class Traffic:

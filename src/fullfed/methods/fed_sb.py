@@ -28,6 +28,7 @@ from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update
+from fullfed.federation.replica import norm
 from fullfed.methods.codecs.codec import Change, Contribution, Encoded, Shapes
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.composition import Composition, averaging
@@ -219,6 +220,13 @@ class FactorsFirst(Dense):
 
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         return super().decode(report, plan, self._sent(plan, shapes))
+
+    def norm(
+        self, report: Report, plan: Plan, shapes: Shapes, parameters: Mapping[str, Tensor]
+    ) -> float:
+        if plan.values[_FIRST] is not True:
+            return super().norm(report, plan, shapes, parameters)
+        return norm(self._first_update(gradient) for gradient in report.tensors.values())
 
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None

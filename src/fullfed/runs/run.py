@@ -11,7 +11,7 @@ from typing import Any
 from fullfed.config import Recipe
 from fullfed.engines.simulation import simulate
 from fullfed.errors import UserError
-from fullfed.evaluation.evaluate import evaluate
+from fullfed.evaluation.evaluate import evaluate, recorded
 from fullfed.federation.client import Worker
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode, encode
@@ -76,27 +76,33 @@ def carry_out(
     callbacks: Sequence[Callback] = (),
     connect: Connect = simulate,
     quorum: float = 0.0,
+    samples: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Carry a run on from wherever its folder says it is to its end; return the summary.
 
     Args:
         quorum: the share of a cohort without whose reports the run stops.
+        samples: how many clients have, as far as it is known; those of the clients whose data are
+            in this process need not be said.
 
     Raises:
         UserError: the folder is damaged, or a round in which too few clients could work.
     """
-    return _Run(folder, assembly, callbacks, connect, quorum).carry_out()
+    here = {n: len(client.examples) for n, client in enumerate(assembly.data.clients)}
+    known = {**here, **(samples or {})}
+    return _Run(folder, assembly, callbacks, connect, quorum, known).carry_out()
 
 
 @dataclass
 class _Run:
-    """The server's side of one run; the fields are what ``carry_out`` takes."""
+    """The server's side of one run; the fields are what ``carry_out`` takes, all sizes known."""
 
     folder: RunFolder
     assembly: Assembly
     callbacks: Sequence[Callback]
     connect: Connect
     quorum: float
+    samples: Mapping[int, int]
 
     def __post_init__(self) -> None:
         self.recipe = self.assembly.recipe
@@ -171,15 +177,30 @@ class _Run:
             for callback in self.callbacks:
                 callback.on_visit_end(number, arrival)
 
-        method, last = self.assembly.method, self.worker.last
-        result = run_round(method, engine, number, last, on_arrival, self.quorum)
+        result = run_round(
+            self.assembly.method,
+            engine,
+            number,
+            self.worker.last,
+            self.replica.model,
+            on_arrival,
+            self.quorum,
+            self.samples,
+            self.folder.path,
+        )
         payload = encode(result.update)
         account = account_of(result, len(payload))
-        write_json(self.folder.account_file, account)
-        log.append(payload)
         started = time.perf_counter()
         self.worker.deliver(payload)
+        if not self.replica.is_finite:  # and so nobody's would be
+            raise UserError(
+                f"round {number}: the clients' mean makes weights that are not finite in "
+                f"{self.recipe.model.dtype}; lower local.learning_rate or set local.clip, and "
+                "start a new run."
+            )
         account["seconds"]["aggregate"] += time.perf_counter() - started
+        write_json(self.folder.account_file, account)
+        log.append(payload)
         self._close_round(account)
 
     def _close_round(self, account: dict[str, Any]) -> None:
@@ -201,9 +222,10 @@ class _Run:
         if version % self.recipe.federation.snapshot_every == 0:
             self.replica.save_snapshot(self.folder.snapshot_file)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, Any]:
         ours = self.assembly
-        return evaluate(ours.model, ours.tokenizer, ours.data.test, self.recipe.evaluation)
+        table = self.recipe.evaluation
+        return recorded(evaluate(ours.model, ours.tokenizer, ours.data.test, table))
 
     def _summary(self, base: Mapping[str, Any]) -> dict[str, Any]:
         """First and last of every metric, and the sums of traffic and time; ``base``: base.json."""
@@ -233,6 +255,10 @@ def account_of(result: RoundResult, update_bytes: int) -> dict[str, Any]:
         "cohort": list(result.down),
         "aggregated": list(result.aggregated),
         "refused": [{"client": c, "reason": reason} for c, reason in result.refused],
+        "limited": [
+            {"client": client, "claimed": claimed, "counted": counted}
+            for client, (claimed, counted) in sorted(result.limited.items())
+        ],
         "train_loss": result.loss,
         "step": {name: v for name, v in values.items() if isinstance(v, float)},
         "bytes": {

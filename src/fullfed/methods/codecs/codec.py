@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, Value
+from fullfed.federation.replica import norm
 
 Shapes = Mapping[str, torch.Size]
 Weighted = Sequence[tuple[float, Report]]
@@ -151,6 +152,17 @@ class Codec(ABC):
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         """A checked report as numbers; all codecs but those that only stack."""
         raise NotImplementedError(f"{type(self).__name__} does not define decode")
+
+    def norm(
+        self, report: Report, plan: Plan, shapes: Shapes, parameters: Mapping[str, Tensor]
+    ) -> float:
+        """The Euclidean norm of the change in a checked report; an estimate where the report does
+        not say the change itself.
+
+        Args:
+            parameters: the server's at the start of the round, by name: those of ``shapes``.
+        """
+        return norm(self.decode(report, plan, shapes).tensors.values())
 
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, number
+from fullfed.federation.replica import norm
 from fullfed.methods.codecs.codec import Change, Codec, Contribution, Encoded, Shapes, check_tensors
 from fullfed.training.quantised import quantise
 
@@ -83,6 +84,16 @@ class Dense(Codec):
 
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         return Contribution({name: self._values(name, report.tensors) for name in shapes})
+
+    def norm(
+        self, report: Report, plan: Plan, shapes: Shapes, parameters: Mapping[str, Tensor]
+    ) -> float:
+        if not self._exact:
+            return super().norm(report, plan, shapes, parameters)
+        return norm(
+            report.tensors[name].to(start.device).double().sub_(start.detach())
+            for name, start in parameters.items()
+        )
 
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None

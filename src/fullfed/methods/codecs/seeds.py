@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,16 @@ from torch import Tensor
 from fullfed.config import LocalTable
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, number
-from fullfed.methods.codecs.codec import Change, Codec, Contribution, Encoded, Shapes, check_tensors
+from fullfed.federation.replica import norm
+from fullfed.methods.codecs.codec import (
+    Change,
+    Codec,
+    Contribution,
+    Encoded,
+    Shapes,
+    check_tensors,
+    elements,
+)
 from fullfed.sketch import Distribution, Purpose, Stream, accumulate_, perturb_, uniforms
 from fullfed.training.zeroth_order import RandomDirection
 
@@ -135,6 +145,13 @@ class Seeds(Codec):
             "visits": self._zeros().index_add_(0, numbers, torch.ones_like(derivatives)),
         }
         return Contribution({"accumulators": sums}, sums=counted)
+
+    def norm(
+        self, report: Report, plan: Plan, shapes: Shapes, parameters: Mapping[str, Tensor]
+    ) -> float:
+        """Directions have numbers of variance 1, and are next to orthogonal."""
+        sums = self.decode(report, plan, shapes).tensors["accumulators"]
+        return self.local.learning_rate * math.sqrt(elements(shapes)) * norm([sums])
 
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None

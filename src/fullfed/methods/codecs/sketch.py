@@ -162,8 +162,7 @@ class Sketch(Codec):
 
     The paper's basis has K_l directions for block l of the model. The error of the whole is least
     with K_l proportional to sqrt(d_l) ||delta_l|| (the paper's rule is not its own minimum; see
-    docs/methods/ferret.md). Norms are estimated from the coordinates of earlier updates, which
-    everybody has, so the split costs no traffic.
+    docs/methods/ferret.md). Norms are estimated from earlier updates, which costs no traffic.
 
     Attributes:
         seed: the recipe's.
@@ -213,8 +212,8 @@ class Sketch(Codec):
                 )
         if self.options.basis == "normal" and len(parts) > 1:
             raise UserError(
-                f"{self.table}.basis: the normal basis splits coordinates by what the last update "
-                "said of the whole model, so it cannot send one block at a time; take 'sign'."
+                f"{self.table}.basis: the normal basis splits coordinates by the last update of "
+                "the whole model, so it cannot send one block at a time; take 'sign'."
             )
 
     def plan(self, round: int, last: Update | None, shapes: Shapes) -> Encoded:
@@ -248,6 +247,14 @@ class Sketch(Codec):
         count, numbers = self._amount(shapes)
         y = decoded(numbers.decode(report.tensors, count, report.round, report.client)).double()
         return Contribution({"coordinates": y}, noise=(1 - numbers.fidelity) * float(y @ y))
+
+    def norm(
+        self, report: Report, plan: Plan, shapes: Shapes, parameters: Mapping[str, Tensor]
+    ) -> float:
+        y = self.decode(report, plan, shapes).tensors["coordinates"]
+        sign = self.options.basis == "sign"
+        energies = [float(y @ y)] if sign else self._energies(y, plan.values, shapes)
+        return math.sqrt(math.fsum(energies))
 
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fullfed.federation.messages import Plan, Update, number
+from fullfed.federation.messages import Plan, Report, Update, number
 from fullfed.methods.codecs.codec import Encoded, Shapes, Weighted
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.scopes import A, B, W, adapted, initial_a
@@ -37,6 +38,16 @@ class Stacked(Dense):
     @property
     def stacks(self) -> bool:
         return True
+
+    def norm(
+        self, report: Report, plan: Plan, shapes: Shapes, parameters: Mapping[str, Tensor]
+    ) -> float:
+        """Of alpha / r * B A: its square is the sum of the numbers of (B'B) * (A A')."""
+        squares = []
+        for target in adapted(shapes):
+            a, b = report.tensors[target + A].double(), report.tensors[target + B].double()
+            squares.append(float(((b.T @ b) * (a @ a.T)).sum()))
+        return self.scaling * math.sqrt(max(math.fsum(squares), 0.0))
 
     def stack(self, reports: Weighted, plan: Plan, shapes: Shapes, last: Update | None) -> Encoded:
         tensors = {}

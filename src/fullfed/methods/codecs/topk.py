@@ -14,6 +14,7 @@ from torch import Tensor
 from fullfed.config import NOT_BOTH, parse_bytes
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update, number
+from fullfed.federation.replica import norm
 from fullfed.methods.codecs.codec import (
     Change,
     Codec,
@@ -188,6 +189,11 @@ class TopK(Codec):
         ):
             dense[name].view(-1)[place] = values
         return Contribution(dense)
+
+    def norm(
+        self, report: Report, plan: Plan, shapes: Shapes, parameters: Mapping[str, Tensor]
+    ) -> float:
+        return norm([torch.from_numpy(decode_entries(report.tensors, elements(shapes)).values)])
 
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
