@@ -64,6 +64,22 @@ def verify(directory: RunDirectory) -> None:
 
 
 @app.command()
+def rollback(
+    directory: RunDirectory,
+    version: Annotated[
+        int, typer.Argument(metavar="ROUND", min=0, help="How many rounds are to stay.")
+    ],
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="For the record.")] = "",
+) -> None:
+    """Take a run back to the model after so many rounds; resume or start carries it on."""
+    from fullfed.runs.folder import RunFolder
+    from fullfed.runs.rollback import roll_back
+
+    roll_back(RunFolder(directory), version, why)
+    say(f"{directory}: at version {version}; what was cut is kept there (rollbacks.json)")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A model or a run.")],
     recipe: RecipeFile,

@@ -24,6 +24,7 @@ from fullfed.federation.server import Traffic
 from fullfed.runs import run
 from fullfed.runs.assembly import assemble_server
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.rollback import targets
 
 Handle = Callable[[Mapping[str, bytes]], Mapping[str, bytes] | None]
 KEYS = [name.encode() for name in PARTNERS]
@@ -135,7 +136,8 @@ def carry_out(recipe: Recipe, grid: Dictionary, out: Path) -> RunFolder:
     def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> FlowerEngine:
         settings = encode_settings(recipe, len(PARTNERS), folder.base()["model_hash"])
         table = recipe.deployment
-        return FlowerEngine(grid, RUN, KEYS, settings, worker, log, traffic, table)  # type: ignore[arg-type]
+        back = targets(folder)
+        return FlowerEngine(grid, RUN, KEYS, settings, worker, log, traffic, table, back)  # type: ignore[arg-type]
 
     run.carry_out(folder, assembly, connect=connect, quorum=recipe.deployment.quorum)
     return folder

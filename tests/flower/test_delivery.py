@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flower.standin import Dictionary, Node, carry_out, recipe_of
 from fullfed.engines.node import NodeWorker
+from fullfed.engines.node_messages import Answer
 from fullfed.errors import UserError
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
@@ -122,9 +125,12 @@ def test_of_two_answers_to_two_orders_one_counts(
     """A node that only seemed to be away answers the order sent before and the one after."""
     grid = Dictionary.of(workers)
 
+    answers = []
+
     def seen_again(frames: Mapping[str, bytes]) -> Mapping[str, bytes]:
         grid.nodes[1].since = "later"
-        return workers[1].handle(frames)
+        answers.append(workers[1].handle(frames))
+        return answers[-1]
 
     grid.nodes[1].handle = seen_again
     grid.nodes[1].silent = lambda: len(grid.sent_to(1)) < 2
@@ -134,8 +140,8 @@ def test_of_two_answers_to_two_orders_one_counts(
     assert record["aggregated"] == [0, 1, 2, 3]
     reason = "the client has answered this plan already"
     assert record["refused"] == [{"client": 1, "reason": reason}]
-    up = record["bytes"]["up_by_client"]
-    assert up["1"] == pytest.approx(2 * up["0"], rel=0.02)
+    [answered] = {len(Answer.of(frames).report) for frames in answers}
+    assert record["bytes"]["up_by_client"]["1"] == 2 * answered
 
 
 @pytest.mark.parametrize("malformed", [False, True])
@@ -208,3 +214,51 @@ def test_log_and_bytes_are_those_of_a_run_in_one_process(
     assert flowers.log_file.read_bytes() == ours.log_file.read_bytes()
     assert [r["bytes"] for r in flowers.metrics()] == [r["bytes"] for r in ours.metrics()]
     assert any(order.snapshot for _, order in grid.orders) == (method == "fedavg")
+
+
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        ({"name": "fedavg"}, {}),
+        ({"name": "fedavg"}, {"dtype": "bfloat16"}),
+        ({"name": "fedavg"}, {"dtype": "bfloat16", "rounding": "stochastic"}),
+        ({"name": "ferret", "coordinates": 300}, {}),
+    ],
+    ids=["float32", "bfloat16", "stochastic", "ferret"],
+)
+def test_the_bytes_that_are_counted_are_those_that_were_sent(
+    folder: Path, tmp_path: Path, workers: list[NodeWorker], method: Any, model: Any
+) -> None:
+    """To the byte, whatever is smaller: round 1 brings an update, which is larger than a snapshot
+    where the model is in 16 bits."""
+    changes = {"model": model} if model else {}
+    recipe, grid = recipe_of(folder, 3, method=method, **changes), Dictionary.of(workers)
+    records = carry_out(recipe, grid, tmp_path / "run").metrics()
+    for client in range(4):
+        sent = [
+            len(o.plan) + len(o.snapshot) + len(o.last) + sum(map(len, o.updates))
+            for o in grid.sent_to(client)
+        ]
+        assert [r["bytes"]["down_by_client"][str(client)] for r in records] == sent
+
+
+def test_no_time_that_a_node_claims_breaks_a_run(
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
+) -> None:
+    grid = Dictionary.of(workers)
+    claims = [(1.7e308, 0.0), (-5.0, 1e300), (3.0, -1.7e308)]
+
+    def claiming(node: NodeWorker, train: float, encode: float) -> Any:
+        def handle(frames: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            answer = Answer.of(node.handle(frames))
+            return replace(answer, train_seconds=train, encode_seconds=encode).frames()
+
+        return handle
+
+    for n, claim in enumerate(claims):
+        grid.nodes[n].handle = claiming(workers[n], *claim)
+    grid.nodes[3].handle = claiming(workers[3], 7.0, 2.0)
+    recipe = recipe_of(folder, 2, deployment={"quorum": 1.0, "deadline_seconds": 1000.0})
+    run = carry_out(recipe, grid, tmp_path / "run")
+    seconds = run.summary()["seconds"]
+    assert (seconds["train"], seconds["encode"]) == (2 * 1010.0, 2 * 1002.0)

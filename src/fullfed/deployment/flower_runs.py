@@ -58,6 +58,7 @@ from fullfed.runs.assembly import (
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import check_cohort, find_device, load_blank, load_model, max_tokens
 from fullfed.runs.progress import describe_round
+from fullfed.runs.rollback import targets
 from fullfed.runs.run import carry_out
 
 _log = logging.getLogger(__name__)
@@ -172,17 +173,20 @@ def carry_on(grid: Grid, path: Path) -> None:
         if members is not None:
             run, keys = members.run, [partner.key.encode() for partner in members.clients]
             assembly = assemble_server(recipe, len(keys))
+            samples = members.samples()
         else:  # in Flower's simulation, where nodes know all that this process knows
             run, assembly = secrets.token_hex(8), assemble(recipe)
             known = sorted(node.public_key for node in grid.get_nodes())
-            keys = known[: len(assembly.data.clients)]
+            keys, samples = known[: len(assembly.data.clients)], {}
 
         def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engine:
             settings = encode_settings(recipe, len(keys), folder.base()["model_hash"])
             table = recipe.deployment
-            return FlowerEngine(grid, run, keys, settings, worker, log, traffic, table)
+            back = targets(folder)
+            return FlowerEngine(grid, run, keys, settings, worker, log, traffic, table, back)
 
-        carry_out(folder, assembly, connect=connect, quorum=assembly.recipe.deployment.quorum)
+        quorum = assembly.recipe.deployment.quorum
+        carry_out(folder, assembly, connect=connect, quorum=quorum, samples=samples)
 
 
 # The nodes' part

@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fullfed.config import Positive
 from fullfed.deployment.identities import (
     certify_server,
     check_host,
@@ -74,7 +75,9 @@ class FederationFile(_Settings):
 
     address: what partners reach the server by; listen: the interface the server listens on.
     model: the base model, as partners have it unless they say otherwise. partners: their names; a
-    partner's place is its client number in the runs that begin.
+    partner's place is its client number in the runs that begin. samples: of each partner, by name,
+    the most that a report counts as; a partner that is not named counts as at most four times the
+    cohort's median.
     """
 
     address: str
@@ -82,6 +85,14 @@ class FederationFile(_Settings):
     listen: str
     model: str = "builtin"
     partners: tuple[str, ...]
+    samples: dict[str, Positive] = {}
+
+    @model_validator(mode="after")
+    def _samples_of_partners(self) -> FederationFile:
+        for name in self.samples:
+            if name not in self.partners:
+                raise ValueError(f"samples.{name}: there is no partner {name!r}")
+        return self
 
 
 class NodeFile(_Settings):
@@ -99,10 +110,11 @@ class NodeFile(_Settings):
 
 
 class Partner(BaseModel):
-    """A partner's name, and its node's public key (PEM)."""
+    """A partner's name, its node's public key (PEM), and the samples that were declared for it."""
 
     name: str
     key: str
+    samples: int | None = None
 
 
 class NodeFolder:
@@ -184,8 +196,15 @@ class ServerFolder:
 
     def partners(self) -> list[Partner]:
         """Those of the runs that begin now, in the order of their client numbers."""
-        names = self.settings().partners
-        return [Partner(name=name, key=public_key_pem(self.public_key(name))) for name in names]
+        settings = self.settings()
+        return [
+            Partner(
+                name=name,
+                key=public_key_pem(self.public_key(name)),
+                samples=settings.samples.get(name),
+            )
+            for name in settings.partners
+        ]
 
     def renew_certificate(self) -> None:
         """Give the server a new certificate; partners need nothing new."""
@@ -234,7 +253,10 @@ class ServerFolder:
         self._set_partners(tuple(name for name in partners if name != partner))
 
     def _set_partners(self, names: tuple[str, ...]) -> None:
-        self.settings().model_copy(update={"partners": names}).write(self.settings_file)
+        settings = self.settings()
+        samples = {name: n for name, n in settings.samples.items() if name in names}
+        changes = {"partners": names, "samples": samples}
+        settings.model_copy(update=changes).write(self.settings_file)
 
     @staticmethod
     def create(
@@ -276,6 +298,11 @@ class Members(BaseModel):
 
     run: str
     clients: list[Partner]
+
+    def samples(self) -> dict[int, int]:
+        """Those declared, by client."""
+        numbered = enumerate(self.clients)
+        return {n: c.samples for n, c in numbered if c.samples is not None}
 
 
 def fix_members(run_folder: Path, clients: list[Partner]) -> None:

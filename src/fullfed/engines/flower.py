@@ -74,6 +74,7 @@ class FlowerEngine:
         log: the run's.
         traffic: knows what each node holds, and is told what nodes say.
         table: how long a round waits, and for how many.
+        rollbacks: the versions that the run was taken back to, in their order; nodes follow.
     """
 
     grid: Grid
@@ -84,6 +85,7 @@ class FlowerEngine:
     log: Log
     traffic: Traffic
     table: DeploymentTable
+    rollbacks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._messenger = FlowerMessenger(self.grid, self.keys)
@@ -141,7 +143,7 @@ class FlowerEngine:
     def _order(self, client: int, plan: bytes) -> Order:
         """The plan, with what the client lacks for it as far as is known."""
         settings = b"" if client in self._told else self.settings
-        order = Order(self.run, plan, settings)
+        order = Order(self.run, plan, settings, rollbacks=self.rollbacks)
         if submodel := self.server.submodel(plan):
             static_weights = self.server.static_weights() if self.traffic.is_new(client) else b""
             aggregated = self._last_aggregated(client)
@@ -185,7 +187,7 @@ class FlowerEngine:
             return Arrival(client, None, failure=str(error))
         if not answer.lacks:
             self._told.add(client)
-            return _arrival(client, answer)
+            return self._arrival(client, answer)
         visit.lacked += 1
         if visit.lacked >= _TRIES:
             return Arrival(client, None, failure="the node does not keep what it is sent")
@@ -222,7 +224,14 @@ class FlowerEngine:
                 yield Arrival(client, None, failure=str(error), late=late)
                 continue
             if answer.report:
-                yield replace(_arrival(client, answer), late=late)
+                yield replace(self._arrival(client, answer), late=late)
+
+    def _arrival(self, client: int, answer: Answer) -> Arrival:
+        """What the client sent; no time that it claims counts for longer than a round lasts."""
+        most = self.table.deadline_seconds
+        measured = (answer.train_seconds, answer.encode_seconds)
+        train, encode = (min(max(seconds, 0.0), most) for seconds in measured)
+        return Arrival(client, answer.report or None, answer.failure, train, encode)
 
 
 def _lose(visit: _Visit, reason: str) -> None:
@@ -231,8 +240,3 @@ def _lose(visit: _Visit, reason: str) -> None:
     visit.retry_at = time.monotonic() + min(first * 2**visit.lost, most)
     visit.lost += 1
     visit.reason = reason
-
-
-def _arrival(client: int, answer: Answer) -> Arrival:
-    seconds = answer.train_seconds, answer.encode_seconds
-    return Arrival(client, answer.report or None, answer.failure, *seconds)

@@ -228,14 +228,18 @@ class NodeWorker:
 
     def _join(self, order: Order) -> _Joined | None:
         """The order's run, loaded if it is not yet; None if the node must be told more of it."""
-        if self._joined is not None and self._joined.run == order.run:
-            return self._joined
+        joined = self._joined
+        if joined is not None and joined.run == order.run:
+            if not joined.state.follow_rollbacks(order.rollbacks):
+                return joined
+            self.leave()
         state = NodeState(self._folder, order.run)
         complete = order.settings and (order.static_weights or not order.submodel)
         if complete and not state.begun:
             state.create(order.settings, order.static_weights)
         if not state.begun:
             return None
+        state.follow_rollbacks(order.rollbacks)
         self.leave()  # frees the other run's model first
         client = self._client(state)
         self._joined = None if client is None else _Joined(order.run, state, client)

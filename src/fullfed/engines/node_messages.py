@@ -49,6 +49,7 @@ class Order:
         submodel: what a node without a replica trains on, in the place of updates and snapshot.
         static_weights: the weights that such a node is sent once, or empty.
         aggregated: for such a node, the last round whose update has its report in it; -1 for none.
+        rollbacks: the versions that the run was taken back to, in their order.
     """
 
     run: str
@@ -61,6 +62,7 @@ class Order:
     submodel: bytes = b""
     static_weights: bytes = b""
     aggregated: int = -1
+    rollbacks: tuple[int, ...] = ()
 
     def frames(self) -> dict[str, bytes]:
         named = {"plan": self.plan, **{name: getattr(self, name) for name in _OPTIONAL}}
@@ -70,6 +72,7 @@ class Order:
             "first": self.first,
             "updates": len(self.updates),
             "aggregated": self.aggregated,
+            "rollbacks": list(self.rollbacks),
         }
         sent = {name: frame for name, frame in named.items() if frame}
         return {_DESCRIPTION: _encode(description), **sent}
@@ -87,11 +90,12 @@ class Order:
         Raises:
             MessageError: they are not one.
         """
-        kinds = {"run": str, "first": int, "updates": int, "aggregated": int}
+        kinds = {"run": str, "first": int, "updates": int, "aggregated": int, "rollbacks": list}
         description = _decode(frames, kinds)
-        run, first, count, aggregated = (description[name] for name in kinds)
+        run, first, count, aggregated, rollbacks = (description[name] for name in kinds)
         sound = 0 <= first < _VERSION_LIMIT and 0 <= count <= len(frames)
         sound = sound and -1 <= aggregated < _VERSION_LIMIT
+        sound = sound and all(type(v) is int and 0 <= v < _VERSION_LIMIT for v in rollbacks)
         if not _RUN.fullmatch(run) or not sound:
             raise MessageError("the order's description is out of range")
         try:
@@ -100,7 +104,15 @@ class Order:
         except KeyError as error:
             raise MessageError(f"the order has no frame {error}") from error
         optional = {name: frames.get(name, b"") for name in _OPTIONAL}
-        return Order(run, plan, updates=updates, first=first, aggregated=aggregated, **optional)
+        return Order(
+            run,
+            plan,
+            updates=updates,
+            first=first,
+            aggregated=aggregated,
+            rollbacks=tuple(rollbacks),
+            **optional,
+        )
 
 
 # What the description of an answer holds.

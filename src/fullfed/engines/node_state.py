@@ -4,19 +4,23 @@ settings.json               the task's settings
 static_weights.safetensors  of a node without a replica, which has no snapshot and no updates
 snapshot.safetensors        the replica at some version
 updates.log                 the updates since, and the one that led to the snapshot
+rollbacks.json              the versions that the run was taken back to, as far as the node followed
 states/                     the client's state between visits, where the method has one
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from fullfed.errors import UserError
 from fullfed.federation.client import StatesOnDisk, Worker
 from fullfed.federation.log import Log
 from fullfed.federation.messages import MessageError, Update, decode
-from fullfed.files import write_atomically
+from fullfed.federation.replica import snapshot_version
+from fullfed.files import write_atomically, write_json
 
 
 class NodeState:
@@ -34,6 +38,7 @@ class NodeState:
         self._snapshot_file = self.path / "snapshot.safetensors"
         self._log_file = self.path / "updates.log"
         self._log: Log | None = None
+        self._rollbacks_file = self.path / "rollbacks.json"
         self.states = StatesOnDisk(self.path / "states")
 
     @property
@@ -93,6 +98,54 @@ class NodeState:
         if version > 0 and (worker.last is None or worker.last.round + 1 != version):
             raise UserError(f"{self._log_file}: the update that led to the snapshot is missing.")
 
+    def follow_rollbacks(self, targets: tuple[int, ...]) -> bool:
+        """Drop what the run no longer holds, where it was taken back since the node last heard.
+
+        Args:
+            targets: the versions that the run was taken back to, in their order.
+
+        Returns:
+            whether the node goes on from what is on its disk now, or from the base model.
+
+        Raises:
+            MessageError: the node knows of more.
+        """
+        followed = self._followed()
+        if targets == followed:
+            return False
+        if targets[: len(followed)] != followed:
+            raise MessageError("it is from before the run was taken back to an earlier version")
+        self._drop(min(targets[len(followed) :]))
+        write_json(self._rollbacks_file, list(targets))
+        return True
+
+    def _followed(self) -> tuple[int, ...]:
+        file = self._rollbacks_file
+        return tuple(json.loads(file.read_bytes())) if file.exists() else ()
+
+    def _drop(self, version: int) -> None:
+        """Forget the updates from ``version`` on; and the snapshot if any of them is in it, so that
+        the replica begins at the base model."""
+        self.states.forget(version)
+        if self._snapshot_file.exists() and snapshot_version(self._snapshot_file) > version:
+            self.close()
+            self._log_file.unlink(missing_ok=True)
+            self._snapshot_file.unlink()
+            return
+        log = self._opened()
+        payloads = [log.read(number) for number in range(len(log))]
+        self._rewrite([p for p in payloads if decode(p, Update).round < version])
+
+    def _rewrite(self, payloads: Iterable[bytes]) -> None:
+        """Replace the log at once."""
+        self.close()
+        fresh = self._log_file.with_suffix(".partial")
+        fresh.unlink(missing_ok=True)
+        with Log(fresh) as log:
+            for payload in payloads:
+                log.append(payload)
+        fresh.replace(self._log_file)
+
     def append(self, update: bytes) -> None:
         """Keep an update that the replica has applied."""
         self._opened().append(update)
@@ -103,12 +156,7 @@ class NodeState:
         A crash in between leaves more updates than are needed, which ``restore`` passes over.
         """
         worker.replica.save_snapshot(self._snapshot_file)
-        self.close()
-        fresh = self._log_file.with_suffix(".partial")
-        fresh.unlink(missing_ok=True)
-        with Log(fresh) as log:
-            log.append(last)
-        fresh.replace(self._log_file)
+        self._rewrite([last])
 
     def receive_snapshot(self, worker: Worker, snapshot: bytes, last: bytes) -> None:
         """Take the replica to a snapshot that the server sent, and keep it.

@@ -262,6 +262,13 @@ class StatesOnDisk:
         for old in sorted(r for r in self._rounds(client, name) if r < round)[:-1]:
             self._path(client, name, old).unlink()
 
+    def forget(self, first: int) -> None:
+        """``first`` and later rounds are undone: forget the states of their visits. A client's last
+        two are kept, so one that went further has none from before, and begins anew."""
+        for path in self._folder.glob("*/*.safetensors"):
+            if int(path.name.split(".")[-2]) >= first:
+                path.unlink()
+
     def settle(self, round: int, clients: Collection[int]) -> None:
         for path in self._folder.glob(f"*/*.{round}.safetensors"):
             if int(path.parent.name) not in clients:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -113,6 +114,35 @@ class Log:
         payload = self._file.read(length)
         self._file.seek(end)
         return payload
+
+    def cut(self, records: int, kept: Path) -> None:
+        """Leave only the first records; what follows goes to the file ``kept``, whose bytes after
+        those of the log make the log that there was. Interrupted, the log is as it was.
+
+        Raises:
+            UserError: ``kept`` cannot be written.
+        """
+        end = self._records[records][0] - _HEAD.size
+        self._file.seek(end)
+        try:
+            with kept.open("wb") as copy:
+                shutil.copyfileobj(self._file, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+            sync_folder(kept.parent)
+        except OSError as error:
+            kept.unlink(missing_ok=True)
+            raise UserError(
+                f"{kept}: cannot be written ({error.strerror}); free some space and try again."
+            ) from error
+        self._file.truncate(end)
+        self._sync()
+        self._file.seek(end)
+        del self._records[records:]
+        self._digest = b""
+        for _, _, digest in _scan(self._file, self._path):
+            self._digest = digest
+        self._file.seek(end)
 
     def close(self) -> None:
         self._file.close()

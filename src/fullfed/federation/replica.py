@@ -226,6 +226,19 @@ class Replica:
         return {**self.method.replicated(self.model), **self._masters}
 
 
+def snapshot_version(path: Path) -> int:
+    """The model version of a snapshot in a file.
+
+    Raises:
+        UserError: the file is not a snapshot.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return int(json.loads(file.metadata()["fullfed"])["version"])
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: this is not a snapshot; delete it and resume.") from error
+
+
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in source.items():
         target[name].copy_(tensor)

@@ -8,6 +8,8 @@ summary.json    first and last measurements, traffic, seconds; written when the 
 snapshot.safetensors   a recent model, to shorten replay
 account.json    the newest round's line of metrics.jsonl but for what is measured on the model;
                 written before the round enters the log, so that a crash cannot lose it
+rollbacks.json  the versions that the run was taken back to, when, by whom and why; what was cut
+                from the log each time is in rolled-back-N.log
 states/         what simulated clients keep between visits, where a method has them keep something
 """
 
@@ -42,6 +44,7 @@ class RunFolder:
         self.snapshot_file = path / "snapshot.safetensors"
         self.account_file = path / "account.json"
         self.states_folder = path / "states"
+        self.rollbacks_file = path / "rollbacks.json"
 
     def create(self, recipe: Recipe) -> None:
         """Make the folder of a new run.
