@@ -304,3 +304,24 @@ def test_what_does_not_fit_is_said_before_anything_is_begun(
 def test_the_budget_in_words(recipe: Path) -> None:
     words = Comparison(recipe, ["fedavg"], ["federation.rounds=20"], trials=3).budget
     assert "the best of 3 trials of 4 rounds (24 visits) on 4 validation samples" in words
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("base.json", "the base model's loss is not finite."),
+        ("metrics.jsonl", "its last loss is not finite."),
+    ],
+)
+def test_a_run_whose_loss_is_missing_counts_as_failed(
+    finished: Path, tmp_path: Path, file: str, reason: str
+) -> None:
+    """The numbers that a comparison is about are not in its files."""
+    folder, task = ComparisonFolder(tmp_path / "copy"), Task("few", 0)
+    shutil.copytree(finished, folder.path)
+    assert comparison._without_loss(folder, task) == ""
+    path = folder.run("few", 0).path / file
+    *others, last = path.read_text().splitlines() if file != "base.json" else [path.read_text()]
+    broken = json.dumps({**json.loads(last), "loss": None})
+    path.write_text("\n".join([*others, broken]) + "\n")
+    assert comparison._without_loss(folder, task) == reason

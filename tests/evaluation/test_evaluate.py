@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fullfed.config import EvaluationTable
 from fullfed.data.tokens import TokenizedExample
-from fullfed.evaluation.evaluate import evaluate, evaluate_loss, evenly_spaced
+from fullfed.evaluation.evaluate import evaluate, evaluate_loss, evenly_spaced, recorded
 from fullfed.evaluation.generation import generate
 
 
@@ -35,3 +36,10 @@ def test_generation_samples_are_spread_and_fixed(
 ) -> None:
     assert evenly_spaced(random_examples, 3) == [random_examples[i] for i in (0, 3, 7)]
     assert evenly_spaced(random_examples, 50) == random_examples
+
+
+def test_a_metric_that_is_no_number_is_recorded_as_missing_with_the_reason() -> None:
+    found = recorded({"loss": math.nan, "rouge_l": 0.25, "exact_match": math.inf})
+    reasons = {"loss": "it is nan", "exact_match": "it is inf"}
+    assert found == {"loss": None, "rouge_l": 0.25, "exact_match": None, "unmeasured": reasons}
+    assert recorded({"loss": 2.5}) == {"loss": 2.5}

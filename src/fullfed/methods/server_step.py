@@ -30,7 +30,7 @@ _HEX = f"[0-9a-f]{{{_COMMON_SIGNS // 4}}}"
 _LARGEST = 1e100  # of a measurement: products and sums of such are finite
 _FIRST_RANK = 1000.0  # before any measurement
 _NEWEST = 3  # rounds that are compared with each other before they enter the sums
-_SPIKE = 5.0  # times what is usual that a round's cost or gain counts for at most
+_SPIKE = 10.0  # times what is usual that a round's cost or gain counts for at most
 
 Mean = Callable[[Sequence[float]], float]  # one number of many clients'
 
