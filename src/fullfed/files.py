@@ -1,11 +1,18 @@
-"""Writing files so that a crash leaves the old content or the new, never half."""
+"""Writing files so that a crash leaves the old content or the new, never half; and sealing them.
+
+A sealed object is a JSON object with its SHA-256 in it. Whoever reads it gets what was written or
+a UserError. The checksum can cover what the object follows (a name, another object's checksum), so
+that an object of another place does not pass for it. It finds damage and mistakes; it is no
+signature, and whoever means to deceive can compute it anew.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +45,70 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace the file at ``path`` by ``value`` as indented JSON; see write_atomically."""
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def seal(value: Mapping[str, Any], follows: str = "") -> dict[str, Any]:
+    """The JSON object with its ``checksum``, which covers ``follows`` as well."""
+    body = {key: item for key, item in value.items() if key != "checksum"}
+    return {**body, "checksum": _checksum(body, follows)}
+
+
+def unseal(data: bytes, path: Path, follows: str = "") -> dict[str, Any]:
+    """The sealed JSON object in ``data``, with its ``checksum``.
+
+    Args:
+        path: where it was read, for the error.
+        follows: what it was sealed with.
+
+    Raises:
+        UserError: it is not what was sealed.
+    """
+    try:
+        value = json.loads(data.decode("ascii"), object_pairs_hook=_without_repetition)
+        body = {key: item for key, item in value.items() if key != "checksum"}
+        sound = value["checksum"] == _checksum(body, follows)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: this is not what the run wrote; restore a copy of it.")
+    sealed: dict[str, Any] = value
+    return sealed
+
+
+def _checksum(body: Mapping[str, Any], follows: str) -> str:
+    """Of the values, however they are spaced and ordered."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(f"{follows}\n{text}".encode()).hexdigest()
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key stands twice")
+    return value
+
+
+def write_sealed(path: Path, value: Mapping[str, Any], follows: str = "") -> None:
+    """Replace the file at ``path`` by a sealed object; see seal and write_atomically."""
+    write_json(path, seal(value, follows))
+
+
+def read_sealed(path: Path, absent: str, follows: str = "") -> dict[str, Any]:
+    """The sealed object in a file, with its ``checksum``.
+
+    Args:
+        absent: what to say where there is no file.
+
+    Raises:
+        UserError: there is no file, it cannot be read, or it is not what was sealed.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(absent) from error
+    except OSError as error:
+        raise UserError(f"{path}: the file cannot be read ({error.strerror}).") from error
+    return unseal(data, path, follows)
 
 
 def lock(file: BinaryIO, otherwise: str) -> None:

@@ -11,10 +11,11 @@ import pytest
 import tomli_w
 
 from fullfed.compare import plan
-from fullfed.compare.plan import contestants, flat, merged
+from fullfed.compare.plan import contestants, merged
 from fullfed.config import load_recipe
 from fullfed.errors import UserError
 from fullfed.methods.catalogue import METHODS
+from fullfed.runs.binding import flat
 
 RECIPE = """
 [model]

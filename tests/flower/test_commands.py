@@ -19,7 +19,6 @@ from fullfed.deployment.identities import certify_server
 from fullfed.deployment.node import errors
 from fullfed.deployment.processes import Child, check_server
 from fullfed.errors import UserError
-from fullfed.files import write_json
 from fullfed.quickstart import quickstart_recipe
 from fullfed.runs.folder import RunFolder
 
@@ -126,8 +125,8 @@ def test_a_start_that_failed_does_not_block_one_that_is_mended(
     flower_runs.start(idle, wrong, out, print)
     flower_runs.start(idle, mended, out, print)
     assert RunFolder(out).recipe().method.name == "ferret"
-    write_json(RunFolder(out).base_file, {"model_hash": "", "data_hash": ""})  # it has begun
-    with pytest.raises(UserError, match="the run here is of another recipe"):
+    RunFolder(out).write_base({"model_hash": "", "data_hash": ""})  # it has begun
+    with pytest.raises(UserError, match=r"method\.name was 'ferret' and is 'fedavg'"):
         flower_runs.start(idle, wrong, out, print)
 
 

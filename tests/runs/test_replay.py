@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -81,22 +82,66 @@ def nudge(records: list[bytes]) -> list[bytes]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (nudge, "model at version 2 is not the one the run recorded"),
-        (lambda records: records[:-1], "ends at version 3, but metrics.jsonl goes on to version 4"),
-        (lambda records: records[:1], "ends at version 1"),
-        (lambda records: records[1:], "update 1 does not follow model version 0"),
-        (lambda records: [records[1], records[0], *records[2:]], "update 1 does not follow"),
+        (nudge, "record 1 is not the one that the run wrote"),
+        (lambda records: records[:-1], "4 records were written and 3 are whole"),
+        (lambda records: records[:1], "4 records were written and 1 are whole"),
+        (lambda records: records[1:], "record 0 is not the one"),
+        (lambda records: [records[1], records[0], *records[2:]], "record 0 is not the one"),
         (lambda records: [*records, records[-1]], "update 3 does not follow model version 4"),
-        (lambda records: [b"junk", *records], "record 0 is not an update"),
-        (lambda records: [encode(Plan(0, 0)), *records], "record 0 is not an update"),
+        (lambda records: [b"junk", *records], "record 0 is not the one"),
     ],
 )
-def test_a_forged_log_is_found(
+def test_a_log_that_is_not_the_one_the_run_wrote_is_found(
     copied: Path, change: Callable[[list[bytes]], list[bytes]], reason: str
 ) -> None:
     forge(copied, change)
     with pytest.raises(UserError, match=reason):
         verify(RunFolder(copied))
+
+
+def forge_all(copied: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    """As ``forge``, and the rounds' lines and the summary are made to fit: only hashes are left."""
+    forge(copied, change)
+    folder = RunFolder(copied)
+    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    final = json.loads((copied / "summary.json").read_text())
+    (copied / "metrics.jsonl").unlink()
+    (copied / "snapshot.safetensors").unlink()
+    with Log(copied / "updates.log") as log:
+        records = [log.read(number) for number in range(len(log))]
+    digest = b""
+    for line, payload in zip(lines, records, strict=True):
+        digest = hashlib.sha256(digest + payload).digest()
+        folder.append_metrics({**line, "log": digest.hex()})
+    folder.write_summary(final)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (nudge, "model at version 2 is not the one the run recorded"),
+        (lambda records: [records[1], records[0], *records[2:]], "update 1 does not follow"),
+        (lambda records: [b"junk", *records[1:]], "record 0 is not an update"),
+        (lambda records: [encode(Plan(0, 0)), *records[1:]], "record 0 is not an update"),
+    ],
+)
+def test_a_forged_run_is_found(
+    copied: Path, change: Callable[[list[bytes]], list[bytes]], reason: str
+) -> None:
+    """By somebody who knows how the files are sealed."""
+    forge_all(copied, change)
+    with pytest.raises(UserError, match=reason):
+        verify(RunFolder(copied))
+
+
+def test_a_run_whose_model_is_not_the_recorded_one_is_not_resumed(copied: Path) -> None:
+    """The newest record is of version 4; only then does the run go on."""
+    forge_all(copied, nudge)
+    text = (copied / "recipe.toml").read_text()
+    (copied / "recipe.toml").write_text(text.replace("rounds = 4", "rounds = 5"))
+    with pytest.raises(UserError, match="model at version 4 is not the one the run recorded"):
+        run.resume(copied)
+    assert len((copied / "metrics.jsonl").read_text().splitlines()) == ROUNDS
 
 
 def alter(copied: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -110,7 +155,7 @@ def alter(copied: Path, name: str, change: Callable[[dict[str, Any]], object]) -
 @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "base.json"])
 def test_an_altered_hash_is_found(copied: Path, name: str) -> None:
     alter(copied, name, lambda record: record.update(model_hash="0" * 64))
-    with pytest.raises(UserError, match=r"is not the one the run recorded|not the base model"):
+    with pytest.raises(UserError, match=rf"{name}: this is not what the run wrote"):
         verify(RunFolder(copied))
 
 
@@ -128,7 +173,7 @@ def test_a_record_that_is_none_is_found(copied: Path, name: str, text: str) -> N
     ("name", "reason"),
     [
         ("recipe.toml", "there is no run here; name the folder of a run"),
-        ("base.json", "the run has not begun; resume it first"),
+        ("base.json", r"base\.json: the file is missing; restore a copy of it"),
         ("updates.log", "there is no log here"),
     ],
 )
@@ -165,7 +210,11 @@ def test_other_data_are_found(copied: Path, ingredients: Path, tmp_path: Path) -
 
 def test_a_log_of_another_method_is_found(copied: Path, ingredients: Path, tmp_path: Path) -> None:
     run.start(recipe(ingredients, method={"name": "fedavg"}), tmp_path / "fedavg")
+    theirs = list(read_log(tmp_path / "fedavg" / "updates.log"))
     shutil.copy(tmp_path / "fedavg" / "updates.log", copied / "updates.log")
+    with pytest.raises(UserError, match="record 0 is not the one that the run wrote"):
+        verify(RunFolder(copied))
+    forge_all(copied, lambda _: theirs)
     with pytest.raises(UserError, match="update 0 does not fit the model and the method"):
         verify(RunFolder(copied))
 

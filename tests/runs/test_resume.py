@@ -28,11 +28,11 @@ from runs.small import ROUNDS, go_and_tell, go_until_operation, recipe
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["fullfed.runs.run", "fullfed.quickstart", "transformers"])
 
-TIMED = ("seconds", "peak_memory_bytes")
+TIMED = ("seconds", "peak_memory_bytes", "checksum")
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, but for what differs from one run to the next: times and memory."""
+    """metrics.jsonl, but for times and memory, and the checksums of these."""
     lines = (out / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     return [{k: v for k, v in record.items() if k not in TIMED} for record in found]
@@ -141,7 +141,7 @@ def test_a_snapshot_shortens_the_replay(
     replica, _, _ = load_base(folder)
     for payload in read_log(folder.log_file):
         replica.apply(decode(payload, Update))
-    replica.save_snapshot(folder.snapshot_file)
+    replica.save_snapshot(folder.snapshot_file, folder.run())
     applied: list[int] = []
     real = Replica.apply
 
@@ -174,7 +174,7 @@ def test_a_damaged_snapshot_is_refused_and_can_be_deleted(copied: Path, finished
     damaged = bytearray(snapshot.read_bytes())
     damaged[-1] ^= 1
     snapshot.write_bytes(damaged)
-    with pytest.raises(UserError, match="the snapshot's content was changed; delete it and resume"):
+    with pytest.raises(UserError, match="the snapshot's content was changed, or is another"):
         run.resume(copied)
     snapshot.unlink()
     run.resume(copied)

@@ -38,7 +38,7 @@ def test_a_run_that_was_taken_back_holds_and_goes_on_to_the_same_end(
 def test_what_was_cut_is_kept_with_who_when_and_why(finished: Path, copied: Path) -> None:
     result = CliRunner().invoke(app, ["rollback", str(copied), "2", "--why", "client 3 lied"])
     assert result.exit_code == 0, result.output
-    [record] = json.loads((copied / "rollbacks.json").read_text())
+    [record] = json.loads((copied / "rollbacks.json").read_text())["rollbacks"]
     assert (record["version"], record["from"], record["why"]) == (2, 4, "client 3 lied")
     assert record["who"]
     assert record["when"].startswith("20")
@@ -52,7 +52,7 @@ def test_rollbacks_follow_one_another(copied: Path) -> None:
     folder = RunFolder(copied)
     roll_back(folder, 3)
     roll_back(folder, 1)
-    records = json.loads(folder.rollbacks_file.read_bytes())
+    records = json.loads(folder.rollbacks_file.read_bytes())["rollbacks"]
     assert [record["version"] for record in records] == [3, 1]
     assert len({record["cut"] for record in records}) == 2
     run.resume(copied)
@@ -81,12 +81,25 @@ def test_states_of_later_rounds_go_and_the_run_goes_on(ingredients: Path, tmp_pa
     out = tmp_path / "run"
     run.start(small(ingredients), out)
     log = (out / "updates.log").read_bytes()
-    states = {p.relative_to(out): p.read_bytes() for p in out.glob("states/*/*")}
+    states = {p.relative_to(out): p.read_bytes() for p in out.glob("states/*/*.safetensors")}
     roll_back(RunFolder(out), 3)
     assert not list(out.glob("states/*/*.3.safetensors"))
     run.resume(out)
     assert (out / "updates.log").read_bytes() == log
-    assert {p.relative_to(out): p.read_bytes() for p in out.glob("states/*/*")} == states
+    ended = {p.relative_to(out): p.read_bytes() for p in out.glob("states/*/*.safetensors")}
+    assert ended == states
+
+
+def test_states_that_a_rollback_lost_are_not_missed(ingredients: Path, tmp_path: Path) -> None:
+    """Two states of a client are kept, so that after a longer way back some begin anew."""
+    out = tmp_path / "run"
+    run.start(small(ingredients), out)
+    roll_back(RunFolder(out), 1)
+    run.resume(out)
+    verify(RunFolder(out))
+    next(out.glob("states/*/index.json")).write_text("{}")
+    with pytest.raises(UserError, match=r"index\.json: this is not what the run wrote"):
+        run.resume(out)
 
 
 @pytest.mark.parametrize("step", ["cut", "rewrite_metrics", "forget"])
@@ -97,7 +110,11 @@ def test_a_rollback_that_is_interrupted_leaves_a_run_that_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        for owner in ("federation.log.Log", "runs.folder.RunFolder", "runs.rollback.StatesOnDisk"):
+        for owner in (
+            "federation.log.Log",
+            "runs.folder.RunFolder",
+            "federation.client.StatesOnDisk",
+        ):
             patch.setattr(f"fullfed.{owner}.{step}", interrupted, raising=False)
         with pytest.raises(KeyboardInterrupt):
             roll_back(RunFolder(copied), 1)

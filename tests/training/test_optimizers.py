@@ -148,7 +148,7 @@ def test_visits_that_keep_their_state_are_one_long_run(
     table, whole, parts = local(name, changed=True), make("llama"), make("llama")
     trained(whole, table, memory)
     first = trained(parts, table, memory, batches(0, cut))
-    states = StatesOnDisk(tmp_path)
+    states = StatesOnDisk(tmp_path, "a run")
     states.save(0, "all", 0, first.state)
     again = trained(parts, table, memory, batches(cut), states.load(0, "all", 1))
     assert same(weights(parts), weights(whole))

@@ -16,11 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fullfed.compare.plan import OWN, Contestant, changed, flat
+from fullfed.compare.plan import OWN, Contestant, changed
 from fullfed.compare.search import Trial, best
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
 from fullfed.files import locked, write_json
+from fullfed.runs.binding import flat
 from fullfed.runs.folder import RunFolder
 
 

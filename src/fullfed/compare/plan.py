@@ -12,6 +12,7 @@ from fullfed.config import Recipe, change_method, expand_variables, parse_recipe
 from fullfed.errors import UserError
 from fullfed.methods.catalogue import METHODS
 from fullfed.runs.assembly import choose, resolved
+from fullfed.runs.binding import flat
 
 # The tables in which the methods of a comparison may differ; a recipe need not have all of them.
 OWN = ("local", "memory", "method", "codec", "aggregation")
@@ -122,17 +123,6 @@ def merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
             value = merged(below, value)
         result[key] = value
     return result
-
-
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as values by dotted key."""
-    values: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = value
-    return values
 
 
 def changed(recipe: Recipe, table: str, **values: Any) -> Recipe:

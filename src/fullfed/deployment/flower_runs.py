@@ -55,6 +55,7 @@ from fullfed.runs.assembly import (
     make_worker,
     resolved,
 )
+from fullfed.runs.binding import check_bound
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import check_cohort, find_device, load_blank, load_model, max_tokens
 from fullfed.runs.progress import describe_round
@@ -71,10 +72,10 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
         UserError: the recipe is bad, the server is not there, or the run stops.
     """
     run, chosen = RunFolder(path.absolute()), _chosen(folder, recipe)
-    begun = run.base_file.exists()  # what failed before may be mended by another recipe
-    if begun and run.recipe() != chosen:
-        raise UserError(f"{path}: the run here is of another recipe; name another with --out.")
-    if run.summary_file.exists():
+    begun = run.begun  # where a run did not, another recipe may mend what was wrong
+    if begun:
+        check_bound(chosen, run.base()["recipe"], path)
+    if run.summary_file.exists() and run.recipe() == chosen:
         return run.summary()
     if not check_server(folder.local_address, folder.authority):
         raise UserError(
@@ -85,9 +86,10 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
     if not status.alive:
         if not run.recipe_file.exists():
             run.create(chosen)
-        elif not begun:
+        else:
             run.write_recipe(chosen)
-        fix_members(run.path, folder.partners())
+        fix_members(run.path, folder.partners(), anew=not begun)
+        run.summary_file.unlink(missing_ok=True)  # of fewer rounds
         status.clear()
         write_app(folder.app)
         submit(folder.flower, folder.app, run.path, say)
@@ -249,7 +251,9 @@ class SimulatedNode:
 
     def __init__(self, run: Path) -> None:
         folder = RunFolder(run)
-        self._worker = make_worker(assemble(folder.recipe()), folder.states_folder)
+        assembly = assemble(folder.recipe())
+        replica = make_replica(assembly.recipe, assembly.model, assembly.method)
+        self._worker = make_worker(assembly, replica, folder.states())
         self._log_file = folder.log_file
 
     def handle(self, frames: Frames) -> Mapping[str, bytes]:

@@ -305,10 +305,10 @@ class Members(BaseModel):
         return {n: c.samples for n, c in numbered if c.samples is not None}
 
 
-def fix_members(run_folder: Path, clients: list[Partner]) -> None:
-    """Name a run and fix its members, unless that was done before."""
+def fix_members(run_folder: Path, clients: list[Partner], anew: bool) -> None:
+    """Name a run and fix its members, unless that was done before and is not to be done anew."""
     file = run_folder / _MEMBERS
-    if not file.exists():
+    if anew or not file.exists():
         write_json(file, Members(run=secrets.token_hex(8), clients=clients).model_dump())
 
 

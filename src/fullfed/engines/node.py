@@ -124,10 +124,9 @@ class SubmodelNodeClient:
         MessageError: the static weights are malformed.
     """
 
-    def __init__(self, task: NodeTask, state: NodeState) -> None:
-        sent, states = state.static_weights_file.read_bytes(), state.states
+    def __init__(self, task: NodeTask, state: NodeState, static_weights: bytes) -> None:
         self._client = SubmodelWorker(
-            task.model, task.method, sent, task.by_client(), states, task.device
+            task.model, task.method, static_weights, task.by_client(), state.states, task.device
         )
         self._states = state.states
         self.version = 0
@@ -239,24 +238,33 @@ class NodeWorker:
             state.create(order.settings, order.static_weights)
         if not state.begun:
             return None
-        state.follow_rollbacks(order.rollbacks)
         self.leave()  # frees the other run's model first
-        client = self._client(state)
+        client = self._client(state, order.rollbacks)
         self._joined = None if client is None else _Joined(order.run, state, client)
         return self._joined
 
-    def _client(self, state: NodeState) -> NodeClient | None:
+    def _client(self, state: NodeState, rollbacks: tuple[int, ...]) -> NodeClient | None:
         """The node's part in a run; None if its state on disk was damaged, which is gone then."""
         try:
-            task = self._load(state.settings_file.read_bytes(), state.has_replica)
+            state.follow_rollbacks(rollbacks)
+            settings, static_weights = state.settings()
+        except UserError as error:
+            _begin_again(state, error)
+            return None
+        try:
+            task = self._load(settings, not static_weights)
         except RefusalError:
             state.remove()
             raise
-        if not state.has_replica:
-            return SubmodelNodeClient(task, state)
+        if static_weights:
+            return SubmodelNodeClient(task, state, static_weights)
         try:
             return ReplicaNodeClient(task, state)
         except UserError as error:
-            _log.warning("the server is asked for everything again: %s", error)
-            state.remove()
+            _begin_again(state, error)
             return None
+
+
+def _begin_again(state: NodeState, error: UserError) -> None:
+    _log.warning("the server is asked for everything again: %s", error)
+    state.remove()

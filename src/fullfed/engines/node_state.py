@@ -1,16 +1,19 @@
 """What a node keeps on its disk of a run: how far its replica is, and what it takes to rebuild it.
 
-settings.json               the task's settings
+settings.json               the task's settings, sealed, and the SHA-256 of the static weights
 static_weights.safetensors  of a node without a replica, which has no snapshot and no updates
 snapshot.safetensors        the replica at some version
 updates.log                 the updates since, and the one that led to the snapshot
 rollbacks.json              the versions that the run was taken back to, as far as the node followed
 states/                     the client's state between visits, where the method has one
+
+Each file is bound to the run, so that a damaged file, or another run's, is found. Then the server
+is asked for everything anew, but for the client's state, which only its operator can restore.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +23,7 @@ from fullfed.federation.client import StatesOnDisk, Worker
 from fullfed.federation.log import Log
 from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import snapshot_version
-from fullfed.files import write_atomically, write_json
+from fullfed.files import read_sealed, write_atomically, write_sealed
 
 
 class NodeState:
@@ -33,23 +36,35 @@ class NodeState:
 
     def __init__(self, folder: Path, run: str) -> None:
         self.path = folder / run
-        self.settings_file = self.path / "settings.json"
-        self.static_weights_file = self.path / "static_weights.safetensors"
+        self._run = run
+        self._settings_file = self.path / "settings.json"
+        self._static_weights_file = self.path / "static_weights.safetensors"
         self._snapshot_file = self.path / "snapshot.safetensors"
         self._log_file = self.path / "updates.log"
         self._log: Log | None = None
         self._rollbacks_file = self.path / "rollbacks.json"
-        self.states = StatesOnDisk(self.path / "states")
+        self.states = StatesOnDisk(self.path / "states", run)
 
     @property
     def begun(self) -> bool:
         """Whether the node knows the run."""
-        return self.settings_file.exists()
+        return self._settings_file.exists()
 
-    @property
-    def has_replica(self) -> bool:
-        """Whether the node holds a replica in the run."""
-        return not self.static_weights_file.exists()
+    def settings(self) -> tuple[bytes, bytes]:
+        """The task's settings, and the static weights; these are empty where there is a replica.
+
+        Raises:
+            UserError: a file is missing or was damaged.
+        """
+        absent = f"{self._settings_file}: the file is missing."
+        sealed = read_sealed(self._settings_file, absent, self._run)
+        weights, sha = b"", sealed["static_weights"]
+        if sha:
+            if self._static_weights_file.exists():
+                weights = self._static_weights_file.read_bytes()
+            if hashlib.sha256(weights).hexdigest() != sha:
+                raise UserError(f"{self._static_weights_file}: this is not what the node wrote.")
+        return sealed["settings"].encode("latin-1"), weights
 
     def create(self, settings: bytes, static_weights: bytes) -> None:
         """Begin the state of a new run and delete the state of all other runs.
@@ -62,13 +77,18 @@ class NodeState:
             if other != self.path:
                 shutil.rmtree(other)
         if static_weights:
-            write_atomically(self.static_weights_file, static_weights)
-        write_atomically(self.settings_file, settings)
+            write_atomically(self._static_weights_file, static_weights)
+        sealed = {
+            "settings": settings.decode("latin-1"),  # any bytes have a text
+            "static_weights": hashlib.sha256(static_weights).hexdigest() if static_weights else "",
+        }
+        write_sealed(self._settings_file, sealed, self._run)
 
     def remove(self) -> None:
         """Forget the task's settings and the replica, not the client's state."""
         self.close()
-        for file in (self.settings_file, self._snapshot_file, self._log_file):
+        replica = self._snapshot_file, self._log_file, self._rollbacks_file
+        for file in (self._settings_file, *replica):
             file.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -83,7 +103,7 @@ class NodeState:
             UserError: a file was damaged, or another process uses it.
         """
         if self._snapshot_file.exists():
-            worker.replica.load_snapshot(self._snapshot_file)
+            worker.replica.load_snapshot(self._snapshot_file, self._run)
         log = self._opened()
         for number in range(len(log)):
             payload = log.read(number)
@@ -109,6 +129,7 @@ class NodeState:
 
         Raises:
             MessageError: the node knows of more.
+            UserError: a file was damaged.
         """
         followed = self._followed()
         if targets == followed:
@@ -116,12 +137,14 @@ class NodeState:
         if targets[: len(followed)] != followed:
             raise MessageError("it is from before the run was taken back to an earlier version")
         self._drop(min(targets[len(followed) :]))
-        write_json(self._rollbacks_file, list(targets))
+        write_sealed(self._rollbacks_file, {"versions": list(targets)}, self._run)
         return True
 
     def _followed(self) -> tuple[int, ...]:
         file = self._rollbacks_file
-        return tuple(json.loads(file.read_bytes())) if file.exists() else ()
+        if not file.exists():
+            return ()
+        return tuple(read_sealed(file, "", self._run)["versions"])
 
     def _drop(self, version: int) -> None:
         """Forget the updates from ``version`` on; and the snapshot if any of them is in it, so that
@@ -141,7 +164,7 @@ class NodeState:
         self.close()
         fresh = self._log_file.with_suffix(".partial")
         fresh.unlink(missing_ok=True)
-        with Log(fresh) as log:
+        with Log(fresh, begin=self._run.encode()) as log:
             for payload in payloads:
                 log.append(payload)
         fresh.replace(self._log_file)
@@ -155,7 +178,7 @@ class NodeState:
 
         A crash in between leaves more updates than are needed, which ``restore`` passes over.
         """
-        worker.replica.save_snapshot(self._snapshot_file)
+        worker.replica.save_snapshot(self._snapshot_file, self._run)
         self._rewrite([last])
 
     def receive_snapshot(self, worker: Worker, snapshot: bytes, last: bytes) -> None:
@@ -177,5 +200,5 @@ class NodeState:
 
     def _opened(self) -> Log:
         if self._log is None:
-            self._log = Log(self._log_file)
+            self._log = Log(self._log_file, begin=self._run.encode())
         return self._log

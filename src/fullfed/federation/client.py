@@ -8,15 +8,15 @@ the round's update has its report.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -26,7 +26,7 @@ from fullfed.federation.messages import Plan, Update, decode, encode
 from fullfed.federation.method import NOTHING, Method, VisitError
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import Arrival
-from fullfed.files import write_atomically
+from fullfed.files import read_sealed, write_atomically, write_sealed
 
 _CPU = torch.device("cpu")
 
@@ -233,50 +233,122 @@ class StatesInMemory:
 
 
 class StatesOnDisk:
-    """In a folder: a folder for each client, a file for each name and round.
+    """In a folder: a folder for each client, with a file for each name and round and an index.
+
+    The index is sealed and has the SHA-256 of every state that counts, so that a state which was
+    changed, deleted or put in the place of another is found. It is written after the state: one
+    that a crash kept out of it is of a visit that is repeated, or does not count.
 
     Args:
         folder: made when there is something to keep.
+        run: names the run whose states these are.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: str) -> None:
         self._folder = folder
+        self._run = run
 
     def load(self, client: int, name: str, round: int) -> Mapping[str, Tensor]:
-        rounds = [r for r in self._rounds(client, name) if r < round]
-        if not rounds:
+        rounds = self._index(client).get(name, {})
+        newest = max((r for r in rounds if r < round), default=None)
+        if newest is None:
             return NOTHING
-        path = self._path(client, name, max(rounds))
+        path = self._path(client, name, newest)
         try:
-            return safetensors.torch.load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path}: the client's state cannot be read; restore a copy of it."
-            ) from error
+            data = path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path) from error
+        if hashlib.sha256(data).hexdigest() != rounds[newest]:
+            raise _unreadable(path)
+        return safetensors.torch.load(data)
 
     def save(self, client: int, name: str, round: int, state: Mapping[str, Tensor]) -> None:
-        path = self._path(client, name, round)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-        write_atomically(path, safetensors.torch.save(tensors))
-        for old in sorted(r for r in self._rounds(client, name) if r < round)[:-1]:
-            self._path(client, name, old).unlink()
+        index = self._index(client)
+        if not index:  # so that a state without an index has lost it
+            self._write_index(client, index)
+        data = safetensors.torch.save({n: t.cpu().contiguous() for n, t in state.items()})
+        write_atomically(self._path(client, name, round), data)
+        rounds = index.setdefault(name, {})
+        superseded = sorted(r for r in rounds if r < round)[:-1]
+        for old in superseded:
+            del rounds[old]
+        rounds[round] = hashlib.sha256(data).hexdigest()
+        self._write_index(client, index)
+        for old in superseded:
+            self._path(client, name, old).unlink(missing_ok=True)
 
     def forget(self, first: int) -> None:
         """``first`` and later rounds are undone: forget the states of their visits. A client's last
         two are kept, so one that went further has none from before, and begins anew."""
-        for path in self._folder.glob("*/*.safetensors"):
-            if int(path.name.split(".")[-2]) >= first:
-                path.unlink()
+        for file in self._folder.glob("*/index.json"):
+            client = int(file.parent.name)
+            states = {
+                name: {round: sha for round, sha in rounds.items() if round < first}
+                for name, rounds in self._index(client).items()
+            }
+            self._write_index(client, states, first)
+            for path in file.parent.glob("*.safetensors"):
+                if int(path.name.split(".")[-2]) >= first:
+                    path.unlink()
 
     def settle(self, round: int, clients: Collection[int]) -> None:
         for path in self._folder.glob(f"*/*.{round}.safetensors"):
-            if int(path.parent.name) not in clients:
+            if (client := int(path.parent.name)) not in clients:
+                index = self._index(client)
+                for rounds in index.values():
+                    rounds.pop(round, None)
+                self._write_index(client, index)
                 path.unlink(missing_ok=True)
 
-    def _rounds(self, client: int, name: str) -> Iterator[int]:
-        for path in (self._folder / str(client)).glob(f"{name}.*.safetensors"):
-            yield int(path.name.split(".")[-2])
+    def check(self, newest: Mapping[int, int]) -> None:
+        """See that the state is there which each client's ``newest`` counted visit left, unless
+        the visit was before a round that was undone.
+
+        Raises:
+            UserError: it is not.
+        """
+        for client, round in newest.items():
+            there = any(round in rounds for rounds in self._index(client).values())
+            if not there and round >= self._undone(client):
+                raise UserError(
+                    f"{self._index_file(client)}: what the client kept of round {round} is missing "
+                    "here; restore a copy of the folder."
+                )
+
+    def _index(self, client: int) -> dict[str, dict[int, str]]:
+        """The SHA-256 of each state that counts, by name and round."""
+        states = self._read_index(client)["states"]
+        return {name: {int(r): sha for r, sha in own.items()} for name, own in states.items()}
+
+    def _undone(self, client: int) -> int:
+        """States from before this round may be gone, because rounds from it on were undone."""
+        return int(self._read_index(client)["undone"])
+
+    def _read_index(self, client: int) -> dict[str, Any]:
+        path = self._index_file(client)
+        if not path.exists() and not any(path.parent.glob("*.safetensors")):
+            return {"states": {}, "undone": 0}
+        absent = f"{path}: the file is missing; restore a copy of the folder."
+        return read_sealed(path, absent, self._owner(client))
+
+    def _write_index(
+        self, client: int, index: Mapping[str, Mapping[int, str]], undone: int | None = None
+    ) -> None:
+        path = self._index_file(client)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        states = {name: {str(r): sha for r, sha in own.items()} for name, own in index.items()}
+        undone = self._undone(client) if undone is None else undone
+        write_sealed(path, {"states": states, "undone": undone}, self._owner(client))
+
+    def _owner(self, client: int) -> str:
+        return f"{self._run} {client}"
+
+    def _index_file(self, client: int) -> Path:
+        return self._folder / str(client) / "index.json"
 
     def _path(self, client: int, name: str, round: int) -> Path:
         return self._folder / str(client) / f"{name}.{round}.safetensors"
+
+
+def _unreadable(path: Path) -> UserError:
+    return UserError(f"{path}: this is not the state that the client kept; restore a copy of it.")

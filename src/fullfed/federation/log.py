@@ -8,6 +8,9 @@ digests form a chain, so a record can be neither altered nor taken out unnoticed
 the checks tell a length that was damaged from a record that was cut short. A
 record is durable when ``append`` returns; an append that a crash interrupts leaves
 a torn tail, which is cut off when the log is next opened for writing.
+
+Whoever keeps the digests of records that were appended can have them back: a log
+that does not begin with these records is damaged, wherever it ends.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -33,31 +36,37 @@ class Log:
 
     Args:
         path: the file; created if it does not exist.
+        known: digests, in hexadecimal, of the first records, which must be there.
+        begin: what the chain of digests begins with: a log that begins otherwise is damaged.
 
     Raises:
-        UserError: the file is not a log, is damaged before its tail, is in use or cannot be opened.
+        UserError: the file is not a log, is damaged before its tail, lacks a known record, is in
+            use or cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, known: Sequence[str] = (), begin: bytes = b"") -> None:
         self._path = path
+        if known and not path.exists():
+            raise _missing(path)
         self._file = _open(path)
         self._records: list[tuple[int, int]] = []  # where each payload starts, and its length
-        self._digest = b""
+        self._digest = begin
         try:
-            self._find_records()
+            self._find_records(known)
         except BaseException:
             self._file.close()
             raise
 
-    def _find_records(self) -> None:
+    def _find_records(self, known: Sequence[str]) -> None:
         begin = self._file.read(len(MAGIC))
-        if begin != MAGIC and MAGIC.startswith(begin):  # new, or its creation was interrupted
+        new = begin != MAGIC and MAGIC.startswith(begin)  # or its creation was interrupted
+        if new and not known:
             self._file.seek(0)
             self._file.write(MAGIC)
             self._sync()
             sync_folder(self._path.parent)
         end = len(MAGIC)
-        for start, length, digest in _scan(self._file, self._path):
+        for start, length, digest in _scan(self._file, self._path, known, self._digest):
             self._records.append((start, length))
             self._digest, end = digest, start + length
         self._file.truncate(end)
@@ -72,6 +81,15 @@ class Log:
         """Bytes of each record's payload."""
         return [length for _, length in self._records]
 
+    @property
+    def digest(self) -> str:
+        """The last record's digest, in hexadecimal."""
+        return self._digest.hex()
+
+    def digest_after(self, payload: bytes) -> str:
+        """The digest that a record of ``payload`` would have next, in hexadecimal."""
+        return _digest(self._digest, payload).hex()
+
     def append(self, payload: bytes) -> None:
         """Add one record; when this returns it survives a power cut.
 
@@ -79,7 +97,7 @@ class Log:
             UserError: it could not be written (a full disk); the log is as it was before.
         """
         end = self._file.tell()
-        digest = hashlib.sha256(self._digest + payload).digest()
+        digest = _digest(self._digest, payload)
         try:
             check = _check(self._digest, len(payload))
             self._file.write(_HEAD.pack(len(payload), check, digest))
@@ -166,32 +184,38 @@ def _open(path: Path) -> BinaryIO:
     return file
 
 
-def read_log(path: Path) -> Iterator[bytes]:
+def read_log(path: Path, known: Sequence[str] = ()) -> Iterator[bytes]:
     """The payloads of a log, without opening it for writing; a torn tail is passed over.
 
+    Args:
+        known: as for ``Log``.
+
     Raises:
-        UserError: the file is missing, is not a log, or is damaged before its tail.
+        UserError: the file is missing, is not a log, lacks a known record, or is damaged before
+            its tail.
     """
     if not path.is_file():
-        raise UserError(f"{path}: there is no log here; name a run's folder.")
+        raise _missing(path)
     with path.open("rb") as file:
-        for start, length, _ in _scan(file, path):
+        for start, length, _ in _scan(file, path, known):
             file.seek(start)
             yield file.read(length)
 
 
-def _scan(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
+def _scan(
+    file: BinaryIO, path: Path, known: Sequence[str] = (), begin: bytes = b""
+) -> Iterator[tuple[int, int, bytes]]:
     """(start, length, digest) of each whole record.
 
-    A record that runs past the end of the file, or ends there and does not match its digest, is
-    a torn tail, and so are zeros up to the end; what fails earlier is damage, because appends
-    only ever tear the end.
+    After the known records, a record that runs past the end of the file, or ends there and does
+    not match its digest, is a torn tail, and so are zeros up to the end. What fails earlier is
+    damage, because appends only ever tear the end.
     """
     file.seek(0)
     if file.read(len(MAGIC)) != MAGIC:
         raise UserError(f"{path}: this is not a fullfed log; name a run's folder.")
     size = os.fstat(file.fileno()).st_size
-    position, previous = len(MAGIC), b""
+    position, previous, found = len(MAGIC), begin, 0
     while position + _HEAD.size <= size:
         file.seek(position)
         length, check, digest = _HEAD.unpack(file.read(_HEAD.size))
@@ -199,21 +223,39 @@ def _scan(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
         if check != _check(previous, length):
             file.seek(position)
             if not any(file.read()):
-                return
+                break
             raise _damage(path, position)
         if start + length > size:
-            return
-        if hashlib.sha256(previous + file.read(length)).digest() != digest:
+            break
+        if _digest(previous, file.read(length)) != digest:
             if start + length == size:
-                return
+                break
             raise _damage(path, position)
+        if found < len(known) and digest.hex() != known[found]:
+            raise UserError(
+                f"{path}: record {found} is not the one that the run wrote; restore a copy of "
+                "the log that belongs to the other files here."
+            )
         yield start, length, digest
-        position, previous = start + length, digest
+        position, previous, found = start + length, digest, found + 1
+    if found < len(known):
+        raise UserError(
+            f"{path}: the log is damaged at byte {position}: {len(known)} records were written and "
+            f"{found} are whole; restore a copy of it."
+        )
 
 
 def _check(previous: bytes, length: int) -> bytes:
     return hashlib.sha256(previous + struct.pack("<Q", length)).digest()[:8]
 
 
+def _digest(previous: bytes, payload: bytes) -> bytes:
+    return hashlib.sha256(previous + payload).digest()
+
+
 def _damage(path: Path, position: int) -> UserError:
     return UserError(f"{path}: the log is damaged at byte {position}; restore a copy of it.")
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(f"{path}: there is no log here; name a run's folder, or restore a copy of it.")

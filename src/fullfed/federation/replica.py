@@ -182,18 +182,26 @@ class Replica:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         return 8 + len(text) + -len(text) % 8 + self.nbytes
 
-    def save_snapshot(self, path: Path) -> None:
-        """Write a snapshot to a file, atomically."""
-        write_atomically(path, self.snapshot())
+    def save_snapshot(self, path: Path, run: str = "") -> None:
+        """Write a snapshot to a file, atomically; see ``snapshot``."""
+        write_atomically(path, self.snapshot(run))
 
-    def snapshot(self) -> bytes:
-        """Version and what updates change, in the safetensors format."""
+    def snapshot(self, run: str = "") -> bytes:
+        """Version and what updates change, in the safetensors format.
+
+        Args:
+            run: must be the same when it is loaded.
+        """
         state = {name: p.detach().cpu().contiguous() for name, p in self._parameters().items()}
-        about = json.dumps({"version": self.version, "hash": _snapshot_hash(self.version, state)})
+        digest = _snapshot_hash(run, self.version, state)
+        about = json.dumps({"version": self.version, "hash": digest})
         return safetensors.torch.save(state, metadata={"fullfed": about})
 
-    def load_snapshot(self, path: Path) -> None:
+    def load_snapshot(self, path: Path, run: str = "") -> None:
         """Take over the parameters and version of a snapshot.
+
+        Args:
+            run: what the snapshot was made with.
 
         Raises:
             UserError: the file is not a snapshot of this model or its content was changed.
@@ -209,8 +217,11 @@ class Replica:
         if _kinds(mine) != _kinds(state):
             raise UserError(f"{path}: the snapshot is of another model; delete it and resume.")
         ordered = {name: state[name] for name in mine}
-        if _snapshot_hash(version, ordered) != recorded:
-            raise UserError(f"{path}: the snapshot's content was changed; delete it and resume.")
+        if _snapshot_hash(run, version, ordered) != recorded:
+            raise UserError(
+                f"{path}: the snapshot's content was changed, or is another run's; delete it and "
+                "resume."
+            )
         with torch.no_grad():
             _copy(ordered, mine)
             with self._widened(version):
@@ -261,8 +272,8 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _snapshot_hash(version: int, state: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(f"{version} {content_hash(state)}".encode()).hexdigest()
+def _snapshot_hash(run: str, version: int, state: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{run} {version} {content_hash(state)}".encode()).hexdigest()
 
 
 def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

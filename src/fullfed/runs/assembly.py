@@ -14,7 +14,7 @@ from fullfed.config import NamedTable, Recipe
 from fullfed.data.federated import FederatedData, federate
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
-from fullfed.federation.client import StatesOnDisk, Worker
+from fullfed.federation.client import States, Worker
 from fullfed.federation.replica import Replica, Rounding
 from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, load_plugins
 from fullfed.methods.composition import Composition
@@ -221,8 +221,7 @@ def make_replica(recipe: Recipe, model: PreTrainedModel, method: Composition) ->
     return Replica(model, method, Rounding(recipe.model.rounding, recipe.federation.seed))
 
 
-def make_worker(assembly: Assembly, states: Path) -> Worker:
-    """A replica at version 0 with the data of every client, whose states are kept in a folder."""
-    replica = make_replica(assembly.recipe, assembly.model, assembly.method)
+def make_worker(assembly: Assembly, replica: Replica, states: States) -> Worker:
+    """A replica of the assembly's model with the data of every client."""
     clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
-    return Worker(replica, assembly.method, clients, StatesOnDisk(states))
+    return Worker(replica, assembly.method, clients, states)

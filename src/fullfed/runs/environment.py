@@ -32,6 +32,19 @@ def environment() -> dict[str, Any]:
     }
 
 
+def arithmetic(device: torch.device) -> dict[str, Any]:
+    """What decides in which order a machine adds up: training elsewhere ends in other last bits."""
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {
+        "device": device.type,
+        **gpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
 def _processor() -> str:
     if _PROCESSORS.exists() and (
         name := re.search(r"model name\s*:\s*(.+)", _PROCESSORS.read_text())

@@ -9,14 +9,22 @@ snapshot.safetensors   a recent model, to shorten replay
 account.json    the newest round's line of metrics.jsonl but for what is measured on the model;
                 written before the round enters the log, so that a crash cannot lose it
 rollbacks.json  the versions that the run was taken back to, when, by whom and why; what was cut
-                from the log each time is in rolled-back-N.log
+                from the log each time is in rolled-back-N.log; rollback.json is there until one
+                is finished
 states/         what simulated clients keep between visits, where a method has them keep something
+
+Each file is bound to the others, so that none can be damaged, or be another run's, unnoticed.
+base.json has the recipe. The JSON objects are sealed (``fullfed.files``): the first line of
+metrics.jsonl follows base.json, each other line the one before, account.json and summary.json the
+last. Each line has its log record's digest. The snapshot and the states are of the run that
+base.json's checksum names, and the snapshot has the hash that its round's line has.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +32,10 @@ import tomli_w
 
 from fullfed.config import Recipe, load_recipe
 from fullfed.errors import UserError
-from fullfed.files import write_atomically
+from fullfed.federation.client import StatesOnDisk
+from fullfed.federation.log import MAGIC
+from fullfed.files import read_sealed, seal, unseal, write_atomically, write_sealed
+from fullfed.runs.binding import check_bound, tables_of
 
 
 class RunFolder:
@@ -43,8 +54,10 @@ class RunFolder:
         self.summary_file = path / "summary.json"
         self.snapshot_file = path / "snapshot.safetensors"
         self.account_file = path / "account.json"
-        self.states_folder = path / "states"
         self.rollbacks_file = path / "rollbacks.json"
+        self.rollback_file = path / "rollback.json"
+        self._states_folder = path / "states"
+        self._newest: str | None = None  # the checksum that the next line will follow
 
     def create(self, recipe: Recipe) -> None:
         """Make the folder of a new run.
@@ -69,9 +82,8 @@ class RunFolder:
         self.write_recipe(recipe)
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """Have the run be of this recipe; it has not begun yet."""
-        tables = recipe.model_dump(mode="json", exclude_none=True)
-        write_atomically(self.recipe_file, tomli_w.dumps(tables).encode())
+        """Have the run be of this recipe; what it is bound to is as before."""
+        write_atomically(self.recipe_file, tomli_w.dumps(tables_of(recipe)).encode())
 
     def clear_partial(self) -> None:
         """Delete files that a crash left half-written; each has its old content beside it."""
@@ -82,25 +94,41 @@ class RunFolder:
         """The recipe of the run that is here.
 
         Raises:
-            UserError: there is no run here.
+            UserError: there is no run here, or its recipe is not the one that it began with.
         """
-        self._check_is_run()
-        return load_recipe(self.recipe_file)
-
-    def _check_is_run(self) -> None:
         if not self.recipe_file.is_file():
             raise UserError(f"{self.path}: there is no run here; name the folder of a run.")
+        recipe = load_recipe(self.recipe_file)
+        if self.begun:
+            check_bound(recipe, self._base()["recipe"], self.recipe_file)
+        return recipe
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run has measured its base model, and is bound to its recipe."""
+        later = (self.base_file, self.account_file, self.metrics_file, self.snapshot_file)
+        logged = self.log_file.exists() and self.log_file.stat().st_size > len(MAGIC)
+        return logged or any(file.exists() for file in later)
 
     def base(self) -> dict[str, Any]:
         """What base.json holds.
 
         Raises:
-            UserError: there is no run here, it was stopped before it began, or the file was
-                changed.
+            UserError: there is no run here, it was stopped before it began, or the file or the
+                recipe was changed.
         """
-        self._check_is_run()
-        absent = f"{self.path}: the run has not begun; resume it first."
-        return _read(self.base_file, absent, "model_hash", "data_hash")
+        self.recipe()
+        if not self.begun:
+            raise UserError(f"{self.path}: the run has not begun; resume it first.")
+        return self._base()
+
+    def _base(self) -> dict[str, Any]:
+        absent = f"{self.base_file}: the file is missing; restore a copy of it."
+        return read_sealed(self.base_file, absent)
+
+    def write_base(self, base: Mapping[str, Any]) -> None:
+        """Write base.json, which binds the run to the recipe that is here."""
+        write_sealed(self.base_file, {"recipe": tables_of(self.recipe()), **base})
 
     def check_base_model(self, recipe: Recipe, model_hash: str) -> None:
         """Raise a UserError if a model with this hash is not the one that the run began with."""
@@ -110,21 +138,37 @@ class RunFolder:
                 "put that one back."
             )
 
+    def run(self) -> str:
+        """Names the run: its own alone, whatever its recipe."""
+        return str(self.base()["checksum"])
+
+    def states(self) -> StatesOnDisk:
+        """What the run's simulated clients keep."""
+        return StatesOnDisk(self._states_folder, self.run())
+
     def metrics(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; a line that a crash cut short is passed over.
 
         Raises:
-            UserError: a line was changed to something that is not a round's record.
+            UserError: a line was changed, or is not where the run wrote it; or see ``base``.
         """
         if not self.metrics_file.exists():
             return []
-        text = self.metrics_file.read_text(encoding="utf-8")
-        whole = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
-        return [_parse(line, self.metrics_file, "round", "model_hash") for line in whole]
+        follows, records = str(self.base()["checksum"]), []
+        for line in self.metrics_file.read_bytes().split(b"\n")[:-1]:
+            record = unseal(line, self.metrics_file, follows)
+            follows = record["checksum"]
+            records.append(record)
+        return records
 
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl, durably."""
-        line = json.dumps(record, allow_nan=False) + "\n"
+    def digests(self) -> list[str]:
+        """Of the log's records that metrics.jsonl knows, in hexadecimal; see ``metrics``."""
+        return [str(record["log"]) for record in self.metrics()]
+
+    def append_metrics(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Add one line to metrics.jsonl, durably; return it as it is there."""
+        sealed = seal(record, self._follows())
+        line = json.dumps(sealed, allow_nan=False) + "\n"
         try:
             with self.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -135,44 +179,53 @@ class RunFolder:
                 f"{self.metrics_file}: cannot be written ({error.strerror}); "
                 "free some space and resume the run."
             ) from error
+        self._newest = sealed["checksum"]
+        return sealed
 
     def rewrite_metrics(self, records: list[dict[str, Any]]) -> None:
-        """Replace metrics.jsonl, atomically."""
+        """Replace metrics.jsonl, atomically, by the first of its lines."""
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         write_atomically(self.metrics_file, lines.encode())
+        self._newest = None
+
+    def _follows(self) -> str:
+        """The checksum of the newest line, or of base.json before the first."""
+        if self._newest is None:
+            self._newest = str((self.metrics() or [self.base()])[-1]["checksum"])
+        return self._newest
 
     def account(self) -> dict[str, Any]:
-        """The account of the last round that reached the log, or was about to.
+        """The account of the round after the newest line: it reached the log, or was about to.
 
         Raises:
-            UserError: it is missing or was changed.
+            UserError: it is missing, was changed, or is another round's.
         """
         absent = f"{self.account_file}: the file is missing; restore a copy of it."
-        return _read(self.account_file, absent, "round")
+        return read_sealed(self.account_file, absent, self._follows())
+
+    def write_account(self, account: Mapping[str, Any]) -> None:
+        """Write the account of the round after the newest line."""
+        write_sealed(self.account_file, account, self._follows())
 
     def summary(self) -> dict[str, Any]:
         """What summary.json holds.
 
         Raises:
-            UserError: the run has not ended, or the file was changed.
+            UserError: the run has not ended, or the file was changed; or see ``metrics``.
         """
         absent = f"{self.path}: the run has not ended; resume it first."
-        return _read(self.summary_file, absent, "model_hash")
+        self._newest = None  # this object may have been there before the last lines were
+        follows = self._follows()
+        try:
+            return read_sealed(self.summary_file, absent, follows)
+        except UserError as error:
+            if not self.summary_file.exists():
+                raise
+            raise UserError(
+                f"{self.summary_file}: this is not what the run wrote after its last round; resume "
+                "the run to have it written anew, or restore copies of it and of metrics.jsonl."
+            ) from error
 
-
-def _read(path: Path, absent: str, *keys: str) -> dict[str, Any]:
-    """The JSON object in a file of the run; a UserError says ``absent`` where there is none."""
-    if not path.is_file():
-        raise UserError(absent)
-    return _parse(path.read_bytes(), path, *keys)
-
-
-def _parse(text: str | bytes, path: Path, *keys: str) -> dict[str, Any]:
-    """The JSON object in a file of the run, which holds at least the keys."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict) or not value.keys() >= set(keys):
-        raise UserError(f"{path}: this is not what the run wrote; restore a copy of it.")
-    return value
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        write_sealed(self.summary_file, summary, self._follows())

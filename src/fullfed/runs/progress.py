@@ -68,6 +68,9 @@ class RoundLines(Callback):
         )
         self._bar.start()
 
+    def on_notice(self, text: str) -> None:
+        self._print(f"note: {text}")
+
     def on_compilation(self) -> None:
         """A kernel is being compiled, the first of many."""
         self._print("compiling kernels for this processor, once: half a minute to a minute")

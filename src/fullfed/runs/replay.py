@@ -58,28 +58,28 @@ def verify(folder: RunFolder) -> int:
     Raises:
         UserError: a hash differs, or something is missing; says at which version.
     """
-    recorded = {r["round"] + 1: r["model_hash"] for r in folder.metrics() if r["model_hash"]}
+    lines = folder.metrics()
+    recorded = {r["round"] + 1: r["model_hash"] for r in lines if r["model_hash"]}
     final = folder.summary() if folder.summary_file.exists() else None
     replica, _, _ = load_base(folder)
     compared = 1
     for update in _updates(folder):
         replica.apply(update)
         if replica.version in recorded:
-            _compare(folder, replica, recorded.pop(replica.version))
+            check_recorded(folder, replica, recorded[replica.version])
             compared += 1
-    if recorded:
+    if len(lines) + 1 < replica.version:
         raise UserError(
-            f"{folder.log_file}: the log ends at version {replica.version}, but metrics.jsonl "
-            f"goes on to version {max(recorded)}; restore a copy of it."
+            f"{folder.metrics_file}: rounds of the log are missing here; restore a copy of it."
         )
     if final is not None:
-        _compare(folder, replica, final["model_hash"])
+        check_recorded(folder, replica, final["model_hash"])
         compared += 1
     return compared
 
 
 def _updates(folder: RunFolder) -> Iterator[Update]:
-    for number, payload in enumerate(read_log(folder.log_file)):
+    for number, payload in enumerate(read_log(folder.log_file, folder.digests())):
         try:
             yield decode(payload, Update)
         except MessageError as error:
@@ -89,7 +89,8 @@ def _updates(folder: RunFolder) -> Iterator[Update]:
             ) from error
 
 
-def _compare(folder: RunFolder, replica: Replica, expected: str) -> None:
+def check_recorded(folder: RunFolder, replica: Replica, expected: str) -> None:
+    """Raise a UserError unless the replica has the hash that the run recorded for its version."""
     if replica.content_hash() != expected:
         raise UserError(
             f"{folder.path}: the log's model at version {replica.version} is not the one the run "

@@ -9,29 +9,28 @@ nodes of a federation are told by their next orders, and follow.
 from __future__ import annotations
 
 import getpass
-import json
 import socket
 from datetime import UTC, datetime
+from typing import Any
 
 from fullfed.errors import UserError
-from fullfed.federation.client import StatesOnDisk
 from fullfed.federation.log import Log
 from fullfed.federation.replica import snapshot_version
-from fullfed.files import write_json
+from fullfed.files import read_sealed, write_sealed
 from fullfed.runs.folder import RunFolder
 
 
 def roll_back(folder: RunFolder, version: int, why: str = "") -> None:
     """Take a run that nobody carries on now back to a model version; then it can be resumed.
 
-    Every step leaves a run that can be resumed, and the cut of the log is one of them. A crash
-    before it leaves the rounds in place, a crash after it nothing of them that would count.
+    What a crash interrupts is finished when the run is next resumed or taken back.
 
     Raises:
         UserError: there is no such run or version, or another process is writing it.
     """
-    folder.recipe()  # complains where there is no run
-    with Log(folder.log_file) as log:
+    finish_rollback(folder)
+    records = folder.metrics()
+    with Log(folder.log_file, folder.digests()) as log:
         if not 0 <= version < len(log):
             raise UserError(
                 f"{folder.path}: the run is at version {len(log)} and cannot go back to {version}; "
@@ -39,50 +38,58 @@ def roll_back(folder: RunFolder, version: int, why: str = "") -> None:
                 if len(log)
                 else f"{folder.path}: no round of the run is over; there is nothing to take back."
             )
-        records = folder.metrics()
         earlier = rollbacks(folder)
-        kept = folder.path / f"rolled-back-{len(earlier) + 1}.log"
         record = {
             "version": version,
             "from": len(log),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "who": f"{_user()} at {socket.gethostname()}",
             "why": why,
-            "cut": kept.name,
+            "cut": f"rolled-back-{len(earlier) + 1}.log",
             "metrics": [r for r in records if r["round"] >= version],
         }
-        write_json(folder.rollbacks_file, [*earlier, record])
+        write_sealed(folder.rollback_file, {"record": record}, folder.run())
+    finish_rollback(folder)
+
+
+def finish_rollback(folder: RunFolder) -> None:
+    """Carry out a rollback that was begun, whatever of it has been done; nothing if none was.
+
+    Raises:
+        UserError: another process is writing the run, or a file was changed.
+    """
+    if not folder.rollback_file.exists():
+        return
+    record = read_sealed(folder.rollback_file, "", folder.run())["record"]
+    version, kept = record["version"], folder.path / record["cut"]
+    with Log(folder.log_file) as log:
         folder.summary_file.unlink(missing_ok=True)
         if folder.snapshot_file.exists() and snapshot_version(folder.snapshot_file) > version:
             folder.snapshot_file.unlink()
-        StatesOnDisk(folder.states_folder).forget(version)
-        log.cut(version, kept)
+        folder.states().forget(version)
         folder.account_file.unlink(missing_ok=True)
-        folder.rewrite_metrics([r for r in records if r["round"] < version])
+        folder.rewrite_metrics([r for r in folder.metrics() if r["round"] < version])
+        if len(log) > version:
+            log.cut(version, kept)
+        earlier = [r for r in rollbacks(folder) if r["cut"] != record["cut"]]
+        write_sealed(folder.rollbacks_file, {"rollbacks": [*earlier, record]}, folder.run())
+        folder.rollback_file.unlink()
 
 
-def rollbacks(folder: RunFolder) -> list[dict[str, object]]:
+def rollbacks(folder: RunFolder) -> list[dict[str, Any]]:
     """The records of all rollbacks, in their order.
 
     Raises:
         UserError: the file was changed.
     """
-    file = folder.rollbacks_file
-    if not file.exists():
+    if not folder.rollbacks_file.exists():
         return []
-    try:
-        found = json.loads(file.read_bytes())
-        sound = all(type(record["version"]) is int for record in found)
-    except (ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise UserError(f"{file}: this is not what the run wrote; restore a copy of it.")
-    return list(found)
+    return list(read_sealed(folder.rollbacks_file, "", folder.run())["rollbacks"])
 
 
 def targets(folder: RunFolder) -> tuple[int, ...]:
     """The versions that the run was taken back to, in their order."""
-    return tuple(int(str(record["version"])) for record in rollbacks(folder))
+    return tuple(record["version"] for record in rollbacks(folder))
 
 
 def _user() -> str:

@@ -16,10 +16,12 @@ from fullfed.federation.client import Worker
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.server import Arrival, Engine, RoundResult, Traffic, run_round
-from fullfed.files import write_json
-from fullfed.runs.assembly import Assembly, assemble, make_worker
-from fullfed.runs.environment import peak_memory_bytes
+from fullfed.runs.assembly import Assembly, assemble, make_replica, make_worker
+from fullfed.runs.binding import changes_since
+from fullfed.runs.environment import arithmetic, peak_memory_bytes
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.replay import check_recorded
+from fullfed.runs.rollback import finish_rollback
 
 _SECONDS = ("train", "encode", "aggregate", "evaluate")  # what a round's time is spent on
 
@@ -32,6 +34,9 @@ class Callback:
 
     def on_run_begin(self, assembly: Assembly, version: int) -> None:
         """The run starts, or goes on, at model version ``version``."""
+
+    def on_notice(self, text: str) -> None:
+        """Something that a person should know of the run, in one sentence."""
 
     def on_visit_end(self, round: int, arrival: Arrival) -> None:
         """A client's answer has arrived."""
@@ -106,24 +111,31 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.recipe = self.assembly.recipe
-        self.worker = make_worker(self.assembly, self.folder.states_folder)
-        self.replica = self.worker.replica
+        self.replica = make_replica(self.recipe, self.assembly.model, self.assembly.method)
+        self.arithmetic = arithmetic(self.replica.model.device)
 
     def carry_out(self) -> dict[str, Any]:
-        with Log(self.folder.log_file) as log:
+        finish_rollback(self.folder)
+        with Log(self.folder.log_file, self.folder.digests()) as log:
             self.folder.clear_partial()
             base = self._evaluate_base()
+            self.worker = make_worker(self.assembly, self.replica, self.folder.states())
             for callback in self.callbacks:
                 callback.on_run_begin(self.assembly, len(log))
             self._recover(log)
+            for text in changes_since(base, self.folder.recipe(), self.arithmetic):
+                for callback in self.callbacks:
+                    callback.on_notice(text)
             cumulative = self.assembly.method.cumulative
             traffic = Traffic(log, self.worker.snapshot_bytes, cumulative)
             traffic.restore(self.folder.metrics())
             engine = self.connect(self.recipe, self.worker, log, traffic)
+            if self.replica.version < self.recipe.federation.rounds:
+                self.folder.summary_file.unlink(missing_ok=True)  # of fewer rounds
             while self.replica.version < self.recipe.federation.rounds:
                 self._round(log, engine)
         summary = self._summary(base)
-        write_json(self.folder.summary_file, summary)
+        self.folder.write_summary(summary)
         for callback in self.callbacks:
             callback.on_run_end(summary)
         return summary
@@ -131,11 +143,11 @@ class _Run:
     def _evaluate_base(self) -> dict[str, Any]:
         """What is known of the base model, measured unless it was before the run stopped."""
         model_hash, data_hash = self.replica.content_hash(), self.assembly.data.content_hash()
-        if not self.folder.base_file.exists():
+        if not self.folder.begun:
             started = time.perf_counter()
             base = {"model_hash": model_hash, "data_hash": data_hash, **self._evaluate()}
             base["seconds"] = {"evaluate": time.perf_counter() - started}
-            write_json(self.folder.base_file, base)
+            self.folder.write_base({**base, "arithmetic": self.arithmetic})
         base = self.folder.base()
         if base["data_hash"] != data_hash:
             raise UserError(
@@ -146,28 +158,55 @@ class _Run:
         return base
 
     def _recover(self, log: Log) -> None:
-        """Bring replica, accounts and metrics to where the log says the run is."""
-        if self.folder.snapshot_file.exists():
-            self.replica.load_snapshot(self.folder.snapshot_file)
-        if self.replica.version > len(log):
+        """Bring replica, accounts and metrics to where the log says the run is.
+
+        Raises:
+            UserError: files are missing, or the model is not the one that the run recorded.
+        """
+        records = self.folder.metrics()
+        if len(records) + 1 < len(log):
             raise UserError(
-                f"{self.folder.snapshot_file}: the snapshot is ahead of the log; delete it."
+                f"{self.folder.metrics_file}: rounds of the log are missing here; "
+                "restore a copy of it."
             )
-        if self.replica.version > 0:
-            self.worker.last = decode(log.read(self.replica.version - 1), Update)
+        recorded = {r["round"] + 1: r["model_hash"] for r in records if r["model_hash"]}
+        if self.folder.snapshot_file.exists():
+            self._load_snapshot(log, recorded)
         missed = range(self.replica.version, len(log))
         for version in missed[-1:] if self.assembly.method.cumulative else missed:
             self.worker.deliver(log.read(version))
-        records = [r for r in self.folder.metrics() if r["round"] < len(log)]
+            if self.replica.version == max(recorded, default=0):
+                check_recorded(self.folder, self.replica, recorded[self.replica.version])
+        self._check_states(records)
         self.folder.rewrite_metrics(records)
         if len(records) < len(log):
             account = self.folder.account()
-            if len(records) + 1 < len(log) or account["round"] + 1 != len(log):
+            if account["log"] != log.digest:
                 raise UserError(
-                    f"{self.folder.metrics_file}: rounds of the log are missing here; "
-                    "restore a copy of it."
+                    f"{self.folder.account_file}: this is not of the log's last round; "
+                    "restore copies of both."
                 )
             self._close_round(account)
+
+    def _load_snapshot(self, log: Log, recorded: Mapping[int, str]) -> None:
+        file = self.folder.snapshot_file
+        self.replica.load_snapshot(file, self.folder.run())
+        version = self.replica.version
+        if version > len(log):
+            raise UserError(f"{file}: the snapshot is ahead of the log; delete it.")
+        if version in recorded and recorded[version] != self.replica.content_hash():
+            raise UserError(
+                f"{file}: this is not the model that the run had at version {version}; delete it "
+                "and resume."
+            )
+        self.worker.last = decode(log.read(version - 1), Update)
+
+    def _check_states(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """See that the states of clients in this process are of their newest visits that count."""
+        last, here = self.worker.last, self.assembly.data.clients
+        if here and last is not None and "clients" in last.values:
+            newest = {client: r["round"] for r in records for client in r["aggregated"]}
+            self.folder.states().check(newest)
 
     def _round(self, log: Log, engine: Engine) -> None:
         """One round, committed by the log: before it nothing counts, after it nothing is lost."""
@@ -189,7 +228,11 @@ class _Run:
             self.folder.path,
         )
         payload = encode(result.update)
-        account = account_of(result, len(payload))
+        account = {
+            **account_of(result, len(payload)),
+            "log": log.digest_after(payload),
+            "arithmetic": self.arithmetic,
+        }
         started = time.perf_counter()
         self.worker.deliver(payload)
         if not self.replica.is_finite:  # and so nobody's would be
@@ -199,28 +242,33 @@ class _Run:
                 "start a new run."
             )
         account["seconds"]["aggregate"] += time.perf_counter() - started
-        write_json(self.folder.account_file, account)
+        self.folder.write_account(account)
         log.append(payload)
         self._close_round(account)
 
     def _close_round(self, account: dict[str, Any]) -> None:
-        """Evaluate if it is due, write the round's line, take a snapshot if that is due."""
+        """Evaluate if it is due, write the round's line, take a snapshot if that is due.
+
+        The line has the model's hash where either is, so that a snapshot can be told from another
+        run's.
+        """
         version, rounds = self.replica.version, self.recipe.federation.rounds
         started = time.perf_counter()
+        snapshot_due = version % self.recipe.federation.snapshot_every == 0
         due = version % self.recipe.evaluation.every == 0 or version == rounds
         metrics = {"loss": None, **(self._evaluate() if due else {})}
         account["seconds"]["evaluate"] = time.perf_counter() - started
         record = {
             **account,
             **metrics,
-            "model_hash": self.replica.content_hash() if due else None,
+            "model_hash": self.replica.content_hash() if due or snapshot_due else None,
             "peak_memory_bytes": peak_memory_bytes(),
         }
-        self.folder.append_metrics(record)
+        line = self.folder.append_metrics(record)
         for callback in self.callbacks:
-            callback.on_round_end(record)
-        if version % self.recipe.federation.snapshot_every == 0:
-            self.replica.save_snapshot(self.folder.snapshot_file)
+            callback.on_round_end(line)
+        if snapshot_due:
+            self.replica.save_snapshot(self.folder.snapshot_file, self.folder.run())
 
     def _evaluate(self) -> dict[str, Any]:
         ours = self.assembly

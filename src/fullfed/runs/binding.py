@@ -1,0 +1,102 @@
+"""What of its recipe a run is bound to, and what may be changed while it lasts.
+
+The log follows from the recipe. A run that went on with another learning rate or another seed would
+be neither the one nor the other, so base.json keeps the recipe that the run began with, and whoever
+reads the run compares. ``FREE`` keys change nothing that the log or earlier measurements depend on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fullfed.config import Recipe
+from fullfed.errors import UserError
+
+FREE = (
+    "model.path",  # base.json has the model's hash
+    "model.device",
+    "data.train",  # base.json has the hash of the data
+    "data.test",
+    "federation.rounds",
+    "federation.snapshot_every",
+    "memory.checkpoint_activations",  # computes the same once more
+    "memory.cache_inputs",
+    "evaluation.every",
+    "evaluation.batch_size",
+    "deployment.quorum",
+    "deployment.deadline_seconds",
+)
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as values by dotted key."""
+    values: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
+def tables_of(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as recipe.toml and base.json have it."""
+    return recipe.model_dump(mode="json", exclude_none=True)
+
+
+def check_bound(recipe: Recipe, began: Mapping[str, Any], file: Path) -> None:
+    """See that a recipe is still the one that its run began with, but for what is free.
+
+    Args:
+        began: ``tables_of`` the recipe that the run began with.
+        file: which holds the recipe.
+
+    Raises:
+        UserError: a key differs; names each with both values.
+    """
+    changes = _changes(tables_of(recipe), began)
+    differing = [change for key, change in changes.items() if key not in FREE]
+    if differing:
+        raise UserError(
+            f"{file}: this is not the recipe that the run began with ({'; '.join(differing)}); "
+            "put that back, or begin a new run."
+        )
+
+
+def changes_since(
+    base: Mapping[str, Any], recipe: Recipe, arithmetic: Mapping[str, Any]
+) -> list[str]:
+    """What is not as it was when the run began, and may be so; each in one sentence.
+
+    Args:
+        base: what base.json holds.
+        recipe, arithmetic: as they are now; see ``environment.arithmetic``.
+    """
+    changes = [
+        f"the recipe is not quite the one that the run began with: {change}"
+        for key, change in _changes(tables_of(recipe), base["recipe"]).items()
+        if key in FREE
+    ]
+    differing = _changes(arithmetic, base["arithmetic"]).values()
+    if differing:
+        changes.append(
+            f"the machine is not the one that the run began on ({'; '.join(differing)}): the "
+            "rounds to come will differ in their last bits from those that it would have had"
+        )
+    return changes
+
+
+def _changes(now: Mapping[str, Any], began: Mapping[str, Any]) -> dict[str, str]:
+    """What differs, by dotted key."""
+    before, after = flat(began), flat(now)
+    return {
+        key: f"{key} was {_said(before, key)} and is {_said(after, key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }
+
+
+def _said(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "not there"
