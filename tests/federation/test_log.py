@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.errors import UserError
-from fullfed.federation.log import Log, read_log
+from fullfed.federation.log import Log, count_records, read_log
 
 RECORDS = [b"first", b"", b"the third \0 record"]
 
@@ -96,8 +96,78 @@ def test_a_tail_torn_at_any_byte_is_cut_off_and_all_earlier_records_survive(path
 def test_a_creation_interrupted_at_any_byte_is_begun_anew(path: Path) -> None:
     whole = written(path, RECORDS)
     for end in range(len(b"fullfed-log-1\n")):
-        path.write_bytes(whole[:end])
-        assert written(path, RECORDS) == whole
+        for rest in (b"", bytes(len(b"fullfed-log-1\n") - end)):
+            path.write_bytes(whole[:end] + rest)
+            assert written(path, RECORDS) == whole
+
+
+def digests(path: Path) -> list[str]:
+    """The chain of digests, computed from the payloads alone."""
+    found, previous = [], b""
+    for payload in read_log(path):
+        previous = hashlib.sha256(previous + payload).digest()
+        found.append(previous.hex())
+    return found
+
+
+@pytest.mark.parametrize("end", [0, 14, 15, -1, -48, -100])
+def test_a_record_that_is_known_is_no_torn_tail(path: Path, end: int) -> None:
+    whole = written(path, RECORDS)
+    known = digests(path)
+    path.write_bytes(whole[:end])
+    for open_log in (lambda: Log(path, known), lambda: list(read_log(path, known))):
+        with pytest.raises(UserError, match=r"3 records were written|this is not a fullfed log"):
+            open_log()
+        assert path.read_bytes() == whole[:end]
+
+
+def test_a_flipped_bit_of_a_known_last_record_is_damage(path: Path) -> None:
+    """Without the knowledge it is a torn tail."""
+    whole = bytearray(written(path, RECORDS))
+    known = digests(path)
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="3 records were written and 2 are whole"):
+        Log(path, known)
+    assert written(path, []) == bytes(whole[: -48 - len(RECORDS[-1])])
+
+
+def test_a_log_is_made_anew_only_where_nothing_is_known(path: Path) -> None:
+    with pytest.raises(UserError, match="there is no log here"):
+        Log(path, ["00" * 32])
+    assert not path.exists()
+
+
+def test_another_log_is_not_the_known_one(path: Path) -> None:
+    written(path, [b"one", b"two"])
+    known = digests(path)
+    path.unlink()
+    written(path, [b"one", b"TWO"])
+    with pytest.raises(UserError, match="record 1 is not the one that the run wrote"):
+        Log(path, known)
+
+
+def test_a_chain_that_begins_otherwise_is_another_log(path: Path) -> None:
+    with Log(path, begin=b"a run") as log:
+        log.append(b"one")
+        log.append(b"two")
+        assert (
+            log.digest == hashlib.sha256(hashlib.sha256(b"a runone").digest() + b"two").hexdigest()
+        )
+    assert len(Log(path, begin=b"a run")) == 2
+    for begin in (b"", b"another"):
+        with pytest.raises(UserError, match="damaged at byte 14"):
+            Log(path, begin=begin)
+
+
+def test_records_are_counted_by_their_lengths(path: Path) -> None:
+    assert count_records(path) == 0
+    whole = written(path, RECORDS)
+    assert count_records(path) == 3
+    path.write_bytes(whole[:-1])
+    assert count_records(path) == 2
+    path.write_bytes(whole[:-1] + b"?")
+    assert count_records(path) == 3
 
 
 def test_the_tail_of_zeros_that_a_power_cut_can_leave_is_cut_off(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,38 @@ def test_another_base_model_is_named_on_the_node_and_not_to_the_server(
     answer = ask(node_worker(folder, 0, tmp_path / "state", "other"), ferret.order(0, 0))
     assert answer.failure == "its base model is not the one the run begins with"
     assert "this is not the base model the run begins with" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["settings.json", "snapshot.safetensors", "updates.log"])
+def test_a_file_of_another_run_costs_a_catch_up_and_nothing_else(
+    ferret: Reference, folder: Path, tmp_path: Path, file: str
+) -> None:
+    """Of a run of the same shapes, so that nothing but its name tells the file apart."""
+    other = reference(folder, ROUNDS, {**METHODS["ferret"], "server_step": 0.5})
+    theirs = node_worker(folder, 0, tmp_path / "theirs")
+    ask(theirs, replace(other.order(3, 0), run="f" * 16))
+    theirs.leave()
+    node = node_worker(folder, 0, tmp_path / "state")
+    ask(node, ferret.order(3, 0))
+    node.leave()
+    shutil.copy(tmp_path / "theirs" / ("f" * 16) / file, tmp_path / "state" / RUN / file)
+    again = node_worker(folder, 0, tmp_path / "state")
+    assert ask(again, replace(ferret.order(4, 0, since=3), settings=b"")).lacks
+    assert ask(again, ferret.order(4, 0)).report == ferret.reports[4, 0]
+
+
+def test_settings_with_another_learning_rate_are_not_the_servers(
+    ferret: Reference, folder: Path, tmp_path: Path
+) -> None:
+    node = node_worker(folder, 0, tmp_path / "state")
+    ask(node, ferret.order(3, 0))
+    node.leave()
+    path = tmp_path / "state" / RUN / "settings.json"
+    text = path.read_text()
+    path.write_text(text.replace('learning_rate\\": 0.', 'learning_rate\\": 1.'))
+    assert path.read_text() != text
+    again = node_worker(folder, 0, tmp_path / "state")
+    assert ask(again, replace(ferret.order(4, 0, since=3), settings=b"")).lacks
 
 
 @pytest.mark.parametrize("file", ["snapshot.safetensors", "updates.log"])

@@ -18,6 +18,7 @@ from fullfed.runs.binding import FREE, flat
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import export, measure, verify
 from fullfed.runs.run import Callback
+from runs.small import recipe
 from runs.test_resume import assert_same_run, stop_after
 
 # Another value for every key of the recipe that the log depends on.
@@ -157,6 +158,36 @@ def test_a_run_without_its_base_is_not_begun_anew(copied: Path) -> None:
         (copied / name).unlink()
         with pytest.raises(UserError, match=r"base\.json: the file is missing"):
             run.resume(copied)
+
+
+@pytest.mark.parametrize(
+    "name", ["base.json", "metrics.jsonl", "account.json", "summary.json", "snapshot.safetensors"]
+)
+def test_a_file_of_another_run_is_refused(
+    copied: Path, ingredients: Path, tmp_path: Path, name: str
+) -> None:
+    """Of one of the same recipe but for its seed; and account.json where it is needed."""
+    run.start(recipe(ingredients, federation={"seed": 1}), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / name, copied / name)
+    if name == "account.json":
+        lines = (copied / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (copied / "metrics.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=name if name != "base.json" else r"federation\.seed"):
+        RunFolder(copied).summary() if name == "summary.json" else run.resume(copied)
+
+
+def test_the_members_of_a_run_are_bound(ingredients: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create(recipe(ingredients))
+    (folder.path / "members.json").write_text("a run's name and its clients")
+    folder.write_base({"model_hash": "0"})
+    assert folder.base()["model_hash"] == "0"
+    (folder.path / "members.json").write_text("another run's name")
+    with pytest.raises(UserError, match=r"members\.json: the file was changed"):
+        folder.recipe()
+    (folder.path / "members.json").unlink()
+    with pytest.raises(UserError, match=r"members\.json"):
+        folder.recipe()
 
 
 def test_a_machine_that_adds_up_otherwise_is_told(

@@ -20,6 +20,7 @@ from fullfed.errors import UserError
 from fullfed.federation.log import Log, read_log
 from fullfed.federation.messages import Plan, encode
 from fullfed.federation.replica import content_hash
+from fullfed.files import seal
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import export, measure, replay, verify
@@ -105,14 +106,15 @@ def forge_all(copied: Path, change: Callable[[list[bytes]], list[bytes]]) -> Non
     folder = RunFolder(copied)
     lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
     final = json.loads((copied / "summary.json").read_text())
-    (copied / "metrics.jsonl").unlink()
     (copied / "snapshot.safetensors").unlink()
     with Log(copied / "updates.log") as log:
         records = [log.read(number) for number in range(len(log))]
-    digest = b""
-    for line, payload in zip(lines, records, strict=True):
+    digest, follows = b"", folder.base()["checksum"]
+    for number, payload in enumerate(records):
         digest = hashlib.sha256(digest + payload).digest()
-        folder.append_metrics({**line, "log": digest.hex()})
+        lines[number] = seal({**lines[number], "log": digest.hex()}, follows)
+        follows = lines[number]["checksum"]
+    folder.rewrite_metrics(lines)
     folder.write_summary(final)
 
 
@@ -292,6 +294,7 @@ def test_a_run_its_export_and_its_own_records_measure_the_same(
 REPLAY = """
 import sys, pathlib, torch
 from fullfed.federation.replica import content_hash
+from fullfed.files import seal
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import replay
 for threads in (1, 2):

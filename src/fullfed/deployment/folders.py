@@ -375,5 +375,8 @@ class ServerStatus:
         """Why the ServerApp gave up, if it did."""
         if not self.begun:
             return None
-        error = json.loads(self._status.read_text(encoding="utf-8"))["error"]
+        try:
+            error = json.loads(self._status.read_bytes())["error"]
+        except (ValueError, KeyError, TypeError):
+            return f"{self._status}: this is not what the server wrote; start the run again."
         return None if error is None else str(error)

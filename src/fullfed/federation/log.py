@@ -58,9 +58,10 @@ class Log:
             raise
 
     def _find_records(self, known: Sequence[str]) -> None:
-        begin = self._file.read(len(MAGIC))
-        new = begin != MAGIC and MAGIC.startswith(begin)  # or its creation was interrupted
-        if new and not known:
+        begin = self._file.read(len(MAGIC) + 1)
+        # Where its creation was interrupted, the rest may be missing or zeros.
+        new = len(begin) <= len(MAGIC) and MAGIC.startswith(begin.rstrip(b"\0"))
+        if new and begin != MAGIC and not known:
             self._file.seek(0)
             self._file.write(MAGIC)
             self._sync()
@@ -200,6 +201,20 @@ def read_log(path: Path, known: Sequence[str] = ()) -> Iterator[bytes]:
         for start, length, _ in _scan(file, path, known):
             file.seek(start)
             yield file.read(length)
+
+
+def count_records(path: Path) -> int:
+    """How many records a log has by their lengths alone, a last one of wrong content included."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        size, position, count = os.fstat(file.fileno()).st_size, len(MAGIC), 0
+        while position + _HEAD.size <= size:
+            file.seek(position)
+            length, _, _ = _HEAD.unpack(file.read(_HEAD.size))
+            position += _HEAD.size + length
+            count += position <= size
+    return count
 
 
 def _scan(

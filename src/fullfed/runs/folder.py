@@ -12,16 +12,19 @@ rollbacks.json  the versions that the run was taken back to, when, by whom and w
                 from the log each time is in rolled-back-N.log; rollback.json is there until one
                 is finished
 states/         what simulated clients keep between visits, where a method has them keep something
+members.json    of a real federation: the run's name and its clients (``deployment.folders``)
 
 Each file is bound to the others, so that none can be damaged, or be another run's, unnoticed.
-base.json has the recipe. The JSON objects are sealed (``fullfed.files``): the first line of
-metrics.jsonl follows base.json, each other line the one before, account.json and summary.json the
-last. Each line has its log record's digest. The snapshot and the states are of the run that
-base.json's checksum names, and the snapshot has the hash that its round's line has.
+base.json has the recipe and the hash of members.json. The JSON objects are sealed
+(``fullfed.files``): the first line of metrics.jsonl follows base.json, each other line the one
+before, account.json and summary.json the last. Each line has its log record's digest. The snapshot
+and the states are of the run that base.json's checksum names, and the snapshot has the hash that
+its round's line has.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -33,7 +36,7 @@ import tomli_w
 from fullfed.config import Recipe, load_recipe
 from fullfed.errors import UserError
 from fullfed.federation.client import StatesOnDisk
-from fullfed.federation.log import MAGIC
+from fullfed.federation.log import MAGIC, count_records
 from fullfed.files import read_sealed, seal, unseal, write_atomically, write_sealed
 from fullfed.runs.binding import check_bound, tables_of
 
@@ -56,6 +59,7 @@ class RunFolder:
         self.account_file = path / "account.json"
         self.rollbacks_file = path / "rollbacks.json"
         self.rollback_file = path / "rollback.json"
+        self._members_file = path / "members.json"
         self._states_folder = path / "states"
         self._newest: str | None = None  # the checksum that the next line will follow
 
@@ -100,7 +104,12 @@ class RunFolder:
             raise UserError(f"{self.path}: there is no run here; name the folder of a run.")
         recipe = load_recipe(self.recipe_file)
         if self.begun:
-            check_bound(recipe, self._base()["recipe"], self.recipe_file)
+            base = self._base()
+            check_bound(recipe, base["recipe"], self.recipe_file)
+            if base["members"] != self._members():
+                raise UserError(
+                    f"{self._members_file}: the file was changed; restore a copy of it."
+                )
         return recipe
 
     @property
@@ -128,7 +137,13 @@ class RunFolder:
 
     def write_base(self, base: Mapping[str, Any]) -> None:
         """Write base.json, which binds the run to the recipe that is here."""
-        write_sealed(self.base_file, {"recipe": tables_of(self.recipe()), **base})
+        bound = {"recipe": tables_of(self.recipe()), "members": self._members()}
+        write_sealed(self.base_file, {**bound, **base})
+
+    def _members(self) -> str | None:
+        """The SHA-256 of members.json, None where there is none."""
+        file = self._members_file
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
     def check_base_model(self, recipe: Recipe, model_hash: str) -> None:
         """Raise a UserError if a model with this hash is not the one that the run began with."""
@@ -150,15 +165,21 @@ class RunFolder:
         """The whole lines of metrics.jsonl; a line that a crash cut short is passed over.
 
         Raises:
-            UserError: a line was changed, or is not where the run wrote it; or see ``base``.
+            UserError: a line was changed, is missing, or is not where the run wrote it; or see
+                ``base``.
         """
-        if not self.metrics_file.exists():
-            return []
-        follows, records = str(self.base()["checksum"]), []
-        for line in self.metrics_file.read_bytes().split(b"\n")[:-1]:
+        logged = count_records(self.log_file)  # before looking, as a run may be at work here
+        data = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        lines, records = data.split(b"\n")[:-1], []
+        follows = str(self.base()["checksum"]) if lines else ""
+        for line in lines:
             record = unseal(line, self.metrics_file, follows)
             follows = record["checksum"]
             records.append(record)
+        if logged > len(lines) + 1:  # the last one is made up for; see account.json
+            raise UserError(
+                f"{self.metrics_file}: rounds of the log are missing here; restore a copy of it."
+            )
         return records
 
     def digests(self) -> list[str]:

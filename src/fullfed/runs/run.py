@@ -164,11 +164,6 @@ class _Run:
             UserError: files are missing, or the model is not the one that the run recorded.
         """
         records = self.folder.metrics()
-        if len(records) + 1 < len(log):
-            raise UserError(
-                f"{self.folder.metrics_file}: rounds of the log are missing here; "
-                "restore a copy of it."
-            )
         recorded = {r["round"] + 1: r["model_hash"] for r in records if r["model_hash"]}
         if self.folder.snapshot_file.exists():
             self._load_snapshot(log, recorded)
