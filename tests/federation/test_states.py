@@ -154,6 +154,18 @@ def test_a_client_whose_newest_counted_state_is_missing_is_named(kept: Path) -> 
             states.check(newest)
 
 
+def test_a_state_that_a_crash_left_behind_goes_with_the_next(kept: Path) -> None:
+    (kept / "all.1.safetensors").write_bytes(b"superseded, and not deleted any more")
+    states = StatesOnDisk(kept.parent, "a run")
+    states.save(0, "block", 3, state(1.0))
+    states.save(0, "all", 4, state(3.0))
+    assert sorted(path.name for path in kept.glob("*.safetensors")) == [
+        "all.3.safetensors",
+        "all.4.safetensors",
+        "block.3.safetensors",
+    ]
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_crash_at_any_write_of_a_state_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool

@@ -35,6 +35,8 @@ from trials.subjects import METHODS, Subject, copied, models_in_memory, subject
 SAME, TOLD, REFUSED = "the same", "told", "refused"
 DIFFERENT, TRACEBACK = "silently different", "traceback"
 
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
 
 @dataclass
 class Tally:
@@ -213,6 +215,7 @@ def damage_all(
             tally.add(title, outcome(command, subject, out), f"{subject.name}: {what}")
 
 
+@app.command()
 def main(
     methods: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(METHODS),
     regions: Annotated[int, typer.Option(min=1, help="Flipped bits in each file.")] = 40,
@@ -241,4 +244,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -34,6 +34,8 @@ from trials.subjects import METHODS, carry_out, go, models_in_memory
 
 STATEFUL = ("sketch", "residuals", "moments", "seeds")
 
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
 
 class Crash(BaseException):
     """The machine stops here: no error, and nothing may catch it."""
@@ -43,6 +45,7 @@ class FaultyDisk:
     """Counts durable operations, and crashes at one of them.
 
     Args:
+        folder: of the run; what is in it already is durable.
         crash_at: which, from 0; None for never.
         chance: decides how much of what was not durable survives.
 
@@ -50,10 +53,11 @@ class FaultyDisk:
         operations: how many there have been.
     """
 
-    def __init__(self, crash_at: int | None, chance: random.Random) -> None:
+    def __init__(self, folder: Path, crash_at: int | None, chance: random.Random) -> None:
         self._crash_at, self._chance = crash_at, chance
         self.operations = 0
-        self._durable: dict[int, int] = {}  # bytes of each file, by inode
+        files = (path for path in folder.rglob("*") if path.is_file())
+        self._durable = {path: path.stat().st_size for path in files}
         self._renamed: tuple[Path, bytes | None] | None = None  # a name that is not durable yet
 
     @contextmanager
@@ -62,28 +66,30 @@ class FaultyDisk:
         real_fsync, real_replace, real_unlink = os.fsync, Path.replace, Path.unlink
 
         def fsync(descriptor: int) -> None:
-            about = os.fstat(descriptor)
+            size = os.fstat(descriptor).st_size
             path = Path(f"/proc/self/fd/{descriptor}").readlink()
             if self._due():
                 if path.is_dir():
                     self._lose_the_name()
                 else:
-                    self._tear(path, self._durable.get(about.st_ino, 0), about.st_size)
+                    self._tear(path, self._durable.get(path, 0), size)
                 raise Crash
             real_fsync(descriptor)
-            self._durable[about.st_ino] = about.st_size
+            self._durable[path] = size
             self._renamed = None
 
         def replace(path: Path, target: Path) -> Path:
             if self._due():
                 raise Crash
             self._renamed = (target, target.read_bytes() if target.exists() else None)
+            self._durable[target] = self._durable.pop(path)
             return real_replace(path, target)
 
         def unlink(path: Path, missing_ok: bool = False) -> None:
             if path.exists() and self._due():
                 raise Crash
             real_unlink(path, missing_ok)
+            self._durable.pop(path, None)
 
         with (
             mock.patch.object(os, "fsync", fsync),
@@ -185,7 +191,7 @@ def crash(name: str, ingredients: Path, home: Path, number: int, seen: Seen) -> 
     crash_at: int | None = number
     try:
         for _ in range(3):
-            disk = FaultyDisk(crash_at, chance)
+            disk = FaultyDisk(out, crash_at, chance)
             with suppress(Crash), disk.installed():
                 go(name, ingredients, out)
             if disk.operations <= (crash_at or 0):
@@ -204,9 +210,10 @@ def crashes(names: list[str], ingredients: Path, home: Path, most: int, seen: Se
     """Crash at each durable operation of each method's run, again and again, ``most`` times."""
     operations = {}
     for name in names:
-        disk = FaultyDisk(None, random.Random(0))
+        out = home / f"{name}-whole"
+        disk = FaultyDisk(out, None, random.Random(0))
         with disk.installed():
-            carry_out(name, ingredients, home / f"{name}-whole", None)
+            carry_out(name, ingredients, out, None)
         operations[name] = disk.operations
     number = 0
     while seen.counts["crashes"] < most:
@@ -250,6 +257,7 @@ def _wait_for(there: Callable[[], bool], process: Any) -> None:
         time.sleep(0.005)
 
 
+@app.command()
 def main(
     methods: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(STATEFUL),
     crashes_: Annotated[int, typer.Option("--crashes", help="Simulated, of all methods.")] = 300,
@@ -271,4 +279,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -35,6 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "residuals": {"name": "fedcybgd", "blocks": 2, "clients_per_block": 2},
 }
 
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
 
 def ask(node: NodeWorker, order: Order) -> Answer:
     return Answer.of(node.handle(order.frames()))
@@ -109,6 +111,7 @@ def damage_all(
         tally.add("answer", outcome(known, folder, out.parent), f"{name}: {what}")
 
 
+@app.command()
 def main(
     methods: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(METHODS),
     regions: Annotated[int, typer.Option(min=1, help="Flipped bits in each file.")] = 40,
@@ -128,4 +131,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

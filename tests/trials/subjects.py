@@ -37,8 +37,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": cycling.METHOD,
         "local": {"optimizer": "adamw", "learning_rate": 0.02},
     },
-    "cyclic": {"method": {"name": "cyclic-ferret", "upload": 400}},
+    "cyclic": {
+        "method": {
+            "name": "cyclic-ferret",
+            "server_step": 0.5,
+            "codec": {"name": "sketch", "upload": 800},
+        }
+    },
     "seeds": {"method": {"name": "fedkseed"}, "local": {"learning_rate": 1e-3}},
+    "factors": {"method": {"name": "flora", "rank": 2}},
     "stacked": {"method": {"name": "fedavg", "codec": {"name": "topk", "upload": 2000}}},
 }
 

@@ -269,13 +269,14 @@ class StatesOnDisk:
         data = safetensors.torch.save({n: t.cpu().contiguous() for n, t in state.items()})
         write_atomically(self._path(client, name, round), data)
         rounds = index.setdefault(name, {})
-        superseded = sorted(r for r in rounds if r < round)[:-1]
-        for old in superseded:
+        for old in sorted(r for r in rounds if r < round)[:-1]:
             del rounds[old]
         rounds[round] = hashlib.sha256(data).hexdigest()
         self._write_index(client, index)
-        for old in superseded:
-            self._path(client, name, old).unlink(missing_ok=True)
+        counting = {self._path(client, name, r) for r in rounds}
+        for path in self._index_file(client).parent.glob(f"{name}.*.safetensors"):
+            if path not in counting:
+                path.unlink()
 
     def forget(self, first: int) -> None:
         """``first`` and later rounds are undone: forget the states of their visits. A client's last
