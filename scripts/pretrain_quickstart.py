@@ -29,7 +29,8 @@ from transformers import (
 
 from fullfed.data.batches import Batch, evaluation_batches, training_batches
 from fullfed.data.records import Example
-from fullfed.data.tokens import TokenizedExample, render, tokenize
+from fullfed.data.tokens import TokenizedExample, tokenize
+from fullfed.data.wording import AlpacaWording
 from fullfed.quickstart import MODEL_PATH
 from fullfed.quickstart.kinds import Kind, draw_examples
 from fullfed.quickstart.tasks import FEDERATED
@@ -52,11 +53,8 @@ BEGIN, END, PAD = "<s>", "</s>", "<pad>"
 
 def template_pieces() -> list[str]:
     """The fixed texts of the Alpaca prompts with and without input."""
-    any_tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     slot = "{}"
-    prompts = [
-        render(Example(slot, given, "", ("",)), "alpaca", any_tokenizer)[0] for given in (slot, "")
-    ]
+    prompts = [AlpacaWording.prompt(Example(slot, given, "", ("",))) for given in (slot, "")]
     pieces = {piece.strip() for prompt in prompts for piece in prompt.split("\n")}
     return sorted(pieces - {"", slot})
 
@@ -198,7 +196,7 @@ def measure_matches(
     for start in range(0, len(items), BATCH):
         asked = items[start : start + BATCH]
         prompts = tokenizer(
-            [render(item, "alpaca", tokenizer)[0] for item in asked],
+            [AlpacaWording.prompt(item) for item in asked],
             padding=True,
             return_tensors="pt",
         )

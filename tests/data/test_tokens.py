@@ -7,7 +7,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from fullfed.data.records import Example
 from fullfed.data.sources import read_examples
-from fullfed.data.tokens import render, shorten, tokenize
+from fullfed.data.tokens import shorten, tokenize
+from fullfed.data.wording import AlpacaWording, Template
 from fullfed.errors import UserError
 
 BOS, EOS = 256, 257
@@ -21,12 +22,16 @@ def example(instruction: str = "Add.", input_: str = "1, 2", output: str = "3") 
     return Example(instruction, input_, output, (output,))
 
 
-def test_alpaca_wording_with_and_without_input(byte_tokenizer: PreTrainedTokenizerFast) -> None:
-    prompt, answer = render(example("Use {input}.", "a {b}"), "alpaca", byte_tokenizer)
+def prompt_text(tokenizer: PreTrainedTokenizerFast, template: Template) -> str:
+    (only,) = tokenize([example()], tokenizer, template, 1000).examples
+    return str(tokenizer.decode(only.ids[: only.prompt_length]))
+
+
+def test_alpaca_wording_with_and_without_input() -> None:
+    prompt = AlpacaWording.prompt(example("Use {input}.", "a {b}"))
     assert "paired with an input" in prompt
     assert prompt.endswith("### Instruction:\nUse {input}.\n\n### Input:\na {b}\n\n### Response:\n")
-    assert answer == "3"
-    prompt, _ = render(example("Do.", ""), "alpaca", byte_tokenizer)
+    prompt = AlpacaWording.prompt(example("Do.", ""))
     assert "paired with an input" not in prompt
     assert prompt.endswith("### Instruction:\nDo.\n\n### Response:\n")
 
@@ -34,17 +39,17 @@ def test_alpaca_wording_with_and_without_input(byte_tokenizer: PreTrainedTokeniz
 def test_auto_is_the_chat_template_where_there_is_one(
     byte_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    assert "### Response" in render(example(), "auto", byte_tokenizer)[0]
+    assert "### Response" in prompt_text(byte_tokenizer, "auto")
     with pytest.raises(UserError, match="has no chat template"):
-        render(example(), "chat", byte_tokenizer)
+        tokenize([example()], byte_tokenizer, "chat", 1000)
     byte_tokenizer.chat_template = CHAT
-    assert render(example(), "auto", byte_tokenizer)[0] == "<s>[user] Add.\n\n1, 2[assistant] "
-    assert "### Response" in render(example(), "alpaca", byte_tokenizer)[0]
+    assert prompt_text(byte_tokenizer, "auto") == "<s>[user] Add.\n\n1, 2[assistant] "
+    assert "### Response" in prompt_text(byte_tokenizer, "alpaca")
 
 
 def test_a_sequence_is_begin_prompt_answer_end(byte_tokenizer: PreTrainedTokenizerFast) -> None:
     (only,) = tokenize([example()], byte_tokenizer, "alpaca", 1000).examples
-    prompt, answer = render(example(), "alpaca", byte_tokenizer)
+    prompt, answer = AlpacaWording.prompt(example()), "3"
     assert only.ids[0] == BOS
     assert only.ids[-1] == EOS
     assert only.prompt_length == 1 + len(prompt)
@@ -101,7 +106,8 @@ def test_an_example_longer_than_the_context_is_dropped_and_counted(
 
 
 def test_something_always_precedes_the_answer(byte_tokenizer: PreTrainedTokenizerFast) -> None:
-    byte_tokenizer.chat_template = "{{ messages[0].content }}"  # closes with nothing of its own
+    # It closes with nothing of its own.
+    byte_tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     result = tokenize([example(output="yy"), example(output="y")], byte_tokenizer, "chat", 3)
     assert (len(result.examples), result.dropped) == (1, 1)
     assert result.examples[0].prompt_length == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,31 @@ def test_an_answer_stops_at_any_end_token(
     assert len(short) < len(long)
     tiny_llama.generation_config.eos_token_id = None
     assert generate(tiny_llama, byte_tokenizer, random_examples[:1], 12, 1) == [long]
+
+
+def test_an_answer_stops_where_those_that_were_trained_on_end(
+    tiny_llama: LlamaForCausalLM,
+    byte_tokenizer: PreTrainedTokenizerFast,
+    random_examples: list[TokenizedExample],
+) -> None:
+    """A template's end of turn, which neither the tokenizer nor the model's settings name."""
+    one = random_examples[0]
+    (long,) = generate(tiny_llama, byte_tokenizer, [one], 12, 1)
+    third = byte_tokenizer(long[2])["input_ids"][0]
+    assert long[2] not in long[:2]
+    ended = replace(one, ids=np.array([*one.ids[:-1], third], dtype=np.int32))
+    assert generate(tiny_llama, byte_tokenizer, [ended], 12, 1) == [long[:2].strip()]
+
+
+def test_what_a_template_puts_before_answers_is_no_part_of_them(
+    tiny_llama: LlamaForCausalLM,
+    byte_tokenizer: PreTrainedTokenizerFast,
+    random_examples: list[TokenizedExample],
+) -> None:
+    one = random_examples[0]
+    (long,) = generate(tiny_llama, byte_tokenizer, [one], 12, 1)
+    opened = [replace(one, opening=long[:2]), replace(one, opening="other")]
+    assert generate(tiny_llama, byte_tokenizer, opened, 12, 2) == [long[2:].strip(), long]
 
 
 def test_the_models_own_settings_are_neither_used_nor_lost(

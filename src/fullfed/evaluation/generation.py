@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 from torch import nn
@@ -35,11 +36,13 @@ def generate(
 ) -> list[str]:
     """The model's greedy answer to each example's prompt, in order, as stripped text.
 
-    An answer ends before the tokenizer's end-of-sequence token or any that the model's own
-    generation settings name; nothing else of those settings is used. Prompts are padded on the
-    left, so a batch gives what each prompt alone would (ties and rounding in half precision
-    aside). A prompt that leaves less than `max_new_tokens` of the model's context loses its
-    middle, so that the room for an answer never tells how long the reference is.
+    An answer ends before the token that ends the examples' own answers, the tokenizer's
+    end-of-sequence token, or any that the model's own generation settings name; nothing else of
+    those settings is used. What a chat template puts before every answer (`opening`) is left out.
+    Prompts are padded on the left, so a batch gives what each prompt alone would (ties and
+    rounding in half precision aside). A prompt that leaves less than `max_new_tokens` of the
+    model's context loses its middle, so that the room for an answer never tells how long the
+    reference is.
 
     Raises:
         UserError: `max_new_tokens` leaves no room for a prompt.
@@ -55,48 +58,55 @@ def generate(
         prompts = [shorten(prompt, context - max_new_tokens) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers = [""] * len(prompts)
-    with evaluating(model), _greedy(model, tokenizer, max_new_tokens):
+    ends = _ends(model, tokenizer, examples)
+    with evaluating(model), _greedy(model, ends, max_new_tokens):
         for start in range(0, len(by_length), batch_size):
             chosen = by_length[start : start + batch_size]
-            texts = _generate_batch(model, tokenizer, [prompts[i] for i in chosen])
-            for index, text in zip(chosen, texts, strict=True):
-                answers[index] = text
+            written = _generate_batch(model, [prompts[i] for i in chosen])
+            for index, ids in zip(chosen, written, strict=True):
+                answer = list(takewhile(lambda number: number not in ends, ids))
+                text = str(tokenizer.decode(answer, skip_special_tokens=True))
+                answers[index] = text.strip().removeprefix(examples[index].opening).strip()
     return answers
 
 
-def _generate_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]]
-) -> list[str]:
+def _ends(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[TokenizedExample],
+) -> set[int]:
+    """The ids that end an answer."""
+    own = model.generation_config.eos_token_id
+    named = own if isinstance(own, list) else [own]
+    trained = {int(example.ids[-1]) for example in examples}
+    return {number for number in (*named, tokenizer.eos_token_id) if number is not None} | trained
+
+
+def _generate_batch(model: PreTrainedModel, prompts: Sequence[list[int]]) -> list[list[int]]:
+    """What comes after each prompt: ids, an end among them if the model came to one."""
     length = max(map(len, prompts))
     input_ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
     attention_mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
     output = model.generate(  # type: ignore[operator]
         input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)
     )
-    return [
-        text.strip()
-        for text in tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-    ]
+    written: list[list[int]] = output[:, length:].tolist()
+    return written
 
 
 @contextmanager
-def _greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
-) -> Iterator[None]:
+def _greedy(model: PreTrainedModel, ends: set[int], max_new_tokens: int) -> Iterator[None]:
     """Plain greedy decoding instead of the model's own settings, which are put back afterwards.
 
     Replacing the whole object is the one way to be rid of a repetition penalty and its like:
     `generate` fills in from it whatever its caller leaves open.
     """
     own = model.generation_config
-    ends = own.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
-    ends.discard(None)
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.eos_token_id,  # what follows an end; skipped in decoding
+        pad_token_id=min(ends),  # what follows an end
     )
     try:
         yield
