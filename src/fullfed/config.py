@@ -76,15 +76,32 @@ class ModelTable(_Table):
         return self
 
 
+class ColumnsTable(_Table):
+    """What a record's field is called that holds the prompt, its context, the completion (the
+    answer that is trained on), the list of all accepted answers, the task's and the category's
+    name; where this is not said, the record's format says it."""
+
+    prompt: str | None = None
+    context: str | None = None
+    completion: str | None = None
+    references: str | None = None
+    task: str | None = None
+    category: str | None = None
+
+
 class DataTable(_Table):
     """Where examples come from, how they are worded and who holds them.
 
     train, test: a file, a folder, a hub name, or "builtin". Without ``test`` the evaluation set
     is held out of ``train``: the category named by ``hold_out``, or ``test_samples`` at random.
+    columns, ignore: of records; a field that has text in it and is neither in their format nor in
+    one of these is refused.
     """
 
     train: str
     test: str | None = None
+    columns: ColumnsTable = ColumnsTable()
+    ignore: tuple[str, ...] = ()
     hold_out: str | None = None
     template: Literal["auto", "alpaca", "chat"] = "auto"
     max_length: Positive | None = None

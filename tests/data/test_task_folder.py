@@ -36,6 +36,16 @@ def test_every_instance_of_every_task_is_read_in_order_of_file_names(tmp_path: P
     ]
 
 
+def test_an_instances_further_field_is_refused_unless_ignored(tmp_path: Path) -> None:
+    instance = {"id": "task1-1", "input": "a : b", "output": ["c"], "passage": "On letters."}
+    write_task(tmp_path / "task001_a.json", Instances=[instance])
+    with pytest.raises(
+        UserError, match=r'task001_a\.json, instance 1: "passage" would not be read'
+    ):
+        read_examples(str(tmp_path))
+    assert len(read_examples(str(tmp_path), ignore=["passage"])) == 1
+
+
 def test_one_task_file_is_read_alone(tmp_path: Path) -> None:
     write_task(tmp_path / "task001_a.json")
     path = tmp_path / "task001_a.json"

@@ -85,14 +85,14 @@ def load_federated(
     Raises:
         UserError: bad input of any kind.
     """
-    train = read_examples(table.train, "train", root)
+    train = read_examples(table.train, "train", root, table.columns, table.ignore)
     if table.test is not None:
         if table.hold_out is not None:
             raise UserError(
                 f"The test set is {table.test}, so nothing is held out; "
                 "leave out either the test source or hold_out."
             )
-        test = read_examples(table.test, "test", root)
+        test = read_examples(table.test, "test", root, table.columns, table.ignore)
     elif table.hold_out is not None:
         train, test = hold_out_category(train, table.hold_out)
     else:

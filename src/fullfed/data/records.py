@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fullfed.config import ColumnsTable
 from fullfed.errors import UserError
 
 
@@ -39,11 +40,13 @@ class Format:
         name: what the format is called in messages.
         required: example field -> record field; a record with all of them has this format.
         optional: the same for fields that may be absent or null.
+        about: record fields that say where a published record is from, and are not read.
     """
 
     name: str
-    required: Mapping[str, str]
-    optional: Mapping[str, str] = field(default_factory=dict)
+    required: dict[str, str]
+    optional: dict[str, str] = field(default_factory=dict)
+    about: tuple[str, ...] = ()
 
 
 # The samples of a task have these in common, and an instruction may be long: equal ones are kept
@@ -56,10 +59,12 @@ FORMATS = (
         "natural-instructions",
         {"instruction": "definition", "input": "input", "output": "output", "task": "task"},
         {"references": "references", "category": "category"},
+        ("license",),
     ),
     Format(  # as Muennighoff/natural-instructions on the hub has it
         "natural-instructions (hub)",
         {"instruction": "definition", "input": "inputs", "output": "targets", "task": "task_name"},
+        about=("id",),
     ),
     Format(
         "Dolly",
@@ -75,37 +80,99 @@ FORMATS = (
 )
 
 
-def examples_from_records(records: Iterable[tuple[str, object]]) -> list[Example]:
+# What a recipe calls the fields of an example.
+_OURS = {"prompt": "instruction", "context": "input", "completion": "output"}
+
+
+def examples_from_records(
+    records: Iterable[tuple[str, object]],
+    columns: ColumnsTable | None = None,
+    ignore: Sequence[str] = (),
+) -> list[Example]:
     """The examples of (place, record) pairs; `place` is how messages name the record.
+
+    Args:
+        columns: what the records' fields are called, where their format does not say it.
+        ignore: record fields that are taken for absent.
 
     Raises:
         UserError: a record is no object, has no known format or another one than the
-            first record, or a field of the wrong type.
+            first record, a field of the wrong type, or one that would be lost.
     """
     examples: list[Example] = []
     expected: Format | None = None
+    formats = _formats(columns or ColumnsTable())
+    context = columns and columns.context
+    found_context = False
     for place, record in records:
         if not isinstance(record, dict):
             raise UserError(
                 f"{place}: expected a JSON object with fields, found {type(record).__name__}; "
                 "write one object a record."
             )
-        found = _recognise(place, record)
+        record = {name: value for name, value in record.items() if name not in ignore}
+        found = _recognise(place, record, formats)
         expected = expected or found
         if found is not expected:
             raise UserError(
                 f"{place}: a {found.name} record in a file that began with {expected.name} "
                 "records; keep one format a file."
             )
+        refuse_lost(place, record, expected)
         examples.append(_read(place, record, expected))
+        found_context |= context in record
+    if context and examples and not found_context:
+        raise UserError(
+            f"{place}: neither this record nor any before it has the field {context!r}, which "
+            "columns.context names; correct it."
+        )
     return examples
 
 
-def _recognise(place: str, record: Mapping[str, Any]) -> Format:
-    for candidate in FORMATS:
+def _formats(columns: ColumnsTable) -> tuple[Format, ...]:
+    """The known formats with the columns that were named; only these if they are enough."""
+    named = {_OURS.get(ours, ours): name for ours, name in columns if name is not None}
+    if {"instruction", "output"} <= named.keys():
+        required = {ours: named.pop(ours) for ours in ("instruction", "output")}
+        return (Format("columns", required, named),)
+    return tuple(
+        replace(
+            known,
+            required={ours: named.get(ours, name) for ours, name in known.required.items()},
+            optional={
+                **known.optional,
+                **{ours: name for ours, name in named.items() if ours not in known.required},
+            },
+        )
+        for known in FORMATS
+    )
+
+
+def refuse_lost(place: str, record: Mapping[str, Any], format_: Format) -> None:
+    """UserError if a field is neither read nor empty: a model would learn to do without it."""
+    read = {*format_.required.values(), *format_.optional.values(), *format_.about}
+    lost = [name for name, value in record.items() if name not in read and not _is_empty(value)]
+    if lost:
+        names = ", ".join(f'"{name}"' for name in lost)
+        raise UserError(
+            f"{place}: {names} would not be read ({format_.name} has "
+            f"{', '.join((format_.required | format_.optional).values())}); say what it is with "
+            f'columns = {{ context = "{lost[0]}" }}, or leave it out with ignore = [{names}], in '
+            "[data], on a node in node.toml."
+        )
+
+
+def _is_empty(value: object) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, list | dict) and not value)
+
+
+def _recognise(place: str, record: Mapping[str, Any], formats: Sequence[Format]) -> Format:
+    for candidate in formats:
         if all(name in record for name in candidate.required.values()):
             return candidate
-    known = "; ".join(f"{f.name}: {', '.join(f.required.values())}" for f in FORMATS)
+    known = "; ".join(f"{f.name}: {', '.join(f.required.values())}" for f in formats)
     raise UserError(
         f"{place}: fields {', '.join(map(str, record)) or '(none)'} fit no known format; "
         f"rename them to one of these ({known})."

@@ -9,12 +9,13 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fullfed.config import ColumnsTable
 from fullfed.data.languages import programming_language
-from fullfed.data.records import Example, examples_from_records
+from fullfed.data.records import Example, Format, examples_from_records, refuse_lost
 from fullfed.errors import UserError
 
 
@@ -92,7 +93,13 @@ def read_hub_records(source: str, split: str) -> Iterator[tuple[str, object]]:
 _CODE = re.compile(r"(code|rosetta).?alpaca", re.IGNORECASE)
 
 
-def read_examples(source: str, split: str = "train", root: Path | None = None) -> list[Example]:
+def read_examples(
+    source: str,
+    split: str = "train",
+    root: Path | None = None,
+    columns: ColumnsTable | None = None,
+    ignore: Sequence[str] = (),
+) -> list[Example]:
     """All examples of a source, in its order.
 
     Args:
@@ -103,17 +110,19 @@ def read_examples(source: str, split: str = "train", root: Path | None = None) -
             source called CodeAlpaca or RosettaAlpaca get their programming language as one.
         split: which split of a hub dataset, or of a task folder that lists its splits.
         root: what a relative path is relative to; the working folder if None.
+        columns, ignore: see `records.examples_from_records`; task files have their own names.
 
     Raises:
-        UserError: nothing there, unreadable, malformed, of an unknown format, or empty.
+        UserError: nothing there, unreadable, malformed, of an unknown format, with a field that
+            would be lost, or empty.
     """
     path = (root or Path()) / source
     if path.is_dir():
-        examples = read_task_folder(path, split)
+        examples = read_task_folder(path, split, ignore)
     elif path.is_file():
-        examples = _read_file(path)
+        examples = _read_file(path, columns, ignore)
     elif is_hub_name(source):
-        examples = examples_from_records(read_hub_records(source, split))
+        examples = examples_from_records(read_hub_records(source, split), columns, ignore)
     else:
         raise UserError(f"{path} does not exist; check the path, or give a hub name (org/name).")
     if not examples:
@@ -128,31 +137,30 @@ def read_examples(source: str, split: str = "train", root: Path | None = None) -
     return examples
 
 
-def _read_file(path: Path) -> list[Example]:
+def _read_file(path: Path, columns: ColumnsTable | None, ignore: Sequence[str]) -> list[Example]:
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix == ".jsonl":
-        return examples_from_records(_parsed_lines(read_text(path), path))
+        return examples_from_records(_parsed_lines(read_text(path), path), columns, ignore)
     if suffix == ".json":
-        return _read_json(path)
+        return _read_json(path, columns, ignore)
     raise UserError(f"{path} is no .jsonl or .json file (plain or .gz); convert it to one.")
 
 
-def _read_json(path: Path) -> list[Example]:
+def _read_json(path: Path, columns: ColumnsTable | None, ignore: Sequence[str]) -> list[Example]:
     """A list of records, one task file, or JSON lines under the other name."""
     text = read_text(path)
     first_line, _, rest = text.strip().partition("\n")
     if rest and first_line.startswith("{") and first_line.rstrip().endswith("}"):
-        return examples_from_records(_parsed_lines(text, path))
+        return examples_from_records(_parsed_lines(text, path), columns, ignore)
     content = _parsed(text, path)
     if isinstance(content, dict) and "Instances" in content:
-        return _examples_of_task(path, content)
+        return _examples_of_task(path, content, ignore)
     records = content if isinstance(content, list) else [content]
-    return examples_from_records(
-        (f"{path}, record {number}", record) for number, record in enumerate(records, start=1)
-    )
+    placed = ((f"{path}, record {number}", one) for number, one in enumerate(records, start=1))
+    return examples_from_records(placed, columns, ignore)
 
 
-def read_task_folder(folder: Path, split: str) -> list[Example]:
+def read_task_folder(folder: Path, split: str, ignore: Sequence[str] = ()) -> list[Example]:
     """Every instance of every task file in `folder`, files in order of their names.
 
     Where the folder stands in a checkout of the original repository, the tasks listed in
@@ -179,15 +187,21 @@ def read_task_folder(folder: Path, split: str) -> list[Example]:
     return [
         example
         for task in tasks
-        for example in _examples_of_task(files[task], _parsed(read_text(files[task]), files[task]))
+        for example in _examples_of_task(
+            files[task], _parsed(read_text(files[task]), files[task]), ignore
+        )
     ]
 
 
-def _examples_of_task(path: Path, content: object) -> list[Example]:
+# What an instance of a task file has; its definition and category are the file's.
+_INSTANCE = Format("a task file", {"input": "input", "output": "output"}, about=("id",))
+
+
+def _examples_of_task(path: Path, content: object, ignore: Sequence[str]) -> list[Example]:
     """Every instance of a task file, whose JSON is ``content``.
 
     Raises:
-        UserError: a field is missing or has another type; the message names it.
+        UserError: a field is missing, has another type or would be lost; the message names it.
     """
     match content:
         case {"Definition": definition, "Instances": [*instances]}:
@@ -198,31 +212,39 @@ def _examples_of_task(path: Path, content: object) -> list[Example]:
                 "it needs a field Definition and a list Instances."
             )
     match definition:
-        case str(instruction) | [str(instruction), *_]:
+        case str(instruction) | [str(instruction)]:
             pass
         case _:
-            raise UserError(f"{path}: Definition is neither a text nor a list of texts.")
+            raise UserError(f"{path}: Definition is neither a text nor a list of one text.")
     match content:
         case {"Categories": [str(category), *_]}:
             pass
         case _:
             category = ""
     return [
-        _example(path, number, instance, instruction, category)
+        _example(path, number, instance, instruction, category, ignore)
         for number, instance in enumerate(instances, start=1)
     ]
 
 
-def _example(path: Path, number: int, instance: object, instruction: str, category: str) -> Example:
+def _example(
+    path: Path,
+    number: int,
+    instance: object,
+    instruction: str,
+    category: str,
+    ignore: Sequence[str],
+) -> Example:
+    place = f"{path}, instance {number}"
     match instance:
-        case {"input": str(text), "output": [str(output), *others]} if all(
+        case {"input": str(text), "output": [str(output), *others], **rest} if all(
             isinstance(other, str) for other in others
         ):
+            kept = {str(name): value for name, value in rest.items() if name not in ignore}
+            refuse_lost(place, kept, _INSTANCE)
             return Example(instruction, text, output, (output, *others), _task_name(path), category)
         case _:
-            raise UserError(
-                f"{path}, instance {number}: expected an input text and an output list of texts."
-            )
+            raise UserError(f"{place}: expected an input text and an output list of texts.")
 
 
 def _task_name(path: Path) -> str:

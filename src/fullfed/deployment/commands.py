@@ -137,7 +137,8 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     settings = configured(folder, data, model)
     assert settings.data is not None  # configured sees to it
     with locked(folder.path / "worker.lock", f"{folder.path}: a worker runs here already; end it."):
-        load = TaskLoader(settings.data, settings.model, settings.device)
+        own = settings.columns, settings.ignore
+        load = TaskLoader(settings.data, settings.model, settings.device, *own)
         node_messages.serve(folder.worker_address, NodeWorker(folder.state, load).handle)
 
 

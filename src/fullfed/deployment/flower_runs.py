@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fullfed.config import Recipe
+from fullfed.config import ColumnsTable, Recipe
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import tokenize
 from fullfed.deployment.absences import Absences
@@ -201,14 +201,22 @@ class TaskLoader:
         data: the node's own training data, as read_examples takes it.
         model: the node's copy of the base model: a folder, a hub name or "builtin".
         device: a torch device, or "auto".
+        columns, ignore: of the data's fields, as read_examples takes them.
 
     Raises:
         UserError: the data cannot be read.
     """
 
-    def __init__(self, data: str, model: str, device: str = "auto") -> None:
+    def __init__(
+        self,
+        data: str,
+        model: str,
+        device: str = "auto",
+        columns: ColumnsTable | None = None,
+        ignore: Sequence[str] = (),
+    ) -> None:
         self._data, self._model, self._device = data, model, device
-        self._examples = read_examples(data)
+        self._examples = read_examples(data, columns=columns, ignore=ignore)
 
     def __call__(self, settings: bytes, has_replica: bool) -> NodeTask:
         """See engines.node.LoadTask."""

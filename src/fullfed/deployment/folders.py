@@ -33,7 +33,7 @@ from typing import Annotated, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fullfed.config import Positive
+from fullfed.config import ColumnsTable, Positive
 from fullfed.deployment.identities import (
     certify_server,
     check_host,
@@ -99,7 +99,8 @@ class NodeFile(_Settings):
     """node.toml.
 
     server: host:port. name: the partner's. model: the node's copy of the base model, a folder,
-    a hub name or "builtin". data: the node's training data where ``join`` is given no --data.
+    a hub name or "builtin". data: the node's training data where ``join`` is given no --data;
+    columns, ignore: what is said of their fields, as in a recipe's table ``data``.
     """
 
     server: str
@@ -107,6 +108,8 @@ class NodeFile(_Settings):
     model: str = "builtin"
     device: str = "auto"
     data: str | None = None
+    columns: ColumnsTable = ColumnsTable()
+    ignore: tuple[str, ...] = ()
 
 
 class Partner(BaseModel):

@@ -94,7 +94,7 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
         recipe = recipe.model_copy(update={"evaluation": unmeasured})
     else:
         length = max_tokens(recipe, model)
-        test = read_examples(table.test, "test")
+        test = read_examples(table.test, "test", columns=table.columns, ignore=table.ignore)
         data = federate([], test, [], table, tokenizer, length)
     method = build_method(recipe, choices, model, clients)
     method.plans(0, None)  # a schedule that does not fit the federation shows at once
