@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import tomllib
@@ -95,7 +96,8 @@ class DataTable(_Table):
     train, test: a file, a folder, a hub name, or "builtin". Without ``test`` the evaluation set
     is held out of ``train``: the category named by ``hold_out``, or ``test_samples`` at random.
     columns, ignore: of records; a field that has text in it and is neither in their format nor in
-    one of these is refused.
+    one of these is refused. date: what a chat template that writes the date is told; the day a run
+    begins on, which its folder records, where it is not said.
     """
 
     train: str
@@ -105,6 +107,7 @@ class DataTable(_Table):
     hold_out: str | None = None
     template: Literal["auto", "alpaca", "chat"] = "auto"
     max_length: Positive | None = None
+    date: datetime.date | None = None
     partition: Literal["task", "category", "dirichlet", "iid"] = "task"
     clients: Positive | None = None
     alpha: PositiveFloat = 0.5

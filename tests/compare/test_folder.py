@@ -11,6 +11,7 @@ from fullfed.compare.folder import ComparisonFolder
 from fullfed.compare.plan import contestants
 from fullfed.compare.search import Trial
 from fullfed.errors import UserError
+from fullfed.runs.assembly import dated
 
 
 def tables(rounds: int = 4, **compare: Any) -> dict[str, Any]:
@@ -38,7 +39,9 @@ def folder(tmp_path: Path) -> ComparisonFolder:
 
 def test_it_gives_back_every_methods_recipe(folder: ComparisonFolder) -> None:
     for contestant in contestants(tables(), ["fedavg", "ferret"], "the test"):
-        assert folder.recipe(contestant.label) == contestant.recipe
+        given_back = folder.recipe(contestant.label)
+        assert given_back.data.date is not None  # that of the day the comparison began on
+        assert given_back == dated(contestant.recipe, given_back.data.date)
     assert folder.budget() == (3, 2)
 
 

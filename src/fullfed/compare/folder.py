@@ -21,6 +21,7 @@ from fullfed.compare.search import Trial, best
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
 from fullfed.files import locked, write_json
+from fullfed.runs.assembly import dated
 from fullfed.runs.binding import flat
 from fullfed.runs.folder import RunFolder
 
@@ -74,8 +75,11 @@ class ComparisonFolder:
         Raises:
             UserError: there is another comparison here.
         """
+        there_already = self.plan_file.exists()  # with the day on which it began
+        chosen = {c.label: c.recipe if there_already else dated(c.recipe) for c in contestants}
         recipes = {
-            c.label: c.recipe.model_dump(mode="json", exclude_none=True) for c in contestants
+            label: recipe.model_dump(mode="json", exclude_none=True)
+            for label, recipe in chosen.items()
         }
         common = {name: t for name, t in next(iter(recipes.values())).items() if name not in OWN}
         methods = {label: {n: t[n] for n in OWN if n in t} for label, t in recipes.items()}
@@ -84,8 +88,9 @@ class ComparisonFolder:
             "search": {"trials": trials, "rounds": rounds},
             "methods": methods,
         }
-        if self.plan_file.exists():
+        if there_already:
             there = self._plan()
+            common["data"].setdefault("date", there["common"]["data"].get("date"))
             shared = {label: m for label, m in there["methods"].items() if label in methods}
             now = {**plan, "methods": {label: methods[label] for label in shared}}
             self._refuse_change(flat({**there, "methods": shared}), flat(now))

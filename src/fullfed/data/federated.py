@@ -43,12 +43,14 @@ class FederatedData:
         test: held out from every client.
         shortened: how many prompts of clients and test lost their middle.
         dropped: how many examples of clients and test did not fit at all.
+        empty: how many of theirs teach nothing but to say nothing.
     """
 
     clients: tuple[ClientData, ...]
     test: tuple[TokenizedExample, ...]
     shortened: int
     dropped: int
+    empty: int = 0
 
     def content_hash(self) -> str:
         """SHA-256 of who has which tokens, in which order, and of the test set; hexadecimal."""
@@ -111,11 +113,12 @@ def federate(
     """Tokenises examples that have been split already; see `load_federated`.
 
     Raises:
-        UserError: no example of a client, or of the test set, has an answer that fits.
+        UserError: no example of a client, or of the test set, has an answer that fits; or all
+            answers of the clients, or of the test set, are empty.
     """
 
     def fitting(owner: str, own: Sequence[Example]) -> Tokenized:
-        tokenized = tokenize(own, tokenizer, table.template, max_length)
+        tokenized = tokenize(own, tokenizer, table.template, max_length, table.date)
         if not tokenized.examples:
             raise UserError(
                 f"{owner} has no example whose answer fits into {max_length} tokens; raise "
@@ -128,13 +131,26 @@ def federate(
         for part in parts
     }
     tested = fitting("The test set", [test[i] for i in _chosen(len(test), table.test_samples)])
+    refuse_empty("The training data", list(held.values()))
+    refuse_empty("The test set", [tested])
     everything = [*held.values(), tested]
     return FederatedData(
         clients=tuple(ClientData(name, PackedExamples(own.examples)) for name, own in held.items()),
         test=tested.examples,
         shortened=sum(own.shortened for own in everything),
         dropped=sum(own.dropped for own in everything),
+        empty=sum(own.empty for own in everything),
     )
+
+
+def refuse_empty(owner: str, parts: Sequence[Tokenized]) -> None:
+    """UserError if there are answers and not one has a letter in it."""
+    kept = sum(len(part.examples) for part in parts)
+    if kept and sum(part.empty for part in parts) == kept:
+        raise UserError(
+            f"{owner}: every answer is empty; name the field that holds the answers "
+            '(columns = { completion = "..." }), or take other data.'
+        )
 
 
 def hold_out_category(

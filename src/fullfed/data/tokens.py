@@ -46,11 +46,13 @@ class Tokenized:
         examples: the kept ones, in order.
         shortened: how many of them lost a part of their prompt.
         dropped: how many were left out because their answer alone does not fit.
+        empty: how many of the kept ones have an answer of nothing but white space.
     """
 
     examples: tuple[TokenizedExample, ...]
     shortened: int
     dropped: int
+    empty: int = 0
 
 
 def tokenize(
@@ -77,17 +79,18 @@ def tokenize(
     wording = choose_wording(template, tokenizer, today)
     closing = _closing_length(wording)
     kept: list[TokenizedExample] = []
-    shortened = dropped = 0
+    shortened = dropped = empty = 0
     for example, (prompt, answer) in zip(examples, wording.pairs(examples), strict=True):
         room = max_length - len(answer)
         if not prompt or room < min(closing, len(prompt)):
             dropped += 1
             continue
         shortened += len(prompt) > room
+        empty += not example.output.strip()
         prompt = shorten(prompt, room, closing)
         ids = np.array([*prompt, *answer], dtype=np.int32)
         kept.append(TokenizedExample(ids, len(prompt), example.references, wording.opening))
-    return Tokenized(tuple(kept), shortened, dropped)
+    return Tokenized(tuple(kept), shortened, dropped, empty)
 
 
 def shorten(prompt: list[int], room: int, closing: int = 0) -> list[int]:

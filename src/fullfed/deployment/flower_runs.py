@@ -18,6 +18,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fullfed.config import ColumnsTable, Recipe
+from fullfed.data.federated import refuse_empty
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import tokenize
 from fullfed.deployment.absences import Absences
@@ -51,13 +52,21 @@ from fullfed.runs.assembly import (
     assemble_server,
     build_method,
     choose,
+    dated,
     make_replica,
     make_worker,
     resolved,
 )
 from fullfed.runs.binding import check_bound
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.loading import check_cohort, find_device, load_blank, load_model, max_tokens
+from fullfed.runs.loading import (
+    check_cohort,
+    check_tokens,
+    find_device,
+    load_blank,
+    load_model,
+    max_tokens,
+)
 from fullfed.runs.progress import describe_round
 from fullfed.runs.rollback import targets
 from fullfed.runs.run import carry_out
@@ -73,6 +82,7 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
     """
     run, chosen = RunFolder(path.absolute()), _chosen(folder, recipe)
     begun = run.begun  # where a run did not, another recipe may mend what was wrong
+    chosen = dated(chosen, run.recipe().data.date if begun else None)
     if begun:
         check_bound(chosen, run.base()["recipe"], path)
     if run.summary_file.exists() and run.recipe() == chosen:
@@ -221,19 +231,24 @@ class TaskLoader:
     def __call__(self, settings: bytes, has_replica: bool) -> NodeTask:
         """See engines.node.LoadTask."""
         told = decode_settings(settings, self._model, self._device, self._data)
-        recipe, table = told.recipe, told.recipe.model
+        recipe, base = told.recipe, told.recipe.model
         if has_replica:
-            model, tokenizer = load_model(table.path, table.dtype, table.device)
+            model, tokenizer = load_model(base.path, base.dtype, base.device)
         else:
-            model, tokenizer = load_blank(table.path)
-        _log.info("model %s loaded", table.path)
+            model, tokenizer = load_blank(base.path)
+        _log.info("model %s loaded", base.path)
         length = max_tokens(recipe, model)
-        examples = tokenize(self._examples, tokenizer, recipe.data.template, length).examples
-        if not examples:
+        table = recipe.data
+        own = tokenize(self._examples, tokenizer, table.template, length, table.date)
+        if not own.examples:
             raise UserError(
                 f"{self._data}: no example's answer fits into {length} tokens; "
                 "leave the node out of this run."
             )
+        refuse_empty(self._data, [own])
+        check_tokens(model, own.examples)
+        changed = own.shortened, own.dropped, own.empty
+        _log.info("%d prompts shortened, %d samples left out, %d answers empty", *changed)
         method = build_method(recipe, choose(recipe), model, told.clients)
         replica = make_replica(recipe, model, method) if has_replica else None
         if replica is not None and replica.content_hash() != told.base_hash:
@@ -242,8 +257,8 @@ class TaskLoader:
                 "name the right one by `fullfed join --model`.",
                 "its base model is not the one the run begins with",
             )
-        device, every = find_device(table.device), recipe.federation.snapshot_every
-        return NodeTask(model, method, replica, examples, device, every)
+        device, every = find_device(base.device), recipe.federation.snapshot_every
+        return NodeTask(model, method, replica, own.examples, device, every)
 
 
 class SimulatedNode:

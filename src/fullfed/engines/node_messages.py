@@ -208,6 +208,7 @@ def encode_settings(recipe: Recipe, clients: int, base_hash: str) -> bytes:
         "rounding": recipe.model.rounding,
         "template": recipe.data.template,
         "max_length": recipe.data.max_length,
+        "date": recipe.data.date and recipe.data.date.isoformat(),
         "tables": {name: tables[name] for name in _TABLES if name in tables},
     }
     return json.dumps(settings, sort_keys=True).encode()
@@ -230,7 +231,7 @@ def decode_settings(data: bytes, model: str, device: str, train: str) -> TaskSet
         }
         tables["model"] = {name: sent[name] for name in ("dtype", "rounding")}
         tables["model"] |= {"path": model, "device": device}
-        tables["data"] = {name: sent[name] for name in ("template", "max_length")}
+        tables["data"] = {name: sent[name] for name in ("template", "max_length", "date")}
         tables["data"] |= {"train": train}
         clients, base_hash = int(sent["clients"]), str(sent["base_hash"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -27,6 +27,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many tokens the model reads at once, by its configuration; None if that does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -47,7 +53,7 @@ def generate(
     Raises:
         UserError: `max_new_tokens` leaves no room for a prompt.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(model)
     if context is not None and max_new_tokens >= context:
         raise UserError(
             f"max_new_tokens is {max_new_tokens} and the model's context {context}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def assemble(recipe: Recipe) -> Assembly:
     Raises:
         UserError: anything in it is unknown, missing or does not fit.
     """
-    choices = choose(recipe)
+    recipe, choices = dated(recipe), choose(recipe)
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     data = load_data(recipe, model, tokenizer)
     method = build_method(recipe, choices, model, len(data.clients))
@@ -86,7 +87,7 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
     Raises:
         UserError: anything in it is unknown, missing or does not fit.
     """
-    choices = choose(recipe)
+    recipe, choices = dated(recipe), choose(recipe)
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     table, data = recipe.data, FederatedData((), (), 0, 0)
     if table.test is None:
@@ -157,6 +158,14 @@ def resolved(recipe: Recipe, choices: Choices) -> Recipe:
             **choices.tables,
         }
     )
+
+
+def dated(recipe: Recipe, day: date | None = None) -> Recipe:
+    """The recipe with a date: its own, or else the given one, or else today's."""
+    if recipe.data.date is not None:
+        return recipe
+    data = recipe.data.model_copy(update={"date": day or date.today()})
+    return recipe.model_copy(update={"data": data})
 
 
 def _absolute(source: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,9 @@ from transformers.utils import logging as transformers_logging
 from fullfed.config import Recipe
 from fullfed.data.federated import FederatedData, federate, load_federated
 from fullfed.data.partition import partition
+from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
+from fullfed.evaluation.generation import context_length
 from fullfed.quickstart.kinds import draw_examples
 from fullfed.quickstart.tasks import FEDERATED
 
@@ -120,7 +122,22 @@ def load_data(
         data = load_federated(table, tokenizer, length, recipe.federation.seed)
     made = len(data.clients)
     check_cohort(recipe, made, f"the data make only {made} clients")
+    for examples in (data.test, *(client.examples for client in data.clients)):
+        check_tokens(model, examples)
     return data
+
+
+def check_tokens(model: PreTrainedModel, examples: Sequence[TokenizedExample]) -> None:
+    """Raise a UserError if the tokenizer's ids are more than the model has embeddings for."""
+    embeddings = model.get_input_embeddings()
+    rows = next(embeddings.parameters()).shape[0]
+    largest = max((int(example.ids.max()) for example in examples), default=0)
+    if largest >= rows:
+        raise UserError(
+            f"model.path: the data have token {largest} of the tokenizer's, and the model has "
+            f"embeddings for {rows} tokens only; take the tokenizer that belongs to it, or resize "
+            "its embeddings."
+        )
 
 
 def check_cohort(recipe: Recipe, clients: int, said: str) -> None:
@@ -136,12 +153,22 @@ def max_tokens(recipe: Recipe, model: PreTrainedModel) -> int:
     """The most tokens of a sample: what the recipe says, or else what the model reads at once.
 
     Raises:
-        UserError: neither the recipe nor the model's configuration says.
+        UserError: neither the recipe nor the model's configuration says, or the recipe says more
+            than the model reads.
     """
-    length = recipe.data.max_length or getattr(model.config, "max_position_embeddings", None)
+    length, context = recipe.data.max_length, context_length(model)
     if length is None:
-        raise UserError("the model's configuration gives no context length; set data.max_length.")
-    return int(length)
+        if context is None:
+            raise UserError(
+                "the model's configuration gives no context length; set data.max_length."
+            )
+        return context
+    if context is not None and length > context:
+        raise UserError(
+            f"data.max_length: {length} is more than the {context} tokens that the model reads at "
+            "once; lower it or leave it out."
+        )
+    return length
 
 
 def _quickstart_data(

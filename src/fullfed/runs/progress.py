@@ -95,11 +95,12 @@ def describe(assembly: Assembly) -> str:
     parameters = sum(p.numel() for p in assembly.model.parameters())
     trimmed = f", {data.shortened} prompts shortened" if data.shortened else ""
     dropped = f", {data.dropped} samples too long and left out" if data.dropped else ""
+    empty = f", {data.empty} answers empty" if data.empty else ""
     return (
         f"{recipe.method.name}: {parameters:,} parameters, {len(data.clients)} clients, "
         f"{recipe.federation.clients_per_round} a round, "
         f"{sum(len(c.examples) for c in data.clients):,} training and {len(data.test):,} "
-        f"evaluation samples{trimmed}{dropped}"
+        f"evaluation samples{trimmed}{dropped}{empty}"
     )
 
 

@@ -16,7 +16,7 @@ from fullfed.evaluation.evaluate import evaluate
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
-from fullfed.runs.assembly import build_method, choose, make_replica, scope_of
+from fullfed.runs.assembly import build_method, choose, dated, make_replica, scope_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_data, load_model
 
@@ -104,6 +104,7 @@ def measure(model_or_run: str, recipe: Recipe) -> dict[str, float]:
     folder = RunFolder(Path(model_or_run))
     if folder.recipe_file.exists():
         model, tokenizer = replay(folder)
+        recipe = dated(recipe, folder.recipe().data.date)
     else:
         table = recipe.model
         model, tokenizer = load_model(model_or_run, table.dtype, table.device)
