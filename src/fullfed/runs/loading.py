@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -27,6 +26,7 @@ from fullfed.errors import UserError
 from fullfed.evaluation.generation import context_length
 from fullfed.quickstart.kinds import draw_examples
 from fullfed.quickstart.tasks import FEDERATED
+from fullfed.runs.checkpoint import check_behaviour, check_weights, read_config
 
 BUILTIN = "builtin"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -45,14 +45,22 @@ def load_model(
         device: a torch device, or "auto" for a GPU if there is one.
 
     Raises:
-        UserError: there is no such model, or no such device.
+        UserError: there is no such model, it is no plain causal language model, or there is no
+            such device.
     """
     with _named(path) as source:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
-        ).to(find_device(device))  # type: ignore[arg-type]
-    model.eval()
+        read_config(source, path)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model, found = loaded
+        check_weights(model, found, path)
+        model.to(find_device(device)).eval()
+        check_behaviour(model, path)
     return model, tokenizer
 
 
@@ -66,10 +74,12 @@ def load_blank(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         UserError: there is no such model.
     """
     with _named(path) as source:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        config = AutoConfig.from_pretrained(source)
+        config = read_config(source, path)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=False
+            )
     model.eval()
     return model, tokenizer
 
@@ -84,9 +94,12 @@ def _named(path: str) -> Iterator[str]:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield source
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if Path(source).is_dir():
-            reason = str(error).splitlines()[0].rstrip(".")
+    except UserError:
+        raise
+    except Exception as error:  # a model's files are read by many programs, which fail in many ways
+        if Path(source).is_dir() or not isinstance(error, OSError | ValueError):
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = lines[0].rstrip(".:")
             raise UserError(f"{path}: the model cannot be loaded ({reason}).") from error
         raise UserError(
             f"{path}: there is no model folder here and no such model could be fetched from the "

@@ -23,6 +23,12 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]
         logits: the model's dtype, shape (batch.tokens, vocabulary).
         targets: int64, shape (batch.tokens,).
     """
+    logits, targets, _ = _answers(model, batch)
+    return logits, targets
+
+
+def _answers(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``answer_logits``, and the loss of the model's routers where it computes one."""
     predicting = torch.zeros_like(batch.labels, dtype=torch.bool)
     predicting[:, :-1] = batch.labels[:, 1:] != IGNORED
     targets = batch.labels[:, 1:][predicting[:, :-1]]
@@ -31,22 +37,40 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]
         return (inputs[0][predicting].unsqueeze(0),)
 
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    # No attention mask: padding is on the right, where causal attention cannot look, and without
+    # one the fastest attention kernels are available. Losses of routers count what it leaves.
+    mask = batch.attention_mask if router_loss_weight(model) else None
     with head.register_forward_pre_hook(narrow) if head is not None else nullcontext():
-        # No attention mask: padding is on the right, where causal attention cannot look, and
-        # without one the fastest attention kernels are available.
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits
-    return (logits[predicting] if head is None else logits[0]), targets
+        output = model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False)
+    logits = output.logits[predicting] if head is None else output.logits[0]
+    return logits, targets, getattr(output, "aux_loss", None)
+
+
+def router_loss_weight(model: PreTrainedModel) -> float:
+    """The weight of the loss that balances a mixture's experts; 0 unless the config asks for it."""
+    config = model.config.get_text_config()
+    if not getattr(config, "output_router_logits", False):
+        return 0.0
+    names = ("router_aux_loss_coef", "aux_loss_coef")
+    return next((float(getattr(config, name)) for name in names if hasattr(config, name)), 0.0)
 
 
 def answer_loss_sum(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Summed cross-entropy, in nats, of a batch's answer tokens; a float32 scalar."""
-    logits, targets = answer_logits(model, batch)
+    logits, targets, _ = _answers(model, batch)
     return cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Mean cross-entropy, in nats, of a batch's answer tokens; a float32 scalar."""
-    return answer_loss_sum(model, batch) / batch.tokens
+    """What training makes less: a float32 scalar.
+
+    It is the mean cross-entropy, in nats, of a batch's answer tokens, and the weighted loss of a
+    mixture's routers where the model's configuration asks for that.
+    """
+    logits, targets, routers = _answers(model, batch)
+    loss = cross_entropy(logits.float(), targets, reduction="sum") / batch.tokens
+    weight = router_loss_weight(model)
+    return loss + weight * routers if weight and routers is not None else loss
 
 
 @torch.no_grad()

@@ -84,12 +84,14 @@ class InputCache:
         cached = [self._states[key] for key in keys if key in self._states]
 
         def take(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (pad_sequence(cached, batch_first=True), *inputs[1:])
+            padded = pad_sequence(cached, batch_first=True)  # (samples, length, ..., width)
+            return (padded.movedim((0, 1), (-3, -2)), *inputs[1:])
 
         def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            for key, length, row in zip(keys, lengths, inputs[0], strict=True):
+            # (..., samples, length, width): some models pass several streams side by side.
+            for key, length, row in zip(keys, lengths, inputs[0].movedim(-3, 0), strict=True):
                 if self._bytes <= self._limit and key not in self._states:
-                    self._states[key] = row[:length].detach().clone()
+                    self._states[key] = row.movedim(-2, 0)[:length].detach().clone()
                     self._bytes += self._states[key].nbytes
             if self._bytes > self._limit:
                 self._states.clear()
