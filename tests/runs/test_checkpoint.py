@@ -31,6 +31,7 @@ from fullfed.errors import UserError
 from fullfed.runs import run
 from fullfed.runs.loading import load_blank, load_model
 from fullfed.training.loss import answer_loss, answer_loss_sum
+from trials.architectures import tiny_config
 
 from .small import recipe, write_ingredients, write_model
 
@@ -78,7 +79,9 @@ def test_an_adapter_is_refused(model: Path, tmp_path: Path, beside_the_base: boo
     folder = model if beside_the_base else tmp_path / "adapter"
     adapter.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
-    assert "this is a PEFT adapter, not a model; merge it into its base model" in why_refused(folder)
+    assert "this is a PEFT adapter, not a model; merge it into its base model" in why_refused(
+        folder
+    )
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8"])
@@ -129,7 +132,9 @@ def test_a_checkpoint_without_a_head_is_refused(model: Path) -> None:
     assert "is a LlamaForSequenceClassification, and its score.weight has no" in why_refused(model)
 
 
-@pytest.mark.parametrize("fault", [ImportError("needs flash_attn"), KeyError("rope"), Exception("x")])
+@pytest.mark.parametrize(
+    "fault", [ImportError("needs flash_attn"), KeyError("rope"), Exception("x")]
+)
 def test_what_loading_raises_is_told_in_a_sentence(
     model: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
@@ -204,8 +209,44 @@ def test_inputs_are_not_cached_where_routers_below_have_a_loss(tmp_path: Path) -
     folder = write_ingredients(tmp_path)
     write_mixtral(folder / "model", output_router_logits=True)
     cached = recipe(folder, method={"name": "fedcybgd"}, memory={"cache_inputs": "1MiB"})
-    with pytest.raises(UserError, match="memory.cache_inputs leaves out layers whose routers"):
+    with pytest.raises(UserError, match=r"memory\.cache_inputs: the layers of this model .Mixtral"):
         run.start(cached, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+SHARING = {  # layers that read the keys and values of others
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "activation_sparsity_pattern": [0.0] * 4,
+    "laurel_rank": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("bamba", "memory.cache_inputs"),  # its layers return a pair, for which two samples passed
+        ("bamba", "method.surrogate"),  # on would be taken
+        ("gemma3n_text", "memory.cache_inputs"),
+    ],
+)
+def test_no_layer_is_left_out_that_hands_on_more_than_hidden_states(
+    tmp_path: Path, kind: str, key: str
+) -> None:
+    folder = write_ingredients(tmp_path)
+    tokens = len(AutoTokenizer.from_pretrained(folder / "model"))
+    torch.manual_seed(0)
+    config = tiny_config(kind, tokens, SHARING if kind == "gemma3n_text" else {})
+    replace_by(folder / "model", AutoModelForCausalLM.from_config(config))
+    weak = {"surrogate": 0.5} if key == "method.surrogate" else {}
+    leaving_out = recipe(
+        folder,
+        method={"name": "fedcybgd", **weak},
+        memory={} if weak else {"cache_inputs": "1MiB"},
+    )
+    with pytest.raises(UserError, match=f"{key}: the layers of this model .* hand on more than"):
+        run.start(leaving_out, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

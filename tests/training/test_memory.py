@@ -6,6 +6,7 @@ import weakref
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,11 @@ from transformers import PreTrainedModel
 
 from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import Batch, collate
+from fullfed.data.tokens import TokenizedExample
 from fullfed.training.first_order import Steps, train
 from fullfed.training.layers import find_layers, layer_names, training_only
 from fullfed.training.loss import answer_loss
-from fullfed.training.memory import checkpointed, held, input_cache
+from fullfed.training.memory import InputCache, checkpointed, held, input_cache
 from methods.tiny import adamw, same, samples, sgd, weights
 from training.architectures import CAUSAL, make
 
@@ -207,6 +209,53 @@ def test_a_cache_changes_no_more_than_rounding(name: str) -> None:
         train(model, named(model, 1), batches() + again + batches(), sgd(0.1), memory)
         results.append(weights(model))
     close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_streams_beside_samples_are_cached_by_sample(axis: int) -> None:
+    """Hidden states of four dimensions: Gemma 3n has its streams before, DeepSeek V4 behind."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return hidden * 2 + 1
+
+    below, last = Layer(), Layer()
+    cache = InputCache([below, last], 1, 1 << 20)
+
+    def run(batch: Batch) -> torch.Tensor:
+        ids = batch.input_ids
+        streams = torch.stack([ids, -ids, ids**2], dim=axis)
+        with cache.serving(batch):
+            return last(below(streams[..., None].float() + torch.arange(5))).movedim(axis, 0)
+
+    long, short = (collate(samples(2, seed)) for seed in range(2))
+    first = run(long), run(short)
+    assert below.calls == 2
+    mixed = collate([*samples(2, 1), *samples(2, 0)])
+    served = run(mixed)
+    assert below.calls == 2
+    assert served.shape == (3, 4, mixed.input_ids.shape[1], 5)
+    for expected, found, batch in zip(
+        first, (served[:, 2:], served[:, :2]), (long, short), strict=True
+    ):
+        for row, length in enumerate(batch.attention_mask.sum(dim=1).tolist()):
+            assert torch.equal(found[:, row, :length], expected[:, row, :length])
+
+
+def test_where_samples_cannot_be_told_from_streams_nothing_is_cached() -> None:
+    below, last = nn.Identity(), nn.Identity()
+    cache = InputCache([below, last], 1, 1 << 20)
+    batch = collate([TokenizedExample(np.arange(2, dtype=np.int32), 1) for _ in range(2)])
+    hidden = torch.zeros(2, 2, 2, 5)  # two streams, two samples, two tokens
+    for _ in range(2):
+        with cache.serving(batch):
+            last(below(hidden))
+    assert not cache._states
 
 
 def test_a_cache_that_gets_too_large_is_given_up() -> None:

@@ -30,9 +30,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from runs.small import recipe, write_data
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it
 
 from fullfed.config import Recipe
 from fullfed.data.batches import collate
@@ -43,11 +41,14 @@ from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_data, load_model
 from fullfed.runs.replay import export, replay
 from fullfed.training.loss import answer_loss_value
+from runs.small import recipe, write_data
 
 # Sizes, by every name that configurations have for them; each takes those that it has.
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim"), 32),
-    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "num_layers", "decoder_layers"), 2),
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "decoder_layers"), 2
+    ),
     **dict.fromkeys(("num_attention_heads", "n_heads", "n_head", "decoder_attention_heads"), 4),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "n_inner", "dff"), 48),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), 128),
@@ -76,12 +77,30 @@ SIZES: dict[str, Any] = {
     "pad_token_id": None,
     "initializer_range": 0.3,
 }
+# Their latent attention has a key and a value for every head.
+_LATENT = (
+    *("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"),
+    *("glm_moe_dsa", "longcat_flash", "minicpm3", "youtu"),
+)
+_ROBERTAS = (
+    *("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta"),
+    "xlm-roberta-xl",
+)
 # What else some need, or must have for anything to be tried.
 FURTHER: dict[str, dict[str, Any]] = {
     "mixtral": {"output_router_logits": True, "router_aux_loss_coef": 0.5},
     "qwen2_moe": {"output_router_logits": True, "router_aux_loss_coef": 0.5},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "bert": {"is_decoder": True},
+    **{name: {"num_key_value_heads": 4} for name in _LATENT},
+    **{name: {"is_decoder": True, "pad_token_id": 1} for name in _ROBERTAS},
+    "modernbert-decoder": {"pad_token_id": 0},
+    "bert": {"is_decoder": True, "pad_token_id": 0},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "activation_sparsity_pattern": [0.0, 0.0],
+        "laurel_rank": 4,
+    },
 }
 
 
@@ -103,9 +122,9 @@ class Row(NamedTuple):
 LARGEST = 3_000_000  # parameters; with more of them an architecture has not been made tiny
 
 
-def tiny_config(name: str, tokens: int) -> PretrainedConfig:
-    """A configuration of hidden size 32 with two layers."""
-    return _tiny(CONFIG_MAPPING[name], tokens, FURTHER.get(name, {}))
+def tiny_config(name: str, tokens: int, further: dict[str, Any] | None = None) -> PretrainedConfig:
+    """A configuration of hidden size 32 with two layers, and with what FURTHER or a caller says."""
+    return _tiny(CONFIG_MAPPING[name], tokens, further or FURTHER.get(name, {}))
 
 
 def _tiny(kind: type[PretrainedConfig], tokens: int, further: dict[str, Any]) -> PretrainedConfig:
@@ -166,7 +185,9 @@ def trial(name: str, folder: Path) -> Row:
     again = AutoModelForCausalLM.from_pretrained(folder / "exported").eval()
     trained, _ = replay(RunFolder(done))
     with torch.no_grad():
-        one, other = (m(input_ids=batch.input_ids, use_cache=False).logits for m in (again, trained))
+        one, other = (
+            m(input_ids=batch.input_ids, use_cache=False).logits for m in (again, trained)
+        )
     assert torch.equal(one, other), "the exported model is another"
     return row._replace(exported="yes")
 
@@ -197,6 +218,54 @@ def rows(names: list[str]) -> Iterator[Row]:
             yield row._replace(refused=row.refused.replace(f"{folder}/model: ", ""))
 
 
+_HEAD = """# Architectures
+
+    python tests/trials/architectures.py --write docs/results/architectures.md
+
+Every causal language model of transformers {version} ({number} names), with random weights, hidden
+size 32 and two layers, is saved, loaded, trained for a round of Ferret and for one of FedCyBGD
+(with cached inputs, and with checkpointed activations), exported and loaded again; exported logits
+equal the replica's bit for bit. "Loss" is ours of a batch of padded samples, "own" what the model
+computes of it itself; losses of routers are in both where the configuration asks for them. The
+models are random: the numbers say that two ways to compute them agree, and nothing else. "Without"
+names the key that this model is refused with. The suite runs a few of these architectures.
+
+{carried} are carried out, {refused} refused, {untried} not tried, {faults} fail otherwise.
+
+## Carried out
+
+| model type | parameters | loss | own | Ferret | FedCyBGD | exported | without |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def table(found: list[Row]) -> str:
+    """The page of results."""
+    carried = [row for row in found if row.exported]
+    refused = [row for row in found if row.refused and not row.exported]
+    untried, faults = [row for row in found if row.untried], [row for row in found if row.fault]
+    text = _HEAD.format(
+        version=transformers.__version__,
+        number=len(found),
+        carried=len(carried),
+        refused=len(refused),
+        untried=len(untried),
+        faults=len(faults),
+    )
+    for row in carried:
+        key = row.refused.partition(":")[0]
+        text += f"| {row.name} | {row.parameters:,} | {row.ours:.5f} | {row.own:.5f} "
+        text += f"| {row.ferret} | {row.fedcybgd} | {row.exported} | {key} |\n"
+    lists = (("Refused", refused), ("Not tried", untried), ("Failed", faults))
+    for heading, listed in lists:
+        if listed:
+            text += f"\n## {heading}\n\n| model type | why |\n|---|---|\n"
+            for row in listed:
+                why = (row.refused or row.untried or row.fault).replace("|", "\\|")
+                text += f"| {row.name} | {why} |\n"
+    return text
+
+
 def main() -> int:
     """Try the architectures named, or all; tell of each, write the table if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -209,7 +278,11 @@ def main() -> int:
     for row in rows(arguments.names or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)):
         found.append(row)
         print(*row, sep=" | ", flush=True)
-    print(transformers.__version__, len(found), "tried", sum(bool(r.fault) for r in found), "faults")
+    print(
+        transformers.__version__, len(found), "tried", sum(bool(r.fault) for r in found), "faults"
+    )
+    if arguments.write:
+        arguments.write.write_text(table(found), encoding="utf-8")
     return int(any(row.fault for row in found))
 
 

@@ -21,9 +21,9 @@ from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, load_plugin
 from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
+from fullfed.runs.checkpoint import check_passing_over
 from fullfed.runs.loading import BUILTIN, load_data, load_model, max_tokens
 from fullfed.training.layers import layer_names
-from fullfed.training.loss import router_loss_weight
 from fullfed.training.optimizers import check_optimizer
 from fullfed.validation import describe_validation, keys_of
 
@@ -188,11 +188,10 @@ def build_method(
     entry, seed = METHODS[recipe.method.name], recipe.federation.seed
     scope = entry.scope(seed, choices.method)
     scope.attach(model)
-    if recipe.memory.cache_inputs and router_loss_weight(model):
-        raise UserError(
-            "memory.cache_inputs leaves out layers whose routers have a loss, which the model's "
-            "configuration asks for (output_router_logits); leave the key out."
-        )
+    if recipe.memory.cache_inputs:
+        check_passing_over(model, "memory.cache_inputs")
+    if getattr(choices.method, "surrogate", 1.0) < 1.0:
+        check_passing_over(model, "method.surrogate")
     shapes = {name: p.shape for name, p in scope.trained(model).items()}
     setting = Setting(
         federation=recipe.federation,

@@ -8,6 +8,7 @@ one that asks for losses of its own. Training and export would each do half of t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from fullfed.data.batches import collate
+from fullfed.data.batches import Batch, collate
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
-from fullfed.training.loss import answer_loss_value
+from fullfed.training.layers import find_layers
+from fullfed.training.loss import answer_logits, answer_loss_value, router_loss_weight
+from fullfed.training.memory import InputCache
 
 # How far two ways to one number may lie apart, relative to it.
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -99,13 +102,11 @@ def check_behaviour(model: PreTrainedModel, path: str) -> None:
         UserError: it looks ahead, or its configuration asks for a loss that is not known here.
     """
     tolerance = _TOLERANCES.get(model.dtype, _COARSE)
-    rows = next(model.get_input_embeddings().parameters()).shape[0]
-    ids = (np.arange(3, 11) * 5 % rows).astype(np.int32)
-    batch = collate([TokenizedExample(ids, 3), TokenizedExample(ids[:5], 2)]).to(model.device)
+    batch = _probe(model)
     with torch.no_grad():
         whole, begun = (
             model(input_ids=batch.input_ids[:1, :length], use_cache=False).logits[0, :5].float()
-            for length in (len(ids), 5)
+            for length in (batch.input_ids.shape[1], 5)
         )
         own = model(
             input_ids=batch.input_ids,
@@ -113,7 +114,7 @@ def check_behaviour(model: PreTrainedModel, path: str) -> None:
             labels=batch.labels,
             use_cache=False,
         ).loss
-    if (whole - begun).abs().max() > tolerance * whole.abs().max() + tolerance:
+    if not _alike(whole, begun, tolerance):
         raise UserError(
             f"{path}: what this model predicts depends on what comes after; take a causal language "
             "model."
@@ -123,5 +124,53 @@ def check_behaviour(model: PreTrainedModel, path: str) -> None:
         raise UserError(
             f"{path}: the model's own loss of a probe is {float(own):.4f} and the cross-entropy of "
             f"its answers, with the losses that are known here, {ours:.4f}; switch the further "
-            "loss off in its config.json."
+            "loss off in its config.json, or take another model."
         )
+
+
+def check_passing_over(model: PreTrainedModel, key: str) -> None:
+    """See that a layer hands on its hidden states and nothing else, so that some can be left out.
+
+    Args:
+        key: of the recipe, which leaves layers out.
+
+    Raises:
+        UserError: it hands on more.
+    """
+    _, layers = find_layers(model)
+    more = UserError(
+        f"{key}: the layers of this model ({type(model).__name__}) hand on more than their hidden "
+        "states, so none can be left out; leave the key out."
+    )
+    if router_loss_weight(model):
+        raise more
+    if len(layers) < 2 or model.device.type == "meta":  # a node's, which the server has checked
+        return
+    batch, outputs = _probe(model), []
+    cache = InputCache(list(layers), len(layers) - 1, 1 << 30)
+    with torch.no_grad(), ExitStack() as hooks:
+        for layer in layers:
+            hook = layer.register_forward_hook(lambda _, __, output: outputs.append(output))
+            hooks.callback(hook.remove)
+        with cache.serving(batch):
+            plain, _ = answer_logits(model, batch)
+        if not all(isinstance(output, torch.Tensor) for output in outputs):
+            raise more
+        try:
+            with cache.serving(batch):
+                served, _ = answer_logits(model, batch)
+        except Exception as error:  # it looks for what the others would have left for it
+            raise more from error
+    if not _alike(plain, served, _TOLERANCES.get(model.dtype, _COARSE)):
+        raise more
+
+
+def _probe(model: PreTrainedModel) -> Batch:
+    """Two short sequences of different lengths."""
+    rows = next(model.get_input_embeddings().parameters()).shape[0]
+    ids = (np.arange(3, 11) * 5 % rows).astype(np.int32)
+    return collate([TokenizedExample(ids, 3), TokenizedExample(ids[:5], 2)]).to(model.device)
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+    return bool((one - other).abs().max() <= tolerance * (1 + one.abs().max()))

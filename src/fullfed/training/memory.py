@@ -74,6 +74,7 @@ class InputCache:
         self._limit = limit
         self._states: dict[bytes, Tensor] = {}
         self._bytes = 0
+        self._axis = -1  # of the samples in hidden states, before that of the length; -1: not known
 
     @contextmanager
     def serving(self, batch: Batch) -> Iterator[None]:
@@ -85,13 +86,16 @@ class InputCache:
 
         def take(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             padded = pad_sequence(cached, batch_first=True)  # (samples, length, ..., width)
-            return (padded.movedim((0, 1), (-3, -2)), *inputs[1:])
+            return (padded.movedim((0, 1), (self._axis, self._axis + 1)), *inputs[1:])
 
         def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            # (..., samples, length, width): some models pass several streams side by side.
-            for key, length, row in zip(keys, lengths, inputs[0].movedim(-3, 0), strict=True):
+            hidden = inputs[0]
+            if not self._find_axis(hidden, batch):
+                return
+            rows = hidden.movedim((self._axis, self._axis + 1), (0, 1))
+            for key, length, row in zip(keys, lengths, rows, strict=True):
                 if self._bytes <= self._limit and key not in self._states:
-                    self._states[key] = row.movedim(-2, 0)[:length].detach().clone()
+                    self._states[key] = row[:length].detach().clone()
                     self._bytes += self._states[key].nbytes
             if self._bytes > self._limit:
                 self._states.clear()
@@ -103,3 +107,15 @@ class InputCache:
             for layer in self._below if served else ():
                 stack.enter_context(forward_replaced(layer, pass_on))
             yield
+
+    def _find_axis(self, hidden: Tensor, batch: Batch) -> bool:
+        """Whether it is known where the samples are: some models have streams beside them.
+
+        The sizes of a batch tell it, unless there happen to be as many streams.
+        """
+        if self._axis < 0:
+            sizes, own = batch.input_ids.shape, hidden.shape
+            found = [i for i in range(hidden.ndim - 2) if own[i : i + 2] == sizes]
+            if len(found) == 1:
+                self._axis = found[0]
+        return self._axis >= 0
