@@ -60,6 +60,9 @@ def test_tokens_beyond_the_embeddings_are_refused(tmp_path: Path) -> None:
     rows = len(tokenizer) - 1
     why = refused(folder, tmp_path / "run")
     assert f"the data have token {rows} of the tokenizer's, and the model has embeddings for" in why
+    data = {"test": str(folder / "train.jsonl")}
+    with pytest.raises(UserError, match=f"the data have token {rows} "):
+        assembly.assemble_server(recipe(folder, data=data), 2)
 
 
 def test_empty_answers_are_counted_and_data_of_nothing_else_refused(tmp_path: Path) -> None:

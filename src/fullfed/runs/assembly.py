@@ -22,7 +22,7 @@ from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
 from fullfed.runs.checkpoint import check_passing_over
-from fullfed.runs.loading import BUILTIN, load_data, load_model, max_tokens
+from fullfed.runs.loading import BUILTIN, check_tokens, load_data, load_model, max_tokens
 from fullfed.training.layers import layer_names
 from fullfed.training.optimizers import check_optimizer
 from fullfed.validation import describe_validation, keys_of
@@ -98,6 +98,7 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
         length = max_tokens(recipe, model)
         test = read_examples(table.test, "test", columns=table.columns, ignore=table.ignore)
         data = federate([], test, [], table, tokenizer, length)
+        check_tokens(model, data.test)
     method = build_method(recipe, choices, model, clients)
     method.plans(0, None)  # a schedule that does not fit the federation shows at once
     return Assembly(resolved(recipe, choices), model, tokenizer, data, method)
