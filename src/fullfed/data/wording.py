@@ -246,8 +246,8 @@ def on_date(template: str, today: date) -> str:
     """
     if "strftime_now" not in template:
         return template
-    codes = {f"%{letter}": today.strftime(f"%{letter}") for letter in ascii_letters}
-    codes |= {f"%-{letter}": today.strftime(f"%-{letter}") for letter in ascii_letters}
+    written = [f"%{flag}{letter}" for flag in ("", "-") for letter in ascii_letters]
+    codes = {code: today.strftime(code) for code in written if code in template}
     percent = "\ue000"  # keeps "%%d" from being taken for "%d"
     steps = [("%%", percent), *codes.items(), (percent, "%")]
     filters = "".join(f" | replace({json.dumps(a)}, {json.dumps(b)})" for a, b in steps)
