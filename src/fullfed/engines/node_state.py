@@ -155,6 +155,8 @@ class NodeState:
             self._log_file.unlink(missing_ok=True)
             self._snapshot_file.unlink()
             return
+        if not self._log_file.exists():
+            return
         log = self._opened()
         payloads = [log.read(number) for number in range(len(log))]
         self._rewrite([p for p in payloads if decode(p, Update).round < version])
