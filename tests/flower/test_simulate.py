@@ -45,7 +45,8 @@ def test_which_process_is_asked_makes_no_difference(
     folder: Path, tmp_path: Path, method: dict[str, object]
 ) -> None:
     """Neither where clients keep something, nor where the newest update replaces all others."""
-    path = write_recipe(folder, method=method, federation={"rounds": 5, "clients_per_round": 2})
+    federation, local = {"rounds": 5, "clients_per_round": 2}, {"learning_rate": 1e-4, "steps": 2}
+    path = write_recipe(folder, method=method, federation=federation, local=local)
     recipe, turns = load_recipe(path), Random(0)
     ours, flowers = RunFolder(tmp_path / "ours"), RunFolder(tmp_path / "flowers")
     process = cache(lambda number: SimulatedNode(flowers.path))
