@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fullfed.config import DataTable, FederationTable, LocalTable, MemoryTable
-from fullfed.data.federated import FederatedData, load_federated
+from fullfed.data.federated import FederatedData, divide, federate
 from fullfed.engines.simulation import Simulation
 from fullfed.evaluation.evaluate import evaluate_loss
 from fullfed.federation.client import Worker
@@ -136,18 +136,14 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     shared = Path(os.environ["FULLFED_SHARED"])
     folder = shared / "models/stories260k"
-    data = load_federated(
-        DataTable(
-            train="data/natural-instructions-train.jsonl.gz",
-            test="data/natural-instructions-test.jsonl.gz",
-            template="alpaca",
-            test_samples=200,
-        ),
-        AutoTokenizer.from_pretrained(folder),
-        128,
-        options.seed,
-        shared,
+    table = DataTable(
+        train="data/natural-instructions-train.jsonl.gz",
+        test="data/natural-instructions-test.jsonl.gz",
+        template="alpaca",
+        test_samples=200,
     )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    data = federate(*divide(table, options.seed, shared), table, tokenizer, 128)
     rows: list[dict[str, Any]] = []
     ways: dict[str, Tensor] = {}
     for name, (dtype, rounding) in replicas(options.seed).items():

@@ -48,6 +48,7 @@ def _check_device(name: str) -> str:
 
 
 Positive = Annotated[int, Field(gt=0)]
+Source = Annotated[str, AfterValidator(os.path.expanduser)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes)]
 
@@ -65,7 +66,7 @@ class ModelTable(_Table):
     bytes a parameter; "stochastic" rounds bfloat16 up or down at random, alike everywhere.
     """
 
-    path: str
+    path: Source
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     rounding: Literal["master", "stochastic"] = "master"
     device: Annotated[str, AfterValidator(_check_device)] = "auto"
@@ -100,8 +101,8 @@ class DataTable(_Table):
     begins on, which its folder records, where it is not said.
     """
 
-    train: str
-    test: str | None = None
+    train: Source
+    test: Source | None = None
     columns: ColumnsTable = ColumnsTable()
     ignore: tuple[str, ...] = ()
     hold_out: str | None = None

@@ -60,7 +60,7 @@ def _advice(name: str, keys: Collection[str]) -> str:
     close = difflib.get_close_matches(last, beside, n=1)
     elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
     if close or elsewhere:
-        meant = name.removesuffix(last) + close[0] if close else elsewhere[0]
+        meant = elsewhere[0] if elsewhere else name.removesuffix(last) + close[0]
         return f"did you mean {meant!r}"
     there = f" ({table} has {', '.join(beside)})" if table and beside else ""
     return f"remove it or correct its spelling{there}"

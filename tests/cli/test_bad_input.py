@@ -14,7 +14,7 @@ import tomli_w
 from transformers import AutoTokenizer
 
 from fullfed.cli import main
-from fullfed.runs import run
+from fullfed.runs import assembly, run
 from runs.small import recipe, tables, write_data, write_model
 
 
@@ -326,6 +326,26 @@ def test_a_plot_of_a_run_whose_loss_was_not_measured(
     said = complaint("plot", tmp_path / "run", "--out", tmp_path / "plots")
     assert said.startswith(f"{tmp_path / 'run'}: the run's loss was not measured")
     assert not (tmp_path / "plots").exists()
+
+
+def test_data_are_read_before_a_model_is_loaded(
+    ingredients: Path, tmp_path: Path, complaint: Complaint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("a model was loaded in vain")
+
+    monkeypatch.setattr(assembly, "load_model", loaded)
+    arguments = ["--set", "data.train=/nowhere.jsonl", "--out", tmp_path / "r"]
+    assert "/nowhere.jsonl does not exist" in complaint(
+        "run", ingredients / "recipe.toml", *arguments
+    )
+    lines = (ingredients / "train.jsonl").read_text().splitlines()
+    lines[20] = json.dumps({"instruction": "x", "category": "red"})
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    arguments[1] = f"data.train={tmp_path / 'train.jsonl'}"
+    said = complaint("run", ingredients / "recipe.toml", *arguments)
+    lacks = "line 21: the record lacks 'output', which the Alpaca records before it have"
+    assert said.startswith(f"{tmp_path / 'train.jsonl'}, {lacks}; add it")
 
 
 def test_a_comparison_of_no_methods(

@@ -23,10 +23,11 @@ from fullfed.config import load_recipe
 from fullfed.data.federated import FederatedData
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate_loss
+from fullfed.files import seal
 from fullfed.runs import run
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.loading import load_data
+from fullfed.runs.loading import tokenize_data
 from fullfed.runs.replay import replay
 from runs.small import tables, write_data, write_model
 
@@ -191,12 +192,12 @@ def test_a_trials_loss_is_that_of_a_run_on_the_rest_of_the_data(
     kept, validation = hold_out([c.examples for c in base.data.clients], 0)
 
     def shorter(*arguments: Any) -> FederatedData:
-        whole = load_data(*arguments)
+        whole = tokenize_data(*arguments)
         clients = zip(whole.clients, kept, strict=True)
         rest = tuple(type(c)(c.name, own) for c, own in clients)
         return FederatedData(rest, whole.test, 0, 0)
 
-    monkeypatch.setattr("fullfed.runs.assembly.load_data", shorter)
+    monkeypatch.setattr("fullfed.runs.assembly.tokenize_data", shorter)
     run.start(changed, tmp_path / "run")
     model, _ = replay(RunFolder(tmp_path / "run"))
     assert trial.loss == evaluate_loss(model, validation, changed.evaluation.batch_size)
@@ -322,6 +323,7 @@ def test_a_run_whose_loss_is_missing_counts_as_failed(
     assert comparison._without_loss(folder, task) == ""
     path = folder.run("few", 0).path / file
     *others, last = path.read_text().splitlines() if file != "base.json" else [path.read_text()]
-    broken = json.dumps({**json.loads(last), "loss": None})
+    follows = json.loads(others[-1])["checksum"] if others else ""
+    broken = json.dumps(seal({**json.loads(last), "loss": None}, follows))
     path.write_text("\n".join([*others, broken]) + "\n")
     assert comparison._without_loss(folder, task) == reason

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fullfed.config import DataTable
-from fullfed.data.federated import FederatedData, load_federated
+from fullfed.data.federated import FederatedData, divide, federate
 from fullfed.errors import UserError
 
 
@@ -27,7 +27,7 @@ def source(tmp_path: Path) -> str:
 def load(source: str, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> FederatedData:
     length, seed = changes.pop("max_length", 512), changes.pop("seed", 0)
     table = DataTable.model_validate({"train": source, "partition": "category"} | changes)
-    return load_federated(table, tokenizer, length, seed)
+    return federate(*divide(table, seed), table, tokenizer, length)
 
 
 def outputs(examples: Any, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -121,13 +121,9 @@ def test_a_test_set_that_does_not_fit_is_named(
 
 def test_real_tasks_become_clients(shared: Path) -> None:
     source = "data/natural-instructions-test.jsonl.gz"
-    data = load_federated(
-        DataTable(train=source, test=source, test_samples=100),
-        AutoTokenizer.from_pretrained(shared / "models" / "base-4m"),
-        512,
-        seed=0,
-        root=shared,
-    )
+    table = DataTable(train=source, test=source, test_samples=100)
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "base-4m")
+    data = federate(*divide(table, 0, shared), table, tokenizer, 512)
     assert len(data.clients) == 55
     assert {len(client.examples) for client in data.clients} == {10}
     assert len(data.test) == 100

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fullfed.config import ColumnsTable
+from fullfed.data import sources
 from fullfed.data.records import Example
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
@@ -227,6 +228,7 @@ def test_code_is_told_apart_by_language(tmp_path: Path) -> None:
 
 def test_a_hub_name_is_read_by_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(sources, "is_reachable", lambda: True)
     asked: list[tuple[Any, ...]] = []
 
     def load_dataset(name: str, config: str | None, split: str) -> Any:
@@ -240,6 +242,7 @@ def test_a_hub_name_is_read_by_its_fields(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_hub_dataset_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(sources, "is_reachable", lambda: True)
 
     def load_dataset(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError("no such dataset")

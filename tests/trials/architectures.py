@@ -38,7 +38,7 @@ from fullfed.errors import UserError
 from fullfed.quickstart import MODEL_PATH
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.loading import load_data, load_model
+from fullfed.runs.loading import load_model, read_data, tokenize_data
 from fullfed.runs.replay import export, replay
 from fullfed.training.loss import answer_loss_value
 from runs.small import recipe, write_data
@@ -158,7 +158,9 @@ def trial(name: str, folder: Path) -> Row:
     row = Row(name, sum(p.numel() for p in made.parameters()))
     try:
         model, tokenizer = load_model(str(folder / "model"))
-        batch = collate(load_data(_recipe(folder, {"name": "ferret"}), model, tokenizer).test[:3])
+        recipe = _recipe(folder, {"name": "ferret"})
+        data = tokenize_data(recipe, read_data(recipe), model, tokenizer)
+        batch = collate(data.test[:3])
         with torch.no_grad():
             own = model(
                 input_ids=batch.input_ids,

@@ -22,7 +22,7 @@ from fullfed.files import write_json
 from fullfed.methods.catalogue import METHODS
 from fullfed.runs.assembly import build_method, choose
 from fullfed.runs.environment import environment
-from fullfed.runs.loading import load_data, load_model
+from fullfed.runs.loading import load_model, read_data, tokenize_data
 
 TARGET_SHARE = 0.9  # of the way from the base model's loss to the best method's
 _PARTS = ("train", "encode", "aggregate")
@@ -173,9 +173,9 @@ def _check(contestants: Sequence[Contestant]) -> int:
         UserError: one does not.
     """
     recipe = contestants[0].recipe
-    table = recipe.model
+    table, divided = recipe.model, read_data(recipe)
     model, tokenizer = load_model(table.path, table.dtype, table.device)
-    data = load_data(recipe, model, tokenizer)
+    data = tokenize_data(recipe, divided, model, tokenizer)
     for contestant in contestants:
         options = choose(contestant.recipe)
         model, _ = load_model(table.path, table.dtype, table.device)

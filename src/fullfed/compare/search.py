@@ -26,7 +26,7 @@ from fullfed.federation.messages import encode
 from fullfed.federation.server import Arrival, run_round
 from fullfed.randomness import Purpose, Stream, permutation
 from fullfed.runs.assembly import build_method, choose, make_replica
-from fullfed.runs.loading import load_data, load_model
+from fullfed.runs.loading import load_model, read_data, tokenize_data
 
 _STRIDE = 0.5  # decades between neighbours
 _SHARE = 10  # one example in so many is held out
@@ -105,7 +105,7 @@ class Trials:
         self._rounds = rounds
         self._on_arrival = on_arrival
         model, tokenizer = self._load()
-        data = load_data(recipe, model, tokenizer)
+        data = tokenize_data(recipe, read_data(recipe), model, tokenizer)
         examples = [client.examples for client in data.clients]
         kept, self._validation = hold_out(examples, recipe.federation.seed)
         self._clients = dict(enumerate(kept))

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -64,14 +65,22 @@ class FederatedData:
         return digest.hexdigest()
 
 
-def load_federated(
-    table: DataTable,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    seed: int,
-    root: Path | None = None,
-) -> FederatedData:
-    """Reads, splits and tokenises the data of a run.
+class Divided(NamedTuple):
+    """Examples, and who has which.
+
+    Attributes:
+        train: of all clients.
+        test: held out from every client.
+        parts: of ``train``, one a client.
+    """
+
+    train: Sequence[Example]
+    test: Sequence[Example]
+    parts: Sequence[Part]
+
+
+def divide(table: DataTable, seed: int, root: Path | None = None) -> Divided:
+    """Reads the data of a run and says who has which.
 
     The test set is ``table.test`` (split "test" where it has splits); without one, the category
     ``table.hold_out`` of the training data, of which no client sees anything; without that
@@ -80,26 +89,25 @@ def load_federated(
 
     Args:
         table: the recipe's.
-        max_length: ids in a sequence, at most the model's context.
         seed: fixes who holds what.
         root: what relative paths are relative to.
 
     Raises:
         UserError: bad input of any kind.
     """
+    if table.test is not None and table.hold_out is not None:
+        raise UserError(
+            f"The test set is {table.test}, so nothing is held out; "
+            "leave out either the test source or hold_out."
+        )
     train = read_examples(table.train, "train", root, table.columns, table.ignore)
     if table.test is not None:
-        if table.hold_out is not None:
-            raise UserError(
-                f"The test set is {table.test}, so nothing is held out; "
-                "leave out either the test source or hold_out."
-            )
         test = read_examples(table.test, "test", root, table.columns, table.ignore)
     elif table.hold_out is not None:
         train, test = hold_out_category(train, table.hold_out)
     else:
         train, test = hold_out_samples(train, table.test_samples)
-    return federate(train, test, partition(train, table, seed), table, tokenizer, max_length)
+    return Divided(train, test, partition(train, table, seed))
 
 
 def federate(
@@ -110,7 +118,12 @@ def federate(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> FederatedData:
-    """Tokenises examples that have been split already; see `load_federated`.
+    """Tokenises examples that have been divided.
+
+    Args:
+        train, test, parts: see `Divided`.
+        table: the recipe's.
+        max_length: ids in a sequence, at most the model's context.
 
     Raises:
         UserError: no example of a client, or of the test set, has an answer that fits; or all

@@ -111,7 +111,7 @@ def examples_from_records(
                 "write one object a record."
             )
         record = {name: value for name, value in record.items() if name not in ignore}
-        found = _recognise(place, record, formats)
+        found = _recognise(place, record, formats, expected)
         expected = expected or found
         if found is not expected:
             raise UserError(
@@ -168,10 +168,18 @@ def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, list | dict) and not value)
 
 
-def _recognise(place: str, record: Mapping[str, Any], formats: Sequence[Format]) -> Format:
+def _recognise(
+    place: str, record: Mapping[str, Any], formats: Sequence[Format], expected: Format | None
+) -> Format:
     for candidate in formats:
         if all(name in record for name in candidate.required.values()):
             return candidate
+    if expected is not None:
+        lacking = [name for name in expected.required.values() if name not in record]
+        raise UserError(
+            f"{place}: the record lacks {' and '.join(map(repr, lacking))}, which the "
+            f"{expected.name} records before it have; add it, or take the record out."
+        )
     known = "; ".join(f"{f.name}: {', '.join(f.required.values())}" for f in formats)
     raise UserError(
         f"{place}: fields {', '.join(map(str, record)) or '(none)'} fit no known format; "

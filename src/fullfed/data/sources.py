@@ -17,6 +17,7 @@ from fullfed.config import ColumnsTable
 from fullfed.data.languages import programming_language
 from fullfed.data.records import Example, Format, examples_from_records, refuse_lost
 from fullfed.errors import UserError
+from fullfed.hub import is_hub_name, is_reachable, refuse_pointer
 
 
 def read_text(path: Path) -> str:
@@ -27,6 +28,7 @@ def read_text(path: Path) -> str:
     """
     try:
         data = path.read_bytes()
+        refuse_pointer(path)
         # A byte order mark, as some editors write it, is no part of the text.
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -56,14 +58,6 @@ def _parsed_lines(text: str, path: Path) -> Iterator[tuple[str, object]]:
             yield f"{path}, line {number}", _parsed(line, path, number)
 
 
-_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
-
-
-def is_hub_name(source: str) -> bool:
-    """Whether `source` has the form "org/name" or "org/name:config" and no data file's ending."""
-    return bool(_NAME.fullmatch(source)) and not source.endswith((".json", ".jsonl", ".gz"))
-
-
 def read_hub_records(source: str, split: str) -> Iterator[tuple[str, object]]:
     """(place, record) of every row of a dataset's split; `place` names dataset, split and row.
 
@@ -78,6 +72,11 @@ def read_hub_records(source: str, split: str) -> Iterator[tuple[str, object]]:
             f'{source} is a hub name; install what reads it with pip install "fullfed[hub]".'
         ) from error
     name, _, config = source.partition(":")
+    if not is_reachable():
+        raise UserError(
+            f"{source}: there is no such file or folder here, and the hub cannot be reached from "
+            "this machine; name a file, or set HF_HUB_OFFLINE=1 to use what was fetched before."
+        )
     try:
         rows = datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError) as error:
@@ -121,7 +120,7 @@ def read_examples(
         examples = read_task_folder(path, split, ignore)
     elif path.is_file():
         examples = _read_file(path, columns, ignore)
-    elif is_hub_name(source):
+    elif "/" in source and is_hub_name(source):
         examples = examples_from_records(read_hub_records(source, split), columns, ignore)
     else:
         raise UserError(f"{path} does not exist; check the path, or give a hub name (org/name).")

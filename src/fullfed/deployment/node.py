@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fullfed.data.sources import is_hub_name
 from fullfed.deployment.folders import NodeFile, NodeFolder
 from fullfed.deployment.processes import (
     TOLD,
@@ -22,6 +21,7 @@ from fullfed.deployment.processes import (
     shown,
 )
 from fullfed.errors import UserError
+from fullfed.hub import is_hub_name
 
 _RESTART_SECONDS = 1.0
 _USER_ERROR = 2  # exit code

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.config import NamedTable, Recipe
-from fullfed.data.federated import FederatedData, federate
+from fullfed.data.federated import Divided, FederatedData
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 from fullfed.federation.client import States, Worker
@@ -22,7 +22,7 @@ from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
 from fullfed.runs.checkpoint import check_passing_over
-from fullfed.runs.loading import BUILTIN, check_tokens, load_data, load_model, max_tokens
+from fullfed.runs.loading import BUILTIN, load_model, read_data, tokenize_data
 from fullfed.training.layers import layer_names
 from fullfed.training.optimizers import check_optimizer
 from fullfed.validation import describe_validation, keys_of
@@ -70,8 +70,9 @@ def assemble(recipe: Recipe) -> Assembly:
         UserError: anything in it is unknown, missing or does not fit.
     """
     recipe, choices = dated(recipe), choose(recipe)
+    divided = read_data(recipe)  # before the model, whose loading may take minutes
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
-    data = load_data(recipe, model, tokenizer)
+    data = tokenize_data(recipe, divided, model, tokenizer)
     method = build_method(recipe, choices, model, len(data.clients))
     method.plans(0, None)  # a schedule that does not fit the federation shows at once
     return Assembly(resolved(recipe, choices), model, tokenizer, data, method)
@@ -88,17 +89,17 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
     Raises:
         UserError: anything in it is unknown, missing or does not fit.
     """
-    recipe, choices = dated(recipe), choose(recipe)
+    recipe, choices, table = dated(recipe), choose(recipe), recipe.data
+    examples = None
+    if table.test is not None:
+        examples = read_examples(table.test, "test", columns=table.columns, ignore=table.ignore)
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
-    table, data = recipe.data, FederatedData((), (), 0, 0)
-    if table.test is None:
+    if examples is None:
+        data = FederatedData((), (), 0, 0)
         unmeasured = recipe.evaluation.model_copy(update={"metrics": ()})
         recipe = recipe.model_copy(update={"evaluation": unmeasured})
     else:
-        length = max_tokens(recipe, model)
-        test = read_examples(table.test, "test", columns=table.columns, ignore=table.ignore)
-        data = federate([], test, [], table, tokenizer, length)
-        check_tokens(model, data.test)
+        data = tokenize_data(recipe, Divided([], examples, []), model, tokenizer)
     method = build_method(recipe, choices, model, clients)
     method.plans(0, None)  # a schedule that does not fit the federation shows at once
     return Assembly(resolved(recipe, choices), model, tokenizer, data, method)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -19,17 +18,17 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fullfed.config import Recipe
-from fullfed.data.federated import FederatedData, federate, load_federated
+from fullfed.data.federated import Divided, FederatedData, divide, federate
 from fullfed.data.partition import partition
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from fullfed.evaluation.generation import context_length
+from fullfed.hub import cached_model, is_hub_name, is_reachable, refuse_pointer
 from fullfed.quickstart.kinds import draw_examples
 from fullfed.quickstart.tasks import FEDERATED
 from fullfed.runs.checkpoint import check_behaviour, check_weights, read_config
 
 BUILTIN = "builtin"
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUICKSTART_SAMPLES = 48  # of each task's client
 _QUICKSTART_TEST_SAMPLES = 10  # of each task in the test set
 
@@ -88,8 +87,13 @@ def load_blank(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def _named(path: str) -> Iterator[str]:
     """What transformers calls a model; inside, its errors are told as the user's."""
     source = str(resources.files("fullfed.quickstart") / "model") if path == BUILTIN else path
-    if not Path(source).is_dir() and not _HUB_NAME.fullmatch(source):
-        raise UserError(f"{path}: there is no model folder here; correct model.path.")
+    if not Path(source).is_dir():
+        if not is_hub_name(source):
+            raise UserError(f"{path}: there is no model folder here; correct model.path.")
+        source = source if is_reachable() else cached_model(source)
+    for file in Path(source).glob("*.*"):
+        if file.is_file():
+            refuse_pointer(file)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -120,21 +124,29 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_data(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> FederatedData:
-    """Every client's data and the test set, tokenised for the model.
+def read_data(recipe: Recipe) -> Divided:
+    """Every client's examples and the test set's. No model is needed for them.
 
     Raises:
         UserError: bad data, or more clients a round than there are.
     """
-    table, length = recipe.data, max_tokens(recipe, model)
-    if table.train == BUILTIN:
-        data = _quickstart_data(recipe, tokenizer, length)
-    else:
-        data = load_federated(table, tokenizer, length, recipe.federation.seed)
-    made = len(data.clients)
+    seed = recipe.federation.seed
+    builtin = recipe.data.train == BUILTIN
+    divided = _quickstart_data(recipe) if builtin else divide(recipe.data, seed)
+    made = len(divided.parts)
     check_cohort(recipe, made, f"the data make only {made} clients")
+    return divided
+
+
+def tokenize_data(
+    recipe: Recipe, divided: Divided, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> FederatedData:
+    """What ``read_data`` read, tokenised for the model.
+
+    Raises:
+        UserError: they do not fit the model.
+    """
+    data = federate(*divided, recipe.data, tokenizer, max_tokens(recipe, model))
     for examples in (data.test, *(client.examples for client in data.clients)):
         check_tokens(model, examples)
     return data
@@ -184,9 +196,7 @@ def max_tokens(recipe: Recipe, model: PreTrainedModel) -> int:
     return length
 
 
-def _quickstart_data(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, length: int
-) -> FederatedData:
+def _quickstart_data(recipe: Recipe) -> Divided:
     """One client a generated task. Training data follow the recipe's seed, test data do not."""
     seed = recipe.federation.seed
     train = [
@@ -199,5 +209,4 @@ def _quickstart_data(
         for name, kind in FEDERATED.items()
         for example in draw_examples(name, kind, _QUICKSTART_TEST_SAMPLES, 0, "test")
     ]
-    parts = partition(train, recipe.data, seed)
-    return federate(train, test, parts, recipe.data, tokenizer, length)
+    return Divided(train, test, partition(train, recipe.data, seed))

@@ -18,7 +18,7 @@ from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
 from fullfed.runs.assembly import build_method, choose, dated, make_replica, scope_of
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.loading import load_data, load_model
+from fullfed.runs.loading import load_model, read_data, tokenize_data
 
 
 def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTokenizerBase]:
@@ -101,14 +101,14 @@ def measure(model_or_run: str, recipe: Recipe) -> dict[str, float]:
     Raises:
         UserError: there is no such model or run, or the recipe's data are bad.
     """
-    folder = RunFolder(Path(model_or_run))
+    folder, divided = RunFolder(Path(model_or_run)), read_data(recipe)
     if folder.recipe_file.exists():
         model, tokenizer = replay(folder)
         recipe = dated(recipe, folder.recipe().data.date)
     else:
         table = recipe.model
         model, tokenizer = load_model(model_or_run, table.dtype, table.device)
-    data = load_data(recipe, model, tokenizer)
+    data = tokenize_data(recipe, divided, model, tokenizer)
     return evaluate(model, tokenizer, data.test, recipe.evaluation)
 
 

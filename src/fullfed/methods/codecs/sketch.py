@@ -67,14 +67,12 @@ class SketchOptions:
     seeds: Literal["client", "shared"] = "client"
 
     def __post_init__(self) -> None:
-        if self.coordinates is None and self.upload is None:
-            raise ValueError("give coordinates or upload")
-        if self.coordinates is not None and self.upload is not None:
+        if (self.coordinates is None) == (self.upload is None):
             raise ValueError(f"give coordinates or upload, {NOT_BOTH}")
-        if self.coordinates is not None and self.coordinates < 1:
-            raise ValueError("coordinates is at least 1")
         if self.upload is not None:
             parse_bytes(self.upload)
+        if self.coordinates is not None and self.coordinates < 1:
+            raise ValueError("coordinates is at least 1")
         if self.bits not in (None, *BITS, 32):
             raise ValueError(f"bits is 1 to {BITS[-1]}, or 32")
         if self.upload is not None and self.bits is not None:

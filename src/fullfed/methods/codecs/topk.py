@@ -103,9 +103,7 @@ class TopK(Codec):
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.upload is None and self.count is None:
-            raise ValueError("give upload or count")
-        if self.upload is not None and self.count is not None:
+        if (self.upload is None) == (self.count is None):
             raise ValueError(f"give upload or count, {NOT_BOTH}")
         if self.upload is not None:
             parse_bytes(self.upload)
