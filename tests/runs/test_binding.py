@@ -31,6 +31,8 @@ BOUND: dict[str, Any] = {
     "data.partition": "task",
     "data.alpha": 0.6,
     "data.min_samples": 2,
+    "data.ignore": ["id"],
+    "data.date": "2026-01-01",
     "federation.clients_per_round": 3,
     "federation.seed": 1,
     "method.coordinates": 301,

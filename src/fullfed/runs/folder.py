@@ -169,6 +169,15 @@ class RunFolder:
                 ``base``.
         """
         logged = count_records(self.log_file)  # before looking, as a run may be at work here
+        records = self.lines()
+        if logged > len(records) + 1:  # the last one is made up for; see account.json
+            raise UserError(
+                f"{self.metrics_file}: rounds of the log are missing here; restore a copy of it."
+            )
+        return records
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The same, whatever the log has: in the middle of a rollback."""
         data = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
         lines, records = data.split(b"\n")[:-1], []
         follows = str(self.base()["checksum"]) if lines else ""
@@ -176,10 +185,6 @@ class RunFolder:
             record = unseal(line, self.metrics_file, follows)
             follows = record["checksum"]
             records.append(record)
-        if logged > len(lines) + 1:  # the last one is made up for; see account.json
-            raise UserError(
-                f"{self.metrics_file}: rounds of the log are missing here; restore a copy of it."
-            )
         return records
 
     def digests(self) -> list[str]:

@@ -68,7 +68,7 @@ def finish_rollback(folder: RunFolder) -> None:
             folder.snapshot_file.unlink()
         folder.states().forget(version)
         folder.account_file.unlink(missing_ok=True)
-        folder.rewrite_metrics([r for r in folder.metrics() if r["round"] < version])
+        folder.rewrite_metrics([r for r in folder.lines() if r["round"] < version])
         if len(log) > version:
             log.cut(version, kept)
         earlier = [r for r in rollbacks(folder) if r["cut"] != record["cut"]]

@@ -18,7 +18,7 @@ from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.server import Arrival, Engine, RoundResult, Traffic, run_round
 from fullfed.runs.assembly import Assembly, assemble, make_replica, make_worker
 from fullfed.runs.binding import changes_since
-from fullfed.runs.environment import arithmetic, peak_memory_bytes
+from fullfed.runs.environment import arithmetic, fitting_threads, peak_memory_bytes
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import check_recorded
 from fullfed.runs.rollback import finish_rollback
@@ -95,7 +95,8 @@ def carry_out(
     """
     here = {n: len(client.examples) for n, client in enumerate(assembly.data.clients)}
     known = {**here, **(samples or {})}
-    return _Run(folder, assembly, callbacks, connect, quorum, known).carry_out()
+    with fitting_threads(assembly.model):
+        return _Run(folder, assembly, callbacks, connect, quorum, known).carry_out()
 
 
 @dataclass
@@ -113,6 +114,7 @@ class _Run:
         self.recipe = self.assembly.recipe
         self.replica = make_replica(self.recipe, self.assembly.model, self.assembly.method)
         self.arithmetic = arithmetic(self.replica.model.device)
+        self.counted = time.perf_counter()  # up to when time is in the lines of metrics.jsonl
 
     def carry_out(self) -> dict[str, Any]:
         finish_rollback(self.folder)
@@ -252,7 +254,9 @@ class _Run:
         snapshot_due = version % self.recipe.federation.snapshot_every == 0
         due = version % self.recipe.evaluation.every == 0 or version == rounds
         metrics = {"loss": None, **(self._evaluate() if due else {})}
-        account["seconds"]["evaluate"] = time.perf_counter() - started
+        now = time.perf_counter()
+        account["seconds"] |= {"evaluate": now - started, "elapsed": now - self.counted}
+        self.counted = now
         record = {
             **account,
             **metrics,
@@ -273,8 +277,10 @@ class _Run:
     def _summary(self, base: Mapping[str, Any]) -> dict[str, Any]:
         """First and last of every metric, and the sums of traffic and time; ``base``: base.json."""
         records = self.folder.metrics()
-        seconds = {part: sum(record["seconds"][part] for record in records) for part in _SECONDS}
+        spent = [record["seconds"] for record in records]
+        seconds = {part: sum(of_round[part] for of_round in spent) for part in _SECONDS}
         seconds["evaluate"] += base["seconds"]["evaluate"]
+        seconds["total"] = sum(of_round["elapsed"] for of_round in spent)
         return {
             "method": self.recipe.method.name,
             "parameters": sum(p.numel() for p in self.replica.model.parameters()),
@@ -284,7 +290,7 @@ class _Run:
                 for metric in self.recipe.evaluation.metrics
             },
             "bytes": {way: sum(r["bytes"][way] for r in records) for way in ("up", "down")},
-            "seconds": {**seconds, "total": sum(seconds.values())},
+            "seconds": seconds,
             "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
             "model_hash": self.replica.content_hash(),
         }
