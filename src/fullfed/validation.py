@@ -56,14 +56,19 @@ def _problem(problem: Any) -> str:
 def _advice(name: str, keys: Collection[str]) -> str:
     """What the unknown key may have been meant to be, or what there is in its place."""
     table, _, last = name.rpartition(".")
-    beside = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == table]
+    beside = list(dict.fromkeys(key[len(table) + 1 :] for key in keys if _in(key, table)))
     close = difflib.get_close_matches(last, beside, n=1)
     elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
-    if close or elsewhere:
-        meant = elsewhere[0] if elsewhere else name.removesuffix(last) + close[0]
-        return f"did you mean {meant!r}"
     there = f" ({table} has {', '.join(beside)})" if table and beside else ""
+    if elsewhere:
+        return f"did you mean {elsewhere[0]!r}{there}"
+    if close:
+        return f"did you mean {name.removesuffix(last) + close[0]!r}"
     return f"remove it or correct its spelling{there}"
+
+
+def _in(key: str, table: str) -> bool:
+    return key.rpartition(".")[0] == table and key != f"{table}.name"
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:

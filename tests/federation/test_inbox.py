@@ -52,7 +52,8 @@ def honest(method: Composition, client: int, **changes: Any) -> Report:
         "trace": 11.0 - client / 3,
         "signs": f"{client:x}" * 16,
     }
-    report = Report(0, client, 3 + client, 2.0 + client / 10, values, tensors)
+    said = {name: values[name] for name in values if name in method.step.report_values}
+    report = Report(0, client, 3 + client, 2.0 + client / 10, said, tensors)
     return replace(report, **changes)
 
 

@@ -130,6 +130,12 @@ def test_the_hostile_examples_are_honest_but_for_what_is_changed() -> None:
     decode(replaced(b"F32", b"F32"), Report)
 
 
+ONCE = json.dumps(
+    {
+        **{"protocol": 1, "kind": "report", "round": 3, "client": 5, "samples": 40, "loss": 2.5},
+        "values": {"gain": 1},
+    }
+)
 DEEP = '{"a":' * 100_000
 
 
@@ -148,6 +154,13 @@ DEEP = '{"a":' * 100_000
         (hostile("[]"), "header is malformed"),
         (hostile("3"), "header is malformed"),
         (hostile(DEEP), "header is malformed"),
+        (hostile(ONCE.replace('"round": 3', '"round": 3, "round": 4')), "header is malformed"),
+        (hostile(ONCE.replace('"gain": 1', '"gain": 1, "gain": 2')), "header is malformed"),
+        (hostile(ONCE.replace('"gain"', r'"\ud800"')), "header is malformed"),
+        (replaced(b'"shape":[4]', b'"shape":[4],"shape":[4]'), "header is malformed"),
+        (replaced(b'"shape":[4]', b'"shape":[4],"more":[4]'), "header is malformed"),
+        (replaced(b',"coordinates":', b',"coordinates":{},"coordinates":'), "header is malformed"),
+        (replaced(b'"__metadata__":{', b'"__metadata__":{"more":"",'), "header is malformed"),
         (hostile(protocol=2), "does not follow protocol 1"),
         (hostile(protocol=None), "does not follow protocol 1"),
         (hostile(kind="update"), "is not a report"),

@@ -299,8 +299,8 @@ def test_a_report_of_the_other_kind_of_round_is_refused() -> None:
         ({"targets": []}, "method: targets names at least one linear layer."),
         (
             {"alpha": 8},
-            "there is no key 'method.alpha'; remove it or correct its spelling "
-            "(fed-sb has rank, targets, start, warmup).",
+            "there is no key 'method.alpha'; did you mean 'data.alpha' "
+            "(method has rank, targets, start, warmup).",
         ),
     ],
 )

@@ -17,7 +17,8 @@ from fullfed.config import parse_bytes
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
 from fullfed.methods.codecs.codec import Change, Contribution, Shapes
-from fullfed.methods.codecs.sketch import Numbers, Sketch, SketchOptions, _blocks
+from fullfed.methods.codecs.sketch import Numbers, Sketch, SketchOptions
+from fullfed.methods.codecs.split import blocks_of
 from fullfed.methods.composition import Composition
 from fullfed.sketch import GroupArgmax, code_of
 from methods.tiny import (
@@ -334,7 +335,7 @@ def test_coordinates_that_do_not_fit_the_model_are_refused(
 
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=20))
 def test_blocks_are_runs_of_tensors_that_cover_the_model(sizes: list[int]) -> None:
-    found = _blocks({str(n): torch.Size([size]) for n, size in enumerate(sizes)})
+    found = blocks_of({str(n): torch.Size([size]) for n, size in enumerate(sizes)})
     blocks = [block for block, _ in found]
     assert [n for block in blocks for n in block] == list(range(len(sizes)))
     assert [elements for _, elements in found] == [sum(sizes[n] for n in b) for b in blocks]

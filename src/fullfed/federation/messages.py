@@ -11,7 +11,7 @@ import json
 import math
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -22,12 +22,13 @@ from torch import Tensor
 
 from fullfed.errors import MessageError as MessageError
 from fullfed.sketch.checks import is_finite
+from fullfed.strict_json import check_keys, parse_json
 
 Value = bool | int | float | str | list["Value"] | dict[str, "Value"]
 
 PROTOCOL = 1
-SKIPPED = "skipped"  # the value that marks an update which changes nothing
-_HEADER_LIMIT = 16 << 20
+SKIPPED = "skipped"  # the value that marks an update which changes nothing: of how many in a row
+HEADER_LIMIT = 16 << 20
 _METADATA = "fullfed"
 _DTYPES = {
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -136,27 +137,39 @@ def _header(data: bytes) -> dict[str, Any]:
     if len(data) < 8:
         raise MessageError("the message is shorter than its header")
     (length,) = struct.unpack("<Q", data[:8])
-    if length > min(_HEADER_LIMIT, len(data) - 8):
+    if length > min(HEADER_LIMIT, len(data) - 8):
         raise MessageError("the message is shorter than its header says")
     try:
-        text = json.loads(data[8 : 8 + length])["__metadata__"][_METADATA]
-        header = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        header = read_metadata(data[8 : 8 + length])
+    except ValueError as error:
         raise MessageError("the message's header is malformed") from error
-    if not isinstance(header, dict):
-        raise MessageError("the message's header is malformed")
     return header
 
 
-def _refuse_constant(name: str) -> Value:
-    raise ValueError(f"{name} is not a finite number")
+_TENSOR_KEYS = ("dtype", "shape", "data_offsets")
 
 
-def _finite(digits: str) -> float:
-    """The number; one as large as 1e999 is refused, which JSON would make infinite."""
-    if not math.isfinite(value := float(digits)):
-        raise ValueError(f"{digits} is not a finite number")
-    return value
+def read_metadata(header: bytes) -> dict[str, Any]:
+    """What a message or a snapshot says of itself, in the header of its safetensors format.
+
+    Raises:
+        ValueError: the header has not the one meaning that it should have.
+    """
+    entries = parse_json(header)
+    if not isinstance(entries, dict) or not isinstance(entries.get("__metadata__"), dict):
+        raise ValueError("it is not a safetensors header with metadata")
+    metadata = entries.pop("__metadata__")
+    check_keys(metadata, [_METADATA])
+    for entry in entries.values():
+        if not isinstance(entry, dict):
+            raise ValueError("a tensor is not described by a table")
+        check_keys(entry, _TENSOR_KEYS)
+    if not isinstance(metadata[_METADATA], str):
+        raise ValueError("its metadata are not text")
+    about = parse_json(metadata[_METADATA])
+    if not isinstance(about, dict):
+        raise ValueError("its metadata are not a table")
+    return about
 
 
 def _checked_fields(header: dict[str, Any], expected: type[Message]) -> dict[str, Any]:
@@ -168,11 +181,22 @@ def _checked_fields(header: dict[str, Any], expected: type[Message]) -> dict[str
     for name in names - {"values", "loss"}:
         if type(header[name]) is not int or not 0 <= header[name] < 2**32:
             raise MessageError(f"the {expected.kind}'s field {name!r} is not a 32-bit number")
-    if "loss" in names and not _is_finite_number(header["loss"]):
+    if "loss" in names and not is_finite_number(header["loss"]):
         raise MessageError(f"the {expected.kind}'s field 'loss' is not a finite number")
     if not isinstance(header["values"], dict):
         raise MessageError(f"the {expected.kind}'s field 'values' is not a table")
     return header
+
+
+def check_values(message: Plan | Report | Update, due: Iterable[str]) -> None:
+    """
+    Raises:
+        MessageError: the message does not hold exactly the values that are due.
+    """
+    try:
+        check_keys(message.values, due)
+    except ValueError as error:
+        raise MessageError(f"the {message.kind}'s values are not those due: {error}") from error
 
 
 def number(message: Plan | Report | Update, name: str) -> float:
@@ -182,7 +206,7 @@ def number(message: Plan | Report | Update, name: str) -> float:
         MessageError: it is missing or not a number.
     """
     value = message.values.get(name)
-    if not _is_finite_number(value):
+    if not is_finite_number(value):
         raise MessageError(f"the {message.kind}'s value {name!r} is not a finite number")
     return float(value)  # type: ignore[arg-type]
 
@@ -194,12 +218,13 @@ def numbers(message: Plan | Report | Update, name: str) -> list[float]:
         MessageError: it is missing, or not a list of numbers.
     """
     found = message.values.get(name)
-    if not isinstance(found, list) or not all(map(_is_finite_number, found)):
+    if not isinstance(found, list) or not all(map(is_finite_number, found)):
         raise MessageError(f"the {message.kind}'s value {name!r} is not a list of finite numbers")
     return [float(value) for value in found]  # type: ignore[arg-type]
 
 
-def _is_finite_number(value: object) -> bool:
+def is_finite_number(value: object) -> bool:
+    """Whether a value is a number that a float can hold; true and false are none."""
     if type(value) is int:
         return abs(value) <= sys.float_info.max
     return type(value) is float and math.isfinite(value)

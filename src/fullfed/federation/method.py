@@ -146,6 +146,10 @@ class Method(Protocol):
         """The update of a round without reports, which leaves the model as it is; None where
         such a round cannot be passed over."""
 
+    def check_values(self, update: Update) -> None:
+        """Raise MessageError unless the update holds the values that ``aggregate`` or ``skip``
+        says; ``apply`` checks its tensors too."""
+
     def apply(self, model: PreTrainedModel, update: Update) -> None:
         """Take the model in place from version ``update.round`` (or from the base, for a
         cumulative method) to the next."""

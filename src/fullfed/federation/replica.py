@@ -23,11 +23,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.errors import UserError
-from fullfed.federation.messages import MessageError, Update
+from fullfed.federation.messages import HEADER_LIMIT, MessageError, Update, read_metadata
 from fullfed.federation.method import Method
 from fullfed.files import write_atomically
 from fullfed.sketch import Purpose, Stream, round_
 from fullfed.sketch.checks import is_finite
+from fullfed.strict_json import check_keys
 from fullfed.training.offload import Offload
 
 # The types that a snapshot may hold, in the order in which the safetensors format puts them.
@@ -166,7 +167,7 @@ class Replica:
     @property
     def nbytes(self) -> int:
         """Bytes of what updates change."""
-        return sum(p.numel() * p.element_size() for p in self._parameters().values())
+        return sum(p.numel() * p.element_size() for p in self.parameters().values())
 
     @property
     def snapshot_bytes(self) -> int:
@@ -174,7 +175,7 @@ class Replica:
         about = json.dumps({"version": self.version, "hash": "0" * 64})
         header: dict[str, Any] = {"__metadata__": {"fullfed": about}}
         ranks, end = list(_TYPES), 0
-        parameters = self._parameters().items()
+        parameters = self.parameters().items()
         for name, p in sorted(parameters, key=lambda item: (ranks.index(item[1].dtype), item[0])):
             begin, end = end, end + p.nbytes
             offsets = {"data_offsets": [begin, end]}
@@ -192,28 +193,30 @@ class Replica:
         Args:
             run: must be the same when it is loaded.
         """
-        state = {name: p.detach().cpu().contiguous() for name, p in self._parameters().items()}
+        state = {name: p.detach().cpu().contiguous() for name, p in self.parameters().items()}
         digest = _snapshot_hash(run, self.version, state)
         about = json.dumps({"version": self.version, "hash": digest})
         return safetensors.torch.save(state, metadata={"fullfed": about})
 
-    def load_snapshot(self, path: Path, run: str = "") -> None:
+    def load_snapshot(self, path: Path, run: str = "", due: int | None = None) -> None:
         """Take over the parameters and version of a snapshot.
 
         Args:
             run: what the snapshot was made with.
+            due: the version that it must be of; None for any.
 
         Raises:
             UserError: the file is not a snapshot of this model or its content was changed.
         """
         try:
+            version, recorded = _about(path)
             with safetensors.safe_open(path, framework="pt") as file:
-                about = json.loads(file.metadata()["fullfed"])
-                version, recorded = int(about["version"]), about["hash"]
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, safetensors.SafetensorError, ValueError) as error:
             raise UserError(f"{path}: this is not a snapshot; delete it and resume.") from error
-        mine = self._parameters()
+        if due is not None and version != due:
+            raise UserError(f"{path}: the snapshot is of version {version}, not {due}.")
+        mine = self.parameters()
         if _kinds(mine) != _kinds(state):
             raise UserError(f"{path}: the snapshot is of another model; delete it and resume.")
         ordered = {name: state[name] for name in mine}
@@ -232,7 +235,7 @@ class Replica:
         replicated = self.method.replicated(self.model)
         return self._rounding.widened(self.model, replicated, self._masters, round)
 
-    def _parameters(self) -> Mapping[str, Tensor]:
+    def parameters(self) -> Mapping[str, Tensor]:
         """What updates change, exact."""
         return {**self.method.replicated(self.model), **self._masters}
 
@@ -244,10 +247,25 @@ def snapshot_version(path: Path) -> int:
         UserError: the file is not a snapshot.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return int(json.loads(file.metadata()["fullfed"])["version"])
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        return _about(path)[0]
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: this is not a snapshot; delete it and resume.") from error
+
+
+def _about(path: Path) -> tuple[int, str]:
+    """The version of a snapshot and its hash.
+
+    Raises:
+        ValueError: it does not say both, or anything else.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        about = read_metadata(file.read(length) if length <= HEADER_LIMIT else b"")
+    check_keys(about, ("version", "hash"))
+    version, recorded = about["version"], about["hash"]
+    if type(version) is not int or not 0 <= version < 2**32 or not isinstance(recorded, str):
+        raise ValueError("the version is not a 32-bit number")
+    return version, recorded
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from typing import Literal, TypeVar
+from typing import Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,6 +20,15 @@ from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import SKIPPED, Plan, Report, Update, Value
 from fullfed.federation.method import NOTHING, Visit, VisitError
 from fullfed.methods.aggregation import Aggregation
+from fullfed.methods.checks import (
+    BLOCKS,
+    CLIENTS,
+    MessageChecks,
+    named,
+    named_blocks,
+    part_of,
+    prefix_of,
+)
 from fullfed.methods.codecs.codec import Change, Codec, Encoded, Shapes
 from fullfed.methods.local_work import FirstOrder, LocalWork
 from fullfed.methods.schedules import SampledCohort, Schedule, block_of, named_block
@@ -35,9 +44,6 @@ from fullfed.training.offload import restored
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
 _LOCAL, _CODEC = "local/", "codec/"  # whose state a tensor of a client's is
-_STEP = "server_step"  # in every update that changes something
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,11 @@ class Composition:
         """Whether clients keep something between visits: the codec's, or the local work's."""
         return self.codec.stateful or self.local.stateful
 
+    @cached_property
+    def _checks(self) -> MessageChecks:
+        weak, shapes = self.submodels is not None, self.setting.shapes
+        return MessageChecks(self.codec, self.step, shapes, self.blocks, weak, self.stateful)
+
     def replicated(self, model: PreTrainedModel) -> dict[str, Tensor]:
         return self.scope.replicated(model)
 
@@ -133,6 +144,7 @@ class Composition:
         started = time.perf_counter()
         trained = self.scope.trained(model)
         try:
+            self._checks.plan(plan)
             after = {name: trained[name] for name in self._shapes(plan)}
             with (
                 restored(after, self.offload) as before,
@@ -158,9 +170,9 @@ class Composition:
         steps = local.batches(len(examples))
         batches = training_batches(examples, local.batch_size, steps, stream)
         first = next(batches)
-        done = self.local.improve(model, after, chain([first], batches), plan, _of(_LOCAL, state))
+        done = self.local.improve(model, after, chain([first], batches), plan, named(_LOCAL, state))
         trained_at = time.perf_counter()
-        change = Change(before, {**after, **done.exact}, done.steps, _of(_CODEC, state))
+        change = Change(before, {**after, **done.exact}, done.steps, named(_CODEC, state))
         encoded = self.codec.encode(change, plan, shapes)
         encoded_at = time.perf_counter()
         trained = Trained(model, before, after, first.to(model.device), done.losses[0])
@@ -193,6 +205,7 @@ class Composition:
         return header + self.codec.report_bytes(plan, shapes)
 
     def check(self, report: Report, plan: Plan) -> None:
+        self._checks.report(report)
         self.codec.check(report, plan, self._shapes(plan))
         self.step.check(report)
 
@@ -222,10 +235,10 @@ class Composition:
         blocks = sorted(block for block in parts if block is not None)
         for block in blocks or parts:
             encoded = parts[block].encoded(None if self.blocks else last)
-            values |= {_prefix(block) + name: value for name, value in encoded.values.items()}
-            tensors |= _prefixed(_prefix(block), encoded.tensors)
+            values |= {prefix_of(block) + name: value for name, value in encoded.values.items()}
+            tensors |= _prefixed(prefix_of(block), encoded.tensors)
         one = next(iter(parts))  # a rule that measures has one part a round
-        energy = values.get(_prefix(one) + "energy")
+        energy = values.get(prefix_of(one) + "energy")
         values |= self.step.decide(
             light,
             float(energy) if isinstance(energy, float) else None,
@@ -234,9 +247,9 @@ class Composition:
             self.aggregation.scalar,
         )
         if self.blocks:
-            values["blocks"] = [*blocks]
+            values[BLOCKS] = [*blocks]
         if self.stateful:
-            values["clients"] = [report.client for report in light]
+            values[CLIENTS] = [report.client for report in light]
         return Update(plans[0].round, values, tensors)
 
     def mean(self, numbers: Sequence[float]) -> float:
@@ -247,23 +260,22 @@ class Composition:
         skipped = 1 + (last.skipped if last else 0)
         if skipped > self.schedule.patience:
             return None
-        none: dict[str, Value] = {"clients": []} if self.stateful else {}
+        none: dict[str, Value] = {CLIENTS: []} if self.stateful else {}
         return Update(round, {**values, **none, SKIPPED: skipped})
 
+    def check_values(self, update: Update) -> None:
+        self._checks.update_values(update)
+
     def apply(self, model: PreTrainedModel, update: Update) -> None:
+        self._checks.update(update)
         if update.skipped:
             return
         parameters = self.scope.replicated(model)
         if not self.blocks:
             self.codec.apply(parameters, update, self.setting.shapes)
             return
-        for block in _named_blocks(update, len(self.blocks)):
-            own = Update(
-                update.round,
-                {**_of(_prefix(block), update.values), _STEP: update.values[_STEP]},
-                _of(_prefix(block), update.tensors),
-            )
-            shapes = self.blocks[block]
+        for block in named_blocks(update, len(self.blocks)):
+            own, shapes = part_of(update, block), self.blocks[block]
             self.codec.apply({name: parameters[name] for name in shapes}, own, shapes)
 
     def _block(self, plan: Plan) -> int | None:
@@ -336,25 +348,8 @@ def averaging(
     )
 
 
-def _prefix(block: int | None) -> str:
-    """Before the names of a block's values and tensors in an update."""
-    return "" if block is None else f"{block}/"
-
-
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def _of(prefix: str, named: Mapping[str, Item]) -> dict[str, Item]:
-    """What is named with the prefix, without it."""
-    return {n.removeprefix(prefix): item for n, item in named.items() if n.startswith(prefix)}
-
-
-def _named_blocks(update: Update, count: int) -> list[int]:
-    found = update.values.get("blocks")
-    if not isinstance(found, list) or not all(type(b) is int and 0 <= b < count for b in found):
-        raise MessageError(f"the update does not name blocks of {count}")
-    return found  # type: ignore[return-value]
 
 
 def _changing(last: Update | None) -> Update | None:

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
-from fullfed.errors import UserError
+from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update
 from fullfed.federation.replica import norm
 from fullfed.methods.codecs.codec import Change, Contribution, Encoded, Shapes
@@ -217,6 +217,24 @@ class FactorsFirst(Dense):
 
     def check(self, report: Report, plan: Plan, shapes: Shapes) -> None:
         super().check(report, plan, self._sent(plan, shapes))
+
+    @property
+    def plan_values(self) -> frozenset[str]:
+        return frozenset([_FIRST])
+
+    def update_values(self, update: Update) -> frozenset[str]:
+        return frozenset([_FIRST] if _FIRST in update.values else [])
+
+    def check_plan(self, plan: Plan, shapes: Shapes) -> None:
+        super().check_plan(plan, shapes)
+        if plan.values[_FIRST] is not (plan.round == 0 and self.options.start == "gradient"):
+            raise MessageError("the plan does not say whether its round makes the factors")
+
+    def check_update(self, update: Update, shapes: Shapes) -> None:
+        first = update.round == 0 and self.options.start == "gradient"
+        if update.values.get(_FIRST, False) is not first:
+            raise MessageError("the update does not say whether it brings new factors")
+        super().check_update(update, self.replicated if first else shapes)
 
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         return super().decode(report, plan, self._sent(plan, shapes))

@@ -6,8 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from statistics import median_low
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -17,20 +16,17 @@ from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
 from fullfed.errors import MessageError
-from fullfed.federation.messages import Plan, Report, Update, Value, number, numbers
+from fullfed.federation.messages import Plan, Report, Update, Value, number
 from fullfed.methods.codecs.codec import Codec
+from fullfed.methods.step_memory import LARGEST, MEMORY, NEWEST, StepMemory, short
 from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
 
-_MEMORY = 0.5  # weight of earlier rounds in the agreement
 _SMALLEST = 1e-3  # step whose noise is measured: what a smaller one costs is lost in rounding
 _COMMON_SIGNS = 64  # enough for the mean cosine of ten clients within 0.04
-_DIGITS = 6  # of a measurement: plenty
 _HEX = f"[0-9a-f]{{{_COMMON_SIGNS // 4}}}"
-_LARGEST = 1e100  # of a measurement: products and sums of such are finite
-_FIRST_RANK = 1000.0  # before any measurement
-_NEWEST = 3  # rounds that are compared with each other before they enter the sums
-_SPIKE = 10.0  # times what is usual that a round's cost or gain counts for at most
+
+MEASURED = ("energy", "gain", "gain_halfway", "trace")  # by every client
 
 Mean = Callable[[Sequence[float]], float]  # one number of many clients'
 
@@ -66,6 +62,21 @@ class StepRule(ABC):
             coordinates: how many exact coordinates the report is worth.
         """
         return {}
+
+    @property
+    def report_values(self) -> frozenset[str]:
+        """The names of the values that ``measure`` adds; a report with others is refused."""
+        return frozenset()
+
+    @property
+    def update_values(self) -> frozenset[str]:
+        """The same of ``decide`` and updates."""
+        return frozenset(["server_step"])
+
+    def check_update(self, update: Update) -> None:
+        """Raise MessageError unless the update holds what ``decide`` makes."""
+        for name in self.update_values:
+            number(update, name)
 
     def check(self, report: Report) -> None:  # noqa: B027 (nothing to check)
         """Raise MessageError unless the report holds what ``measure`` adds."""
@@ -146,8 +157,8 @@ class CurvatureStep(StepRule):
             for a, b in zip(after, before, strict=True)
         )
         values: dict[str, Value] = {
-            "energy": _short(energy),
-            "gain": _short(trained.first_loss - answer_loss_value(trained.model, trained.batch)),
+            "energy": short(energy),
+            "gain": short(trained.first_loss - answer_loss_value(trained.model, trained.batch)),
         }
         if not self.shared:
             values["signs"] = self._common_signs(after, before, plan)
@@ -155,8 +166,8 @@ class CurvatureStep(StepRule):
             for start, end in zip(before, after, strict=True):
                 end.lerp_(start, 0.5)
         halfway = answer_loss_value(trained.model, trained.batch)
-        values["gain_halfway"] = _short(trained.first_loss - halfway)
-        state = _State.of(last)
+        values["gain_halfway"] = short(trained.first_loss - halfway)
+        state = StepMemory.of(last)
         noise = energy * self._noise_share(state.agreement, self.cohort_size) / coordinates
         sigma = max(_step(state, coordinates), _SMALLEST) * math.sqrt(noise)
         stream = Stream(self.seed, Purpose.PROBE, plan.round, plan.client)
@@ -166,13 +177,29 @@ class CurvatureStep(StepRule):
             perturb_(after, stream, signed)
             cost += answer_loss_value(trained.model, trained.batch) - trained.first_loss
         _copy(before, after)
-        values["trace"] = _short(cost / sigma**2) if sigma > 0 else 0.0
+        values["trace"] = short(cost / sigma**2) if sigma > 0 else 0.0
         return values
 
+    @property
+    def report_values(self) -> frozenset[str]:
+        signs = [] if self.shared else ["signs"]
+        return frozenset([*MEASURED, *signs])
+
+    @property
+    def update_values(self) -> frozenset[str]:
+        return frozenset(["server_step", "rank", *(f.name for f in fields(StepMemory))])
+
+    def check_update(self, update: Update) -> None:
+        number(update, "server_step")
+        number(update, "rank")
+        state = StepMemory.of(update)
+        if not len(state.costs) == len(state.gains) <= NEWEST:
+            raise MessageError("the update does not hold the newest rounds of the step's rule")
+
     def check(self, report: Report) -> None:
-        for name in ("energy", "gain", "gain_halfway", "trace"):
-            if abs(number(report, name)) > _LARGEST:
-                raise MessageError(f"the report's value {name!r} is larger than {_LARGEST:g}")
+        for name in MEASURED:
+            if abs(number(report, name)) > LARGEST:
+                raise MessageError(f"the report's value {name!r} is larger than {LARGEST:g}")
         if number(report, "energy") < 0:
             raise MessageError("the report's value 'energy' is negative")
         if not self.shared:
@@ -193,7 +220,7 @@ class CurvatureStep(StepRule):
             for name in ("energy", "trace", "gain", "gain_halfway")
         }
         own = measured["energy"]
-        known = _State.of(last)
+        known = StepMemory.of(last)
         cosine = _cosine_by_signs(reports) if energy is None else _cosine(energy, own, len(reports))
         agreement = known.agreeing(min(cosine, 1.0))
         state = known.adding(
@@ -225,88 +252,13 @@ class CurvatureStep(StepRule):
             if self.shared
             else math.pi / 2 / math.sqrt(_COMMON_SIGNS * pairs)
         )
-        return error * math.sqrt((1 - _MEMORY) / (1 + _MEMORY))
+        return error * math.sqrt((1 - MEMORY) / (1 + MEMORY))
 
     def _common_signs(self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan) -> str:
         """A hexadecimal digit for four signs."""
         basis = SignBasis(self.seed, plan.round, owner=SHARED, coordinates=_COMMON_SIGNS)
         y = basis.project([p.detach() for p in after], before=before)
         return np.packbits((y >= 0).cpu().numpy()).tobytes().hex()
-
-
-@dataclass(frozen=True)
-class _State:
-    """What the rule knows from earlier rounds: values of the last update.
-
-    The rank is a ratio of sums over all rounds. A ratio for each round would be thrown about
-    by rounds that gain little. A round enters the sums when ``_NEWEST`` later ones are known, and
-    with no more than ``_SPIKE`` times what is usual, so that a round that went wrong, or whose
-    cohort lied, is outgrown.
-
-    Attributes:
-        cost, gain: sums over all rounds but the newest.
-        rounds: how many are in the sums.
-        costs, gains: of the newest rounds, as they were measured; before them in time comes all
-            that is in the sums.
-        agreement: smoothed; by chance below 0 where clients have nothing in common.
-    """
-
-    cost: float = 0.0
-    gain: float = 0.0
-    rounds: float = 0.0
-    costs: tuple[float, ...] = ()
-    gains: tuple[float, ...] = ()
-    agreement: float = 0.3
-
-    @staticmethod
-    def of(last: Update | None) -> _State:
-        if last is None:
-            return _State()
-        cost, gain, rounds, agreement = (
-            number(last, name) for name in ("cost", "gain", "rounds", "agreement")
-        )
-        costs, gains = numbers(last, "costs"), numbers(last, "gains")
-        return _State(cost, gain, rounds, tuple(costs), tuple(gains), agreement)
-
-    def values(self) -> dict[str, Value]:
-        """The values of an update from which ``of`` makes the state."""
-        return {**asdict(self), "costs": list(self.costs), "gains": list(self.gains)}
-
-    @property
-    def rank(self) -> float:
-        if not self.rounds and not self.costs:
-            return _FIRST_RANK
-        cost = self.cost + math.fsum(self._usual(self.costs, self.cost))
-        gain = self.gain + math.fsum(self._usual(self.gains, self.gain))
-        return min(max(cost, 0.0) / gain, _LARGEST) if gain > 0 else _LARGEST
-
-    def agreeing(self, measured: float) -> float:
-        """The agreement with one more round's measurement of it."""
-        return _MEMORY * self.agreement + (1 - _MEMORY) * measured
-
-    def adding(self, cost: float, gain: float, agreement: float) -> _State:
-        """The state after one more round."""
-        costs, gains = (*self.costs, _short(cost)), (*self.gains, _short(gain))
-        if len(costs) <= _NEWEST:
-            return replace(self, costs=costs, gains=gains, agreement=agreement)
-        oldest = [self._usual(costs, self.cost)[0], self._usual(gains, self.gain)[0]]
-        return _State(
-            self.cost + oldest[0],
-            self.gain + oldest[1],
-            self.rounds + 1,
-            costs[1:],
-            gains[1:],
-            agreement,
-        )
-
-    def _usual(self, newest: Sequence[float], total: float) -> list[float]:
-        """What the newest rounds count for: at most ``_SPIKE`` times, and below zero once, what is
-        usual among them, or was in the rounds before, whichever is more. Zeros say nothing of that.
-        """
-        usual = abs(total) / self.rounds if self.rounds else 0.0
-        if sizes := [abs(value) for value in newest if value]:
-            usual = max(usual, median_low(sizes))
-        return [min(max(value, -usual), _SPIKE * usual) for value in newest]
 
 
 def _cosine(mean: float, own: float, clients: int) -> float:
@@ -328,11 +280,7 @@ def _cosine_by_signs(reports: Sequence[Report]) -> float:
     return -math.cos(math.pi * float(equal) / (clients * (clients - 1)))
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
-
-
-def _step(state: _State, coordinates: float) -> float:
+def _step(state: StepMemory, coordinates: float) -> float:
     return coordinates / (coordinates + state.rank)
 
 

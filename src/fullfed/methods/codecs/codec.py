@@ -120,6 +120,20 @@ class Codec(ABC):
         """How many exact coordinates a report is worth; only where there are directions."""
         raise NotImplementedError(f"{type(self).__name__} does not define coordinates")
 
+    @property
+    def plan_values(self) -> frozenset[str]:
+        """The names of the values that ``plan`` says; a plan with others is refused."""
+        return frozenset()
+
+    @property
+    def report_values(self) -> frozenset[str]:
+        """The same of ``encode`` and reports."""
+        return frozenset()
+
+    def update_values(self, update: Update) -> frozenset[str]:
+        """The same of ``encode_update`` or ``stack``, and updates."""
+        return frozenset()
+
     def check_parts(self, parts: Sequence[Shapes]) -> None:  # noqa: B027 (nothing to check)
         """
         Raises:
@@ -147,6 +161,20 @@ class Codec(ABC):
         """
         Raises:
             MessageError: the report's tensors do not fit the plan.
+        """
+
+    def check_plan(self, plan: Plan, shapes: Shapes) -> None:
+        """
+        Raises:
+            MessageError: the plan's values or tensors are not what ``plan`` makes.
+        """
+        check_tensors(plan, {})
+
+    def check_update(self, update: Update, shapes: Shapes) -> None:  # noqa: B027 (see Raises)
+        """
+        Raises:
+            MessageError: the update's tensors are not what ``encode_update`` or ``stack`` makes.
+                A codec without a check of its own lets all pass.
         """
 
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
@@ -191,23 +219,25 @@ class Codec(ABC):
 
 
 def check_tensors(
-    report: Report, expected: Mapping[str, tuple[torch.Size | tuple[int, ...], torch.dtype]]
+    message: Plan | Report | Update,
+    expected: Mapping[str, tuple[torch.Size | tuple[int, ...], torch.dtype]],
 ) -> None:
     """
     Args:
         expected: shape and dtype of each tensor, by name.
 
     Raises:
-        MessageError: the report's tensors are others.
+        MessageError: the message's tensors are others.
     """
-    if report.tensors.keys() != expected.keys():
+    if message.tensors.keys() != expected.keys():
         names = ", ".join(sorted(expected)[:4]) + (", ..." if len(expected) > 4 else "")
-        raise MessageError(f"the report does not hold exactly the tensors {names}")
+        due = f"exactly the tensors {names}" if expected else "no tensors"
+        raise MessageError(f"the {message.kind} does not hold {due}")
     for name, (shape, dtype) in expected.items():
-        sent = report.tensors[name]
+        sent = message.tensors[name]
         if sent.shape != tuple(shape) or sent.dtype != dtype:
             raise MessageError(
-                f"the report's {name!r} is {tuple(sent.shape)} of {sent.dtype}, "
+                f"the {message.kind}'s {name!r} is {tuple(sent.shape)} of {sent.dtype}, "
                 f"not {tuple(shape)} of {dtype}"
             )
 

@@ -82,6 +82,9 @@ class Dense(Codec):
             if name.endswith(_SCALE) and not bool((tensor.float().abs() <= _LARGEST).all()):
                 raise MessageError(f"the report's {name!r} holds a scale that is too large")
 
+    def check_update(self, update: Update, shapes: Shapes) -> None:
+        check_tensors(update, self._kinds(shapes))
+
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         return Contribution({name: self._values(name, report.tensors) for name in shapes})
 

@@ -133,6 +133,17 @@ class Seeds(Codec):
                 f"but they are numbered from 0 to {self.candidates.count - 1}"
             )
 
+    def check_plan(self, plan: Plan, shapes: Shapes) -> None:
+        due = (self.candidates.count,), torch.float32
+        check_tensors(plan, {"probabilities": due} if self.by_importance else {})
+
+    def check_update(self, update: Update, shapes: Shapes) -> None:
+        due = (self.candidates.count,), torch.float32
+        kinds = {"accumulators": due}
+        if self.by_importance:
+            kinds |= {"amplitudes": due, "visits": (due[0], torch.int32)}
+        check_tensors(update, kinds)
+
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         numbers = report.tensors["candidates"].int()
         derivatives = report.tensors["derivatives"].double()
@@ -166,8 +177,6 @@ class Seeds(Codec):
 
     def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
         accumulators = update.tensors["accumulators"]
-        if accumulators.shape != (self.candidates.count,):
-            raise MessageError("the update does not hold one accumulator a candidate")
         scale = -self.local.learning_rate * number(update, "server_step")
         self.candidates.combine_([p.detach() for p in parameters.values()], accumulators, scale)
 

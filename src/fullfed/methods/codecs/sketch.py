@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -26,6 +24,16 @@ from fullfed.methods.codecs.codec import (
     check_tensors,
     elements,
 )
+from fullfed.methods.codecs.split import (
+    ALLOCATION,
+    ENERGIES,
+    allocation_of,
+    blocks_of,
+    check_split,
+    energies_of,
+    floats,
+    remembered,
+)
 from fullfed.sketch import (
     BITS,
     LARGEST_SCALE,
@@ -41,11 +49,9 @@ from fullfed.sketch import (
     code_of,
     decoded,
     scales_fit,
-    second_moment,
 )
 
 REPORT_HEADER = 448  # most bytes of a report that are not coordinates, whatever its numbers
-_MEMORY = 0.5  # weight of earlier rounds in a block's energy
 
 
 @dataclass(frozen=True)
@@ -113,20 +119,39 @@ class Numbers:
         coded = self.code.encode(numbers.cpu(), Stream(self.seed, Purpose.CODES, round, owner))
         return {"codes": coded.codes, "scales": coded.scales}
 
-    def check(self, report: Report, count: int) -> None:
+    def check(self, message: Report | Update, count: int) -> None:
         """
         Raises:
-            MessageError: the report's tensors cannot be those of ``count`` numbers.
+            MessageError: the message's tensors cannot be those of ``count`` numbers.
         """
+        check_tensors(message, self._kinds(count))
+        self._check_scales(message)
+
+    def check_stacked(self, update: Update, count: int) -> None:
+        """The same of an update that holds every client's, one beside another."""
+        clients = update.tensors.get("clients", torch.zeros(0))
+        each = {
+            name: ((clients.numel(), *shape), dtype)
+            for name, (shape, dtype) in self._kinds(count).items()
+        }
+        each["clients"] = (clients.numel(),), torch.int64
+        each["weights"] = (clients.numel(),), torch.float32
+        check_tensors(update, each)
+        if bool(((clients < 0) | (clients >= SHARED)).any()):
+            raise MessageError("the update names clients that cannot be")
+        self._check_scales(update)
+
+    def _kinds(self, count: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         if self.code is None:
-            check_tensors(report, {"coordinates": ((count,), torch.float32)})
-            return
+            return {"coordinates": ((count,), torch.float32)}
         codes = (self.code.nbytes(count),), torch.uint8
-        check_tensors(
-            report, {"codes": codes, "scales": ((self.code.blocks(count),), torch.float32)}
-        )
-        if not scales_fit(report.tensors["scales"]):
-            raise MessageError(f"the report's scales are not between 0 and {LARGEST_SCALE:g}")
+        return {"codes": codes, "scales": ((self.code.blocks(count),), torch.float32)}
+
+    def _check_scales(self, message: Report | Update) -> None:
+        if self.code is not None and not scales_fit(message.tensors["scales"]):
+            raise MessageError(
+                f"the {message.kind}'s scales are not between 0 and {LARGEST_SCALE:g}"
+            )
 
     def room(self, count: int) -> Tensor | None:
         """A buffer to decode several sets of ``count`` numbers in, one after another: new memory
@@ -203,9 +228,9 @@ class Sketch(Codec):
             )
         for part in parts:
             count, _ = self._amount(part)
-            if self.options.basis == "normal" and count < len(_blocks(part)):
+            if self.options.basis == "normal" and count < len(blocks_of(part)):
                 raise UserError(
-                    f"{self.table}.coordinates: {count} coordinates for {len(_blocks(part))} "
+                    f"{self.table}.coordinates: {count} coordinates for {len(blocks_of(part))} "
                     "blocks; the normal basis needs at least one a block, the sign basis does not."
                 )
         if self.options.basis == "normal" and len(parts) > 1:
@@ -217,12 +242,12 @@ class Sketch(Codec):
     def plan(self, round: int, last: Update | None, shapes: Shapes) -> Encoded:
         if self.options.basis == "sign":
             return Encoded()
-        sizes = [size for _, size in _blocks(shapes)]
+        sizes = [size for _, size in blocks_of(shapes)]
         # Before anything is known, every element is as likely to change as any other.
-        energies = sizes if last is None else _floats(last.values["energies"])
+        energies = sizes if last is None else floats(last.values[ENERGIES])
         weights = [math.sqrt(d * e) for d, e in zip(sizes, energies, strict=True)]
         count, _ = self._amount(shapes)
-        return Encoded({"allocation": list(allocate(count, weights, sizes))})
+        return Encoded({ALLOCATION: list(allocate(count, weights, sizes))})
 
     def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
         owner = SHARED if self._shared else plan.client
@@ -241,6 +266,28 @@ class Sketch(Codec):
         count, numbers = self._amount(shapes)
         numbers.check(report, count)
 
+    @property
+    def plan_values(self) -> frozenset[str]:
+        return frozenset([ALLOCATION] if self.options.basis == "normal" else [])
+
+    def update_values(self, update: Update) -> frozenset[str]:
+        split = [ALLOCATION, ENERGIES] if self.options.basis == "normal" else []
+        return frozenset([*split, *(["energy"] if self._shared else [])])
+
+    def check_plan(self, plan: Plan, shapes: Shapes) -> None:
+        check_tensors(plan, {})
+        if self.options.basis == "normal":
+            check_split(plan, self._amount(shapes)[0], shapes)
+
+    def check_update(self, update: Update, shapes: Shapes) -> None:
+        count, numbers = self._amount(shapes)
+        if self.options.basis == "normal":
+            check_split(update, count, shapes)
+        if self._shared:
+            numbers.check(update, count)
+        else:
+            numbers.check_stacked(update, count)
+
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         count, numbers = self._amount(shapes)
         y = decoded(numbers.decode(report.tensors, count, report.round, report.client)).double()
@@ -251,17 +298,17 @@ class Sketch(Codec):
     ) -> float:
         y = self.decode(report, plan, shapes).tensors["coordinates"]
         sign = self.options.basis == "sign"
-        energies = [float(y @ y)] if sign else self._energies(y, plan.values, shapes)
+        energies = [float(y @ y)] if sign else energies_of(y, plan.values, shapes)
         return math.sqrt(math.fsum(energies))
 
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
     ) -> Encoded:
         y = aggregate.tensors["coordinates"]
-        values, energy = _allocation(plan), float(y @ y)
+        values, energy = allocation_of(plan), float(y @ y)
         if self.options.basis == "normal":
-            energies = self._energies(y, plan.values, shapes)
-            values |= self._remember(energies, last)
+            energies = energies_of(y, plan.values, shapes)
+            values |= remembered(energies, last)
             energy = math.fsum(energies)
         values["energy"] = max(energy - aggregate.noise, 0.0)
         _, numbers = self._amount(shapes)
@@ -274,16 +321,16 @@ class Sketch(Codec):
         }
         tensors["clients"] = torch.tensor([report.client for _, report in reports])
         tensors["weights"] = torch.tensor([weight for weight, _ in reports])
-        values = _allocation(plan)
+        values = allocation_of(plan)
         if self.options.basis == "normal":
             each = [
-                self._energies(report.tensors["coordinates"].double(), plan.values, shapes)
+                energies_of(report.tensors["coordinates"].double(), plan.values, shapes)
                 for _, report in reports
             ]
             wide = torch.float64
             shares = torch.tensor([weight for weight, _ in reports], dtype=wide)
             means = shares @ torch.tensor(each, dtype=wide)
-            values |= self._remember(means.tolist(), last)
+            values |= remembered(means.tolist(), last)
         return Encoded(values, tensors)
 
     def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
@@ -329,31 +376,9 @@ class Sketch(Codec):
             self.seed,
             round,
             owner=owner,
-            blocks=tuple(block for block, _ in _blocks(shapes)),
-            coordinates=tuple(int(k) for k in _floats(values["allocation"])),
+            blocks=tuple(block for block, _ in blocks_of(shapes)),
+            coordinates=tuple(int(k) for k in floats(values[ALLOCATION])),
         )
-
-    def _energies(
-        self, coordinates: Tensor, values: Mapping[str, Value], shapes: Shapes
-    ) -> list[float]:
-        """Each block's energy: ||y_l||**2 rho_l K_l is unbiased for ||delta_l||**2."""
-        counts = [int(k) for k in _floats(values["allocation"])]
-        return [
-            float(own.square().sum()) * second_moment(d) * k
-            for own, (_, d), k in zip(
-                torch.split(coordinates, counts), _blocks(shapes), counts, strict=True
-            )
-        ]
-
-    def _remember(self, energies: Sequence[float], last: Update | None) -> dict[str, Value]:
-        """The blocks' energies, smoothed, for the next round's split."""
-        if last is not None:
-            earlier = _floats(last.values["energies"])
-            energies = [
-                _MEMORY * old + (1 - _MEMORY) * new
-                for old, new in zip(earlier, energies, strict=True)
-            ]
-        return {"energies": list(energies)}
 
 
 @functools.lru_cache
@@ -369,32 +394,3 @@ def _amount(seed: int, options: SketchOptions, most: int) -> tuple[int, Numbers]
         # The mean of coordinates on shared directions is coded once more.
         count, code = affordable(room, most, 2 if options.seeds == "shared" else 1)
     return count, Numbers(seed, code)
-
-
-def _blocks(shapes: Shapes) -> list[tuple[range, int]]:
-    """The normal basis' blocks, as consecutive runs of tensors, and the elements of each.
-
-    A block is closed when it holds 0.9 of the median tensor, as in the published code.
-    """
-    sizes = [shape.numel() for shape in shapes.values()]
-    enough = 0.9 * statistics.median(sizes)
-    ends, held = [0], 0
-    for place, size in enumerate(sizes, start=1):
-        held += size
-        if held >= enough:
-            ends.append(place)
-            held = 0
-    if held:
-        ends.append(len(sizes))
-    return [(range(start, end), sum(sizes[start:end])) for start, end in pairwise(ends)]
-
-
-def _allocation(plan: Plan) -> dict[str, Value]:
-    """What of a plan everybody needs again; the rest may be of one client alone."""
-    return {name: value for name, value in plan.values.items() if name == "allocation"}
-
-
-def _floats(value: Value) -> list[float]:
-    if not isinstance(value, list) or not all(isinstance(item, int | float) for item in value):
-        raise MessageError("the message's list of numbers is malformed")
-    return [float(item) for item in value]  # type: ignore[arg-type]

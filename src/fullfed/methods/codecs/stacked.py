@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, number
-from fullfed.methods.codecs.codec import Encoded, Shapes, Weighted
+from fullfed.methods.codecs.codec import Encoded, Shapes, Weighted, check_tensors
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.scopes import A, B, W, adapted, initial_a
 
@@ -48,6 +49,17 @@ class Stacked(Dense):
             a, b = report.tensors[target + A].double(), report.tensors[target + B].double()
             squares.append(float(((b.T @ b) * (a @ a.T)).sum()))
         return self.scaling * math.sqrt(max(math.fsum(squares), 0.0))
+
+    def check_update(self, update: Update, shapes: Shapes) -> None:
+        joined = max((len(t) for name, t in update.tensors.items() if name.endswith(A)), default=0)
+        kinds = {}
+        for name, shape in shapes.items():
+            rank = shape[0] if name.endswith(A) else shape[1]
+            if joined == 0 or joined % rank:
+                raise MessageError("the update does not hold whole factors")
+            due = (joined, shape[1]) if name.endswith(A) else (shape[0], joined)
+            kinds[name] = torch.Size(due), torch.float32
+        check_tensors(update, kinds)
 
     def stack(self, reports: Weighted, plan: Plan, shapes: Shapes, last: Update | None) -> Encoded:
         tensors = {}

@@ -180,6 +180,17 @@ class TopK(Codec):
         if len(entries.positions) > self._most(elements(shapes)):
             raise MessageError(f"the report holds {len(entries.positions)} numbers, too many")
 
+    def check_update(self, update: Update, shapes: Shapes) -> None:
+        weights = update.tensors.get("weights", torch.zeros(()))
+        names = {name for name in update.tensors if name != "weights"}
+        parts = {str(place) for place in range(weights.numel())}
+        if weights.ndim != 1 or weights.dtype != torch.float32:
+            raise MessageError("the update does not hold a weight for each report")
+        if {name.partition("/")[0] for name in names} != parts:
+            raise MessageError("the update does not hold as many reports as weights")
+        for place in parts:
+            decode_entries(_part(update, place), elements(shapes))
+
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         dense = {name: torch.zeros(shape) for name, shape in shapes.items()}
         for name, place, values in _by_tensor(
@@ -211,12 +222,7 @@ class TopK(Codec):
     def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
         step = number(update, "server_step")
         for place, weight in enumerate(update.tensors["weights"].tolist()):
-            sent = {
-                name.partition("/")[2]: tensor
-                for name, tensor in update.tensors.items()
-                if name.startswith(f"{place}/")
-            }
-            entries = decode_entries(sent, elements(shapes))
+            entries = decode_entries(_part(update, str(place)), elements(shapes))
             for name, spots, values in _by_tensor(entries, shapes):
                 parameter = parameters[name]
                 flat = parameter.contiguous().view(-1)
@@ -244,6 +250,15 @@ class TopK(Codec):
             fits = middle * (self.bits + 1 + rice_bits(middle, size)) <= room
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
+
+
+def _part(update: Update, place: str) -> dict[str, Tensor]:
+    """The tensors of one of the reports that an update holds."""
+    return {
+        name.partition("/")[2]: tensor
+        for name, tensor in update.tensors.items()
+        if name.startswith(f"{place}/")
+    }
 
 
 def select_largest(tensors: Sequence[Tensor], count: int) -> SparseVector:
