@@ -42,6 +42,17 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
         ) from error
 
 
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Inside, whatever this process and those it starts create is for this user alone: files of
+    mode 0600, folders of mode 0700."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace the file at ``path`` by ``value`` as indented JSON; see write_atomically."""
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

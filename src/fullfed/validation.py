@@ -56,7 +56,7 @@ def _problem(problem: Any) -> str:
 def _advice(name: str, keys: Collection[str]) -> str:
     """What the unknown key may have been meant to be, or what there is in its place."""
     table, _, last = name.rpartition(".")
-    beside = list(dict.fromkeys(key[len(table) + 1 :] for key in keys if _in(key, table)))
+    beside = list(dict.fromkeys(key.rpartition(".")[2] for key in keys if _in(key, table)))
     close = difflib.get_close_matches(last, beside, n=1)
     elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
     there = f" ({table} has {', '.join(beside)})" if table and beside else ""

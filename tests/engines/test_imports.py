@@ -48,7 +48,10 @@ def test_no_other_module_imports_flower() -> None:
 def test_nodes_and_the_simulation_do_without_flower() -> None:
     engines = sorted((PACKAGE / "engines").glob("*.py"))
     names = [file.stem for file in engines if file.stem[0] != "_" and "flower" not in file.stem]
-    assert names == ["node", "node_messages", "node_state", "simulation"]
+    assert names == [
+        *("node", "node_channel", "node_drift", "node_limits", "node_messages", "node_state"),
+        "simulation",
+    ]
     assert not imported_with(", ".join(f"fullfed.engines.{name}" for name in names), "flwr")
 
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from fullfed.config import parse_recipe
 from fullfed.engines.node_messages import Answer, Order, decode_settings, encode_settings
 from fullfed.errors import MessageError, UserError
+from fullfed.quickstart import quickstart_recipe
 
 RUN = "0123456789abcdef"
+HASH = RUN * 4
 some = st.binary(min_size=1, max_size=20)
 maybe = st.binary(max_size=20)
 
@@ -102,13 +104,57 @@ def test_a_node_has_the_recipe_but_for_model_and_data_of_its_own() -> None:
         },
         "a test",
     )  # fmt: skip
-    settings = decode_settings(encode_settings(recipe, 7, "hash"), "there", "auto", "mine.jsonl")
-    assert (settings.clients, settings.base_hash) == (7, "hash")
+    settings = decode_settings(encode_settings(recipe, 7, HASH), "there", "auto", "mine.jsonl")
+    assert (settings.clients, settings.base_hash) == (7, HASH)
     model = recipe.model.model_copy(update={"path": "there", "device": "auto"})
     data = recipe.data.model_copy(update={"train": "mine.jsonl"})
     assert settings.recipe == recipe.model_copy(update={"model": model, "data": data})
 
 
-def test_what_are_no_settings_is_an_error() -> None:
+SETTINGS = encode_settings(quickstart_recipe("ferret"), 7, HASH)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        b"{}",
+        b"[]",
+        b"no settings",
+        SETTINGS.replace(b'"clients":7', b'"clients":7,"clients":8'),
+        SETTINGS.replace(b'"steps":10', b'"steps":10,"steps":1'),
+        SETTINGS.replace(b'"clients":7', b'"clients":7,"more":8'),
+        SETTINGS.replace(b'"clients":7', b'"clients":7.0'),
+        SETTINGS.replace(b'"clients":7', b'"clients":true'),
+        SETTINGS.replace(b'"tables":{', b'"tables":{"data":{"train":"/etc/passwd"},'),
+        SETTINGS.replace(b'"tables":{', b'"tables":{"model":{"path":"/"},'),
+        SETTINGS.replace(HASH.encode(), b"../" * 10),
+        SETTINGS.replace(b'"max_length":null', b'"max_length":NaN'),
+        SETTINGS.replace(b"0.3", b"1e999"),
+        SETTINGS.decode().encode("utf-16"),
+        b"[" * 100_000,
+        SETTINGS[:-1] + b" " * (1 << 20) + b"}",
+    ],
+    ids=range(16),
+)
+def test_what_are_no_settings_or_could_be_read_in_two_ways_is_an_error(settings: bytes) -> None:
+    decode_settings(SETTINGS, "there", "auto", "mine.jsonl")
+    assert settings != SETTINGS
     with pytest.raises(UserError, match="the server's task settings are malformed"):
-        decode_settings(b"{}", "there", "auto", "mine.jsonl")
+        decode_settings(settings, "there", "auto", "mine.jsonl")
+
+
+@pytest.mark.parametrize("key", ["run", "version"])
+def test_a_description_that_could_be_read_in_two_ways_is_refused(key: str) -> None:
+    order, answer = Order(RUN, b"plan").frames(), Answer(1, b"report").frames()
+    for frames, kind in ((order, Order), (answer, Answer)):
+        description = frames["description"]
+        twice = description.replace(b"{", b'{"%s": "%s", ' % (key.encode(), b"f" * 16), 1)
+        with pytest.raises(MessageError, match="the description of what was sent"):
+            kind.of({**frames, "description": twice})
+
+
+def test_a_frame_that_nobody_asked_for_is_refused() -> None:
+    with pytest.raises(MessageError, match="a frame 'more'"):
+        Order.of({**Order(RUN, b"plan").frames(), "more": b"x"})
+    with pytest.raises(MessageError, match="a frame"):
+        Answer.of({**Answer(1, b"report").frames(), "more": b"x"})

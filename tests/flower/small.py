@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flower.real import PARTNERS, write_recipe
+from flower.real import LOOSE, PARTNERS, write_recipe
 from fullfed.config import Recipe, load_recipe
 from fullfed.deployment.flower_runs import TaskLoader
 from fullfed.engines.node import NodeWorker
+from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Order, encode_settings
 from fullfed.federation.client import Worker
 from fullfed.federation.messages import encode
@@ -80,7 +81,13 @@ def reference(folder: Path, rounds: int, method: dict[str, Any]) -> Reference:
     return heard
 
 
-def node_worker(folder: Path, client: int, state: Path, model: str = "model") -> NodeWorker:
-    """A partner's worker, without the processes around it."""
-    data = str(folder / f"{PARTNERS[client]}.jsonl")
-    return NodeWorker(state, TaskLoader(data, str(folder / model)))
+def node_worker(
+    folder: Path, client: int, state: Path, model: str = "model", **limits: Any
+) -> NodeWorker:
+    """A partner's worker, without the processes around it.
+
+    Its limits let the small rounds here pass, or are ``limits``.
+    """
+    data, allowed = str(folder / f"{PARTNERS[client]}.jsonl"), Limits(**{**LOOSE, **limits})
+    load = TaskLoader(data, str(folder / model), limits=allowed)
+    return NodeWorker(state, load, allowed)

@@ -191,11 +191,16 @@ def test_a_bad_order_is_answered_and_the_next_is_carried_out(
     assert ask(node, replace(ferret.order(1, 0), run=run)).report == ferret.reports[1, 0]
 
 
-def test_a_new_run_takes_the_place_of_the_last(
+def test_new_runs_displace_the_oldest_and_only_when_they_are_accepted(
     ferret: Reference, folder: Path, tmp_path: Path
 ) -> None:
-    node = node_worker(folder, 0, tmp_path / "state")
+    node = node_worker(folder, 0, tmp_path / "state", most_runs=2)
     ask(node, ferret.order(2, 0))
-    answer = ask(node, replace(ferret.order(0, 0), run="f" * 16))
-    assert answer.report == ferret.reports[0, 0]
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["f" * 16]
+    for run in ("e" * 16, "f" * 16):
+        answer = ask(node, replace(ferret.order(0, 0), run=run))
+        assert answer.report == ferret.reports[0, 0]
+        refused = replace(ferret.order(0, 0), run="d" * 16, settings=b"{}")
+        assert ask(node, refused).failure
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {"e" * 16, "f" * 16}
+    again = replace(ferret.order(1, 0), run="e" * 16, settings=b"")
+    assert ask(node, again).report == ferret.reports[1, 0]

@@ -167,7 +167,7 @@ def test_an_output_layer_that_is_the_embedding_too_has_no_adapter() -> None:
         (
             {"dropout": 0.05},
             "there is no key 'method.dropout'; remove it or correct its spelling "
-            "({name} has rank, alpha, targets).",
+            "(method has rank, alpha, targets).",
         ),
     ],
 )

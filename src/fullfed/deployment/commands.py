@@ -128,18 +128,19 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     from fullfed.deployment.flower_runs import TaskLoader
     from fullfed.deployment.folders import NodeFolder
     from fullfed.deployment.node import LOG_FORMAT, configured
-    from fullfed.engines import node_messages
+    from fullfed.engines import node_channel
     from fullfed.engines.node import NodeWorker
-    from fullfed.files import locked
+    from fullfed.files import locked, private_files
 
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     folder = NodeFolder(directory.absolute())
     settings = configured(folder, data, model)
     assert settings.data is not None  # configured sees to it
-    with locked(folder.path / "worker.lock", f"{folder.path}: a worker runs here already; end it."):
-        own = settings.columns, settings.ignore
-        load = TaskLoader(settings.data, settings.model, settings.device, *own)
-        node_messages.serve(folder.worker_address, NodeWorker(folder.state, load).handle)
+    running = f"{folder.path}: a worker runs here already; end it."
+    with private_files(), locked(folder.path / "worker.lock", running):
+        limits, own = settings.limits, (settings.columns, settings.ignore)
+        load = TaskLoader(settings.data, settings.model, settings.device, limits, *own)
+        node_channel.serve(folder.worker_address, NodeWorker(folder.state, load, limits))
 
 
 @federation.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from fullfed.deployment.folders import (
     fix_members,
     read_members,
 )
+from fullfed.deployment.node import RECIPE
 from fullfed.deployment.processes import (
     Print,
     check_server,
@@ -40,14 +41,25 @@ from fullfed.deployment.processes import (
 )
 from fullfed.deployment.server import START_SECONDS, configure, running_superlink, submit, write_app
 from fullfed.engines.flower import FlowerEngine
-from fullfed.engines.node import NodeTask, RefusalError
-from fullfed.engines.node_messages import Answer, Frames, Order, decode_settings, encode_settings
+from fullfed.engines.node import NodeTask
+from fullfed.engines.node_limits import Limits, RefusalError
+from fullfed.engines.node_messages import (
+    Answer,
+    Frames,
+    Order,
+    TaskSettings,
+    decode_settings,
+    encode_settings,
+    recipe_hash,
+)
 from fullfed.errors import UserError
 from fullfed.federation.client import Worker
 from fullfed.federation.log import Log, read_log
 from fullfed.federation.messages import Plan, decode
 from fullfed.federation.server import Engine, Traffic
+from fullfed.files import private_files
 from fullfed.runs.assembly import (
+    Choices,
     assemble,
     assemble_server,
     build_method,
@@ -74,6 +86,7 @@ from fullfed.runs.run import carry_out
 _log = logging.getLogger(__name__)
 
 
+@private_files()
 def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
     """Begin a run, or carry on the one in the folder; follow it to its end; return the summary.
 
@@ -105,6 +118,8 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
         submit(folder.flower, folder.app, run.path, say)
     members = read_members(run.path)
     assert members is not None  # they were fixed above
+    settings = encode_settings(run.recipe(), len(members.clients), base_hash="")
+    say(f"{RECIPE}{recipe_hash(settings)}")
     absences = Absences.of(folder, members.clients, say)
     return follow(run, folder.superlink_log, say, absences)
 
@@ -211,6 +226,7 @@ class TaskLoader:
         data: the node's own training data, as read_examples takes it.
         model: the node's copy of the base model: a folder, a hub name or "builtin".
         device: a torch device, or "auto".
+        limits: what the node's owner allows.
         columns, ignore: of the data's fields, as read_examples takes them.
 
     Raises:
@@ -222,15 +238,29 @@ class TaskLoader:
         data: str,
         model: str,
         device: str = "auto",
+        limits: Limits | None = None,
         columns: ColumnsTable | None = None,
         ignore: Sequence[str] = (),
     ) -> None:
         self._data, self._model, self._device = data, model, device
+        self._limits = limits or Limits()
         self._examples = read_examples(data, columns=columns, ignore=ignore)
 
-    def __call__(self, settings: bytes, has_replica: bool) -> NodeTask:
+    def __call__(self, settings: bytes, has_replica: bool) -> Callable[[], NodeTask]:
         """See engines.node.LoadTask."""
-        told = decode_settings(settings, self._model, self._device, self._data)
+        try:
+            told = decode_settings(settings, self._model, self._device, self._data)
+            _log.info("%s%s, its base model %s", RECIPE, told.recipe_hash, told.base_hash)
+            self._limits.check_settings(told, has_replica)
+            self._limits.check_work(told.recipe.local, len(self._examples))
+            choices = choose(told.recipe)
+        except RefusalError:
+            raise
+        except UserError as error:
+            raise RefusalError(str(error), "the run's settings do not fit this node") from error
+        return partial(self._load, told, choices, has_replica)
+
+    def _load(self, told: TaskSettings, choices: Choices, has_replica: bool) -> NodeTask:
         recipe, base = told.recipe, told.recipe.model
         if has_replica:
             model, tokenizer = load_model(base.path, base.dtype, base.device)
@@ -249,7 +279,11 @@ class TaskLoader:
         check_tokens(model, own.examples)
         changed = own.shortened, own.dropped, own.empty
         _log.info("%d prompts shortened, %d samples left out, %d answers empty", *changed)
-        method = build_method(recipe, choose(recipe), model, told.clients)
+        self._limits.check_work(recipe.local, len(own.examples))
+        loaded = {parameter.data_ptr() for parameter in model.parameters()}
+        method = build_method(recipe, choices, model, told.clients)
+        replicated = method.replicated(model).items()
+        known = frozenset(name for name, tensor in replicated if tensor.data_ptr() in loaded)
         replica = make_replica(recipe, model, method) if has_replica else None
         if replica is not None and replica.content_hash() != told.base_hash:
             raise RefusalError(
@@ -258,7 +292,7 @@ class TaskLoader:
                 "its base model is not the one the run begins with",
             )
         device, every = find_device(base.device), recipe.federation.snapshot_every
-        return NodeTask(model, method, replica, own.examples, device, every)
+        return NodeTask(model, method, replica, own.examples, device, every, known)
 
 
 class SimulatedNode:

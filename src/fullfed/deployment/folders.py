@@ -41,8 +41,9 @@ from fullfed.deployment.identities import (
     create_node_key,
     public_key_pem,
 )
+from fullfed.engines.node_limits import Limits
 from fullfed.errors import UserError
-from fullfed.files import locked, write_atomically, write_json
+from fullfed.files import locked, private_files, write_atomically, write_json
 from fullfed.validation import describe_validation, keys_of
 
 CONTROL_KEY = "control.key"  # in Flower's home
@@ -67,7 +68,8 @@ class _Settings(BaseModel):
             raise UserError(f"{path}: {describe_validation(error, keys=keys_of(cls))}.") from error
 
     def write(self, path: Path) -> None:
-        write_atomically(path, tomli_w.dumps(self.model_dump(exclude_none=True)).encode())
+        tables = tomli_w.dumps(self.model_dump(exclude_none=True))
+        write_atomically(path, tables.encode(), mode=0o600)
 
 
 class FederationFile(_Settings):
@@ -100,7 +102,8 @@ class NodeFile(_Settings):
 
     server: host:port. name: the partner's. model: the node's copy of the base model, a folder,
     a hub name or "builtin". data: the node's training data where ``join`` is given no --data;
-    columns, ignore: what is said of their fields, as in a recipe's table ``data``.
+    columns, ignore: what is said of their fields, as in a recipe's table ``data``. limits: what the
+    server may ask of the node.
     """
 
     server: str
@@ -110,6 +113,7 @@ class NodeFile(_Settings):
     data: str | None = None
     columns: ColumnsTable = ColumnsTable()
     ignore: tuple[str, ...] = ()
+    limits: Limits = Limits()
 
 
 class Partner(BaseModel):
@@ -209,11 +213,13 @@ class ServerFolder:
             for name in settings.partners
         ]
 
+    @private_files()
     def renew_certificate(self) -> None:
         """Give the server a new certificate; partners need nothing new."""
         hosts = list(dict.fromkeys([self.settings().address, "localhost", "127.0.0.1"]))
         certify_server(self.authority, self.authority_key, self.certificate, self.key, hosts)
 
+    @private_files()
     def add(self, partner: str, model: str | None = None, public_key: Path | None = None) -> Path:
         """Make a partner's folder and take the partner in; return the folder.
 
@@ -241,6 +247,7 @@ class ServerFolder:
         self._set_partners((*settings.partners, partner))
         return folder.path
 
+    @private_files()
     def remove(self, partner: str) -> None:
         """Take a partner out.
 
@@ -262,6 +269,7 @@ class ServerFolder:
         settings.model_copy(update=changes).write(self.settings_file)
 
     @staticmethod
+    @private_files()
     def create(
         federation: Path, partners: Sequence[str], address: str, port: int, listen: str, model: str
     ) -> ServerFolder:

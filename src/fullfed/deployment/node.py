@@ -21,12 +21,14 @@ from fullfed.deployment.processes import (
     shown,
 )
 from fullfed.errors import UserError
+from fullfed.files import private_files
 from fullfed.hub import is_hub_name
 
 _RESTART_SECONDS = 1.0
 _USER_ERROR = 2  # exit code
 LOG_FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # of the worker
 _ERROR = " ERROR: "
+RECIPE = "the run's recipe is "  # what owners of nodes may agree on: its hash follows
 
 
 def configured(folder: NodeFolder, data: str | None, model: str | None) -> NodeFile:
@@ -52,6 +54,7 @@ def configured(folder: NodeFolder, data: str | None, model: str | None) -> NodeF
     return settings
 
 
+@private_files()
 def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) -> None:
     """Take part in the federation until stopped. What dies is started again.
 
@@ -60,6 +63,7 @@ def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) ->
     """
     settings = configured(folder, data, model)
     folder.write(settings)
+    say(f"node.toml allows: {settings.limits}")
     if not check_server(settings.server, folder.authority):
         say(f"waiting for the server at {settings.server}")
     while not check_server(settings.server, folder.authority):
@@ -99,4 +103,5 @@ def _watch(folder: NodeFolder, worker: Child, node: Child, say: Print) -> None:
 
 def errors(lines: Sequence[str]) -> list[str]:
     """What the worker's operator has to know of what the worker logs."""
-    return [line.partition(_ERROR)[2] for line in lines if _ERROR in line]
+    found = [(line.partition(_ERROR)[2], "".join(line.partition(RECIPE)[1:])) for line in lines]
+    return [error or recipe for error, recipe in found if error or recipe]

@@ -28,7 +28,7 @@ from fullfed.deployment.flower_internals import (
 from fullfed.deployment.folders import NodeFolder
 from fullfed.deployment.processes import TOLD
 from fullfed.engines.flower_messages import content_of, frames_of
-from fullfed.engines.node_messages import ChannelError, ask
+from fullfed.engines.node_channel import ChannelError, ask
 from fullfed.errors import MessageError
 
 _PAUSE = 1.0  # seconds between two looks for an order
@@ -136,7 +136,8 @@ def answer(message: Message, worker: Path) -> Message:
     expires = message.metadata.created_at + message.metadata.ttl
     while True:
         try:
-            return Message(content_of(ask(worker, frames)), reply_to=message)
+            seconds = max(expires - time.time(), _WORKER_PAUSE)
+            return Message(content_of(ask(worker, frames, seconds)), reply_to=message)
         except ChannelError as error:
             if time.time() > expires:
                 return Message(Error(_APP_FAILED, str(error)), reply_to=message)

@@ -37,7 +37,7 @@ from fullfed.deployment.processes import (
     superlink,
 )
 from fullfed.errors import UserError
-from fullfed.files import write_atomically, write_json
+from fullfed.files import private_files, write_atomically, write_json
 
 START_SECONDS = 120.0  # that Flower may take to start what it was asked to
 _COMMAND_TIMEOUT = 180.0  # seconds
@@ -65,6 +65,7 @@ clientapp = "fullfed_app.client:app"
 """
 
 
+@private_files()
 def serve(folder: ServerFolder, say: Print) -> None:
     """Run the server until it is stopped.
 
@@ -162,6 +163,7 @@ def submit(home: Path, app: Path, run: Path, say: Print, simulated: int | None =
     _flwr(home, command, say)
 
 
+@private_files()
 def sync_nodes(folder: ServerFolder, say: Print) -> None:
     """Register the partners' keys that the running server does not know, and take out others.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,30 +16,21 @@ import torch
 from transformers import PreTrainedModel
 
 from fullfed.data.tokens import TokenizedExample
-from fullfed.engines.node_messages import Answer, Frames, Order
+from fullfed.engines.node_drift import Drift
+from fullfed.engines.node_limits import LimitError, Limits, OverdueError, RefusalError
+from fullfed.engines.node_messages import Answer, Frames, Order, short_line
 from fullfed.engines.node_state import NodeState
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.client import SubmodelWorker, Worker
-from fullfed.federation.messages import Plan, decode
+from fullfed.federation.messages import Plan, Update, decode
 from fullfed.federation.method import Method
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import Arrival
+from fullfed.files import private_files
 
 _log = logging.getLogger(__name__)
+_LOG_SHARE = 16  # times the replica's bytes that updates on disk may have before a snapshot
 _UNSAID = "the node cannot take part; its operator finds the reason in the node's worker.log"
-
-
-class RefusalError(UserError):
-    """Why a node cannot take part in a run.
-
-    Args:
-        reason: for the node's operator.
-        public: for the server; names no file and quotes no data.
-    """
-
-    def __init__(self, reason: str, public: str) -> None:
-        super().__init__(reason)
-        self.public = public
 
 
 @dataclass(frozen=True)
@@ -53,6 +44,7 @@ class NodeTask:
         examples: the node's own.
         device: to train on.
         snapshot_every: rounds between two snapshots on the disk.
+        base: of what updates change, the names of what is the base model's own.
     """
 
     model: PreTrainedModel
@@ -61,15 +53,17 @@ class NodeTask:
     examples: Sequence[TokenizedExample]
     device: torch.device
     snapshot_every: int
+    base: Collection[str] = ()
 
     def by_client(self) -> Mapping[int, Sequence[TokenizedExample]]:
         """The examples by client: the node is one client, whatever its number is in the run."""
         return defaultdict(lambda: self.examples)
 
 
-# Makes a task of its encoded settings and of whether the node is to hold a replica. Raises a
-# RefusalError if the node's model is not the run's, a UserError if anything else does not fit.
-LoadTask = Callable[[bytes, bool], NodeTask]
+# Checks a task's encoded settings, knowing whether the node is to hold a replica, and returns what
+# loads the task. Both raise a RefusalError if the node does not allow the run or its model is not
+# the run's, a UserError if anything else does not fit.
+LoadTask = Callable[[bytes, bool], Callable[[], NodeTask]]
 
 
 class ReplicaNodeClient:
@@ -78,15 +72,19 @@ class ReplicaNodeClient:
     The replica goes on from where the state on disk says that it was.
 
     Raises:
+        LimitError: that is too far from the base model.
         UserError: the state on disk was damaged.
     """
 
-    def __init__(self, task: NodeTask, state: NodeState) -> None:
+    def __init__(self, task: NodeTask, state: NodeState, limits: Limits) -> None:
         assert task.replica is not None
+        replica = task.replica
+        self._drift = Drift(replica.parameters(), task.base, limits.most_drift)
         self._worker = Worker(task.replica, task.method, task.by_client(), state.states)
         self._state = state
         self._every = task.snapshot_every
         state.restore(self._worker)
+        self._drift.check(replica.parameters())
 
     @property
     def version(self) -> int:
@@ -98,19 +96,31 @@ class ReplicaNodeClient:
 
         Raises:
             MessageError: what the order brings is no use.
+            RefusalError: an update does not fit, or leads too far from the base model. The replica
+                may be half-way; the state on disk is what it was.
         """
         worker, state, replica = self._worker, self._state, self._worker.replica
         if order.snapshot and replica.version < version:
             state.receive_snapshot(worker, order.snapshot, order.last)
+            self._drift.check(replica.parameters())
+            state.take_snapshot(worker, order.last)
         for number, payload in enumerate(order.updates, start=order.first):
             if number < replica.version:
                 continue
             if number > replica.version and not replica.method.cumulative:
                 return
-            worker.deliver(payload)
+            self._deliver(payload)
             state.append(payload)
-            if replica.version % self._every == 0:
+            long = state.log_bytes > _LOG_SHARE * replica.nbytes
+            if replica.version % self._every == 0 or long:
                 state.take_snapshot(worker, payload)
+
+    def _deliver(self, payload: bytes) -> None:
+        try:
+            self._worker.deliver(payload)
+        except UserError as error:
+            raise RefusalError(str(error), str(error)) from error
+        self._drift.check(self._worker.replica.parameters())
 
     def visit(self, order: Order) -> Arrival:
         """Carry out the order's plan, which is of the version that the node is at."""
@@ -166,32 +176,54 @@ class _Joined:
 
 
 class NodeWorker:
-    """Answers orders.
+    """Answers orders, in a process's main thread.
 
     Args:
         folder: for the state on disk.
         load: see LoadTask.
+        limits: what a server may ask.
     """
 
-    def __init__(self, folder: Path, load: LoadTask) -> None:
-        self._folder, self._load = folder, load
+    def __init__(self, folder: Path, load: LoadTask, limits: Limits | None = None) -> None:
+        self._folder, self._load, self._limits = folder, load, limits or Limits()
         self._joined: _Joined | None = None
 
-    def handle(self, frames: Frames) -> Mapping[str, bytes]:
-        """Answer one order. Whatever goes wrong, the answer quotes no data of the node's."""
+    def refuse(self, nbytes: int) -> Frames | None:
+        """The answer to an order of so many bytes, if it is too long; none of it has been read."""
         try:
-            return self._answer(Order.of(frames)).frames()
+            self._limits.check_size(nbytes)
+        except LimitError as error:
+            _log.error("%s", error)
+            return Answer(self._version, failure=error.public).frames()
+        return None
+
+    def handle(self, frames: Frames) -> Frames:
+        """Answer one order. Whatever goes wrong, the answer quotes no data of the node's."""
+        too_long = self.refuse(sum(map(len, frames.values())))
+        if too_long is not None:
+            return too_long
+        version = self._version
+        try:
+            with private_files(), self._limits.in_time():
+                return self._answer(Order.of(frames)).frames()
         except MessageError as error:
-            _log.error("the server's order was refused: %s", error)
-            return Answer(self._version, failure=f"the order was refused: {error}").frames()
+            said = short_line(str(error))
+            _log.error("the server's order was refused: %s", said)
+            return Answer(self._version, failure=f"the order was refused: {said}").frames()
+        except RefusalError as error:
+            _log.error("%s", short_line(str(error)))
+            return Answer(version, failure=short_line(error.public)).frames()
         except UserError as error:
             _log.error("%s", error)
-            failure = error.public if isinstance(error, RefusalError) else _UNSAID
+            failure = _UNSAID
+        except OverdueError:
+            late = LimitError("most_seconds", f"the order took {self._limits.most_seconds:g} s")
+            _log.error("%s", late)
+            failure = late.public
         except Exception:
             # The last resort at the edge of the process: text of any exception may quote data.
             _log.exception("the worker failed; worker.log says how")
             failure = _UNSAID
-        version = self._version
         self.leave()  # what is in memory may be half-way
         return Answer(version, failure=failure).frames()
 
@@ -206,13 +238,19 @@ class NodeWorker:
         return -1 if self._joined is None else self._joined.client.version
 
     def _answer(self, order: Order) -> Answer:
+        plan = decode(order.plan, Plan)
         joined = self._join(order)
         if joined is None:
             return Answer(-1)  # the node does not know the run: the server is to send the settings
-        plan = decode(order.plan, Plan)
         if joined.answer is not None and joined.answered == order.plan:
             return joined.answer
-        joined.client.follow(order, plan.round)
+        if not joined.state.belongs_to(plan.client):
+            raise MessageError(f"the node is not client {plan.client} of this run")
+        try:
+            joined.client.follow(order, plan.round)
+        except RefusalError:
+            self.leave()  # the replica in memory is where it must not stay
+            raise
         version = joined.client.version
         if version < plan.round:
             return Answer(version)
@@ -233,33 +271,37 @@ class NodeWorker:
                 return joined
             self.leave()
         state = NodeState(self._folder, order.run)
-        complete = order.settings and (order.static_weights or not order.submodel)
-        if complete and not state.begun:
-            state.create(order.settings, order.static_weights)
-        if not state.begun:
+        settings, static_weights, known = order.settings, order.static_weights, state.begun
+        if known:
+            try:
+                state.follow_rollbacks(order.rollbacks)
+                settings, static_weights = state.read()
+            except UserError as error:
+                _begin_again(state, error)
+                return None
+        elif not settings or (order.submodel and not static_weights):
             return None
+        load = self._load(settings, not static_weights)
         self.leave()  # frees the other run's model first
-        client = self._client(state, order.rollbacks)
+        task = load()
+        if not known:  # nothing is written, and so nothing displaced, for a run that was refused
+            if static_weights:
+                decode(static_weights, Update)
+            state.create(settings, static_weights)
+            state.follow_rollbacks(order.rollbacks)
+        state.use(self._limits.most_runs)
+        client = self._client(task, state, static_weights)
         self._joined = None if client is None else _Joined(order.run, state, client)
         return self._joined
 
-    def _client(self, state: NodeState, rollbacks: tuple[int, ...]) -> NodeClient | None:
+    def _client(self, task: NodeTask, state: NodeState, static_weights: bytes) -> NodeClient | None:
         """The node's part in a run; None if its state on disk was damaged, which is gone then."""
-        try:
-            state.follow_rollbacks(rollbacks)
-            settings, static_weights = state.settings()
-        except UserError as error:
-            _begin_again(state, error)
-            return None
-        try:
-            task = self._load(settings, not static_weights)
-        except RefusalError:
-            state.remove()
-            raise
         if static_weights:
             return SubmodelNodeClient(task, state, static_weights)
         try:
-            return ReplicaNodeClient(task, state)
+            return ReplicaNodeClient(task, state, self._limits)
+        except LimitError:
+            raise
         except UserError as error:
             _begin_again(state, error)
             return None

@@ -1,26 +1,18 @@
-"""What passes between a server, a node's relay and its worker: orders, answers, the channel."""
+"""What passes between a server and a node: orders, answers, and the settings of a run."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-import secrets
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
-from pathlib import Path
 from typing import Any
-
-from pydantic import ConfigDict, PositiveInt, TypeAdapter
 
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import MessageError, UserError
-from fullfed.files import write_atomically
+from fullfed.strict_json import check_keys, parse_json
 
 Frames = Mapping[str, bytes]
 
@@ -28,10 +20,16 @@ _DESCRIPTION = "description"
 _SETTINGS = "settings"
 _OPTIONAL = (_SETTINGS, "snapshot", "last", "static_weights", "submodel")
 _RUN = re.compile(r"[0-9a-f]{16}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXT_LIMIT = 500  # characters of a failure's text
+_DESCRIPTION_LIMIT = 1 << 16  # bytes
+_SETTINGS_LIMIT = 1 << 20  # bytes
 _VERSION_LIMIT = 2**32
 # Of the recipe, what nodes are told; a method with a codec of its own has no table for one.
 _TABLES = ("federation", "local", "memory", "method", "codec", "aggregation")
+_SETTINGS_KEYS = (
+    *("clients", "base_hash", "dtype", "rounding", "template", "max_length", "tables"),
+)
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,13 @@ class Order:
         sound = sound and all(type(v) is int and 0 <= v < _VERSION_LIMIT for v in rollbacks)
         if not _RUN.fullmatch(run) or not sound:
             raise MessageError("the order's description is out of range")
-        try:
-            updates = tuple(frames[f"update-{number}"] for number in range(count))
-            plan = frames["plan"]
-        except KeyError as error:
-            raise MessageError(f"the order has no frame {error}") from error
+        names = [f"update-{number}" for number in range(count)]
+        for name in ("plan", *names):
+            if name not in frames:
+                raise MessageError(f"the order has no frame {name!r}")
+        if unknown := frames.keys() - {_DESCRIPTION, "plan", *names, *_OPTIONAL}:
+            raise MessageError(f"the order has a frame {min(unknown)[:40]!r} that none is due for")
+        plan, updates = frames["plan"], tuple(frames[name] for name in names)
         optional = {name: frames.get(name, b"") for name in _OPTIONAL}
         return Order(
             run,
@@ -159,9 +159,15 @@ class Answer:
             raise MessageError("the answer's version is out of range")
         if not math.isfinite(description["train_seconds"] + description["encode_seconds"]):
             raise MessageError("the answer's seconds are not finite")
-        failure = description.pop("failure")[:_TEXT_LIMIT]
-        text = "".join(c if c.isprintable() else " " for c in failure)
+        if frames.keys() - {_DESCRIPTION, "report"}:
+            raise MessageError("the answer has a frame that is not a report")
+        text = short_line(description.pop("failure"))
         return Answer(report=frames.get("report", b""), failure=text, **description)
+
+
+def short_line(text: str) -> str:
+    """Text from another side as it may be shown: short, printable and of one line."""
+    return "".join(c if c.isprintable() else " " for c in text[:_TEXT_LIMIT])
 
 
 def _encode(description: Mapping[str, Any]) -> bytes:
@@ -169,9 +175,10 @@ def _encode(description: Mapping[str, Any]) -> bytes:
 
 
 def _decode(frames: Frames, kinds: Mapping[str, type]) -> dict[str, Any]:
+    data = frames.get(_DESCRIPTION, b"")
     try:
-        description = json.loads(frames[_DESCRIPTION])
-    except (KeyError, ValueError, RecursionError) as error:
+        description = parse_json(data) if len(data) <= _DESCRIPTION_LIMIT else None
+    except ValueError as error:
         raise MessageError("the description of what was sent is malformed") from error
     if not isinstance(description, dict) or {
         name: type(value) for name, value in description.items()
@@ -191,11 +198,13 @@ class TaskSettings:
         recipe: with the model and the data that the node itself names.
         clients: how many there are in the federation.
         base_hash: of the base model.
+        recipe_hash: see there.
     """
 
     recipe: Recipe
     clients: int
     base_hash: str
+    recipe_hash: str
 
 
 def encode_settings(recipe: Recipe, clients: int, base_hash: str) -> bytes:
@@ -211,7 +220,23 @@ def encode_settings(recipe: Recipe, clients: int, base_hash: str) -> bytes:
         "date": recipe.data.date and recipe.data.date.isoformat(),
         "tables": {name: tables[name] for name in _TABLES if name in tables},
     }
-    return json.dumps(settings, sort_keys=True).encode()
+    return _canonical(settings)
+
+
+def recipe_hash(settings: bytes) -> str:
+    """What owners of nodes can agree on: SHA-256, in hex, of encoded settings but for the base
+    model's hash, which has a limit of its own, and the date, which is the day the run begins. They
+    are written as JSON in UTF-8, keys sorted, without spaces, what is not ASCII escaped.
+
+    Raises:
+        ValueError: these are no settings.
+    """
+    table = parse_json(settings)
+    return hashlib.sha256(_canonical({**table, "base_hash": "", "date": None})).hexdigest()
+
+
+def _canonical(settings: Mapping[str, Any]) -> bytes:
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def decode_settings(data: bytes, model: str, device: str, train: str) -> TaskSettings:
@@ -225,87 +250,25 @@ def decode_settings(data: bytes, model: str, device: str, train: str) -> TaskSet
         UserError: what the server sent are not settings.
     """
     try:
-        sent = json.loads(data)
-        tables: dict[str, Any] = {
-            name: table for name, table in sent["tables"].items() if name in _TABLES
-        }
+        if len(data) > _SETTINGS_LIMIT:
+            raise ValueError("they are too long")
+        sent = parse_json(data)
+        check_keys(sent, _SETTINGS_KEYS)
+        tables: dict[str, Any] = dict(sent["tables"])
+        if unknown := tables.keys() - set(_TABLES):
+            raise ValueError(f"there is no table {min(unknown)[:40]!r}")
         tables["model"] = {name: sent[name] for name in ("dtype", "rounding")}
         tables["model"] |= {"path": model, "device": device}
         tables["data"] = {name: sent[name] for name in ("template", "max_length", "date")}
         tables["data"] |= {"train": train}
-        clients, base_hash = int(sent["clients"]), str(sent["base_hash"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        clients, base_hash = sent["clients"], sent["base_hash"]
+        if type(clients) is not int or not 0 < clients < 2**32:
+            raise ValueError("the number of clients is out of range")
+        if not isinstance(base_hash, str) or not _SHA256.fullmatch(base_hash):
+            raise ValueError("the base model's hash is none")
+    except (ValueError, TypeError) as error:
         raise UserError(
             "the server's task settings are malformed; use one version everywhere."
         ) from error
-    return TaskSettings(parse_recipe(tables, "the server's task settings"), clients, base_hash)
-
-
-# Before the frames of an exchange goes a list of their names and sizes in bytes.
-_SIZES = TypeAdapter(list[tuple[str, PositiveInt]], config=ConfigDict(strict=True))
-_SIZES_LIMIT = 1 << 20  # bytes of the list
-_TOTAL_LIMIT = 1 << 36  # bytes of an exchange: 64 GiB, more than any model trained in full here
-
-
-class ChannelError(Exception):
-    """The other side is not there, went away, or does not follow the protocol."""
-
-
-def serve(address_file: Path, handle: Callable[[Frames], Frames]) -> None:
-    """Answer one request after another, for ever.
-
-    Args:
-        address_file: says where the socket is, and the secret; readable by this user alone.
-        handle: from the frames of a request to those of its answer.
-    """
-    _clear(address_file)
-    secret = secrets.token_bytes(32)
-    with (
-        tempfile.TemporaryDirectory(prefix="fullfed-", ignore_cleanup_errors=True) as folder,
-        Listener(f"{folder}/worker", "AF_UNIX", backlog=8, authkey=secret) as listener,
-    ):
-        about = {"folder": folder, "secret": secret.hex()}
-        write_atomically(address_file, json.dumps(about).encode(), mode=0o600)
-        while True:
-            with (
-                suppress(OSError, EOFError, ValueError, AuthenticationError, ChannelError),
-                listener.accept() as connection,
-            ):
-                _send(connection, handle(_receive(connection)))
-
-
-def _clear(address_file: Path) -> None:
-    """Remove the socket that a killed worker left behind."""
-    with suppress(OSError, ValueError, KeyError):
-        folder = Path(json.loads(address_file.read_bytes())["folder"])
-        if folder.name.startswith("fullfed-"):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def ask(address_file: Path, frames: Frames) -> dict[str, bytes]:
-    """Send one request and wait for its answer.
-
-    Raises:
-        ChannelError: no worker answers at the address, or it went away meanwhile.
-    """
-    try:
-        about = json.loads(address_file.read_bytes())
-        address, secret = f"{about['folder']}/worker", bytes.fromhex(about["secret"])
-        with Client(address, "AF_UNIX", authkey=secret) as connection:
-            _send(connection, frames)
-            return _receive(connection)
-    except (OSError, EOFError, ValueError, KeyError, AuthenticationError) as error:
-        raise ChannelError("the node's worker does not answer") from error
-
-
-def _send(connection: Connection, frames: Frames) -> None:
-    connection.send_bytes(_SIZES.dump_json([(name, len(frames[name])) for name in frames]))
-    for frame in frames.values():
-        connection.send_bytes(frame)
-
-
-def _receive(connection: Connection) -> dict[str, bytes]:
-    sizes = _SIZES.validate_json(connection.recv_bytes(_SIZES_LIMIT))
-    if sum(size for _, size in sizes) > _TOTAL_LIMIT:
-        raise ChannelError("what follows is too long")
-    return {name: connection.recv_bytes(size) for name, size in sizes}
+    recipe = parse_recipe(tables, "the server's task settings")
+    return TaskSettings(recipe, clients, base_hash, recipe_hash(data))

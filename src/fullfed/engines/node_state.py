@@ -1,6 +1,7 @@
 """What a node keeps on its disk of a run: how far its replica is, and what it takes to rebuild it.
 
 settings.json               the task's settings, sealed, and the SHA-256 of the static weights
+client.json                 the node's number in the run
 static_weights.safetensors  of a node without a replica, which has no snapshot and no updates
 snapshot.safetensors        the replica at some version
 updates.log                 the updates since, and the one that led to the snapshot
@@ -14,6 +15,7 @@ is asked for everything anew, but for the client's state, which only its operato
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,7 +32,7 @@ class NodeState:
     """The folder of one run on a node.
 
     Args:
-        folder: of all runs' states; the newest run's is kept, older ones are removed.
+        folder: of all runs' states.
         run: names the run.
     """
 
@@ -41,6 +43,7 @@ class NodeState:
         self._static_weights_file = self.path / "static_weights.safetensors"
         self._snapshot_file = self.path / "snapshot.safetensors"
         self._log_file = self.path / "updates.log"
+        self._client_file = self.path / "client.json"
         self._log: Log | None = None
         self._rollbacks_file = self.path / "rollbacks.json"
         self.states = StatesOnDisk(self.path / "states", run)
@@ -50,7 +53,7 @@ class NodeState:
         """Whether the node knows the run."""
         return self._settings_file.exists()
 
-    def settings(self) -> tuple[bytes, bytes]:
+    def read(self) -> tuple[bytes, bytes]:
         """The task's settings, and the static weights; these are empty where there is a replica.
 
         Raises:
@@ -64,18 +67,17 @@ class NodeState:
                 weights = self._static_weights_file.read_bytes()
             if hashlib.sha256(weights).hexdigest() != sha:
                 raise UserError(f"{self._static_weights_file}: this is not what the node wrote.")
+        if self._client_file.exists():
+            self._client()
         return sealed["settings"].encode("latin-1"), weights
 
     def create(self, settings: bytes, static_weights: bytes) -> None:
-        """Begin the state of a new run and delete the state of all other runs.
+        """Begin the state of a new run, whose settings have been accepted.
 
         Args:
             static_weights: empty where the node is to hold a replica.
         """
         self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
-        for other in self.path.parent.iterdir():
-            if other != self.path:
-                shutil.rmtree(other)
         if static_weights:
             write_atomically(self._static_weights_file, static_weights)
         sealed = {
@@ -84,11 +86,28 @@ class NodeState:
         }
         write_sealed(self._settings_file, sealed, self._run)
 
+    def use(self, most: int) -> None:
+        """Keep this run's state and those of the others that were used last, ``most`` in all."""
+        os.utime(self.path)
+        others = [other for other in self.path.parent.iterdir() if other != self.path]
+        others.sort(key=lambda other: other.stat().st_mtime, reverse=True)
+        for other in others[most - 1 :]:
+            shutil.rmtree(other)
+
+    def belongs_to(self, client: int) -> bool:
+        """Whether the node is this client of the run; its first plan says which it is."""
+        if not self._client_file.exists():
+            write_sealed(self._client_file, {"client": client}, self._run)
+        return self._client() == client
+
+    def _client(self) -> int:
+        return int(read_sealed(self._client_file, "", self._run)["client"])
+
     def remove(self) -> None:
         """Forget the task's settings and the replica, not the client's state."""
         self.close()
-        replica = self._snapshot_file, self._log_file, self._rollbacks_file
-        for file in (self._settings_file, *replica):
+        about = self._settings_file, self._client_file, self._rollbacks_file
+        for file in (*about, self._snapshot_file, self._log_file):
             file.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -171,6 +190,11 @@ class NodeState:
                 log.append(payload)
         fresh.replace(self._log_file)
 
+    @property
+    def log_bytes(self) -> int:
+        """Of the updates since the snapshot."""
+        return sum(self._opened().sizes)
+
     def append(self, update: bytes) -> None:
         """Keep an update that the replica has applied."""
         self._opened().append(update)
@@ -184,21 +208,25 @@ class NodeState:
         self._rewrite([last])
 
     def receive_snapshot(self, worker: Worker, snapshot: bytes, last: bytes) -> None:
-        """Take the replica to a snapshot that the server sent, and keep it.
+        """Take the replica to a snapshot that the server sent; ``take_snapshot`` keeps it.
 
         Raises:
-            MessageError: ``last`` is not an update.
-            UserError: it is not a snapshot of this model, or ``last`` does not belong to it.
+            MessageError: ``last`` is not an update of the run's method, or not the one that led to
+                the snapshot, or this is not a snapshot of the model.
         """
         update = decode(last, Update)
+        if update.tensors:
+            raise MessageError("the update that led to the snapshot brings tensors")
+        worker.replica.method.check_values(update)
         received = self.path / "received.safetensors"
         write_atomically(received, snapshot)
-        worker.replica.load_snapshot(received)
-        received.unlink()
+        try:
+            worker.replica.load_snapshot(received, due=update.round + 1)
+        except UserError as error:
+            raise MessageError("this is no snapshot of the run's model and version") from error
+        finally:
+            received.unlink(missing_ok=True)
         worker.last = update
-        if update.round + 1 != worker.replica.version:
-            raise UserError("the server's snapshot comes with another version's update.")
-        self.take_snapshot(worker, last)
 
     def _opened(self) -> Log:
         if self._log is None:
