@@ -31,6 +31,7 @@ from fullfed.deployment.flower_runs import start
 from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.processes import Child, check_server, environment, free_port, running
 from fullfed.deployment.server import configure, submit, sync_nodes, write_app
+from fullfed.engines.node_limits import Limits
 from fullfed.quickstart.kinds import draw_examples
 from fullfed.quickstart.tasks import FEDERATED
 from fullfed.runs.folder import RunFolder
@@ -179,6 +180,9 @@ def measure(folder: Path, rounds: int, repeats: int) -> dict[str, float]:
     port, here = free_port(), "127.0.0.1"
     server = ServerFolder.create(folder / "fed", NODES, here, port, here, "builtin")
     nodes = [NodeFolder(server.federation / "partners" / name) for name in NODES]
+    allowed = Limits(fewest_samples_a_step=1, fewest_samples_a_visit=1)  # a visit is one of one
+    for node in nodes:
+        node.write(node.settings().model_copy(update={"limits": allowed}))
     children = [
         Child(
             ["fullfed", "join", str(node.path), "--data", str(folder / f"{node.path.name}.jsonl")],

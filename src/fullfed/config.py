@@ -35,6 +35,8 @@ def parse_bytes(amount: str | int) -> int:
     Raises:
         ValueError: it is neither a number nor one with a unit, or is negative.
     """
+    if isinstance(amount, bool) or not isinstance(amount, int | str):
+        raise ValueError(f"{str(amount)[:40]} is not a number of bytes such as 4096 or '32KiB'")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b|b|)\s*", str(amount).lower())
     if match is None:
         raise ValueError(f"{amount!r} is not a number of bytes such as 4096 or '32KiB'")

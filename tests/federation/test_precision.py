@@ -28,6 +28,9 @@ class Add:
     def replicated(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
         return dict(model.named_parameters())
 
+    def check_update(self, update: Update) -> None:
+        pass
+
     def apply(self, model: LlamaForCausalLM, update: Update) -> None:
         for parameter in model.parameters():
             parameter.copy_(parameter.float() + STEP)

@@ -29,6 +29,9 @@ class AddOne:
     def replicated(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
         return dict(model.named_parameters())
 
+    def check_update(self, update: Update) -> None:
+        pass
+
     def apply(self, model: LlamaForCausalLM, update: Update) -> None:
         for parameter in model.parameters():
             parameter.add_(update.values["step"])

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -61,6 +62,12 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> Path:
     path = folder / "recipe.toml"
     path.write_text(tomli_w.dumps(recipe))
     return path
+
+
+def open_to_others(folder: Path) -> dict[str, str]:
+    """The mode of everything in a folder, and of itself, that is not for its owner alone."""
+    modes = {path: path.lstat().st_mode for path in (folder, *folder.rglob("*"))}
+    return {str(p): oct(m) for p, m in modes.items() if not stat.S_ISSOCK(m) and m & 0o077}
 
 
 def free_port() -> int:

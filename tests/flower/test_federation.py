@@ -22,6 +22,7 @@ from flower.proxy import CLOSED
 from flower.real import (
     PARTNERS,
     Federation,
+    open_to_others,
     own_address,
     refusal,
     running_processes,
@@ -88,6 +89,11 @@ def test_log_and_traffic_are_those_of_a_run_in_one_process(
         visits = sum(PARTNERS.index(name) in r["cohort"] for r in _lines(out))
         assert news.count(" as client ") == visits
         assert news.count(" loaded") == min(visits, 1), "the model stays in memory between rounds"
+
+
+def test_what_their_processes_wrote_is_for_one_user_alone(federation: Federation) -> None:
+    assert (federation.partner(PARTNERS[0]) / "node.log").exists()
+    assert open_to_others(federation.directory) == {}
 
 
 def test_nothing_on_the_server_names_a_nodes_data(federation: Federation) -> None:

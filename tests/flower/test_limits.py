@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 
-from flower.real import PARTNERS
+from flower.real import PARTNERS, open_to_others
 from flower.small import RUN, Reference, node_worker, reference
 from fullfed.config import LocalTable, load_recipe
 from fullfed.deployment import flower_runs
@@ -329,12 +328,6 @@ def test_limits_survive_being_written(tmp_path: Path) -> None:
     assert folder.settings().limits == limits
 
 
-def modes(folder: Path) -> dict[str, str]:
-    """What others could read or enter."""
-    found = [folder, *folder.rglob("*")]
-    return {str(p): oct(m) for p in found if (m := stat.S_IMODE(p.stat().st_mode)) & 0o077}
-
-
 def test_files_of_nodes_and_servers_are_for_one_user_alone(
     fedavg: Reference, folder: Path, tmp_path: Path
 ) -> None:
@@ -348,5 +341,5 @@ def test_files_of_nodes_and_servers_are_for_one_user_alone(
     for round in range(3):
         ask(node, fedavg.order(round, 0, since=max(round - 1, 0)))
     assert len(list((tmp_path / "state").rglob("*"))) > 4
-    assert modes(tmp_path / "federation" / "server") == modes(tmp_path / "state" / RUN) == {}
-    assert modes(tmp_path / "federation" / "partners") == {}
+    assert open_to_others(tmp_path / "federation") == {}
+    assert open_to_others(tmp_path / "state" / RUN) == {}

@@ -184,3 +184,12 @@ def test_without_peft_one_is_told_to_install_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r'pip install "fullfed\[lora\]"\.$'):
         Adapters(SEED, OPTIONS).attach(tiny_model())
+
+
+def test_adapters_larger_than_the_model_are_refused_before_there_is_memory_for_them() -> None:
+    """A server may have chosen the rank."""
+    model = tiny_model()
+    options = method_options("fedit", rank=10**12)
+    with pytest.raises(UserError, match=r"^method.rank: adapters of rank 1000000000000 would have"):
+        Adapters(0, options).attach(model)
+    assert not any("lora" in name for name, _ in model.named_parameters())

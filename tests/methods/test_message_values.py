@@ -17,6 +17,7 @@ from fullfed.methods.catalogue import METHODS
 from fullfed.methods.composition import Composition
 from fullfed.runs.assembly import build_method, choose
 from methods.test_compositions import built, recipe
+from methods.tiny import same, weights
 from training.architectures import make
 
 CODECS: list[dict[str, Any]] = [
@@ -124,3 +125,21 @@ def test_a_visit_error_names_what_a_plan_has_too_much() -> None:
     plan = Plan(0, 0, {"block": 0, "more": 1})
     with pytest.raises(VisitError, match="the plan's values are not those due: there is no 'more'"):
         method.train(model, plan, [], None)
+
+
+@pytest.mark.parametrize("step", [0.5, 0.0, -1.0, 1e100, 10**400])
+@pytest.mark.parametrize("name", ["fedavg", "fedkseed", "ferret"])
+def test_an_update_with_a_step_that_the_rule_cannot_have_chosen_is_refused(
+    name: str, step: float
+) -> None:
+    federation = built(make("llama"), 2, recipe(2, method={"name": name, **OWN.get(name, {})}))
+    result = federation.round()
+    values = {**result.update.values, "server_step": step}
+    update = replace(result.update, round=1, values=values)
+    if name == "ferret" and step == 0.5:
+        federation.method.check_update(update)
+        return
+    before = weights(federation.model)
+    with pytest.raises(UserError, match="does not fit the model and the method"):
+        federation.worker.replica.apply(update)
+    assert same(weights(federation.model), before)

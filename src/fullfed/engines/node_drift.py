@@ -37,14 +37,14 @@ class Drift:
 
     def __init__(self, tensors: Mapping[str, Tensor], base: Collection[str], most: float) -> None:
         self._seed, self._most = secrets.randbits(64), most
-        self._base = [name for name in tensors if name in base]
-        norms = {name: float(tensors[name].detach().double().norm()) for name in self._base}
+        self._base = [name for name in tensors if name in base and tensors[name].numel()]
+        self._start = {name: self._numbers(name, tensors[name]) for name in self._base}
+        norms = {name: float(numbers.norm()) for name, numbers in self._start.items()}
         elements = sum(tensors[name].numel() for name in self._base)
         mean = math.sqrt(sum(norm**2 for norm in norms.values()) / max(elements, 1))
         self._reach = {
             name: max(norm, mean * math.sqrt(tensors[name].numel())) for name, norm in norms.items()
         }
-        self._start = {name: self._numbers(name, tensors[name]) for name in self._base}
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """One pass over the tensors as they are now.

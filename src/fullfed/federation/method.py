@@ -148,7 +148,10 @@ class Method(Protocol):
 
     def check_values(self, update: Update) -> None:
         """Raise MessageError unless the update holds the values that ``aggregate`` or ``skip``
-        says; ``apply`` checks its tensors too."""
+        says; its tensors may have been left out."""
+
+    def check_update(self, update: Update) -> None:
+        """The same of values and tensors. What passes can be applied."""
 
     def apply(self, model: PreTrainedModel, update: Update) -> None:
         """Take the model in place from version ``update.round`` (or from the base, for a

@@ -134,6 +134,7 @@ class Replica:
                 "replay the log from the base model."
             )
         try:
+            self.method.check_update(update)  # before anything is changed
             with torch.no_grad(), self._widened(update.round):
                 self._return_to_base()
                 self.method.apply(self.model, update)

@@ -266,8 +266,10 @@ class Composition:
     def check_values(self, update: Update) -> None:
         self._checks.update_values(update)
 
-    def apply(self, model: PreTrainedModel, update: Update) -> None:
+    def check_update(self, update: Update) -> None:
         self._checks.update(update)
+
+    def apply(self, model: PreTrainedModel, update: Update) -> None:
         if update.skipped:
             return
         parameters = self.scope.replicated(model)

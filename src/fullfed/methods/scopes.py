@@ -103,9 +103,10 @@ class Adapters:
         """Insert adapters that change nothing yet: A is random, B is 0.
 
         Raises:
-            UserError: PEFT is not installed, or a target is no linear layer of this model.
+            UserError: PEFT is not installed, a target is no linear layer of this model, or the rank
+                is senseless.
         """
-        _check_targets(model, self.options.targets)
+        self._check_size(model, _check_targets(model, self.options.targets))
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
@@ -128,6 +129,15 @@ class Adapters:
             a = initial_a(self.seed, 0, number, parameters[target + A].shape)
             _set(model, target + A, a.to(device))
             _set(model, target + B, torch.zeros(parameters[target + B].shape, device=device))
+
+    def _check_size(self, model: PreTrainedModel, targets: list[Tensor]) -> None:
+        """Before there is memory for them; a server may have chosen the rank."""
+        added = self.options.rank * sum(sum(matrix.shape) for matrix in targets)
+        if added > sum(p.numel() for p in model.parameters()):
+            raise UserError(
+                f"method.rank: adapters of rank {self.options.rank} would have more numbers than "
+                "the model itself; lower it."
+            )
 
     def trained(self, model: PreTrainedModel) -> dict[str, Tensor]:
         return {name: p for name, p in model.named_parameters() if name.endswith((A, B))}
@@ -185,17 +195,22 @@ def _set(model: PreTrainedModel, name: str, value: Tensor) -> None:
     setattr(model.get_submodule(module), leaf, nn.Parameter(value))
 
 
-def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> list[Tensor]:
+    """The targets' matrices."""
     shared = model.get_input_embeddings().weight
-    linear = [
-        name
+    linear = {
+        name: module.weight
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and module.weight is not shared
-    ]
+    }
+    found: dict[str, Tensor] = {}
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
+        own = {n: w for n, w in linear.items() if n == target or n.endswith(f".{target}")}
+        found |= own
+        if not own:
             known = dict.fromkeys(name.rpartition(".")[2] for name in linear)
             raise UserError(
                 f"method.targets: {target!r} is no linear layer of this model that could have an "
                 f"adapter; choose among {', '.join(known)}."
             )
+    return list(found.values())

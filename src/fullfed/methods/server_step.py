@@ -73,13 +73,12 @@ class StepRule(ABC):
         """The same of ``decide`` and updates."""
         return frozenset(["server_step"])
 
-    def check_update(self, update: Update) -> None:
-        """Raise MessageError unless the update holds what ``decide`` makes."""
-        for name in self.update_values:
-            number(update, name)
-
     def check(self, report: Report) -> None:  # noqa: B027 (nothing to check)
         """Raise MessageError unless the report holds what ``measure`` adds."""
+
+    @abstractmethod
+    def check_update(self, update: Update) -> None:
+        """Raise MessageError unless the update's values can be what ``decide`` says."""
 
     @abstractmethod
     def decide(
@@ -105,6 +104,10 @@ class ConstantStep(StepRule):
     """The same step in every round."""
 
     step: float
+
+    def check_update(self, update: Update) -> None:
+        if number(update, "server_step") != self.step:
+            raise MessageError(f"the update's server step is not the recipe's {self.step:g}")
 
     def decide(
         self,
@@ -185,16 +188,17 @@ class CurvatureStep(StepRule):
         signs = [] if self.shared else ["signs"]
         return frozenset([*MEASURED, *signs])
 
-    @property
-    def update_values(self) -> frozenset[str]:
-        return frozenset(["server_step", "rank", *(f.name for f in fields(StepMemory))])
-
     def check_update(self, update: Update) -> None:
-        number(update, "server_step")
         number(update, "rank")
         state = StepMemory.of(update)
         if not len(state.costs) == len(state.gains) <= NEWEST:
             raise MessageError("the update does not hold the newest rounds of the step's rule")
+        if not 0 < number(update, "server_step") <= 1:
+            raise MessageError("the update's server step is not above 0 and at most 1")
+
+    @property
+    def update_values(self) -> frozenset[str]:
+        return frozenset(["server_step", "rank", *(f.name for f in fields(StepMemory))])
 
     def check(self, report: Report) -> None:
         for name in MEASURED:

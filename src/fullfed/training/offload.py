@@ -39,8 +39,8 @@ class Offload:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"{tempfile.gettempdir()}: offloaded weights could not be written "
-                f"({error.strerror}); let TMPDIR name a folder with room for the model."
+                "offloaded weights could not be written to the folder of temporary files "
+                f"({error.strerror}); let TMPDIR name one with room for the model."
             ) from error
         dtype, shape = tensor.dtype, tensor.shape
 

@@ -23,7 +23,15 @@ from fullfed.methods.codecs.codec import (
     check_tensors,
     elements,
 )
-from fullfed.sketch import Distribution, Purpose, Stream, accumulate_, perturb_, uniforms
+from fullfed.sketch import (
+    LARGEST_SCALE,
+    Distribution,
+    Purpose,
+    Stream,
+    accumulate_,
+    perturb_,
+    uniforms,
+)
 from fullfed.training.zeroth_order import RandomDirection
 
 _LONGEST = 1 << 16  # steps of a visit measured in epochs, whose samples the server does not know
@@ -143,6 +151,8 @@ class Seeds(Codec):
         if self.by_importance:
             kinds |= {"amplitudes": due, "visits": (due[0], torch.int32)}
         check_tensors(update, kinds)
+        if not bool((update.tensors["accumulators"].abs() <= LARGEST_SCALE).all()):
+            raise MessageError(f"the update's accumulators are not within {LARGEST_SCALE:g}")
 
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         numbers = report.tensors["candidates"].int()
