@@ -186,7 +186,7 @@ def forged(fedavg: Reference, version: int, spoil: Any) -> tuple[bytes, bytes]:
     state = {name: spoil(name, t) for name, t in safetensors.torch.load(snapshot).items()}
     names = [name for name in _order(snapshot) if name in state]
     ordered = {name: state[name] for name in names}
-    about = json.dumps({"version": version, "hash": _snapshot_hash(version, ordered)})
+    about = json.dumps({"version": version, "hash": _snapshot_hash("", version, ordered)})
     return safetensors.torch.save(ordered, metadata={"fullfed": about}), last
 
 

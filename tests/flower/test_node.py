@@ -148,7 +148,7 @@ def test_settings_with_another_learning_rate_are_not_the_servers(
     node.leave()
     path = tmp_path / "state" / RUN / "settings.json"
     text = path.read_text()
-    path.write_text(text.replace('learning_rate\\": 0.', 'learning_rate\\": 1.'))
+    path.write_text(text.replace('learning_rate\\":0.', 'learning_rate\\":1.'))
     assert path.read_text() != text
     again = node_worker(folder, 0, tmp_path / "state")
     assert ask(again, replace(ferret.order(4, 0, since=3), settings=b"")).lacks

@@ -14,7 +14,7 @@ from fullfed.deployment.flower_internals import LostConnectionError, TurnedAwayE
 from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.processes import TOLD
 from fullfed.engines.flower_messages import content_of, frames_of
-from fullfed.engines.node_messages import ChannelError
+from fullfed.engines.node_channel import ChannelError
 
 
 @pytest.mark.usefixtures("flower_process")
@@ -23,8 +23,9 @@ def test_an_order_is_the_workers_to_answer_also_one_that_is_not_there_yet(
 ) -> None:
     tries = iter([ChannelError("it is started again"), {"b": b"2"}])
 
-    def ask(address: Path, frames: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    def ask(address: Path, frames: Mapping[str, bytes], seconds: float) -> Mapping[str, bytes]:
         assert (address, frames) == (tmp_path, {"a": b"1"})
+        assert seconds > 0
         answer = next(tries)
         if isinstance(answer, ChannelError):
             raise answer
@@ -79,7 +80,7 @@ class _Server:
     def beat(self) -> None:
         pass
 
-    def receive(self) -> None:
+    def receive(self, most_bytes: int) -> None:
         raise LostConnectionError("cut off")
 
 

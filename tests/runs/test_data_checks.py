@@ -140,7 +140,7 @@ def test_a_run_that_goes_on_another_day_is_the_run_it_was(
 
 def test_nodes_are_told_the_date(dated: Path) -> None:
     told = assembly.dated(recipe(dated), date(2026, 3, 1))
-    settings = decode_settings(encode_settings(told, 3, "hash"), "builtin", "cpu", "x.jsonl")
+    settings = decode_settings(encode_settings(told, 3, "0" * 64), "builtin", "cpu", "x.jsonl")
     assert settings.recipe.data.date == date(2026, 3, 1)
 
 

@@ -112,7 +112,14 @@ class Subject:
         arrivals: list[Arrival] = []
         plans = self.method.plans(1, self.first)
         self.plan = encode(plans[0])
-        result = run_round(self.method, Simulation(self.worker), 1, self.first, arrivals.append)
+        result = run_round(
+            self.method,
+            Simulation(self.worker),
+            1,
+            self.first,
+            self.worker.replica.model,
+            arrivals.append,
+        )
         self.plans, payload = plans, arrivals[0].payload
         assert payload is not None
         self.report, self.update = payload, encode(result.update)

@@ -127,7 +127,7 @@ class Trial:
 
     def _report(self, random: Random) -> Outcome:
         subject, payload = self._subject, spoil_message(self._subject.report, random)
-        inbox = Inbox(subject.method, subject.plans)
+        inbox = Inbox(subject.method, subject.plans, subject.worker.replica.model)
         [*accepted] = inbox.in_client_order([Arrival(subject.client(), payload)])
         if not accepted:
             return REFUSED if inbox.refused else DAMAGE

@@ -76,6 +76,18 @@ class EndedRunError(Exception):
     """The run that a message belongs to is over."""
 
 
+class TooLongError(Exception):
+    """A message is longer than the node allows.
+
+    Attributes:
+        message: it, without its content.
+    """
+
+    def __init__(self, message: Message) -> None:
+        super().__init__()
+        self.message = message
+
+
 class Fleet:
     """A node's calls to the server: what flower-supernode does, without fetching or running apps.
 
@@ -129,21 +141,34 @@ class Fleet:
         with _told_apart():
             self._client.SendNodeHeartbeat(request)
 
-    def receive(self) -> Message | None:
+    def receive(self, most_bytes: int) -> Message | None:
         """The next message for the node, if there is one.
 
         Raises:
             EndedRunError: it is of a run that is over.
+            TooLongError: it has more than ``most_bytes``, of which no more have been fetched.
         """
         with _told_apart():
             response = self._client.PullMessages(PullMessagesRequest(node=self._node))
             if not response.messages_list:
                 return None
-            run = message_from_proto(response.messages_list[0]).metadata.run_id
-            tree = response.message_object_trees[0]
+            head: Message = message_from_proto(response.messages_list[0])
+            run, tree = head.metadata.run_id, response.message_object_trees[0]
+            head.metadata.__dict__["_message_id"] = tree.object_id
+            pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
+            fetched = 0
+
+            def pull_counted(object_id: str) -> bytes:
+                nonlocal fetched
+                content: bytes = pull(object_id)
+                fetched += len(content)
+                if fetched > most_bytes:
+                    raise TooLongError(head)
+                return content
+
             message: Message = pull_and_inflate_object_from_tree(
                 tree,
-                make_pull_object_fn_protobuf(self._client.PullObject, self._node, run),
+                pull_counted,
                 make_confirm_message_received_fn_protobuf(
                     self._client.ConfirmMessageReceived, self._node, run
                 ),

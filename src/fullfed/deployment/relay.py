@@ -23,17 +23,20 @@ from fullfed.deployment.flower_internals import (
     EndedRunError,
     Fleet,
     LostConnectionError,
+    TooLongError,
     TurnedAwayError,
 )
 from fullfed.deployment.folders import NodeFolder
 from fullfed.deployment.processes import TOLD
 from fullfed.engines.flower_messages import content_of, frames_of
 from fullfed.engines.node_channel import ChannelError, ask
+from fullfed.engines.node_limits import LimitError
 from fullfed.errors import MessageError
 
 _PAUSE = 1.0  # seconds between two looks for an order
 _WORKER_PAUSE = 0.5  # seconds before a worker that is not there is asked again
 _RETRY_SECONDS = 5.0
+_AROUND = 1 << 20  # bytes that Flower puts around an order, at most
 _APP_FAILED, _APP_REFUSED = 2, 7  # Flower's error codes
 TURNED_AWAY = (
     "the server turns this node away: its key is not registered, or another node runs with it, or "
@@ -94,7 +97,7 @@ def run(folder: NodeFolder, left: int) -> None:
                 link.there(left)
                 try:
                     with _Pulse(fleet, link, left):
-                        carry_out(fleet, folder.worker_address)
+                        carry_out(fleet, folder.worker_address, settings.limits.most_message_bytes)
                 except SystemExit:
                     with suppress(LostConnectionError):
                         fleet.leave(left)
@@ -106,8 +109,8 @@ def run(folder: NodeFolder, left: int) -> None:
         time.sleep(_RETRY_SECONDS)
 
 
-def carry_out(fleet: Fleet, worker: Path) -> None:
-    """Answer what the server sends, for ever.
+def carry_out(fleet: Fleet, worker: Path, most_bytes: int) -> None:
+    """Answer what the server sends, for ever; what is too long is not fetched whole.
 
     Raises:
         LostConnectionError: the server does not answer. It takes the node for a new one when it is
@@ -115,12 +118,22 @@ def carry_out(fleet: Fleet, worker: Path) -> None:
     """
     while True:
         with suppress(EndedRunError):
-            message = fleet.receive()
+            try:
+                message = fleet.receive(most_bytes + _AROUND)
+            except TooLongError as error:
+                fleet.reply(_refusal(error.message, most_bytes), 0.0)
+                continue
             if message is None:
                 time.sleep(_PAUSE)
             else:
                 began = time.monotonic()
                 fleet.reply(answer(message, worker), time.monotonic() - began)
+
+
+def _refusal(message: Message, most_bytes: int) -> Message:
+    error = LimitError("most_message_bytes", f"the order has more than {most_bytes} bytes")
+    print(f"{TOLD}{error}", flush=True)
+    return Message(Error(_APP_REFUSED, error.public), reply_to=message)
 
 
 def answer(message: Message, worker: Path) -> Message:

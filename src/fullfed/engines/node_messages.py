@@ -28,7 +28,8 @@ _VERSION_LIMIT = 2**32
 # Of the recipe, what nodes are told; a method with a codec of its own has no table for one.
 _TABLES = ("federation", "local", "memory", "method", "codec", "aggregation")
 _SETTINGS_KEYS = (
-    *("clients", "base_hash", "dtype", "rounding", "template", "max_length", "tables"),
+    *("clients", "base_hash", "dtype", "rounding", "template", "max_length", "date"),
+    "tables",
 )
 
 
