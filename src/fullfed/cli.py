@@ -265,7 +265,7 @@ def _unused(path: Path, used: Callable[[Path], bool] = Path.exists) -> Path:
 def main() -> None:
     """The entry point: a UserError is one sentence and exit code 2, never a traceback."""
     # Threads that wait for others are to sleep: where they spin, as by default, two on a busy core
-    # keep each other from working (docs/guide.md, Threads). It counts before torch is loaded.
+    # keep each other from working. It counts before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
 import torch
 
-from fullfed.runs.environment import fitting_threads, peak_memory_bytes
+from fullfed.runs.environment import peak_memory_bytes
 
 LARGER = """
 import subprocess, sys
@@ -27,17 +26,3 @@ def test_the_peak_grows_with_what_is_needed() -> None:
 def test_the_peak_is_not_that_of_the_process_that_started_this_one() -> None:
     told = subprocess.run([sys.executable, "-c", LARGER], check=True, capture_output=True)
     assert int(told.stdout) < 1200 << 20
-
-
-@pytest.mark.parametrize(("parameters", "threads"), [(1_000, 1), (4_000_000, 2), (50_000_000, 4)])
-def test_a_small_model_has_fewer_threads(parameters: int, threads: int) -> None:
-    model = torch.nn.Linear(1, 1, device="meta")
-    model.weight = torch.nn.Parameter(torch.empty(parameters, device="meta"))
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        with fitting_threads(model):
-            assert torch.get_num_threads() == threads
-        assert torch.get_num_threads() == 4
-    finally:
-        torch.set_num_threads(before)

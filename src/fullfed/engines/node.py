@@ -27,6 +27,7 @@ from fullfed.federation.method import Method
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import Arrival
 from fullfed.files import private_files
+from fullfed.training.threads import fitting_threads
 
 _log = logging.getLogger(__name__)
 _LOG_SHARE = 16  # times the replica's bytes that updates on disk may have before a snapshot
@@ -124,7 +125,8 @@ class ReplicaNodeClient:
 
     def visit(self, order: Order) -> Arrival:
         """Carry out the order's plan, which is of the version that the node is at."""
-        return self._worker.visit(order.plan, submodel=b"")
+        with fitting_threads(self._worker.replica.model):
+            return self._worker.visit(order.plan, submodel=b"")
 
 
 class SubmodelNodeClient:
@@ -138,7 +140,7 @@ class SubmodelNodeClient:
         self._client = SubmodelWorker(
             task.model, task.method, static_weights, task.by_client(), state.states, task.device
         )
-        self._states = state.states
+        self._model, self._states = task.model, state.states
         self.version = 0
 
     def follow(self, order: Order, version: int) -> None:
@@ -150,7 +152,8 @@ class SubmodelNodeClient:
     def visit(self, order: Order) -> Arrival:
         if not order.submodel:
             raise MessageError("the order brings no submodel for a node without a replica")
-        return self._client.visit(order.plan, order.submodel)
+        with fitting_threads(self._model):
+            return self._client.visit(order.plan, order.submodel)
 
 
 NodeClient = ReplicaNodeClient | SubmodelNodeClient

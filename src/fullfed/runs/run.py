@@ -18,10 +18,11 @@ from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.server import Arrival, Engine, RoundResult, Traffic, run_round
 from fullfed.runs.assembly import Assembly, assemble, make_replica, make_worker
 from fullfed.runs.binding import changes_since
-from fullfed.runs.environment import arithmetic, fitting_threads, peak_memory_bytes
+from fullfed.runs.environment import arithmetic, peak_memory_bytes
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import check_recorded
 from fullfed.runs.rollback import finish_rollback
+from fullfed.training.threads import fitting_threads
 
 _SECONDS = ("train", "encode", "aggregate", "evaluate")  # what a round's time is spent on
 
