@@ -264,9 +264,10 @@ def _unused(path: Path, used: Callable[[Path], bool] = Path.exists) -> Path:
 
 def main() -> None:
     """The entry point: a UserError is one sentence and exit code 2, never a traceback."""
-    # Threads that wait for others are to sleep: where they spin, as by default, two on a busy core
-    # keep each other from working. It counts before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long a thread spins for another before it sleeps. By default so long that on a busy machine
+    # the other one hardly gets a core: ten steps that take 0.5 s on two quiet cores took more than a
+    # minute, and 1.3 s with this. It counts before torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     try:
         app()
     except UserError as error:

@@ -27,7 +27,6 @@ from fullfed.federation.server import Arrival, run_round
 from fullfed.randomness import Purpose, Stream, permutation
 from fullfed.runs.assembly import build_method, choose, make_replica
 from fullfed.runs.loading import load_model, read_data, tokenize_data
-from fullfed.training.threads import fitting_threads
 
 _STRIDE = 0.5  # decades between neighbours
 _SHARE = 10  # one example in so many is held out
@@ -128,13 +127,12 @@ class Trials:
         worker = Worker(make_replica(recipe, model, method), method, self._clients)
         engine = Simulation(worker, recipe.simulation.failures, recipe.federation.seed)
         samples = {client: len(examples) for client, examples in self._clients.items()}
-        with fitting_threads(model):
-            for number in range(self._rounds):
-                result = run_round(
-                    method, engine, number, worker.last, model, self._on_arrival, samples=samples
-                )
-                worker.deliver(encode(result.update))
-            return evaluate_loss(model, self._validation, recipe.evaluation.batch_size)
+        for number in range(self._rounds):
+            result = run_round(
+                method, engine, number, worker.last, model, self._on_arrival, samples=samples
+            )
+            worker.deliver(encode(result.update))
+        return evaluate_loss(model, self._validation, recipe.evaluation.batch_size)
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         table = self._recipe.model

@@ -82,7 +82,6 @@ from fullfed.runs.loading import (
 from fullfed.runs.progress import describe_round
 from fullfed.runs.rollback import targets
 from fullfed.runs.run import carry_out
-from fullfed.training.threads import fitting_threads
 
 _log = logging.getLogger(__name__)
 
@@ -320,8 +319,7 @@ class SimulatedNode:
         plan = decode(order.plan, Plan)
         if not order.submodel:
             self._catch_up(order, plan.round)
-        with fitting_threads(self._worker.replica.model):
-            arrival = self._worker.visit(order.plan, order.submodel)
+        arrival = self._worker.visit(order.plan, order.submodel)
         seconds = arrival.train_seconds, arrival.encode_seconds
         return Answer(plan.round, arrival.payload or b"", arrival.failure, *seconds).frames()
 

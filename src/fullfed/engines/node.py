@@ -27,7 +27,6 @@ from fullfed.federation.method import Method
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import Arrival
 from fullfed.files import private_files
-from fullfed.training.threads import fitting_threads
 
 _log = logging.getLogger(__name__)
 _LOG_SHARE = 16  # times the replica's bytes that updates on disk may have before a snapshot
@@ -125,8 +124,7 @@ class ReplicaNodeClient:
 
     def visit(self, order: Order) -> Arrival:
         """Carry out the order's plan, which is of the version that the node is at."""
-        with fitting_threads(self._worker.replica.model):
-            return self._worker.visit(order.plan, submodel=b"")
+        return self._worker.visit(order.plan, submodel=b"")
 
 
 class SubmodelNodeClient:
@@ -140,7 +138,7 @@ class SubmodelNodeClient:
         self._client = SubmodelWorker(
             task.model, task.method, static_weights, task.by_client(), state.states, task.device
         )
-        self._model, self._states = task.model, state.states
+        self._states = state.states
         self.version = 0
 
     def follow(self, order: Order, version: int) -> None:
@@ -152,8 +150,7 @@ class SubmodelNodeClient:
     def visit(self, order: Order) -> Arrival:
         if not order.submodel:
             raise MessageError("the order brings no submodel for a node without a replica")
-        with fitting_threads(self._model):
-            return self._client.visit(order.plan, order.submodel)
+        return self._client.visit(order.plan, order.submodel)
 
 
 NodeClient = ReplicaNodeClient | SubmodelNodeClient

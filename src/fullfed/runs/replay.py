@@ -19,7 +19,6 @@ from fullfed.federation.replica import Replica
 from fullfed.runs.assembly import build_method, choose, dated, make_replica, scope_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model, read_data, tokenize_data
-from fullfed.training.threads import fitting_threads
 
 
 def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTokenizerBase]:
@@ -110,8 +109,7 @@ def measure(model_or_run: str, recipe: Recipe) -> dict[str, float]:
         table = recipe.model
         model, tokenizer = load_model(model_or_run, table.dtype, table.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
-    with fitting_threads(model):
-        return evaluate(model, tokenizer, data.test, recipe.evaluation)
+    return evaluate(model, tokenizer, data.test, recipe.evaluation)
 
 
 def export(folder: RunFolder, target: Path) -> None:

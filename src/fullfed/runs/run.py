@@ -22,7 +22,6 @@ from fullfed.runs.environment import arithmetic, peak_memory_bytes
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import check_recorded
 from fullfed.runs.rollback import finish_rollback
-from fullfed.training.threads import fitting_threads
 
 _SECONDS = ("train", "encode", "aggregate", "evaluate")  # what a round's time is spent on
 
@@ -96,8 +95,7 @@ def carry_out(
     """
     here = {n: len(client.examples) for n, client in enumerate(assembly.data.clients)}
     known = {**here, **(samples or {})}
-    with fitting_threads(assembly.model):
-        return _Run(folder, assembly, callbacks, connect, quorum, known).carry_out()
+    return _Run(folder, assembly, callbacks, connect, quorum, known).carry_out()
 
 
 @dataclass
