@@ -18,7 +18,7 @@ from fullfed.config import load_recipe
 from fullfed.deployment import commands
 from fullfed.deployment.commands import Overrides, RecipeFile, say, show_end
 from fullfed.errors import UserError
-from fullfed.files import write_atomically
+from fullfed.files import private_files, write_atomically
 
 if TYPE_CHECKING:
     from fullfed.runs.run import Callback
@@ -75,7 +75,8 @@ def rollback(
     from fullfed.runs.folder import RunFolder
     from fullfed.runs.rollback import roll_back
 
-    roll_back(RunFolder(directory), version, why)
+    with private_files():
+        roll_back(RunFolder(directory), version, why)
     say(f"{directory}: at version {version}; what was cut is kept there (rollbacks.json)")
 
 
@@ -264,9 +265,9 @@ def _unused(path: Path, used: Callable[[Path], bool] = Path.exists) -> Path:
 
 def main() -> None:
     """The entry point: a UserError is one sentence and exit code 2, never a traceback."""
-    # How long a thread spins for another before it sleeps. By default so long that on a busy machine
-    # the other one hardly gets a core: ten steps that take 0.5 s on two quiet cores took more than a
-    # minute, and 1.3 s with this. It counts before torch is loaded.
+    # How long a thread spins for another before it sleeps. By default so long that on a busy
+    # machine the other one hardly gets a core: ten steps that take 0.5 s on two quiet cores took
+    # more than a minute, and 1.3 s with this. It counts before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     try:
         app()

@@ -296,3 +296,16 @@ def test_most_real_code_is_given_its_language(shared: Path) -> None:
 def test_real_text_files_without_instructions_are_refused(shared: Path) -> None:
     with pytest.raises(UserError, match="line 1: fields text fit no known format"):
         read_examples("data/tinystories.jsonl.gz", root=shared)
+
+
+def test_a_field_that_repeats_the_others_is_not_lost(tmp_path: Path) -> None:
+    """Alpaca as published has the whole prompt and its answer once more; not so a passage."""
+    path = tmp_path / "alpaca.jsonl"
+    record = {"instruction": "Name a colour.", "input": "", "output": "Red."}
+    text = f"Below is an instruction.\n### Instruction:\n{record['instruction']}\n### Response:\n"
+    path.write_text(json.dumps({**record, "id": 7, "text": text + record["output"]}))
+    assert len(read_examples(str(path))) == 1
+    for passage in ("Roses are Red.", text + record["output"] + "More of it. " * 50):
+        path.write_text(json.dumps({**record, "passage": passage}))
+        with pytest.raises(UserError, match=r'"passage" would not be read.*leave it out with'):
+            read_examples(str(path))

@@ -487,3 +487,24 @@ def test_the_update_takes_the_round_of_the_plans(method: Composition) -> None:
     last = replace(first, round=3)
     arrivals = [arrival(method, client, round=4) for client in CLIENTS]
     assert run_round(method, Post(arrivals), 4, last, MODEL).update.round == 4
+
+
+@pytest.mark.parametrize(("samples", "refused"), [(8, [2]), (2400, [])])
+def test_who_takes_more_steps_may_go_further(samples: int, refused: list[int]) -> None:
+    """By epochs: 4 samples make two steps of two, 2,400 make 1,200; 400 times the change."""
+    method = make_fedavg("bfloat16")
+    local = method.setting.local.model_copy(update={"steps": None, "epochs": 1})
+    method = replace(method, setting=replace(method.setting, local=local))
+    start = torch.zeros(4, 5)
+    start[0, 0] = 1.0
+    arrivals = []
+    for client, (size, own) in enumerate([(1 / 256, 4), (1 / 256, 4), (400 / 256, samples)]):
+        tensors = {
+            "matrix": (start * size).bfloat16(),
+            "vector": torch.zeros(3, dtype=torch.bfloat16),
+        }
+        arrivals.append(Arrival(client, encode(Report(0, client, own, 1.0, {}, tensors))))
+    known = {0: 4, 1: 4, 2: samples}
+    inbox = Inbox(method, method.plans(0, None), MODEL, known)
+    assert len(list(inbox.in_client_order(arrivals))) == 3 - len(refused)
+    assert [client for client, _ in inbox.refused] == refused

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flower.real import PARTNERS
-from flower.small import node_worker
+from flower.small import RUN, node_worker
 from flower.standin import Dictionary, Node, carry_out, recipe_of
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_messages import Answer
@@ -88,3 +88,72 @@ def test_an_order_from_before_the_run_was_taken_back_is_refused(
         "the order was refused: it is from before the run was taken back to an earlier version"
     )
     assert answer.version == 2
+
+
+@pytest.mark.parametrize("damaged", ["updates.log", "settings.json"])
+def test_damage_after_a_rollback_costs_a_catch_up_and_no_state(
+    folder: Path, tmp_path: Path, damaged: str
+) -> None:
+    """A node that asks for everything anew has followed the rollback once; its states count."""
+    federation = {"clients_per_round": 4, "snapshot_every": 2}
+    ends = []
+    for name in ("whole", damaged):
+        for rounds in (4, 5, 6):  # back to 3 after the first, and damage after the second
+            recipe = recipe_of(
+                folder,
+                rounds,
+                method={"name": "fedavg"},
+                codec=STATEFUL,
+                federation={**federation, "rounds": rounds},
+            )
+            state = tmp_path / name
+            nodes = [node_worker(folder, n, state / str(n)) for n in range(len(PARTNERS))]
+            run = carry_out(recipe, Dictionary.of(nodes), tmp_path / f"run-{name}")
+            for node in nodes:
+                node.leave()
+            if rounds == 4:
+                roll_back(run, 3)
+            elif rounds == 5 and name == damaged:
+                flip(state / "0" / RUN / damaged)
+        ends.append(run.summary()["model_hash"])
+    assert ends[0] == ends[1]
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_which_rollbacks_a_node_has_followed_cannot_be_lost_unnoticed(
+    folder: Path, tmp_path: Path, workers: list[NodeWorker], caplog: pytest.LogCaptureFixture
+) -> None:
+    federation = {"rounds": 3, "clients_per_round": 4, "snapshot_every": 2}
+    recipe = recipe_of(folder, 3, method={"name": "fedavg"}, federation=federation, codec=STATEFUL)
+    grid = Dictionary.of(workers)
+    run = carry_out(recipe, grid, tmp_path / "run")
+    roll_back(run, 2)
+    carry_out(recipe, grid, run.path)
+    workers[0].leave()
+    file = tmp_path / "state-0" / RUN / "rollbacks.json"
+    file.unlink()
+    workers[0].handle(grid.sent_to(0)[-1].frames())
+    assert f"{file}: the file is missing; restore a copy of it." in caplog.text
+
+
+def test_a_node_names_no_file_of_its_own_to_the_server(
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
+) -> None:
+    """What cannot be read is the client's state; it is not the order's fault."""
+    federation = {"clients_per_round": 4, "snapshot_every": 2}
+    method, grid = {"name": "fedavg"}, Dictionary.of(workers)
+    for rounds in (2, 3):
+        table = {**federation, "rounds": rounds}
+        recipe = recipe_of(folder, rounds, method=method, codec=STATEFUL, federation=table)
+        run = carry_out(recipe, grid, tmp_path / "run")
+        if rounds == 2:
+            flip(next((tmp_path / "state-0" / RUN / "states").glob("*/index.json")))
+    [refused] = run.metrics()[-1]["refused"]
+    assert refused["client"] == 0
+    assert str(tmp_path) not in refused["reason"]
+    assert "its operator finds the reason in the node's worker.log" in refused["reason"]

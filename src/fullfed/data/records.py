@@ -70,15 +70,19 @@ FORMATS = (
         "Dolly",
         {"instruction": "instruction", "output": "response"},
         {"input": "context", "category": "category"},
+        ("id", "idx"),
     ),
-    Format("GSM8K", {"instruction": "question", "output": "answer"}),
+    Format("GSM8K", {"instruction": "question", "output": "answer"}, about=("id", "idx")),
     Format(
         "Alpaca",
         {"instruction": "instruction", "output": "output"},
         {"input": "input", "references": "references", "task": "task", "category": "category"},
+        ("id", "idx"),
     ),
 )
 
+
+_WORDING = 250  # characters that a template puts around the texts of a record, at most
 
 # What a recipe calls the fields of an example.
 _OURS = {"prompt": "instruction", "context": "input", "completion": "output"}
@@ -151,15 +155,32 @@ def _formats(columns: ColumnsTable) -> tuple[Format, ...]:
 def refuse_lost(place: str, record: Mapping[str, Any], format_: Format) -> None:
     """UserError if a field is neither read nor empty: a model would learn to do without it."""
     read = {*format_.required.values(), *format_.optional.values(), *format_.about}
-    lost = [name for name, value in record.items() if name not in read and not _is_empty(value)]
+    lost = [
+        name
+        for name, value in record.items()
+        if name not in read and not _is_empty(value) and not _repeats(value, record, format_)
+    ]
     if lost:
         names = ", ".join(f'"{name}"' for name in lost)
         raise UserError(
             f"{place}: {names} would not be read ({format_.name} has "
-            f"{', '.join((format_.required | format_.optional).values())}); say what it is with "
-            f'columns = {{ context = "{lost[0]}" }}, or leave it out with ignore = [{names}], in '
-            "[data], on a node in node.toml."
+            f"{', '.join((format_.required | format_.optional).values())}); leave it out with "
+            f"ignore = [{names}], or, if it belongs to the question, say so with "
+            f'columns = {{ context = "{lost[0]}" }}, in [data], on a node in node.toml.'
         )
+
+
+def _repeats(value: object, record: Mapping[str, Any], format_: Format) -> bool:
+    """Whether a text is little more than all texts that are read, as Alpaca's "text" is."""
+    read = {*format_.required.values(), *format_.optional.values()}
+    texts = [t.strip() for name in read if isinstance(t := record.get(name), str)]
+    wording = _WORDING + sum(map(len, texts))
+    return (
+        isinstance(value, str)
+        and bool(texts)
+        and len(value) < wording
+        and all(text in value for text in texts)
+    )
 
 
 def _is_empty(value: object) -> bool:

@@ -85,9 +85,8 @@ def status(directory: FederationDirectory) -> None:
     check_installed()
     from fullfed.deployment import server
     from fullfed.deployment.absences import local_time
-    from fullfed.deployment.folders import ServerFolder, ServerStatus
+    from fullfed.deployment.folders import ServerFolder
     from fullfed.deployment.processes import check_server
-    from fullfed.runs.folder import RunFolder
 
     folder = ServerFolder(directory)
     settings = folder.settings()
@@ -102,12 +101,21 @@ def status(directory: FederationDirectory) -> None:
     say(f"server {'runs' if up else 'does not run'} at {settings.address}:{settings.port}")
     Console().print(table)
     for path in sorted(folder.runs.iterdir()) if folder.runs.exists() else ():
-        run = RunFolder(path)
+        say(_how_far(path))
+
+
+def _how_far(path: Path) -> str:
+    """A run in one line, also one whose files are damaged."""
+    from fullfed.deployment.folders import ServerStatus
+    from fullfed.runs.folder import RunFolder
+
+    run = RunFolder(path)
+    try:
         done, rounds = len(run.metrics()), run.recipe().federation.rounds
-        at_work = (
-            "at work" if ServerStatus(path).alive else "ended" if done == rounds else "stopped"
-        )
-        say(f"{path}: {done} of {rounds} rounds, {at_work}")
+    except UserError as error:
+        return str(error)
+    at_work = "at work" if ServerStatus(path).alive else "ended" if done == rounds else "stopped"
+    return f"{path}: {done} of {rounds} rounds, {at_work}"
 
 
 def simulate(

@@ -24,6 +24,7 @@ from fullfed.data.tokens import tokenize
 from fullfed.deployment.absences import Absences
 from fullfed.deployment.folders import (
     CONTROL_KEY,
+    Members,
     ServerFolder,
     ServerStatus,
     fix_members,
@@ -80,7 +81,7 @@ from fullfed.runs.loading import (
     max_tokens,
 )
 from fullfed.runs.progress import describe_round
-from fullfed.runs.rollback import targets
+from fullfed.runs.rollback import finish_rollback, targets
 from fullfed.runs.run import carry_out
 
 _log = logging.getLogger(__name__)
@@ -93,11 +94,17 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
     Raises:
         UserError: the recipe is bad, the server is not there, or the run stops.
     """
-    run, chosen = RunFolder(path.absolute()), _chosen(folder, recipe)
+    run = RunFolder(path.absolute())
+    status = ServerStatus(run.path)
+    if not status.alive:
+        finish_rollback(run)
     begun = run.begun  # where a run did not, another recipe may mend what was wrong
+    chosen = _chosen(folder, recipe, read_members(run.path) if begun else None)
     chosen = dated(chosen, run.recipe().data.date if begun else None)
     if begun:
         check_bound(chosen, run.base()["recipe"], path)
+    if status.alive and run.recipe() != chosen:
+        raise UserError(f"{path}: the run is at work on another recipe; wait for its end.")
     if run.summary_file.exists() and run.recipe() == chosen:
         return run.summary()
     if not check_server(folder.local_address, folder.authority):
@@ -105,7 +112,6 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
             f"{folder.federation}: the server does not run; "
             f"run `fullfed serve {folder.federation}`."
         )
-    status = ServerStatus(run.path)
     if not status.alive:
         if not run.recipe_file.exists():
             run.create(chosen)
@@ -124,10 +130,15 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
     return follow(run, folder.superlink_log, say, absences)
 
 
-def _chosen(folder: ServerFolder, recipe: Recipe) -> Recipe:
-    """The recipe as the run's folder is to have it, checked as far as that needs no model."""
-    partners, chosen = folder.settings().partners, resolved(recipe, choose(recipe))
-    check_cohort(chosen, len(partners), f"the federation has only {len(partners)} partners")
+def _chosen(folder: ServerFolder, recipe: Recipe, members: Members | None) -> Recipe:
+    """The recipe as the run's folder is to have it, checked as far as that needs no model.
+
+    Args:
+        members: of a run that has begun; None for those that a new one would have.
+    """
+    chosen = resolved(recipe, choose(recipe))
+    partners = len(members.clients if members else folder.settings().partners)
+    check_cohort(chosen, partners, f"the federation has only {partners} partners")
     return chosen
 
 

@@ -24,7 +24,7 @@ from fullfed.errors import MessageError, UserError
 from fullfed.federation.client import SubmodelWorker, Worker
 from fullfed.federation.messages import Plan, Update, decode
 from fullfed.federation.method import Method
-from fullfed.federation.replica import Replica
+from fullfed.federation.replica import Replica, UnfitUpdateError
 from fullfed.federation.server import Arrival
 from fullfed.files import private_files
 
@@ -118,7 +118,7 @@ class ReplicaNodeClient:
     def _deliver(self, payload: bytes) -> None:
         try:
             self._worker.deliver(payload)
-        except UserError as error:
+        except UnfitUpdateError as error:
             raise RefusalError(str(error), str(error)) from error
         self._drift.check(self._worker.replica.parameters())
 
@@ -289,8 +289,8 @@ class NodeWorker:
                 decode(static_weights, Update)
             state.create(settings, static_weights)
             state.follow_rollbacks(order.rollbacks)
-        state.use(self._limits.most_runs)
         client = self._client(task, state, static_weights)
+        state.use(self._limits.most_runs)
         self._joined = None if client is None else _Joined(order.run, state, client)
         return self._joined
 

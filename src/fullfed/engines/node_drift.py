@@ -19,6 +19,7 @@ from fullfed.sketch import SignBasis
 from fullfed.sketch.checks import is_finite
 
 _COORDINATES = 1024  # of each tensor: its distance within 2 %
+_FROM_ZERO = 10.0  # times the usual norm that what begins near zero may come to, as a norm
 
 
 class Drift:
@@ -42,8 +43,11 @@ class Drift:
         norms = {name: float(numbers.norm()) for name, numbers in self._start.items()}
         elements = sum(tensors[name].numel() for name in self._base)
         mean = math.sqrt(sum(norm**2 for norm in norms.values()) / max(elements, 1))
+        usual = {name: mean * math.sqrt(tensors[name].numel()) for name in self._base}
         self._reach = {
-            name: max(norm, mean * math.sqrt(tensors[name].numel())) for name, norm in norms.items()
+            # What begins near zero, as biases and gates do, is trained by many times that.
+            name: _FROM_ZERO * usual[name] if norm < usual[name] / 10 else max(norm, usual[name])
+            for name, norm in norms.items()
         }
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:

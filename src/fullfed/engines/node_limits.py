@@ -67,7 +67,8 @@ class Limits(BaseModel):
     most_cache_bytes: of ``memory.cache_inputs``.
     most_drift: how far from the base model a model may be that the node trains on: the norm of the
     difference of any tensor, as a share of the tensor's norm in the base (or of what that norm
-    would be if the tensor had numbers of the model's mean size, if that is more).
+    would be if the tensor had numbers of the model's mean size, if that is more; of ten times that
+    where the tensor begins near zero).
     most_runs: of which the node keeps its state on disk; the one not used for longest goes first.
     """
 

@@ -104,9 +104,10 @@ class NodeState:
         return int(read_sealed(self._client_file, "", self._run)["client"])
 
     def remove(self) -> None:
-        """Forget the task's settings and the replica, not the client's state."""
+        """Forget the task's settings and the replica; not the client's state, nor which rollbacks
+        it has followed."""
         self.close()
-        about = self._settings_file, self._client_file, self._rollbacks_file
+        about = self._settings_file, self._client_file
         for file in (*about, self._snapshot_file, self._log_file):
             file.unlink(missing_ok=True)
 
@@ -161,9 +162,10 @@ class NodeState:
 
     def _followed(self) -> tuple[int, ...]:
         file = self._rollbacks_file
-        if not file.exists():
+        if not file.exists() and not self.states.has_forgotten:
             return ()
-        return tuple(read_sealed(file, "", self._run)["versions"])
+        absent = f"{file}: the file is missing; restore a copy of it."
+        return tuple(read_sealed(file, absent, self._run)["versions"])
 
     def _drop(self, version: int) -> None:
         """Forget the updates from ``version`` on; and the snapshot if any of them is in it, so that

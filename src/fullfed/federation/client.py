@@ -292,6 +292,12 @@ class StatesOnDisk:
                 if int(path.name.split(".")[-2]) >= first:
                     path.unlink()
 
+    @property
+    def has_forgotten(self) -> bool:
+        """Whether states that are here were looked through for those of undone rounds."""
+        clients = (int(file.parent.name) for file in self._folder.glob("*/index.json"))
+        return any(self._undone(client) >= 0 for client in clients)
+
     def settle(self, round: int, clients: Collection[int]) -> None:
         for path in self._folder.glob(f"*/*.{round}.safetensors"):
             if (client := int(path.parent.name)) not in clients:
@@ -322,13 +328,14 @@ class StatesOnDisk:
         return {name: {int(r): sha for r, sha in own.items()} for name, own in states.items()}
 
     def _undone(self, client: int) -> int:
-        """States from before this round may be gone, because rounds from it on were undone."""
+        """States from before this round may be gone, because rounds from it on were undone; -1 if
+        none were."""
         return int(self._read_index(client)["undone"])
 
     def _read_index(self, client: int) -> dict[str, Any]:
         path = self._index_file(client)
         if not path.exists() and not any(path.parent.glob("*.safetensors")):
-            return {"states": {}, "undone": 0}
+            return {"states": {}, "undone": -1}
         absent = f"{path}: the file is missing; restore a copy of the folder."
         return read_sealed(path, absent, self._owner(client))
 

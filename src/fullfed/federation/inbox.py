@@ -194,19 +194,23 @@ class Inbox:
     def _refuse_outliers(self) -> None:
         """Refuse changes far beyond the lower median of those of the same part of the model.
 
+        A client whose samples make for more steps than the median client's may go as much further.
         Where half of the clients change nothing, there is nothing to compare with.
         """
         changes: dict[int | None, list[float]] = {}
         for kept in self._kept.values():
             changes.setdefault(kept.part, []).append(kept.change)
+        steps = {client: self._method.steps(n) for client, n in self._counted().items()}
+        usual = median_low(steps.values()) if steps else 1
         for client in self.accepted:
             kept = self._kept[client]
             typical = median_low(changes[kept.part])
-            if 0 < LARGEST_RATIO * typical < kept.change:
+            most = LARGEST_RATIO * max(steps[client] / usual, 1.0)
+            if 0 < most * typical < kept.change:
                 del self._kept[client]
                 reason = (
                     f"the report's change is {kept.change / typical:.4g} times as large as the "
-                    f"median of the cohort, more than {LARGEST_RATIO:g} times"
+                    f"median of the cohort, more than {most:.4g} times"
                 )
                 self.refused.append((client, reason))
 

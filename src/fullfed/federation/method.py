@@ -118,6 +118,9 @@ class Method(Protocol):
             VisitError: training failed, such as by a loss that is not finite.
         """
 
+    def steps(self, samples: int) -> int:
+        """How many steps a visit takes at a client with so many samples."""
+
     def report_limit(self, plan: Plan) -> int:
         """The most bytes an honest report on ``plan`` can have."""
 

@@ -98,6 +98,10 @@ def _short(model: PreTrainedModel, replicated: Mapping[str, Tensor]) -> dict[str
     }
 
 
+class UnfitUpdateError(UserError):
+    """An update that is not for this version, model or method; names no file."""
+
+
 class Replica:
     """One holder's copy of the model.
 
@@ -125,11 +129,11 @@ class Replica:
         the next.
 
         Raises:
-            UserError: the update is for another version, another model or another method.
+            UnfitUpdateError: the update is for another version, another model or another method.
         """
         behind = update.round - self.version
         if behind < 0 or (behind > 0 and not self.method.cumulative):
-            raise UserError(
+            raise UnfitUpdateError(
                 f"update {update.round} does not follow model version {self.version}; "
                 "replay the log from the base model."
             )
@@ -139,7 +143,7 @@ class Replica:
                 self._return_to_base()
                 self.method.apply(self.model, update)
         except (KeyError, RuntimeError, MessageError) as error:
-            raise UserError(
+            raise UnfitUpdateError(
                 f"update {update.round} does not fit the model and the method; "
                 "restore the log and the recipe that belong together."
             ) from error

@@ -199,6 +199,9 @@ class Composition:
         frozen = "exact" if "dropped" in plan.values else self.setting.memory.frozen
         return held(model, trained, frozen)
 
+    def steps(self, samples: int) -> int:
+        return self.setting.local.batches(samples)
+
     def report_limit(self, plan: Plan) -> int:
         shapes = self._shapes(plan)
         header = _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * max(len(shapes), 8)

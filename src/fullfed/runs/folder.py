@@ -133,7 +133,15 @@ class RunFolder:
 
     def _base(self) -> dict[str, Any]:
         absent = f"{self.base_file}: the file is missing; restore a copy of it."
-        return read_sealed(self.base_file, absent)
+        try:
+            return read_sealed(self.base_file, absent)
+        except UserError as error:
+            if self.base_file.exists() and b'"checksum"' not in self.base_file.read_bytes():
+                raise UserError(
+                    f"{self.path}: the run is of an earlier version of fullfed, which seals no "
+                    "files; carry it on with that version."
+                ) from error
+            raise
 
     def write_base(self, base: Mapping[str, Any]) -> None:
         """Write base.json, which binds the run to the recipe that is here."""
@@ -170,6 +178,10 @@ class RunFolder:
         """
         logged = count_records(self.log_file)  # before looking, as a run may be at work here
         records = self.lines()
+        if self.rollback_file.exists():
+            raise UserError(
+                f"{self.path}: a rollback was interrupted here; resume the run, which finishes it."
+            )
         if logged > len(records) + 1:  # the last one is made up for; see account.json
             raise UserError(
                 f"{self.metrics_file}: rounds of the log are missing here; restore a copy of it."

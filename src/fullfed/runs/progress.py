@@ -116,11 +116,12 @@ def describe_round(record: dict[str, Any], rounds: int) -> str:
         else f"nobody answered{measured}"
     )
     refused = f"  {_refusals(record['refused'])}" if record["refused"] else ""
+    limited = f"  {len(record['limited'])} counted as fewer samples" if record["limited"] else ""
     return (
         f"round {record['round'] + 1:>{len(str(rounds))}}/{rounds}"
         f"  {trained}"
         f"  up {bytes_text(record['bytes']['up'])}  down {bytes_text(record['bytes']['down'])}"
-        f"{refused}"
+        f"{refused}{limited}"
     )
 
 

@@ -74,7 +74,8 @@ class SketchOptions:
 
     def __post_init__(self) -> None:
         if (self.coordinates is None) == (self.upload is None):
-            raise ValueError(f"give coordinates or upload, {NOT_BOTH}")
+            both = f", {NOT_BOTH}" if self.upload is not None else ""
+            raise ValueError(f"give coordinates or upload{both}")
         if self.upload is not None:
             parse_bytes(self.upload)
         if self.coordinates is not None and self.coordinates < 1:

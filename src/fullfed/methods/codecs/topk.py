@@ -104,7 +104,8 @@ class TopK(Codec):
 
     def __post_init__(self) -> None:
         if (self.upload is None) == (self.count is None):
-            raise ValueError(f"give upload or count, {NOT_BOTH}")
+            both = f", {NOT_BOTH}" if self.upload is not None else ""
+            raise ValueError(f"give upload or count{both}")
         if self.upload is not None:
             parse_bytes(self.upload)
         if self.count is not None and self.count < 1:
