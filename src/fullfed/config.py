@@ -37,7 +37,7 @@ def parse_bytes(amount: str | int) -> int:
     """
     if isinstance(amount, bool) or not isinstance(amount, int | str):
         raise ValueError(f"{str(amount)[:40]} is not a number of bytes such as 4096 or '32KiB'")
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b|b|)\s*", str(amount).lower())
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmg]i?b|b|)\s*", str(amount).lower())
     if match is None:
         raise ValueError(f"{amount!r} is not a number of bytes such as 4096 or '32KiB'")
     return int(float(match[1]) * _UNITS[match[2] or "b"])

@@ -35,6 +35,9 @@ def describe_validation(
     """
     problems = error.errors()
     first = next((p for p in problems if p["type"] in _UNKNOWN), problems[0])
+    if any(_is_kind(part) for part in first["loc"]):  # the deepest says most of a value's fault
+        tried = [p for p in problems if p["loc"][:1] == first["loc"][:1]]
+        first = max(tried, key=lambda p: sum(not _is_kind(part) for part in p["loc"]))
     name = _name(first["loc"][:deepest], prefix)
     if first["type"] in _UNKNOWN:
         return f"there is no key {name!r}; {_advice(name, keys)}"
@@ -45,7 +48,12 @@ def describe_validation(
 
 
 def _name(location: Sequence[int | str], prefix: str) -> str:
-    return ".".join([prefix] * bool(prefix) + [str(part) for part in location])
+    return ".".join([prefix] * bool(prefix) + [str(p) for p in location if not _is_kind(p)])
+
+
+def _is_kind(part: int | str) -> bool:
+    """Whether a part of a location is one of several kinds that a value may be, which is no key."""
+    return isinstance(part, str) and "[" in part
 
 
 def _problem(problem: Any) -> str:

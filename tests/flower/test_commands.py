@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from flower.real import free_port, refusal
 from fullfed.cli import app
+from fullfed.config import FederationTable
 from fullfed.deployment import flower_runs
 from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.identities import certify_server
@@ -114,12 +115,10 @@ def test_a_start_that_failed_does_not_block_one_that_is_mended(
     monkeypatch.setattr(flower_runs, "check_server", lambda *_: True)
     monkeypatch.setattr(flower_runs, "submit", lambda *_: None)
     monkeypatch.setattr(flower_runs, "follow", lambda run, *_: {"rounds": run.recipe().federation})
-    wrong, mended = quickstart_recipe("fedavg"), quickstart_recipe("ferret")
+    two = FederationTable(rounds=1, clients_per_round=2)
     wrong, mended = (
-        r.model_copy(
-            update={"federation": r.federation.model_copy(update={"clients_per_round": 2})}
-        )
-        for r in (wrong, mended)
+        quickstart_recipe(method).model_copy(update={"federation": two})
+        for method in ("fedavg", "ferret")
     )
     out = idle.runs / "run"
     flower_runs.start(idle, wrong, out, print)
@@ -128,6 +127,12 @@ def test_a_start_that_failed_does_not_block_one_that_is_mended(
     RunFolder(out).write_base({"model_hash": "", "data_hash": ""})  # it has begun
     with pytest.raises(UserError, match=r"method\.name was 'ferret' and is 'fedavg'"):
         flower_runs.start(idle, wrong, out, print)
+    RunFolder(out).write_summary({"rounds": 1})  # it has ended, and may go on for longer
+    assert flower_runs.start(idle, mended, out, print) == RunFolder(out).summary()
+    longer = mended.model_copy(update={"federation": two.model_copy(update={"rounds": 2})})
+    for _ in range(2):
+        assert flower_runs.start(idle, longer, out, print) != {"rounds": 1}
+        assert not RunFolder(out).summary_file.exists()
 
 
 @pytest.mark.parametrize(
@@ -178,3 +183,18 @@ def test_partners_come_and_go(idle: ServerFolder) -> None:
 
 def test_a_server_that_is_not_there_is_waited_for(idle: ServerFolder) -> None:
     assert not check_server(f"127.0.0.1:{idle.settings().port}", idle.authority)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('methods = "ferret"', "limits.methods: input should be 'all', or should be a list."),
+        ('recipes = ["abc"]', "limits.recipes.0: string should match pattern"),
+        ("most_steps = 0", "limits.most_steps: input should be greater than 0."),
+    ],
+)
+def test_a_limit_that_is_none_is_named(idle: ServerFolder, line: str, expected: str) -> None:
+    node = idle.federation / "partners" / "a"
+    text = (node / "node.toml").read_text().split("[limits]")[0]
+    (node / "node.toml").write_text(f"{text}\n[limits]\n{line}\n")
+    assert expected in refusal("join", node, "--data", "x.jsonl")

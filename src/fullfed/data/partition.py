@@ -119,7 +119,7 @@ def _checked_count(examples: int, table: DataTable) -> int:
     if table.clients * table.min_samples > examples:
         raise UserError(
             f"{examples} examples cannot give {table.clients} clients {table.min_samples} each; "
-            "ask for fewer clients or lower the minimum."
+            "lower data.clients or data.min_samples, or hold fewer out (data.test_samples)."
         )
     return table.clients
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -141,6 +143,7 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     from fullfed.files import locked, private_files
 
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the socket's folder goes too
     folder = NodeFolder(directory.absolute())
     settings = configured(folder, data, model)
     assert settings.data is not None  # configured sees to it

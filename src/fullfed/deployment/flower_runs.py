@@ -105,7 +105,7 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
         check_bound(chosen, run.base()["recipe"], path)
     if status.alive and run.recipe() != chosen:
         raise UserError(f"{path}: the run is at work on another recipe; wait for its end.")
-    if run.summary_file.exists() and run.recipe() == chosen:
+    if run.summary_file.exists() and run.summary()["rounds"] == chosen.federation.rounds:
         return run.summary()
     if not check_server(folder.local_address, folder.authority):
         raise UserError(

@@ -136,7 +136,8 @@ class RunFolder:
         try:
             return read_sealed(self.base_file, absent)
         except UserError as error:
-            if self.base_file.exists() and b'"checksum"' not in self.base_file.read_bytes():
+            data = self.base_file.read_bytes() if self.base_file.exists() else b""
+            if data.rstrip().endswith(b"}") and b'"checksum"' not in data:
                 raise UserError(
                     f"{self.path}: the run is of an earlier version of fullfed, which seals no "
                     "files; carry it on with that version."
