@@ -356,3 +356,12 @@ def test_a_model_is_measured_in_the_recipes_precision(ingredients: Path, tmp_pat
     model = str(ingredients / "model")
     assert measure(model, short)["loss"] == base["loss"]
     assert measure(model, recipe(ingredients))["loss"] != base["loss"]
+
+
+def test_a_run_of_an_earlier_version_is_called_one(copied: Path) -> None:
+    base = RunFolder(copied).base()
+    (copied / "base.json").write_text(
+        json.dumps({name: base[name] for name in ("model_hash", "data_hash", "loss")})
+    )
+    with pytest.raises(UserError, match="is of an earlier version of fullfed"):
+        verify(RunFolder(copied))

@@ -137,7 +137,7 @@ class RunFolder:
             return read_sealed(self.base_file, absent)
         except UserError as error:
             data = self.base_file.read_bytes() if self.base_file.exists() else b""
-            if data.rstrip().endswith(b"}") and b'"checksum"' not in data:
+            if b'"data_hash"' in data and b'"checksum"' not in data:
                 raise UserError(
                     f"{self.path}: the run is of an earlier version of fullfed, which seals no "
                     "files; carry it on with that version."
