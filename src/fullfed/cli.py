@@ -195,7 +195,7 @@ def methods() -> None:
 
 @app.command()
 def quickstart(out: Out = None) -> None:
-    """FedAvg beside Ferret on the embedded model and tasks; no network, some three minutes.
+    """FedAvg beside Ferret on the embedded model and tasks; no network, a minute and a half.
 
     One that was stopped is carried on.
     """

@@ -73,7 +73,7 @@ class RoundLines(Callback):
 
     def on_compilation(self) -> None:
         """A kernel is being compiled, the first of many."""
-        self._print("compiling kernels for this processor, once: half a minute to a minute")
+        self._print("compiling kernels for this processor, once: some ten seconds, or more")
 
     def on_visit_end(self, round: int, arrival: Arrival) -> None:
         name = self._clients[arrival.sender].name
