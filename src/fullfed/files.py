@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fullfed.errors import UserError
+from fullfed.strict_json import parse_json
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -75,10 +76,10 @@ def unseal(data: bytes, path: Path, follows: str = "") -> dict[str, Any]:
         UserError: it is not what was sealed.
     """
     try:
-        value = json.loads(data.decode("ascii"), object_pairs_hook=_without_repetition)
+        value = parse_json(data)
         body = {key: item for key, item in value.items() if key != "checksum"}
         sound = value["checksum"] == _checksum(body, follows)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+    except (ValueError, TypeError, AttributeError, KeyError):
         sound = False
     if not sound:
         raise UserError(f"{path}: this is not what the run wrote; restore a copy of it.")
@@ -90,13 +91,6 @@ def _checksum(body: Mapping[str, Any], follows: str) -> str:
     """Of the values, however they are spaced and ordered."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(f"{follows}\n{text}".encode()).hexdigest()
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key stands twice")
-    return value
 
 
 def write_sealed(path: Path, value: Mapping[str, Any], follows: str = "") -> None:

@@ -93,6 +93,7 @@ def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         (["method.coordinates=", "method.upload=4k"], "method: '4k' is not a number of bytes"),
         (["method.coordinates=", "method.upload=-1"], "method: -1 is not a number of bytes such"),
         (["method.coordinates=", "method.upload=[1]"], "method.upload: "),
+        (["method.coordinates=", "method.upload=true"], "method.upload: should be a text"),
         (["method.name=fedavg", "method.coordinates=3"], "there is no key 'method.coordinates'"),
         (["method.coordinates=0"], "method: coordinates is at least 1"),
         (["method.coordinates=9999999"], "method.coordinates: 9999999 coordinates for a model of"),

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from fullfed.engines.simulation import Simulation
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Report, decode, encode
-from fullfed.federation.server import Arrival, Traffic
+from fullfed.federation.server import Traffic
 from fullfed.methods.fedcybgd import FedCyBGDOptions
 from fullfed.randomness import Purpose, Stream, uniforms
 from methods.test_fedcybgd import federation as submodels

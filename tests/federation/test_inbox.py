@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from federation.conftest import MODEL, SHAPES, make_fedavg
 from fullfed.errors import UserError
+from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import Plan, Report, Update, decode, encode
 from fullfed.federation.method import Method
-from fullfed.federation.server import Arrival, Inbox, RoundResult, run_round
+from fullfed.federation.server import RoundResult, run_round
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.sketch import Sketch
 from fullfed.methods.composition import Composition

@@ -14,9 +14,10 @@ from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Order, encode_settings
 from fullfed.federation.client import Worker
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica
-from fullfed.federation.server import Arrival, run_round
+from fullfed.federation.server import run_round
 from fullfed.runs.assembly import assemble
 
 RUN = "0123456789abcdef"

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fullfed.errors import UserError
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Report, decode, encode
-from fullfed.federation.server import Arrival, run_round
+from fullfed.federation.server import run_round
 from fullfed.methods.aggregation import Aggregation, TrimmedMean, WeightedMean
 from fullfed.methods.catalogue import METHODS
 from fullfed.methods.codecs.codec import Contribution

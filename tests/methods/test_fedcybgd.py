@@ -14,8 +14,8 @@ from fullfed.config import MemoryTable
 from fullfed.data.batches import collate, training_batches
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
+from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import MessageError, Plan, Report, Update, decode, encode
-from fullfed.federation.server import Arrival, Inbox
 from fullfed.methods.aggregation import TrimmedMean
 from fullfed.methods.composition import Composition
 from fullfed.methods.fedcybgd import FedCyBGDOptions, build

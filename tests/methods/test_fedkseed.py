@@ -19,10 +19,10 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from fullfed.data.batches import Batch, training_batches
 from fullfed.errors import UserError
+from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import MessageError, Plan, Report, Update, decode, encode
 from fullfed.federation.method import VisitError
 from fullfed.federation.replica import Replica
-from fullfed.federation.server import Arrival, Inbox
 from fullfed.methods import fedkseed
 from fullfed.methods.codecs.seeds import Candidates, probabilities
 from fullfed.methods.composition import Composition

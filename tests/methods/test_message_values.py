@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fullfed.errors import MessageError, UserError
+from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import Plan, Report, Update, decode, encode
 from fullfed.federation.method import VisitError
-from fullfed.federation.server import Arrival, Inbox
 from fullfed.methods.catalogue import METHODS
 from fullfed.methods.composition import Composition
 from fullfed.runs.assembly import build_method, choose

@@ -15,9 +15,10 @@ from fullfed.engines.node import NodeTask
 from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Order, TaskSettings, encode_settings
 from fullfed.engines.simulation import Simulation
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica
-from fullfed.federation.server import Arrival, run_round
+from fullfed.federation.server import run_round
 from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS
 from fullfed.runs.assembly import Choices, build_method
 from fullfed.training.quantised import blank

@@ -40,9 +40,9 @@ from fullfed.engines.node import _UNSAID, NodeWorker
 from fullfed.engines.node_messages import Answer, Order, decode_settings
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.client import SubmodelWorker
+from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.log import Log, read_log
 from fullfed.federation.messages import Plan, Report, Update, decode, encode
-from fullfed.federation.server import Arrival, Inbox
 from fullfed.runs.assembly import choose
 from fullfed.training.quantised import blank
 from methods.test_compositions import data

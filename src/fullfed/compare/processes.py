@@ -20,7 +20,7 @@ from fullfed.compare.plan import Task
 from fullfed.compare.progress import ComparisonCallback
 from fullfed.compare.search import Trials, next_rate
 from fullfed.errors import UserError
-from fullfed.federation.server import Arrival
+from fullfed.federation.inbox import Arrival
 from fullfed.runs import run as runs
 from fullfed.runs.assembly import Assembly
 from fullfed.runs.run import Callback

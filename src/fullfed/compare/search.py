@@ -22,8 +22,9 @@ from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate_loss
 from fullfed.federation.client import Worker
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
-from fullfed.federation.server import Arrival, run_round
+from fullfed.federation.server import run_round
 from fullfed.randomness import Purpose, Stream, permutation
 from fullfed.runs.assembly import build_method, choose, make_replica
 from fullfed.runs.loading import load_model, read_data, tokenize_data

@@ -26,9 +26,10 @@ from fullfed.engines.flower_messages import (
 from fullfed.engines.node_messages import Answer, Order
 from fullfed.errors import MessageError
 from fullfed.federation.client import Worker
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode
-from fullfed.federation.server import Arrival, Traffic
+from fullfed.federation.server import Traffic
 
 _PAUSE = 0.2  # seconds between two looks into the SuperLink
 _NODES_PAUSE = 2.0  # seconds between two looks at who is connected

@@ -22,10 +22,10 @@ from fullfed.engines.node_messages import Answer, Frames, Order, short_line
 from fullfed.engines.node_state import NodeState
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.client import SubmodelWorker, Worker
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Plan, Update, decode
 from fullfed.federation.method import Method
 from fullfed.federation.replica import Replica, UnfitUpdateError
-from fullfed.federation.server import Arrival
 from fullfed.files import private_files
 
 _log = logging.getLogger(__name__)

@@ -22,6 +22,21 @@ _COORDINATES = 1024  # of each tensor: its distance within 2 %
 _FROM_ZERO = 10.0  # times the usual norm that what begins near zero may come to, as a norm
 
 
+def reaches(norms: Mapping[str, float], elements: Mapping[str, int]) -> dict[str, float]:
+    """The distance of which each tensor may go a share, by name.
+
+    Args:
+        norms, elements: of the base model's tensors.
+    """
+    mean = math.sqrt(sum(n**2 for n in norms.values()) / max(sum(elements.values()), 1))
+    usual = {name: mean * math.sqrt(elements[name]) for name in norms}
+    return {
+        # What begins near zero, as biases and gates do, is trained by many times that.
+        name: _FROM_ZERO * usual[name] if norm < usual[name] / 10 else max(norm, usual[name])
+        for name, norm in norms.items()
+    }
+
+
 class Drift:
     """Remembers where tensors are, in few numbers each, and tells how far they have gone.
 
@@ -41,14 +56,7 @@ class Drift:
         self._base = [name for name in tensors if name in base and tensors[name].numel()]
         self._start = {name: self._numbers(name, tensors[name]) for name in self._base}
         norms = {name: float(numbers.norm()) for name, numbers in self._start.items()}
-        elements = sum(tensors[name].numel() for name in self._base)
-        mean = math.sqrt(sum(norm**2 for norm in norms.values()) / max(elements, 1))
-        usual = {name: mean * math.sqrt(tensors[name].numel()) for name in self._base}
-        self._reach = {
-            # What begins near zero, as biases and gates do, is trained by many times that.
-            name: _FROM_ZERO * usual[name] if norm < usual[name] / 10 else max(norm, usual[name])
-            for name, norm in norms.items()
-        }
+        self._reach = reaches(norms, {name: tensors[name].numel() for name in self._base})
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """One pass over the tensors as they are now.

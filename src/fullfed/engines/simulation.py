@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from fullfed.config import Recipe
 from fullfed.federation.client import Worker
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
-from fullfed.federation.server import Arrival, Traffic
+from fullfed.federation.server import Traffic
 from fullfed.randomness import Purpose, Stream, uniforms
 
 

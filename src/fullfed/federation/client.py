@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import MessageError, UserError
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Plan, Update, decode, encode
 from fullfed.federation.method import NOTHING, Method, VisitError
 from fullfed.federation.replica import Replica
-from fullfed.federation.server import Arrival
 from fullfed.files import read_sealed, write_atomically, write_sealed
 
 _CPU = torch.device("cpu")

@@ -49,8 +49,8 @@ class Log:
         if known and not path.exists():
             raise _missing(path)
         self._file = _open(path)
-        self._records: list[tuple[int, int]] = []  # where each payload starts, and its length
-        self._digest = begin
+        self._begin = begin
+        self._records: list[tuple[int, int, bytes]] = []  # a payload's start, length and digest
         try:
             self._find_records(known)
         except BaseException:
@@ -67,9 +67,9 @@ class Log:
             self._sync()
             sync_folder(self._path.parent)
         end = len(MAGIC)
-        for start, length, digest in _scan(self._file, self._path, known, self._digest):
-            self._records.append((start, length))
-            self._digest, end = digest, start + length
+        for start, length, digest in _scan(self._file, self._path, known, self._begin):
+            self._records.append((start, length, digest))
+            end = start + length
         self._file.truncate(end)
         self._file.seek(end)
 
@@ -80,7 +80,11 @@ class Log:
     @property
     def sizes(self) -> list[int]:
         """Bytes of each record's payload."""
-        return [length for _, length in self._records]
+        return [length for _, length, _ in self._records]
+
+    @property
+    def _digest(self) -> bytes:
+        return self._records[-1][2] if self._records else self._begin
 
     @property
     def digest(self) -> str:
@@ -110,8 +114,7 @@ class Log:
                 f"{self._path}: an update could not be appended ({error.strerror}); "
                 "free some space and resume the run."
             ) from error
-        self._records.append((end + _HEAD.size, len(payload)))
-        self._digest = digest
+        self._records.append((end + _HEAD.size, len(payload), digest))
 
     def _reset(self, end: int) -> None:
         """Drop what a failed write left, in the file and in its buffer."""
@@ -127,7 +130,7 @@ class Log:
 
     def read(self, index: int) -> bytes:
         """The payload of one record."""
-        start, length = self._records[index]
+        start, length, _ = self._records[index]
         end = self._file.tell()
         self._file.seek(start)
         payload = self._file.read(length)
@@ -158,10 +161,6 @@ class Log:
         self._sync()
         self._file.seek(end)
         del self._records[records:]
-        self._digest = b""
-        for _, _, digest in _scan(self._file, self._path):
-            self._digest = digest
-        self._file.seek(end)
 
     def close(self) -> None:
         self._file.close()

@@ -16,8 +16,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel
 
 from fullfed.errors import UserError
-from fullfed.federation.inbox import Arrival as Arrival
-from fullfed.federation.inbox import Inbox as Inbox
+from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Report, Update, encode
 from fullfed.federation.method import Method

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fullfed.evaluation.metrics import METRICS
-from fullfed.federation.server import Arrival
+from fullfed.federation.inbox import Arrival
 from fullfed.runs.assembly import Assembly
 from fullfed.runs.run import Callback
 from fullfed.sketch.compilation import compilation

@@ -13,9 +13,10 @@ from fullfed.engines.simulation import simulate
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate, recorded
 from fullfed.federation.client import Worker
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode, encode
-from fullfed.federation.server import Arrival, Engine, RoundResult, Traffic, run_round
+from fullfed.federation.server import Engine, RoundResult, Traffic, run_round
 from fullfed.runs.assembly import Assembly, assemble, make_replica, make_worker
 from fullfed.runs.binding import changes_since
 from fullfed.runs.environment import arithmetic, peak_memory_bytes

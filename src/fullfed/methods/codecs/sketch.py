@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import StrictInt
 from torch import Tensor
 
 from fullfed.config import NOT_BOTH, parse_bytes
 from fullfed.errors import MessageError, UserError
-from fullfed.federation.messages import Plan, Report, Update, Value, number
+from fullfed.federation.messages import Plan, Report, Update, number, numbers
 from fullfed.methods.codecs.codec import (
     Change,
     Codec,
@@ -31,7 +32,6 @@ from fullfed.methods.codecs.split import (
     blocks_of,
     check_split,
     energies_of,
-    floats,
     remembered,
 )
 from fullfed.sketch import (
@@ -67,7 +67,7 @@ class SketchOptions:
     """
 
     coordinates: int | None = None
-    upload: str | int | None = None
+    upload: str | StrictInt | None = None
     bits: int | None = None
     basis: Literal["sign", "normal"] = "sign"
     seeds: Literal["client", "shared"] = "client"
@@ -245,14 +245,14 @@ class Sketch(Codec):
             return Encoded()
         sizes = [size for _, size in blocks_of(shapes)]
         # Before anything is known, every element is as likely to change as any other.
-        energies = sizes if last is None else floats(last.values[ENERGIES])
+        energies = sizes if last is None else numbers(last, ENERGIES)
         weights = [math.sqrt(d * e) for d, e in zip(sizes, energies, strict=True)]
         count, _ = self._amount(shapes)
         return Encoded({ALLOCATION: list(allocate(count, weights, sizes))})
 
     def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
         owner = SHARED if self._shared else plan.client
-        coordinates = self._basis(plan.round, owner, plan.values, shapes).project(
+        coordinates = self._basis(plan.round, owner, plan, shapes).project(
             [p.detach() for p in change.after.values()],
             before=[change.before[name] for name in change.after],
         )
@@ -299,7 +299,7 @@ class Sketch(Codec):
     ) -> float:
         y = self.decode(report, plan, shapes).tensors["coordinates"]
         sign = self.options.basis == "sign"
-        energies = [float(y @ y)] if sign else energies_of(y, plan.values, shapes)
+        energies = [float(y @ y)] if sign else energies_of(y, plan, shapes)
         return math.sqrt(math.fsum(energies))
 
     def encode_update(
@@ -308,7 +308,7 @@ class Sketch(Codec):
         y = aggregate.tensors["coordinates"]
         values, energy = allocation_of(plan), float(y @ y)
         if self.options.basis == "normal":
-            energies = energies_of(y, plan.values, shapes)
+            energies = energies_of(y, plan, shapes)
             values |= remembered(energies, last)
             energy = math.fsum(energies)
         values["energy"] = max(energy - aggregate.noise, 0.0)
@@ -325,7 +325,7 @@ class Sketch(Codec):
         values = allocation_of(plan)
         if self.options.basis == "normal":
             each = [
-                energies_of(report.tensors["coordinates"].double(), plan.values, shapes)
+                energies_of(report.tensors["coordinates"].double(), plan, shapes)
                 for _, report in reports
             ]
             wide = torch.float64
@@ -338,7 +338,7 @@ class Sketch(Codec):
         weights = [p.detach() for p in parameters.values()]
         step = number(update, "server_step")
         for owner, share, coordinates in self._received(update, shapes):
-            basis = self._basis(update.round, owner, update.values, shapes)
+            basis = self._basis(update.round, owner, update, shapes)
             if isinstance(coordinates, Tensor):
                 coordinates = coordinates.to(weights[0].device)
             basis.reconstruct_(weights, coordinates, scale=step * share)
@@ -368,7 +368,7 @@ class Sketch(Codec):
         return count, numbers
 
     def _basis(
-        self, round: int, owner: int, values: Mapping[str, Value], shapes: Shapes
+        self, round: int, owner: int, message: Plan | Update, shapes: Shapes
     ) -> SignBasis | NormalBasis:
         if self.options.basis == "sign":
             count, _ = self._amount(shapes)
@@ -378,7 +378,7 @@ class Sketch(Codec):
             round,
             owner=owner,
             blocks=tuple(block for block, _ in blocks_of(shapes)),
-            coordinates=tuple(int(k) for k in floats(values[ALLOCATION])),
+            coordinates=tuple(int(k) for k in numbers(message, ALLOCATION)),
         )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from fullfed.errors import MessageError
-from fullfed.federation.messages import Plan, Update, Value, is_finite_number
+from fullfed.federation.messages import Plan, Update, Value, numbers
 from fullfed.methods.codecs.codec import Shapes
 from fullfed.sketch import second_moment
 
@@ -42,16 +42,6 @@ def allocation_of(plan: Plan) -> dict[str, Value]:
     return {name: value for name, value in plan.values.items() if name == ALLOCATION}
 
 
-def floats(value: Value) -> list[float]:
-    """
-    Raises:
-        MessageError: the value is not a list of finite numbers.
-    """
-    if not isinstance(value, list) or not all(map(is_finite_number, value)):
-        raise MessageError("the message's list of numbers is malformed")
-    return [float(item) for item in value]  # type: ignore[arg-type]
-
-
 def check_split(message: Plan | Update, count: int, shapes: Shapes) -> None:
     """
     Raises:
@@ -66,9 +56,9 @@ def check_split(message: Plan | Update, count: int, shapes: Shapes) -> None:
         raise MessageError(f"the {message.kind} does not split {count} coordinates among blocks")
 
 
-def energies_of(coordinates: Tensor, values: Mapping[str, Value], shapes: Shapes) -> list[float]:
+def energies_of(coordinates: Tensor, plan: Plan, shapes: Shapes) -> list[float]:
     """Each block's energy: ||y_l||**2 rho_l K_l is unbiased for ||delta_l||**2."""
-    counts = [int(k) for k in floats(values[ALLOCATION])]
+    counts = [int(k) for k in numbers(plan, ALLOCATION)]
     return [
         float(own.square().sum()) * second_moment(d) * k
         for own, (_, d), k in zip(
@@ -80,7 +70,7 @@ def energies_of(coordinates: Tensor, values: Mapping[str, Value], shapes: Shapes
 def remembered(energies: Sequence[float], last: Update | None) -> dict[str, Value]:
     """The blocks' energies, smoothed, for the next round's split."""
     if last is not None:
-        earlier = floats(last.values[ENERGIES])
+        earlier = numbers(last, ENERGIES)
         energies = [
             _MEMORY * old + (1 - _MEMORY) * new for old, new in zip(earlier, energies, strict=True)
         ]

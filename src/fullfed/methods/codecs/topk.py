@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import StrictInt
 from torch import Tensor
 
 from fullfed.config import NOT_BOTH, parse_bytes
@@ -96,7 +97,7 @@ class TopK(Codec):
         decay: what was kept is multiplied by this first.
     """
 
-    upload: str | int | None = None
+    upload: str | StrictInt | None = None
     count: int | None = None
     bits: int = 1
     error_feedback: bool = False
