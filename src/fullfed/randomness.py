@@ -45,6 +45,7 @@ class Purpose(IntEnum):
     FAILURES = 15
     BLOCKS = 16
     CODES = 17
+    DITHER = 18
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:

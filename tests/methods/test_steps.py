@@ -238,8 +238,10 @@ def test_where_nothing_was_ever_gained_nothing_is_applied(gain: float) -> None:
     assert number(update, "server_step") < 1e-6
 
 
-def test_where_curvature_is_negative_noise_costs_nothing() -> None:
-    assert number(decided([report(1.0, -5.0)], None), "server_step") == 1.0
+def test_a_negative_curvature_is_not_taken_for_a_leave() -> None:
+    assert number(decided([report(1.0, -5.0)], None), "server_step") == pytest.approx(
+        K / (K + 1000)
+    )
 
 
 def test_more_coordinates_make_a_larger_step() -> None:
@@ -302,7 +304,14 @@ def test_a_clients_measurement_is_right() -> None:
             for name, parameter in model.named_parameters():
                 parameter.copy_(after[name])
         values = rule().measure(
-            Trained(model, before, dict(model.named_parameters()), batch, first_loss),
+            Trained(
+                model,
+                dict(model.named_parameters()),
+                before,
+                dict(model.named_parameters()),
+                batch,
+                first_loss,
+            ),
             Plan(round, 0),
             last,
             K,
@@ -404,3 +413,11 @@ def test_the_step_is_for_the_clients_that_reported(shared: bool, planned: int) -
     update = Update(0, found)
     assert number(update, "rank") == pytest.approx(400.0)
     assert number(update, "server_step") == pytest.approx(100 / 500)
+
+
+def test_costs_that_come_out_negative_allow_no_whole_step() -> None:
+    """Losses' noise may make a cost negative; whatever K is, that is no leave for a whole step."""
+    assert after([(-30_000.0, 1.0)] * 6) == pytest.approx(1000.0)
+    assert after([(500.0, 1.0), (-450.0, 1.0)]) == pytest.approx(1000.0)
+    assert after([(8000.0, 1.0), (-1500.0, 1.0)]) == pytest.approx(3250.0, rel=0.2)
+    assert after([(500.0, 1.0), (450.0, 1.0)]) == pytest.approx(475.0)

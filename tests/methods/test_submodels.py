@@ -20,6 +20,7 @@ from fullfed.methods.codecs.codec import Change
 from fullfed.methods.composition import Composition
 from fullfed.methods.fedcybgd import FedCyBGDOptions
 from fullfed.sketch import Purpose, Stream
+from fullfed.training.exact import dithered
 from fullfed.training.first_order import train
 from fullfed.training.layers import find_layers, layer_names
 from fullfed.training.memory import held
@@ -61,11 +62,12 @@ def in_a_replica(model: PreTrainedModel, method: Composition, block: int, droppe
     number = block - (dropped < block)  # of the layer, now that one is gone
     names = layer_names(model)[number]
     own = {n: parameters[n] for n in names}
-    before = {n: p.detach().clone() for n, p in own.items()}
+    exact = dithered(own, Stream(5, Purpose.DITHER, 0, 0))
+    before = {n: exact.get(n, p.detach()).clone() for n, p in own.items()}
     local, memory = method.setting.local, method.setting.memory
     batches = training_batches(data()[0], 2, 3, Stream(5, Purpose.BATCHES, 0, 0))
     with held(model, list(own.values()), memory.frozen):
-        done = train(model, own, batches, local, memory)
+        done = train(model, own, batches, local, memory, exact=exact)
     old = dict(zip(names, method.blocks[block], strict=True))  # the names before it was gone
     change = Change(
         {old[n]: t for n, t in before.items()}, {old[n]: t for n, t in done.exact.items()}

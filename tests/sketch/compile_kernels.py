@@ -10,7 +10,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fullfed.sketch import cuda_kernels
+from fullfed.sketch import cuda_kernels, cuda_rounding
 
 SEGMENTS = {"table": "*i64", "factors": "*fp32", "count": "i32", "keys": "*i64"}
 SIGN = {**SEGMENTS, "width": "i32", "depth": "i32", "counters": "i32", "first_group": "i32"}
@@ -56,4 +56,7 @@ for (bits, terms, run), stored in zip(((1, 0, 32), (16, 2, 8), (16, 0, 8)), STOR
 sums = {"sums": "*fp32", "parts": "*fp32", "rows": "i32", "count": "i32"}
 check(cuda_kernels.add_in_order, sums, PROGRAM=128)
 rounding = {"target": "*i16", "wide": "*fp32", "keys": "*i64", "offset": "i64", "length": "i64"}
-check(cuda_kernels.round_rows, rounding)
+check(cuda_rounding.round_rows, rounding)
+dithering = {name: kind for name, kind in rounding.items() if name != "target"}
+for dropped in (16, 13):
+    check(cuda_rounding.dither_rows, dithering, DROPPED=dropped)

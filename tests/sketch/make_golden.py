@@ -25,6 +25,7 @@ from fullfed.sketch import (
     SignBasis,
     Stream,
     accumulate_,
+    dither_,
     permutation,
     perturb_,
     round_,
@@ -85,6 +86,7 @@ def compute(backend: str | None) -> Golden:
             _directions("gaussian", 20000, backend),
         ],
         "stochastic rounding": _rounding(backend),
+        "dither": _dither(backend),
         "not a number in 16 bits": _not_a_number(backend),
         "codes": [
             _coded(code, count, backend)
@@ -172,6 +174,20 @@ def _rounding(backend: str | None) -> Golden:
         "stream": named(stream),
         "values of two tensors": ["ramp(1000)", "ramp(300)"],
         "last weights": bits(weights[1][-8:]),
+    }
+
+
+def _dither(backend: str | None) -> Golden:
+    stream = Stream(42, Purpose.DITHER)
+    last = {}
+    for dtype in (torch.bfloat16, torch.float16):
+        values = [ramp(count).to(dtype).float() for count in (1000, 300)]
+        dither_(values, dtype, stream, backend=backend)
+        last[str(dtype).removeprefix("torch.")] = bits(values[1][-8:])
+    return {
+        "stream": named(stream),
+        "values of two tensors, rounded": ["ramp(1000)", "ramp(300)"],
+        "last values": last,
     }
 
 

@@ -139,6 +139,18 @@ def test_stochastic_rounding(count, offset, seed):
     assert same_bits(*results)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5000), st.integers(0, 2**40), words, st.sampled_from([16, 13]))
+def test_dither(count, offset, seed, dropped):
+    dtype = torch.bfloat16 if dropped == 16 else torch.float16
+    wide = torch.randn(count, generator=torch.Generator().manual_seed(count)).to(dtype).float()
+    wide[count // 2] = (float("inf"), float("nan"), -0.0)[seed % 3]
+    results = [wide.clone() for _ in range(2)]
+    for kernels, result in zip((cpu, reference), results, strict=True):
+        kernels.dither(result, Stream(seed, Purpose.DITHER), offset, dropped)
+    assert same_bits(*([result] for result in results))
+
+
 def test_nans_are_stored_as_the_specification_says():
     """Whatever their bits and sign, in place or not."""
     bits = {torch.bfloat16: 0x7FC0, torch.float16: 0x7E00}

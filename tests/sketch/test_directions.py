@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.errors import UserError
-from fullfed.sketch import Purpose, Stream, accumulate_, perturb_, round_
+from fullfed.sketch import Purpose, Stream, accumulate_, dither_, perturb_, round_
 from sketch.models import copies, same_bits, tensors
 from sketch.oracle import f32, field, normal_of
 
@@ -135,3 +135,46 @@ def test_only_float32_is_rounded_to_bfloat16():
     with pytest.raises(UserError, match=r"tensor 1 is torch\.float32 to be rounded from"):
         round_(weights, [torch.ones(3), torch.ones(3)], ROUNDING)
     assert not weights[0].any()
+
+
+DITHER = Stream(3, Purpose.DITHER)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dither_is_taken_away_by_rounding_and_follows_the_specified_bits(dtype):
+    """Every number of the type: all exponents, subnormal ones, both signs, zeros, infinities."""
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    numbers = numbers[~numbers.isnan()]
+    for backend in ("numba", "reference"):
+        values = numbers.float()
+        dither_([values], dtype, DITHER, backend=backend)
+        assert torch.equal(values.to(dtype).view(torch.int16), numbers.view(torch.int16))
+    dropped = 16 if dtype == torch.bfloat16 else 13
+    for g in (1, 127, 128, 1023, 1024, 40_000):
+        if numbers[g] == 0 or numbers[g].isinf():
+            continue
+        drawn = max(field(DITHER, 16, 128, g // 128, g % 128) >> (16 - dropped), 1)
+        bits = int(numbers[g].float().view(torch.int32)) & 0xFFFFFFFF
+        due = bits + drawn - 2 ** (dropped - 1)
+        assert int(values[g].view(torch.int32)) & 0xFFFFFFFF == due
+
+
+def test_dithered_weights_follow_changes_below_their_precision_on_average():
+    """Half a step of bfloat16's grid at 0.02 is 6.1e-5; 1e-5 alone would never be seen."""
+    weights = torch.full((1 << 16,), 0.02).bfloat16()
+    exact = weights.float()
+    dither_([exact], torch.bfloat16, DITHER)
+    assert torch.equal((weights.float() + 1e-5).bfloat16(), weights)
+    for change in (1e-5, -3e-5, 2e-4):
+        seen = (exact + change).bfloat16().double() - weights.double()
+        assert abs(float(seen.mean()) - change) < 4 * float(seen.std()) / 256
+    other = weights.float()
+    dither_([other], torch.bfloat16, Stream(4, Purpose.DITHER))
+    assert not torch.equal(exact, other)
+
+
+def test_only_float32_is_dithered():
+    with pytest.raises(UserError, match="dither is of float32"):
+        dither_([torch.ones(3).bfloat16()], torch.bfloat16, DITHER)
+    with pytest.raises(UserError, match="dither is of float32"):
+        dither_([torch.ones(3)], torch.float32, DITHER)

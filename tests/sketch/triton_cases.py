@@ -189,6 +189,19 @@ def test_stochastic_rounding(count, offset):
     assert same_bits([results[0].cpu()], [results[1]])
 
 
+@few
+@given(st.integers(1, 3000), st.integers(0, 2**40), st.sampled_from([16, 13]))
+def test_dither(count, offset, dropped):
+    dtype = torch.bfloat16 if dropped == 16 else torch.float16
+    wide = torch.randn(count, generator=torch.Generator().manual_seed(count)).to(dtype).float()
+    wide[count // 2] = float("inf")
+    wide[count // 3] = 0
+    results = [wide.clone().to(d) for d in (DEVICE, "cpu")]
+    for kernels, result in zip((cuda, reference), results, strict=True):
+        kernels.dither(result, Stream(7, 18), offset, dropped)
+    assert same_bits([results[0].cpu()], [results[1]])
+
+
 @pytest.mark.parametrize("first", [2**32, 2**45 + 128])
 def test_counters_beyond_32_bits(first):
     stream, scalars = Stream(1, 2, 3, 4), torch.tensor([0.5])

@@ -42,7 +42,7 @@ def test_parameters_are_restored_also_when_a_visit_fails(offload: bool) -> None:
     wanted = {name: p.detach().clone() for name, p in parameters.items()}
 
     def visit() -> None:
-        with restored(parameters, offload) as before, torch.no_grad():
+        with restored(parameters, {}, offload) as before, torch.no_grad():
             assert before.keys() == (set() if offload else {"a", "b"})
             for parameter in parameters.values():
                 parameter.mul_(2)
@@ -61,7 +61,7 @@ def test_a_full_disk_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     parameter = nn.Parameter(torch.ones(8))
     with (
         pytest.raises(UserError, match=r"No space left on device.*TMPDIR"),
-        restored({"a": parameter}, offload=True),
+        restored({"a": parameter}, {}, offload=True),
     ):
         raise AssertionError("nothing should have begun")
     assert torch.equal(parameter.detach(), torch.ones(8))

@@ -80,7 +80,13 @@ class Worker:
         if submodel:
             return self._without_replica.visit(plan, submodel)
         return _carry_out(
-            order, self._method, self.replica.model, self._examples, self.last, self._states
+            order,
+            self._method,
+            self.replica.model,
+            self._examples,
+            self.last,
+            self._states,
+            self.replica.exact,
         )
 
     def submodel(self, plan: bytes) -> bytes:
@@ -178,6 +184,7 @@ def _carry_out(
     examples: Mapping[int, Sequence[TokenizedExample]],
     last: Update | None,
     states: States,
+    exact: Mapping[str, Tensor] = NOTHING,
 ) -> Arrival:
     try:
         name = method.client_state(plan)
@@ -185,7 +192,7 @@ def _carry_out(
         return Arrival(plan.client, None, failure=str(error))
     state = states.load(plan.client, name, plan.round) if name else NOTHING
     try:
-        visit = method.train(model, plan, examples[plan.client], last, state)
+        visit = method.train(model, plan, examples[plan.client], last, state, exact)
     except VisitError as error:
         return Arrival(plan.client, None, failure=str(error))
     if name:

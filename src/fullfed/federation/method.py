@@ -107,12 +107,15 @@ class Method(Protocol):
         examples: Sequence[TokenizedExample],
         last: Update | None,
         state: Mapping[str, Tensor] = NOTHING,
+        exact: Mapping[str, Tensor] = NOTHING,
     ) -> Visit:
         """One client's visit. The model is at version ``plan.round`` before and after.
 
         Args:
             model: a replica; or what ``Submodels.assemble`` made, and ``last`` is None.
             state: the client's, that ``client_state`` names; empty at first.
+            exact: float32, by name: what the model's weights in 16 bits are rounded from, where
+                the replica keeps that.
 
         Raises:
             VisitError: training failed, such as by a loss that is not finite.

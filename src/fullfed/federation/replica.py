@@ -29,6 +29,7 @@ from fullfed.files import write_atomically
 from fullfed.sketch import Purpose, Stream, round_
 from fullfed.sketch.checks import is_finite
 from fullfed.strict_json import check_keys
+from fullfed.training.exact import dithered
 from fullfed.training.offload import Offload
 
 # The types that a snapshot may hold, in the order in which the safetensors format puts them.
@@ -43,7 +44,8 @@ class Rounding:
     """What a replica does beyond its precision; nothing where the model is float32.
 
     Attributes:
-        kind: "master" keeps the exact weights beside those in 16 bits, 4 more bytes a parameter.
+        kind: "master" keeps exact weights beside those in 16 bits, 4 more bytes a parameter; at
+            version 0 they are spread over what rounds to the checkpoint (training/exact.py).
             "stochastic" rounds bfloat16 up or down by shared randomness, right on average and
             alike on every device, in no more memory but while an update is applied.
         seed: the recipe's.
@@ -58,7 +60,7 @@ class Rounding:
         """The exact weights to keep, float32, by name: of what updates change in 16 bits."""
         if self.kind == "stochastic":
             return {}
-        return {n: p.detach().float() for n, p in _short(model, replicated).items()}
+        return dithered(_short(model, replicated), Stream(self.seed, Purpose.DITHER))
 
     @contextmanager
     def widened(
@@ -120,7 +122,7 @@ class Replica:
         self._rounding = rounding or Rounding()
         self._masters = self._rounding.masters(model, method.replicated(model))
         # What cumulative updates start from: a second copy of the model, not in its memory.
-        base = method.replicated(model) if method.cumulative else {}
+        base = {**method.replicated(model), **self._masters} if method.cumulative else {}
         store = Offload()
         self._base = {name: store.put(p) for name, p in base.items()}
 
@@ -160,6 +162,11 @@ class Replica:
         more than weights in 16 bits can hold."""
         held = [*self.method.replicated(self.model).values(), *self._masters.values()]
         return all(is_finite(tensor.detach()) for tensor in held)
+
+    @property
+    def exact(self) -> Mapping[str, Tensor]:
+        """What weights in 16 bits are rounded from, float32, by name; not to be changed."""
+        return self._masters
 
     def state(self) -> dict[str, Tensor]:
         """The parameters by name, each once (tied ones under their first name), and exact."""

@@ -37,6 +37,7 @@ from fullfed.methods.server_step import StepRule, Trained, server_step
 from fullfed.methods.setting import Setting
 from fullfed.methods.submodel import BlockSubmodels
 from fullfed.randomness import Purpose, Stream
+from fullfed.training.exact import dithered
 from fullfed.training.first_order import TrainingError
 from fullfed.training.memory import held
 from fullfed.training.offload import restored
@@ -140,17 +141,21 @@ class Composition:
         examples: Sequence[TokenizedExample],
         last: Update | None,
         state: Mapping[str, Tensor] = NOTHING,
+        exact: Mapping[str, Tensor] = NOTHING,
     ) -> Visit:
         started = time.perf_counter()
         trained = self.scope.trained(model)
         try:
             self._checks.plan(plan)
-            after = {name: trained[name] for name in self._shapes(plan)}
+            own = {name: trained[name] for name in self._shapes(plan)}
+            exact = {name: exact[name] for name in own if name in exact}
+            if not (exact or self.offload):
+                exact = self._dithered(own, plan)
             with (
-                restored(after, self.offload) as before,
-                self._held(model, plan, list(after.values())),
+                restored(own, exact, self.offload) as before,
+                self._held(model, plan, list(own.values())),
             ):
-                return self._train(model, plan, examples, last, state, before, after, started)
+                return self._train(model, plan, examples, last, state, exact, before, own, started)
         except (TrainingError, MessageError, UserError) as error:
             raise VisitError(str(error)) from error
 
@@ -161,8 +166,9 @@ class Composition:
         examples: Sequence[TokenizedExample],
         last: Update | None,
         state: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor],
         before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
         started: float,
     ) -> Visit:
         local, shapes = self.setting.local, self._shapes(plan)
@@ -170,12 +176,16 @@ class Composition:
         steps = local.batches(len(examples))
         batches = training_batches(examples, local.batch_size, steps, stream)
         first = next(batches)
-        done = self.local.improve(model, after, chain([first], batches), plan, named(_LOCAL, state))
+        done = self.local.improve(
+            model, parameters, chain([first], batches), plan, named(_LOCAL, state), exact
+        )
         trained_at = time.perf_counter()
-        change = Change(before, {**after, **done.exact}, done.steps, named(_CODEC, state))
+        after = {**parameters, **done.exact}
+        change = Change(before, after, done.steps, named(_CODEC, state))
         encoded = self.codec.encode(change, plan, shapes)
         encoded_at = time.perf_counter()
-        trained = Trained(model, before, after, first.to(model.device), done.losses[0])
+        batch = first.to(model.device)
+        trained = Trained(model, parameters, before, after, batch, done.losses[0])
         coordinates = self._coordinates(shapes)
         measured = self.step.measure(trained, plan, _changing(last), coordinates)
         values = {**encoded.values, **measured}
@@ -191,6 +201,12 @@ class Composition:
             encode_seconds=encoded_at - trained_at,
             state={**_prefixed(_LOCAL, done.state), **_prefixed(_CODEC, encoded.state)},
         )
+
+    def _dithered(self, own: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+        """Exact values for a visit where the replica keeps none: others at every visit, so that
+        each sees small steps on average."""
+        stream = Stream(self.setting.seed, Purpose.DITHER, plan.round, plan.client)
+        return dithered(own, stream)
 
     def _held(
         self, model: PreTrainedModel, plan: Plan, trained: list[Tensor]

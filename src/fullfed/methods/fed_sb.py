@@ -28,6 +28,7 @@ from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update
+from fullfed.federation.method import NOTHING
 from fullfed.federation.replica import norm
 from fullfed.methods.codecs.codec import Change, Contribution, Encoded, Shapes
 from fullfed.methods.codecs.dense import Dense
@@ -146,9 +147,10 @@ class GradientFirst(FirstOrder):
         batches: Iterable[Batch],
         plan: Plan,
         state: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor] = NOTHING,
     ) -> Improvement:
         if plan.values.get(_FIRST) is not True:
-            return super().improve(model, parameters, batches, plan, state)
+            return super().improve(model, parameters, batches, plan, state, exact)
         still = LocalTable(optimizer="sgd", clip=None).model_copy(update={"learning_rate": 0.0})
         with matrix_gradients(model) as sums:
             losses = train(model, parameters, batches, still, self.memory).losses

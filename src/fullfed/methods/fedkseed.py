@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
+from fullfed.federation.method import NOTHING
 from fullfed.methods.codecs.seeds import Candidates, Seeds
 from fullfed.methods.composition import Composition, averaging
 from fullfed.methods.local_work import LocalWork
@@ -76,6 +77,9 @@ class AlongCandidates(LocalWork):
 
         g = [f(w + eps z) - f(w - eps z)] / (2 eps),   w <- w - learning_rate * g * z
 
+    Parameters in 16 bits are moved as they are, without exact copies: a visit takes the memory of
+    inference.
+
     Attributes:
         candidates: which directions there are.
         distance: eps.
@@ -93,6 +97,7 @@ class AlongCandidates(LocalWork):
         batches: Iterable[Batch],
         plan: Plan,
         state: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor] = NOTHING,
     ) -> Improvement:
         check_probabilities(plan)
         nearby = Neighbourhood(model, parameters)

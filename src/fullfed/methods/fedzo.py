@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
+from fullfed.federation.method import NOTHING
 from fullfed.methods.composition import Composition, averaging
 from fullfed.methods.local_work import LocalWork
 from fullfed.methods.setting import Setting
@@ -49,18 +50,24 @@ class AlongSpheres(LocalWork):
         batches: Iterable[Batch],
         plan: Plan,
         state: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor] = NOTHING,
     ) -> Improvement:
         nearby = Neighbourhood(model, parameters)
-        weights = [p.detach() for p in parameters.values()]
+        weights = {
+            name: exact[name].clone() if name in exact else p.detach()
+            for name, p in parameters.items()
+        }
         losses = []
         for step, batch in enumerate(batches):
             batch = batch.to(model.device)
             here = nearby.here(batch)
             streams = [self._stream(plan, step, n) for n in range(self.directions)]
             amounts = [self.amount(nearby, batch, here, stream) for stream in streams]
-            accumulate_(weights, streams, amounts, "gaussian")
+            accumulate_(list(weights.values()), streams, amounts, "gaussian")
+            for name in exact.keys() & weights.keys():
+                parameters[name].detach().copy_(weights[name])
             losses.append(here)
-        return Improvement(losses)
+        return Improvement(losses, exact=weights)
 
     def _stream(self, plan: Plan, step: int, n: int) -> Stream:
         block = step * self.directions + n

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
+from fullfed.federation.method import NOTHING
 from fullfed.training.first_order import Improvement, Loss, train
 from fullfed.training.loss import answer_loss
 
@@ -30,12 +31,15 @@ class LocalWork(ABC):
         batches: Iterable[Batch],
         plan: Plan,
         state: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor] = NOTHING,
     ) -> Improvement:
         """Take one step a batch on ``parameters``, in place.
 
         Args:
             parameters: by name; nothing else of the model changes.
             state: what the client's last visit left, empty at first.
+            exact: float32, by name: what parameters in 16 bits are rounded from, and training
+                goes on from. They stay as they are.
 
         Raises:
             TrainingError: a loss is not finite, or the plan asks for what cannot be done.
@@ -71,7 +75,8 @@ class FirstOrder(LocalWork):
         batches: Iterable[Batch],
         plan: Plan,
         state: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor] = NOTHING,
     ) -> Improvement:
         loss = self.loss(list(parameters.values()))
-        done = train(model, parameters, batches, self.local, self.memory, loss, state)
+        done = train(model, parameters, batches, self.local, self.memory, loss, state, exact)
         return done if self.keep else replace(done, state={})

@@ -37,18 +37,27 @@ class Trained:
 
     Attributes:
         model: holds the trained weights; a rule may change them, the visit restores them.
-        before: the trained parameters' values at the start, by name; none where
-            ``Composition.offload``.
-        after: the parameters themselves, by name.
+        parameters: what was trained, by name: the model's own.
+        before: their values at the start, by name; none where ``Composition.offload``.
+        after: the parameters themselves, or float32 tensors that those in 16 bits are rounded from.
         batch: the first batch of the visit.
         first_loss: its loss before training.
     """
 
     model: PreTrainedModel
+    parameters: Mapping[str, Tensor]
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     batch: Batch
     first_loss: float
+
+    def loss(self) -> float:
+        """Of the batch, at ``after``."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if parameter is not self.after[name]:
+                    parameter.copy_(self.after[name])
+        return answer_loss_value(self.model, self.batch)
 
 
 class StepRule(ABC):
@@ -161,15 +170,14 @@ class CurvatureStep(StepRule):
         )
         values: dict[str, Value] = {
             "energy": short(energy),
-            "gain": short(trained.first_loss - answer_loss_value(trained.model, trained.batch)),
+            "gain": short(trained.first_loss - trained.loss()),
         }
         if not self.shared:
             values["signs"] = self._common_signs(after, before, plan)
         with torch.no_grad():
             for start, end in zip(before, after, strict=True):
                 end.lerp_(start, 0.5)
-        halfway = answer_loss_value(trained.model, trained.batch)
-        values["gain_halfway"] = short(trained.first_loss - halfway)
+        values["gain_halfway"] = short(trained.first_loss - trained.loss())
         state = StepMemory.of(last)
         noise = energy * self._noise_share(state.agreement, self.cohort_size) / coordinates
         sigma = max(_step(state, coordinates), _SMALLEST) * math.sqrt(noise)
@@ -178,7 +186,7 @@ class CurvatureStep(StepRule):
         for signed in (sigma, -sigma):
             _copy(before, after)
             perturb_(after, stream, signed)
-            cost += answer_loss_value(trained.model, trained.batch) - trained.first_loss
+            cost += trained.loss() - trained.first_loss
         _copy(before, after)
         values["trace"] = short(cost / sigma**2) if sigma > 0 else 0.0
         return values

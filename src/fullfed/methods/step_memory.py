@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import median_low
+from statistics import median_low, stdev
 
 from fullfed.federation.messages import Update, Value, number, numbers
 
@@ -13,7 +13,7 @@ MEMORY = 0.5  # weight of earlier rounds in the agreement
 LARGEST = 1e100  # of a measurement: products and sums of such are finite
 NEWEST = 3  # rounds that are compared with each other before they enter the sums
 _DIGITS = 6  # of a measurement: plenty
-_FIRST_RANK = 1000.0  # before any measurement
+_FIRST_RANK = 1000.0  # before any measurement, and where costs cannot be told from nothing
 _SPIKE = 10.0  # times what is usual that a round's cost or gain counts for at most
 
 
@@ -25,6 +25,10 @@ class StepMemory:
     by rounds that gain little. A round enters the sums when ``NEWEST`` later ones are known, and
     with no more than ``_SPIKE`` times what is usual, so that a round that went wrong, or whose
     cohort lied, is outgrown.
+
+    A cost is a small difference of losses, and may come out negative by their noise. While all costs
+    together are no more than their standard error, the rank is at least what it is taken for before
+    any measurement.
 
     Attributes:
         cost, gain: sums over all rounds but the newest.
@@ -59,9 +63,15 @@ class StepMemory:
     def rank(self) -> float:
         if not self.rounds and not self.costs:
             return _FIRST_RANK
-        cost = self.cost + math.fsum(self._usual(self.costs, self.cost))
+        newest = self._usual(self.costs, self.cost)
+        cost = self.cost + math.fsum(newest)
         gain = self.gain + math.fsum(self._usual(self.gains, self.gain))
-        return min(max(cost, 0.0) / gain, LARGEST) if gain > 0 else LARGEST
+        if gain <= 0:
+            return LARGEST
+        rank = min(max(cost, 0.0) / gain, LARGEST)
+        deviation = stdev(newest) if len(newest) > 1 else 0.0
+        error = deviation * math.sqrt(self.rounds + len(newest))
+        return rank if cost > error else max(rank, _FIRST_RANK)
 
     def agreeing(self, measured: float) -> float:
         """The agreement with one more round's measurement of it."""

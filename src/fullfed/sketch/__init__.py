@@ -17,7 +17,7 @@ from fullfed.sketch.codes import (
     decoded,
     scales_fit,
 )
-from fullfed.sketch.directions import Distribution, accumulate_, perturb_, round_
+from fullfed.sketch.directions import Distribution, accumulate_, dither_, perturb_, round_
 from fullfed.sketch.entries import second_moment
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "allocate",
     "code_of",
     "decoded",
+    "dither_",
     "permutation",
     "perturb_",
     "round_",

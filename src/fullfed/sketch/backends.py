@@ -151,6 +151,14 @@ class Backend(Protocol):
         low 16; what is not finite stays what it is. ``offset`` is the first element's g.
         """
 
+    def dither(self, wide: Tensor, noise: Stream, offset: int, dropped: int) -> None:
+        """wide = another float32 that rounds to the same 16-bit number, whose conversion it is.
+
+        Element g adds max(its 16 bits of the stream >> (16 - dropped), 1) - 2**(dropped - 1) to the
+        float32's bits; zeros and what is not finite stay what they are. ``dropped`` is how many of
+        a float32's bits the 16-bit type has not: 16 for bfloat16, 13 for float16.
+        """
+
 
 class Coder(Protocol):
     """Coding, which is done on the CPU."""

@@ -91,6 +91,11 @@ def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     _split(cpu_dense.round_rows, rows, wide.numel(), *arrays, _key(noise), offset)
 
 
+def dither(wide: Tensor, noise: Stream, offset: int, dropped: int) -> None:
+    rows = -(-(offset + wide.numel()) // LANES) - offset // LANES
+    _split(cpu_dense.dither_rows, rows, wide.numel(), wide.numpy(), _key(noise), offset, dropped)
+
+
 def encode(numbers: Tensor, message: Message) -> None:
     arguments = numbers.numpy(), _blocks(message)
     _split(cpu_codes.encode, len(message.scales), message.padded, *arguments)

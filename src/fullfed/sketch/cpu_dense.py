@@ -312,3 +312,38 @@ def round_rows(
             half = np.uint32(np.uint32(words[word, at(i)] << shift) >> np.uint32(16))
             total = np.uint32(bits + half) if finite else bits
             target[at(low + i)] = np.uint16(np.uint32(total) >> np.uint32(16))
+
+
+@kernel
+def dither_rows(
+    start: int,
+    stop: int,
+    wide: NDArray[np.float32],
+    key: NDArray[np.uint64],
+    offset: int,
+    dropped: int,
+) -> None:
+    """wide = another float32 that rounds to the same 16-bit number.
+
+    Args:
+        start, stop, key, offset: as for ``round_rows``.
+        wide: the elements ``offset``, offset + 1, ..., each exactly a 16-bit number.
+        dropped: how many of a float32's bits that number has not.
+    """
+    words = np.empty((4, 128), np.uint32)
+    held, first = -1, offset // 128
+    for row in range(first + start, first + stop):
+        group, word, shift = _place(row, 8, 16)
+        if group != held:
+            fill_words(words, group * 128, 128, key)
+            held = group
+        low = row * 128 - offset
+        for i in range(max(0, -low), min(128, wide.size - low)):
+            bits = bits_of(wide[at(low + i)])
+            size = np.uint32(bits & np.uint32(0x7FFFFFFF))
+            if size == 0 or size >= np.uint32(0x7F800000):
+                continue
+            half = np.uint32(np.uint32(words[word, at(i)] << shift) >> np.uint32(16))
+            drawn = max(np.uint32(half >> np.uint32(16 - dropped)), np.uint32(1))
+            moved = np.uint32(bits + drawn - np.uint32(1 << (dropped - 1)))
+            wide[at(low + i)] = float_of(moved)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fullfed.randomness import Stream
-from fullfed.sketch import cuda_kernels
+from fullfed.sketch import cuda_kernels, cuda_rounding
 from fullfed.sketch.backends import DirectionRows, Rows, Segment
 from fullfed.sketch.entries import FOLD, LANES, Entries
 
@@ -125,12 +125,19 @@ def add_combination(
             )
 
 
+def dither(wide: Tensor, noise: Stream, offset: int, dropped: int) -> None:
+    programs = -(-(offset + wide.numel()) // (8 * LANES)) - offset // (8 * LANES)
+    keys = _keys([noise], wide.device)
+    with _device_of(wide):
+        cuda_rounding.dither_rows[(programs,)](wide, keys, offset, wide.numel(), DROPPED=dropped)
+
+
 def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     programs = -(-(offset + wide.numel()) // (8 * LANES)) - offset // (8 * LANES)
     keys = _keys([noise], wide.device)
     stored = target.view(torch.int16)
     with _device_of(wide):
-        cuda_kernels.round_rows[(programs,)](stored, wide, keys, offset, wide.numel())
+        cuda_rounding.round_rows[(programs,)](stored, wide, keys, offset, wide.numel())
 
 
 def _device_of(tensor: Tensor) -> AbstractContextManager[None]:

@@ -45,7 +45,7 @@ def philox(counter, c_round, c_owner, k0, k1):
 
 
 @triton.jit
-def _words(keys, k, counter):
+def words_of(keys, k, counter):
     """The four words of an output of stream k."""
     key = keys + k * 4
     return philox(counter, tl.load(key + 2), tl.load(key + 3), tl.load(key + 0), tl.load(key + 1))
@@ -191,7 +191,7 @@ def _start(keys, first_group, counters, PROGRAM: tl.constexpr):
     """This program's group, counters and their four words of signs."""
     group = first_group.to(tl.int64) + tl.program_id(0)
     own = tl.program_id(1).to(tl.int64) * PROGRAM + tl.arange(0, PROGRAM)
-    return group, own, _words(keys, 0, group * counters + own)
+    return group, own, words_of(keys, 0, group * counters + own)
 
 
 @triton.jit
@@ -239,7 +239,7 @@ def project(
             factor = tl.load(factors + n)
             low, high = _quads(group, width, depth, offset, end)
             for quad in range(low, high):
-                turns = _words(keys, 1, group * 32 + quad)  # they rotate four rows
+                turns = words_of(keys, 1, group * 32 + quad)  # they rotate four rows
                 bit = part * depth + quad * 4
                 word = _pick(words, bit)
                 for i in tl.static_range(4):
@@ -283,7 +283,7 @@ def reconstruct(
             step = value * tl.load(factors + n)
             low, high = _quads(group, width, depth, offset, end)
             for quad in range(low, high):
-                turns = _words(keys, 1, group * 32 + quad)  # they rotate four rows
+                turns = words_of(keys, 1, group * 32 + quad)  # they rotate four rows
                 bit = part * depth + quad * 4
                 word = _pick(words, bit)
                 for i in tl.static_range(4):
@@ -309,7 +309,7 @@ def products(elements, sums, keys, firsts, series, count, BITS: tl.constexpr, TE
     total = tl.zeros((128,), tl.float32)
     for run in range(32 // RUN):
         row = first + run * RUN
-        w0, w1, w2, w3 = _words(keys, k, (row // PARTS) * 128 + lanes)
+        w0, w1, w2, w3 = words_of(keys, k, (row // PARTS) * 128 + lanes)
         held = row % PARTS * BITS // 32  # signs: 32 rows share one word; else the first
         for r in tl.static_range(RUN):
             word = held + r * BITS // 32
@@ -364,7 +364,7 @@ def add_combination(
     total = tl.zeros((RUN, 128), tl.float32)
     for k in range(count):
         counter = (tl.load(firsts + k) + row) // PARTS * 128 + lanes
-        w0, w1, w2, w3 = _words(keys, k, counter)
+        w0, w1, w2, w3 = words_of(keys, k, counter)
         mine = tl.where(word == 0, w0, tl.where(word == 1, w1, tl.where(word == 2, w2, w3)))
         total += tl.load(scalars + k) * value(mine, shift, BITS, series, TERMS)
     numbers = (row + tl.arange(0, RUN)[:, None]) * 128 + lanes
@@ -375,20 +375,3 @@ def add_combination(
         inside = inside & (numbers >= offset)
         stored = widen(tl.load(places, mask=inside, other=0), STORED)
         tl.store(places, narrow(stored + total * tl.load(factors + n), STORED), mask=inside)
-
-
-@triton.jit
-def round_rows(target, wide, keys, offset, length):
-    """Stochastic rounding to bfloat16 (as int16); one program for the 8 rows of a counter."""
-    group = offset // 1024 + tl.program_id(0).to(tl.int64)
-    lanes, rows = tl.arange(0, 128)[None, :], tl.arange(0, 8)[:, None]
-    w0, w1, w2, w3 = _words(keys, 0, group * 128 + lanes)
-    word = rows // 2
-    mine = tl.where(word == 0, w0, tl.where(word == 1, w1, tl.where(word == 2, w2, w3)))
-    half = (mine >> (16 * (rows % 2)).to(tl.uint32)) & 0xFFFF
-    places = group * 1024 + rows * 128 + lanes - offset
-    inside = (places >= 0) & (places < length)
-    bits = tl.load(wide + places, mask=inside, other=0.0).to(tl.uint32, bitcast=True)
-    finite = (bits & 0x7F800000) != 0x7F800000
-    kept = tl.where(finite, bits + half, bits) >> 16
-    tl.store(target + places, kept.to(tl.uint16).to(tl.int16, bitcast=True), mask=inside)

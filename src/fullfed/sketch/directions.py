@@ -1,4 +1,4 @@
-"""Random directions over a model, for zeroth-order methods, and stochastic rounding."""
+"""Random directions over a model, for zeroth-order methods; stochastic rounding and dither."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from fullfed.sketch.entries import LANES, NORMALS, SIGNS
 from fullfed.sketch.segments import writable
 
 Distribution = Literal["rademacher", "gaussian"]
+
+# The last bits of a float32 that a 16-bit type has not.
+_DROPPED = {torch.bfloat16: 16, torch.float16: 13}
 
 
 def perturb_(
@@ -120,6 +123,39 @@ def round_(
         if flat.numel():
             kernels.round_to(flat, value.detach().contiguous().view(-1), stream, offset)
         offset += flat.numel()
+
+
+def dither_(
+    values: Sequence[Tensor],
+    dtype: torch.dtype,
+    stream: Stream,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Each number of a 16-bit type becomes a random one of the float32 numbers that round to it.
+
+    It is uniform on what rounds to the number (but the ends of that), so that small changes
+    arrive on average when it is rounded again: E[round(value + change)] = value + change, where
+    rounding to nearest would lose every change below half a step of the type. Zeros stay zero.
+    The same stream gives the same bits on every device (docs/shared-randomness.md, section 7).
+
+    Args:
+        values: contiguous float32 tensors that hold numbers of ``dtype``, changed in place.
+        dtype: bfloat16 or float16.
+        stream: fixes the choices; elements are counted over the list.
+
+    Raises:
+        UserError: other types. Nothing has been modified then.
+    """
+    check_tensors(values)
+    if dtype not in _DROPPED or any(value.dtype != torch.float32 for value in values):
+        raise UserError("dither is of float32 tensors that hold numbers in 16 bits.")
+    kernels = backend_for(values[0].device, backend)
+    offset = 0
+    for value in values:
+        if value.numel():
+            kernels.dither(value.detach().view(-1), stream, offset, _DROPPED[dtype])
+        offset += value.numel()
 
 
 @functools.cache

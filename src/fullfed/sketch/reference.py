@@ -116,6 +116,15 @@ def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     target.view(torch.int16).copy_(kept)
 
 
+def dither(wide: Tensor, noise: Stream, offset: int, dropped: int) -> None:
+    first, count = _touched(LANES, Segment(wide, offset))
+    numbers = fields(noise, 16, LANES, first, count).reshape(-1)[offset - first * LANES :]
+    drawn = np.maximum(numbers[: wide.numel()] >> np.uint32(16 - dropped), np.uint32(1))
+    moved = torch.from_numpy(drawn.astype(np.int32) - (1 << (dropped - 1))).to(wide.device)
+    bits = wide.view(torch.int32)
+    bits.add_(torch.where(torch.isfinite(wide) & (wide != 0), moved, 0))
+
+
 def _add(segment: Segment, change: Tensor) -> None:
     """The elements plus the change (which may be longer), rounded to their dtype."""
     changed = segment.flat.float() + change[: segment.flat.numel()]

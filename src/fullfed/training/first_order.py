@@ -53,6 +53,7 @@ def train(
     memory: MemoryTable,
     loss: Loss = answer_loss,
     state: Mapping[str, Tensor] | None = None,
+    exact: Mapping[str, Tensor] | None = None,
 ) -> Improvement:
     """Take one step a batch on ``parameters``, in place.
 
@@ -64,6 +65,7 @@ def train(
         local, memory: the recipe's tables.
         loss: of a batch, a float32 scalar.
         state: an earlier visit's, to go on from; None begins anew.
+        exact: what 16-bit parameters are rounded from, as for ``Steps``.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -73,7 +75,7 @@ def train(
     device = trained[0].device
     hidden = {name for layer in layer_names(model) for name in layer}
     cache = input_cache(model, trained, memory.cache_inputs)
-    steps = Steps(parameters, local, hidden, memory.optimizer_in_backward, state or {})
+    steps = Steps(parameters, local, hidden, memory.optimizer_in_backward, state or {}, exact or {})
     checkpointing = checkpointed(model) if memory.checkpoint_activations else nullcontext()
     with training_only(model, trained), checkpointing, steps:
         for batch in batches:
@@ -93,8 +95,9 @@ def train(
 class Steps:
     """One visit's optimizer steps: on all tensors after a backward pass, or on each during it.
 
-    16-bit parameters are trained as float32 copies, and follow them: steps smaller than a
-    parameter's own precision add up.
+    16-bit parameters are trained as float32 copies, and follow them, rounded: steps smaller than a
+    parameter's own precision add up. The forward pass sees such steps on average if the copies
+    begin at numbers spread over what rounds to the parameters (``sketch.dither_``).
 
     Args:
         parameters: to train, by name.
@@ -103,6 +106,8 @@ class Steps:
         one_by_one: whether each tensor steps, and its gradient goes, as soon as the backward pass
             has come to it. ``local.clip`` is then of each gradient by itself.
         state: an earlier visit's ``state()``, to go on from.
+        exact: what 16-bit parameters are rounded from, float32, by name; where it is not said,
+            they are trained from what they are.
 
     Attributes:
         masters: what the optimizers train: the parameters, or their float32 copies.
@@ -115,12 +120,15 @@ class Steps:
         hidden: set[str],
         one_by_one: bool,
         state: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor],
     ) -> None:
         self._parameters = parameters
         self._clip, self._clip_each = local.clip, local.clip_by == "tensor" or one_by_one
         self._one_by_one = one_by_one
         self.masters = {
-            name: p.detach().float() if p.dtype.itemsize == 2 else p
+            name: exact.get(name, p).detach().to(torch.float32, copy=True)
+            if p.dtype.itemsize == 2
+            else p
             for name, p in parameters.items()
         }
         self._optimizers: dict[str, Optimizer] = {}

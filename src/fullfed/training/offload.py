@@ -60,26 +60,31 @@ class Offload:
 
 
 @contextmanager
-def restored(parameters: Mapping[str, Tensor], offload: bool) -> Iterator[Mapping[str, Tensor]]:
+def restored(
+    parameters: Mapping[str, Tensor], exact: Mapping[str, Tensor], offload: bool
+) -> Iterator[Mapping[str, Tensor]]:
     """Inside, parameters may change; afterwards they are what they were, bit for bit.
 
     Args:
-        offload: whether their values wait in an ``Offload``, and are not at hand.
+        exact: float32, by name: what some parameters are the nearest numbers in 16 bits to. They
+            stay as they are, and nothing else is kept of these parameters.
+        offload: whether values wait in an ``Offload``, and are not at hand.
 
     Yields:
-        copies of their values, by name; none if they are offloaded.
+        the values, by name: exact ones where there are, else copies; none if they are offloaded.
 
     Raises:
         UserError: there is no room in the folder of temporary files.
     """
     with Offload() if offload else nullcontext() as store:
-        before = {} if store else {name: p.detach().clone() for name, p in parameters.items()}
-        fetches = {name: store.put(p) for name, p in parameters.items()} if store else {}
+        kept = {name: p.detach() for name, p in parameters.items() if name not in exact}
+        fetches = {name: store.put(p) for name, p in kept.items()} if store else {}
+        values = dict(exact) if store else {**exact, **{n: p.clone() for n, p in kept.items()}}
         try:
-            yield before
+            yield {} if store else {name: values[name] for name in parameters}
         finally:
             for name, parameter in parameters.items():
-                parameter.detach().copy_(fetches[name]() if store else before[name])
+                parameter.detach().copy_(fetches[name]() if name in fetches else values[name])
 
 
 def _bytes(tensor: Tensor) -> memoryview:
