@@ -1,13 +1,16 @@
 """What rounding does to a long run of small updates on bfloat16 replicas.
 
     FULLFED_SHARED=... python benchmarks/bf16_replicas.py
+    FULLFED_SHARED=... python benchmarks/bf16_replicas.py --optimizer adamw --rate 2e-5 --ratio 0 \
+        --rounds 8 --steps 5 --model models/smollm2-135m
 
-Ferret on a real model and real tasks (stories260k, natural-instructions), at a learning rate so
-small that a round changes a weight by less than bfloat16 can tell apart. The same federation with
-replicas of four kinds:
+Real tasks (natural-instructions), at a learning rate so small that a round changes a weight by less
+than bfloat16 can tell apart; Ferret, or with ``--ratio 0`` FedAvg. The same federation with replicas
+of five kinds, all of which begin at the same numbers of bfloat16:
 
 - float32:     the reference;
 - nearest:     bfloat16, each update rounded to nearest (no recipe can ask for it);
+- on the grid: bfloat16 with exact weights beside it that begin at the checkpoint (nor for this);
 - stochastic:  bfloat16, ``model.rounding = "stochastic"``;
 - master:      bfloat16, ``model.rounding = "master"``.
 
@@ -40,13 +43,11 @@ from fullfed.federation.client import Worker
 from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica, Rounding
 from fullfed.federation.server import run_round
-from fullfed.methods import ferret
+from fullfed.methods import fedavg, ferret
 from fullfed.methods.aggregation import WeightedMean
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import Setting
 from machine import machine
-
-RATIO = 10  # d / K: with this little noise the server's step can be 1
 
 
 class Nearest(Rounding):
@@ -61,11 +62,21 @@ class Nearest(Rounding):
         return nullcontext()
 
 
+class OnTheGrid(Rounding):
+    """Exact weights that begin at the checkpoint itself."""
+
+    def masters(
+        self, model: PreTrainedModel, replicated: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return {name: p.detach().float() for name, p in replicated.items() if p.itemsize == 2}
+
+
 def replicas(seed: int) -> dict[str, tuple[torch.dtype, Rounding]]:
     """What each kind of replica is kept in, and how it rounds."""
     return {
         "float32": (torch.float32, Rounding()),
         "nearest": (torch.bfloat16, Nearest()),
+        "on the grid": (torch.bfloat16, OnTheGrid("master", seed)),
         "stochastic": (torch.bfloat16, Rounding("stochastic", seed)),
         "master": (torch.bfloat16, Rounding("master", seed)),
     }
@@ -74,13 +85,21 @@ def replicas(seed: int) -> dict[str, tuple[torch.dtype, Rounding]]:
 def make_method(model: PreTrainedModel, clients: int, options: argparse.Namespace) -> Composition:
     setting = Setting(
         federation=FederationTable(rounds=options.rounds, clients_per_round=2, seed=options.seed),
-        local=LocalTable(learning_rate=options.rate, clip=1.0, batch_size=4, steps=5),
+        local=LocalTable(
+            optimizer=options.optimizer,
+            learning_rate=options.rate,
+            clip=1.0,
+            batch_size=4,
+            steps=options.steps,
+        ),
         memory=MemoryTable(),
         clients=clients,
         aggregation=WeightedMean("equal"),
         shapes={name: p.shape for name, p in model.named_parameters()},
     )
-    coordinates = setting.elements // RATIO
+    if options.ratio == 0:
+        return fedavg.build(setting, fedavg.FedAvgOptions())
+    coordinates = setting.elements // options.ratio
     chosen = ferret.FerretOptions(coordinates=coordinates, seeds="shared", server_step=1.0)
     return ferret.build(setting, chosen)
 
@@ -105,7 +124,9 @@ def flat(model: PreTrainedModel) -> Tensor:
 
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    """The model on bfloat16's grid, whatever it is held in."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    return model.to(dtype).eval()
 
 
 def loss_in_float32(weights: Tensor, folder: Path, data: FederatedData) -> float:
@@ -129,24 +150,34 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=120)
+    parser.add_argument("--model", help="a folder; stories260k of FULLFED_SHARED by default")
+    parser.add_argument("--optimizer", default="sgd")
     parser.add_argument("--rate", type=float, default=0.001)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=200, help="that the loss is taken on")
+    parser.add_argument(
+        "--ratio", type=int, default=10, help="d / K of Ferret, small enough for a step of 1"
+    )
+    parser.add_argument("--kinds", nargs="+", help="of replicas; float32 first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="rows and machine, not a table")
     options = parser.parse_args()
     transformers_logging.disable_progress_bar()
     shared = Path(os.environ["FULLFED_SHARED"])
-    folder = shared / "models/stories260k"
+    folder = Path(options.model) if options.model else shared / "models/stories260k"
     table = DataTable(
         train="data/natural-instructions-train.jsonl.gz",
         test="data/natural-instructions-test.jsonl.gz",
-        template="alpaca",
-        test_samples=200,
+        template="auto" if options.model else "alpaca",
+        test_samples=options.samples,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     data = federate(*divide(table, options.seed, shared), table, tokenizer, 128)
     rows: list[dict[str, Any]] = []
     ways: dict[str, Tensor] = {}
     for name, (dtype, rounding) in replicas(options.seed).items():
+        if options.kinds and name not in options.kinds:
+            continue
         model, losses = load(folder, dtype), {}
         start = flat(model)
         for number in rounds(model, rounding, data, options):

@@ -26,9 +26,9 @@ class StepMemory:
     with no more than ``_SPIKE`` times what is usual, so that a round that went wrong, or whose
     cohort lied, is outgrown.
 
-    A cost is a small difference of losses, and may come out negative by their noise. While all costs
-    together are no more than their standard error, the rank is at least what it is taken for before
-    any measurement.
+    A cost is a small difference of losses, and may come out negative by their noise. While all
+    costs together are no more than their standard error, the rank is at least what it is taken for
+    before any measurement.
 
     Attributes:
         cost, gain: sums over all rounds but the newest.
