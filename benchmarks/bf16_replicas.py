@@ -4,9 +4,9 @@
     FULLFED_SHARED=... python benchmarks/bf16_replicas.py --optimizer adamw --rate 2e-5 --ratio 0 \
         --rounds 8 --steps 5 --model models/smollm2-135m
 
-Real tasks (natural-instructions), at a learning rate so small that a round changes a weight by less
-than bfloat16 can tell apart; Ferret, or with ``--ratio 0`` FedAvg. The same federation with replicas
-of five kinds, all of which begin at the same numbers of bfloat16:
+Real tasks (natural-instructions), at a learning rate so small that a round changes a weight by
+less than bfloat16 can tell apart; Ferret, or with ``--ratio 0`` FedAvg. The same federation with
+replicas of five kinds, all of which begin at the same numbers of bfloat16:
 
 - float32:     the reference;
 - nearest:     bfloat16, each update rounded to nearest (no recipe can ask for it);
