@@ -165,14 +165,14 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     shared = Path(os.environ["FULLFED_SHARED"])
     folder = Path(options.model) if options.model else shared / "models/stories260k"
-    table = DataTable(
+    task = DataTable(
         train="data/natural-instructions-train.jsonl.gz",
         test="data/natural-instructions-test.jsonl.gz",
         template="auto" if options.model else "alpaca",
         test_samples=options.samples,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    data = federate(*divide(table, options.seed, shared), table, tokenizer, 128)
+    data = federate(*divide(task, options.seed, shared), task, tokenizer, 128)
     rows: list[dict[str, Any]] = []
     ways: dict[str, Tensor] = {}
     for name, (dtype, rounding) in replicas(options.seed).items():
