@@ -55,14 +55,14 @@ def _half(layers: int) -> list[int]:
 
 _LEAN = MemoryTable(optimizer_in_backward=True)
 _IN_INT8, _IN_INT4 = (_LEAN.model_copy(update={"frozen": kind}) for kind in ("int8", "int4"))
-_LARGE = 14  # a block's bytes an element: copy, float32 master and two moments, and the copy before
+_LARGE = 16  # a block's bytes an element: exact values before, float32 copy, two moments
 
 
 def _frozen(s: Sizes, bits: float) -> float:
     """What is packed and what trains; or afterwards the whole model again, with the trained part's
     copy, its float32 master, the report and the residual."""
     during = bits / 8 * (s.d - s.block) + (2 + _LARGE) * s.block + 6 * s.largest + 2 * s.widest
-    return max(during, 2 * s.d + 12 * s.block)
+    return max(during, 2 * s.d + 14 * s.block)
 
 
 def _without_replica(s: Sizes) -> float:
@@ -77,11 +77,11 @@ def _without_replica(s: Sizes) -> float:
 ROWS = {
     "fedavg": Row(
         lambda s: fedavg.build(replace(s, codec=Dense("bfloat16")), fedavg.FedAvgOptions()),
-        lambda s: 20 * s.d + 8 * s.widest,
+        lambda s: 22 * s.d + 8 * s.widest,
     ),
     "ferret (sgd)": Row(
         lambda s: ferret.build(s, ferret.FerretOptions(coordinates=4096, server_step=1.0)),
-        lambda s: 12 * s.d,
+        lambda s: 14 * s.d,
         optimizer="sgd",
     ),
     "fedkseed": Row(
