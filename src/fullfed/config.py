@@ -134,7 +134,9 @@ class LocalTable(_Table):
     optimizer: one of torch.optim's, in capitals or not. learning_rate, momentum, weight_decay,
     arguments: what it is called with; momentum is for those that take one. clip: the largest norm
     that gradients keep. clip_by: of all of the model's together, or of each tensor's own. Methods
-    without gradients take the learning rate, the duration and the batch size only.
+    without gradients take the learning rate, the duration and the batch size only. precision: what
+    float32 weights compute in; they and their steps stay float32. "bfloat16" is torch's autocast,
+    "tf32" what matrix units of GPUs do with float32 (on a CPU it is float32).
     """
 
     optimizer: str = "sgd"
@@ -147,6 +149,7 @@ class LocalTable(_Table):
     steps: Positive | None = None
     epochs: Positive | None = None
     batch_size: Positive = 4
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _one_duration(self) -> LocalTable:
@@ -236,6 +239,15 @@ class Recipe(_Table):
     evaluation: EvaluationTable = EvaluationTable()
     simulation: SimulationTable = SimulationTable()
     deployment: DeploymentTable = DeploymentTable()
+
+    @model_validator(mode="after")
+    def _precision_fits(self) -> Recipe:
+        if self.model.dtype != "float32" and self.local.precision != "float32":
+            raise ValueError(
+                f"local.precision is what float32 weights compute in, and model.dtype is "
+                f"{self.model.dtype}; leave one of the two out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _clipping_fits(self) -> Recipe:

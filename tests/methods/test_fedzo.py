@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fullfed.config import LocalTable
 from fullfed.data.batches import Batch, collate
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, encode
@@ -96,7 +97,7 @@ def test_the_mean_estimate_is_the_gradient_of_a_quadratic() -> None:
     gradient = -(bowl.a @ bowl.c).double()
     nearby = Neighbourhood(bowl, dict(bowl.named_parameters()), lambda model, batch: model())
     batch: Batch = collate(samples(2))
-    local = AlongSpheres(seed=1, directions=1, rms=0.02, learning_rate=1.0)
+    local = AlongSpheres(seed=1, directions=1, rms=0.02, local=LocalTable(learning_rate=1.0))
     estimates = []
     for n in range(count):
         stream = Stream(1, Purpose.DIRECTION, owner=n)
@@ -109,7 +110,7 @@ def test_the_mean_estimate_is_the_gradient_of_a_quadratic() -> None:
 
 
 def test_steps_rounds_and_clients_have_directions_of_their_own() -> None:
-    local = AlongSpheres(seed=1, directions=2, rms=0.1, learning_rate=1.0)
+    local = AlongSpheres(seed=1, directions=2, rms=0.1, local=LocalTable(learning_rate=1.0))
     streams = {
         local._stream(Plan(round, client), step, n)
         for round in range(2)

@@ -47,6 +47,7 @@ BOUND: dict[str, Any] = {
     "local.clip": 2.0,
     "local.clip_by": "tensor",
     "local.steps": 3,
+    "local.precision": "bfloat16",
     "local.batch_size": 3,
     "local.arguments.nesterov": True,
     "memory.optimizer_in_backward": True,

@@ -185,7 +185,8 @@ class Composition:
         encoded = self.codec.encode(change, plan, shapes)
         encoded_at = time.perf_counter()
         batch = first.to(model.device)
-        trained = Trained(model, parameters, before, after, batch, done.losses[0])
+        first_loss = done.losses[0]
+        trained = Trained(model, parameters, before, after, batch, first_loss, local.precision)
         coordinates = self._coordinates(shapes)
         measured = self.step.measure(trained, plan, _changing(last), coordinates)
         values = {**encoded.values, **measured}

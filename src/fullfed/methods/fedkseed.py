@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
 from fullfed.federation.method import NOTHING
@@ -65,7 +66,7 @@ def _composition(setting: Setting, options: FedKSeedOptions, by_importance: bool
     candidates = Candidates(setting.seed, options.seeds, options.distribution)
     return averaging(
         setting,
-        local=AlongCandidates(candidates, options.perturbation, setting.local.learning_rate),
+        local=AlongCandidates(candidates, options.perturbation, setting.local),
         codec=Seeds(candidates, setting.local, by_importance),
         offload=True,  # a visit in the memory of inference, as published
     )
@@ -83,12 +84,12 @@ class AlongCandidates(LocalWork):
     Attributes:
         candidates: which directions there are.
         distance: eps.
-        learning_rate: of a step.
+        local: the recipe's table, of which rate and precision count.
     """
 
     candidates: Candidates
     distance: float
-    learning_rate: float
+    local: LocalTable
 
     def improve(
         self,
@@ -100,14 +101,14 @@ class AlongCandidates(LocalWork):
         exact: Mapping[str, Tensor] = NOTHING,
     ) -> Improvement:
         check_probabilities(plan)
-        nearby = Neighbourhood(model, parameters)
+        nearby = Neighbourhood(model, parameters, precision=self.local.precision)
         weights = [p.detach() for p in parameters.values()]
         losses, steps = [], []
         for step, batch in enumerate(batches):
             number = self.candidates.draw(plan, step)
             direction = self.candidates.direction(number)
             loss, slope = nearby.derivative(batch.to(model.device), direction, self.distance)
-            self.candidates.step_(weights, number, -self.learning_rate * slope)
+            self.candidates.step_(weights, number, -self.local.learning_rate * slope)
             losses.append(loss)
             steps.append((number, slope))
         return Improvement(losses, tuple(steps))

@@ -16,6 +16,7 @@ from typing import Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
 from fullfed.federation.method import NOTHING
@@ -35,13 +36,13 @@ class AlongSpheres(LocalWork):
         seed: the recipe's.
         directions: b2, along which a batch's loss is taken.
         rms: mu / sqrt(d), the root mean square of what is added to a weight.
-        learning_rate: eta.
+        local: the recipe's table, of which rate (eta) and precision count.
     """
 
     seed: int
     directions: int
     rms: float
-    learning_rate: float
+    local: LocalTable
 
     def improve(
         self,
@@ -52,7 +53,7 @@ class AlongSpheres(LocalWork):
         state: Mapping[str, Tensor],
         exact: Mapping[str, Tensor] = NOTHING,
     ) -> Improvement:
-        nearby = Neighbourhood(model, parameters)
+        nearby = Neighbourhood(model, parameters, precision=self.local.precision)
         weights = {
             name: exact[name].clone() if name in exact else p.detach()
             for name, p in parameters.items()
@@ -82,7 +83,7 @@ class AlongSpheres(LocalWork):
         d = nearby.elements
         mu, norm = self.rms * math.sqrt(d), length(stream, d, batch.input_ids.device)
         ahead = nearby.at(batch, RandomDirection(stream, "gaussian"), mu / norm)
-        return -self.learning_rate / self.directions * (d / mu) * (ahead - here) / norm
+        return -self.local.learning_rate / self.directions * (d / mu) * (ahead - here) / norm
 
 
 @dataclass(frozen=True)
@@ -107,5 +108,5 @@ class FedZOOptions:
 def build(setting: Setting, options: FedZOOptions) -> Composition:
     mu = options.smoothing
     rms = 5e-4 if mu == "auto" else float(mu) / math.sqrt(setting.elements)
-    rate = setting.local.learning_rate
-    return averaging(setting, local=AlongSpheres(setting.seed, options.directions, rms, rate))
+    local = AlongSpheres(setting.seed, options.directions, rms, setting.local)
+    return averaging(setting, local=local)

@@ -21,6 +21,7 @@ from fullfed.methods.codecs.codec import Codec
 from fullfed.methods.step_memory import LARGEST, MEMORY, NEWEST, StepMemory, short
 from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
 from fullfed.training.loss import answer_loss_value
+from fullfed.training.precision import Precision
 
 _SMALLEST = 1e-3  # step whose noise is measured: what a smaller one costs is lost in rounding
 _COMMON_SIGNS = 64  # enough for the mean cosine of ten clients within 0.04
@@ -42,6 +43,7 @@ class Trained:
         after: the parameters themselves, or float32 tensors that those in 16 bits are rounded from.
         batch: the first batch of the visit.
         first_loss: its loss before training.
+        precision: what losses are computed in.
     """
 
     model: PreTrainedModel
@@ -50,6 +52,7 @@ class Trained:
     after: Mapping[str, Tensor]
     batch: Batch
     first_loss: float
+    precision: Precision = "float32"
 
     def loss(self) -> float:
         """Of the batch, at ``after``."""
@@ -57,7 +60,7 @@ class Trained:
             for name, parameter in self.parameters.items():
                 if parameter is not self.after[name]:
                     parameter.copy_(self.after[name])
-        return answer_loss_value(self.model, self.batch)
+        return answer_loss_value(self.model, self.batch, self.precision)
 
 
 class StepRule(ABC):

@@ -19,6 +19,7 @@ from fullfed.training.layers import layer_names, training_only
 from fullfed.training.loss import answer_loss
 from fullfed.training.memory import checkpointed, input_cache
 from fullfed.training.optimizers import make_optimizers
+from fullfed.training.precision import autocast, matrix_units
 
 Loss = Callable[[PreTrainedModel, Batch], Tensor]
 
@@ -77,10 +78,12 @@ def train(
     cache = input_cache(model, trained, memory.cache_inputs)
     steps = Steps(parameters, local, hidden, memory.optimizer_in_backward, state or {}, exact or {})
     checkpointing = checkpointed(model) if memory.checkpoint_activations else nullcontext()
-    with training_only(model, trained), checkpointing, steps:
+    units = matrix_units(local.precision)
+    with training_only(model, trained), checkpointing, steps, units:
         for batch in batches:
             with cache.serving(batch) if cache else nullcontext():
-                value = loss(model, batch.to(device))
+                with autocast(local.precision, device):
+                    value = loss(model, batch.to(device))
                 value.backward()  # type: ignore[no-untyped-call]
             steps.take()
             losses.append(value.detach())

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from fullfed.data.batches import IGNORED, Batch
+from fullfed.training.precision import Precision, autocast, matrix_units
 
 
 def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -74,6 +75,9 @@ def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def answer_loss_value(model: PreTrainedModel, batch: Batch) -> float:
+def answer_loss_value(
+    model: PreTrainedModel, batch: Batch, precision: Precision = "float32"
+) -> float:
     """``answer_loss`` without a graph."""
-    return float(answer_loss(model, batch))
+    with matrix_units(precision), autocast(precision, batch.input_ids.device):
+        return float(answer_loss(model, batch))

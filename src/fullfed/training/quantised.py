@@ -91,7 +91,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        matrix = ctx.weight.dequantised()
+        matrix = ctx.weight.dequantised().to(gradient.dtype)  # autocast's, forward and back
         return gradient @ (matrix.T if ctx.transposed else matrix), None, None, None
 
 

@@ -26,6 +26,7 @@ from fullfed.sketch import Stream, perturb_
 from fullfed.sketch.directions import Distribution
 from fullfed.training.first_order import TrainingError
 from fullfed.training.loss import answer_loss
+from fullfed.training.precision import Precision, autocast, matrix_units
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class Neighbourhood:
         model: in evaluation mode from now on.
         parameters: those to move, by name; their order numbers the elements of directions.
         loss: of a batch, float32.
+        precision: what losses are computed in.
 
     Attributes:
         elements: of the parameters, d.
@@ -167,9 +169,10 @@ class Neighbourhood:
         model: PreTrainedModel,
         parameters: Mapping[str, Tensor],
         loss: Callable[[PreTrainedModel, Batch], Tensor] = answer_loss,
+        precision: Precision = "float32",
     ) -> None:
         model.eval()  # type: ignore[no-untyped-call]
-        self._model, self._loss = model, loss
+        self._model, self._loss, self._precision = model, loss, precision
         self.elements = sum(p.numel() for p in parameters.values())
         self._perturbation = Perturbation(model, list(parameters.values()))
 
@@ -211,7 +214,8 @@ class Neighbourhood:
         return (ahead + behind) / 2, float(np.float32((ahead - behind) / (2 * distance)))
 
     def _value(self, batch: Batch) -> float:
-        with torch.no_grad():
+        device, precision = batch.input_ids.device, self._precision
+        with torch.no_grad(), matrix_units(precision), autocast(precision, device):
             return float(self._loss(self._model, batch))
 
     def _value_at(self, batch: Batch, direction: RandomDirection, scale: float) -> float:
