@@ -36,7 +36,8 @@ from fullfed.methods.local_work import FirstOrder, LocalWork
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.run import carry_out
-from fullfed.training.first_order import Improvement, Loss
+from fullfed.training.first_order import Improvement
+from fullfed.training.loss import Loss
 
 
 @dataclass
@@ -118,7 +119,7 @@ class Watched(LocalWork):
         local = self.local
         if shift is not None:
             pieces = self._pieces(shift / self.steps, trained)
-            local = Shifted(self.local.local, self.local.memory, shift=pieces)
+            local = Shifted(self.local.setting, shift=pieces)
         done = local.improve(model, parameters, batches, plan, state)
         if isinstance(local, Shifted):
             local.move(trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
 import tomllib
@@ -127,29 +128,56 @@ class FederationTable(_Table):
     snapshot_every: Positive = 10
 
 
+# Rates at which others tune whole pretrained models of 0.1 to 10 billion parameters: 1e-5 to 5e-5
+# where a step is about as long as the rate, as Adam's and its kin's (Muon's steps are given the
+# size of AdamW's); Adafactor's is a share of a tensor's own size. All others begin at 0.1.
+_RATES = {
+    **dict.fromkeys(("adam", "adamw", "adamax", "nadam", "radam", "rmsprop", "muon"), 2e-5),
+    "adafactor": 1e-3,
+}
+
+
 class LocalTable(_Table):
     """A client's work in one visit: ``steps`` batches, or ``epochs`` over its samples (1 if neither
     is said).
 
     optimizer: one of torch.optim's, in capitals or not. learning_rate, momentum, weight_decay,
-    arguments: what it is called with; momentum is for those that take one. clip: the largest norm
-    that gradients keep. clip_by: of all of the model's together, or of each tensor's own. Methods
-    without gradients take the learning rate, the duration and the batch size only. precision: what
-    float32 weights compute in; they and their steps stay float32. "bfloat16" is torch's autocast,
-    "tf32" what matrix units of GPUs do with float32 (on a CPU it is float32).
+    arguments: what it is called with; the rate's default depends on the optimizer, momentum is for
+    those that take one. schedule: the rate of the first round falls to nothing after the last, in a
+    line or half a cosine's wave. warmup_steps: of each visit, in which the rate rises to the
+    round's. optimizer_state: whether the optimizer begins anew at every visit, or goes on from
+    where the client's last visit (to the same block) ended. clip: the largest norm that gradients
+    keep. clip_by: of all of the model's together, or of each tensor's own.
+    micro_batch_size: samples of a batch that are computed together; fewer need less memory, and the
+    step is the same. precision: what float32 weights compute in; they and their steps stay float32.
+    "bfloat16" is torch's autocast, "tf32" what matrix units of GPUs do with float32 (on a CPU it is
+    float32). Methods without gradients take the rate, the duration, the sizes of batches and the
+    precision only.
     """
 
     optimizer: str = "sgd"
-    learning_rate: PositiveFloat = 0.1
+    learning_rate: PositiveFloat = 0.1  # _usual_rate has others
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     arguments: dict[str, Any] = {}
+    optimizer_state: Literal["reset", "kept"] = "reset"
     clip: PositiveFloat | None = 1.0
     clip_by: Literal["model", "tensor"] = "model"
     steps: Positive | None = None
     epochs: Positive | None = None
     batch_size: Positive = 4
+    micro_batch_size: Positive | None = None
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_rate(cls, table: Any) -> Any:
+        if not isinstance(table, dict) or "learning_rate" in table:
+            return table
+        rate = _RATES.get(str(table.get("optimizer")).lower())
+        return table if rate is None else {**table, "learning_rate": rate}
 
     @model_validator(mode="after")
     def _one_duration(self) -> LocalTable:
@@ -162,6 +190,19 @@ class LocalTable(_Table):
         if self.steps is not None:
             return self.steps
         return (self.epochs or 1) * -(-samples // self.batch_size)
+
+    def in_round(self, round: int, rounds: int) -> LocalTable:
+        """The table with the learning rate that the schedule has for a round, from 0."""
+        share = 1.0
+        if self.schedule == "linear":
+            share = 1 - round / rounds
+        if self.schedule == "cosine":
+            share = (1 + math.cos(math.pi * round / rounds)) / 2
+        return self.model_copy(update={"learning_rate": self.learning_rate * share})
+
+    def warmup(self, step: int) -> float:
+        """The share of the round's learning rate that a visit's step has, from 0."""
+        return min(1.0, (step + 1) / (self.warmup_steps + 1))
 
 
 class MemoryTable(_Table):
@@ -256,6 +297,11 @@ class Recipe(_Table):
             raise ValueError(
                 "memory.optimizer_in_backward lets no two gradients live at once, which "
                 "clipping by their common norm needs; set local.clip_by = 'tensor'"
+            )
+        if self.memory.optimizer_in_backward and self.local.micro_batch_size is not None:
+            raise ValueError(
+                "memory.optimizer_in_backward steps as soon as a gradient is there, and "
+                "local.micro_batch_size adds several up; leave one of the two out"
             )
         return self
 

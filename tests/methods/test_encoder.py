@@ -20,8 +20,8 @@ from fullfed.methods.local_work import FirstOrder
 from fullfed.methods.schedules import divide
 from fullfed.methods.setting import Setting
 from fullfed.sketch import Purpose, Stream
-from fullfed.training.first_order import Loss
 from fullfed.training.layers import layer_names
+from fullfed.training.loss import Loss
 from methods.test_fedcybgd import CLIENTS, data
 from methods.tiny import Federation, adamw, same, setting, weights
 from training.architectures import ENCODERS, make
@@ -59,7 +59,7 @@ def of_encoder(
 
 def method_of(model: PreTrainedModel, precision: str = "float32", **options: Any) -> Composition:
     made = of_encoder(model, precision=precision)
-    local = Classifying(made.local, made.memory)
+    local = Classifying(made)
     return replace(build(made, FedCyBGDOptions(**options)), local=local)
 
 

@@ -63,6 +63,9 @@ def method_for(
     return build(setting(model, **(known | changes)), options or FedCyBGDOptions())
 
 
+KEPT = {"batch_size": 4, "steps": 1, "optimizer_state": "kept"}
+
+
 def data(size: int = 4) -> list[list[Any]]:
     return [samples(size, seed) for seed in range(CLIENTS)]
 
@@ -186,14 +189,16 @@ ANY_CODEC: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("adam_state", ["reset", "kept"])
+@pytest.mark.parametrize("optimizer_state", ["reset", "kept"])
 @pytest.mark.parametrize("codec", ANY_CODEC, ids=str)
-def test_any_codec_sends_several_blocks_at_once(codec: dict[str, Any], adam_state: Any) -> None:
+def test_any_codec_sends_several_blocks_at_once(
+    codec: dict[str, Any], optimizer_state: Any
+) -> None:
     """Groups of two on two blocks; replicas that apply the same bytes are equal."""
-    options = FedCyBGDOptions(
-        server_step=0.5, clients_per_block=2, adam_state=adam_state, order="rotating"
-    )
-    ours, other = (federation(options, codec=codec, cohort_size=4) for _ in range(2))
+    options = FedCyBGDOptions(server_step=0.5, clients_per_block=2, order="rotating")
+    work = {"batch_size": 4, "steps": 1, "optimizer_state": optimizer_state}
+    changes = {"codec": codec, "cohort_size": 4, "work": work}
+    ours, other = (federation(options, **changes) for _ in range(2))
     for round in range(4):
         before, layers = weights(ours.model), layer_names(ours.model)
         blocks = {p.values["block"] for p in ours.method.plans(round, ours.last)}
@@ -296,9 +301,9 @@ def test_rounding_errors_do_not_add_up_with_error_feedback() -> None:
 
 def test_kept_adam_goes_on_where_the_clients_last_visit_ended() -> None:
     """With one client and one block: Adam without a break, over data that return."""
-    options = FedCyBGDOptions(adam_state="kept", blocks=1)
+    options = FedCyBGDOptions(blocks=1)
     model = make("llama")
-    ours = Federation(model, method_for(model, options, clients=1), data()[:1])
+    ours = Federation(model, method_for(model, options, clients=1, work=KEPT), data()[:1])
     alone = make("llama")
     inside = [p for n, p in alone.named_parameters() if n.startswith("model.layers")]
     adam = torch.optim.AdamW(inside, lr=0.01, weight_decay=0.0)
@@ -316,8 +321,8 @@ def test_kept_adam_goes_on_where_the_clients_last_visit_ended() -> None:
 def test_a_visit_that_is_repeated_goes_on_from_the_same_state(in_backward: bool) -> None:
     """Adam's and the residual; also where a first try in the same process was lost."""
     memory = MemoryTable(optimizer_in_backward=in_backward)
-    known = {"clients": 1, "codec": dense("int8"), "memory": memory}
-    ours = federation(FedCyBGDOptions(adam_state="kept", blocks=1), **known)
+    known = {"clients": 1, "codec": dense("int8"), "memory": memory, "work": KEPT}
+    ours = federation(FedCyBGDOptions(blocks=1), **known)
     for round in range(3):
         plan = encode(ours.method.plans(round, ours.last)[0])
         first, second = (ours.worker.visit(plan).payload for _ in range(2))

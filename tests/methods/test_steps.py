@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import LlamaForCausalLM
 
-from fullfed.config import MemoryTable
+from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import Batch, collate
 from fullfed.federation.messages import MessageError, Plan, Report, Update, encode, number, numbers
 from fullfed.methods.aggregation import TrimmedMean, WeightedMean
@@ -311,6 +311,7 @@ def test_a_clients_measurement_is_right() -> None:
                 dict(model.named_parameters()),
                 batch,
                 first_loss,
+                LocalTable(),
             ),
             Plan(round, 0),
             last,

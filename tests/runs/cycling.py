@@ -16,7 +16,6 @@ from runs.small import recipe
 
 METHOD = {
     "name": "fedcybgd",
-    "adam_state": "kept",
     "order": "rotating",
     "codec": {"name": "dense", "precision": "int8", "error_feedback": True},
 }
@@ -27,7 +26,7 @@ def small(folder: Path) -> Recipe:
     return recipe(
         folder,
         method=METHOD,
-        local={"optimizer": "adamw", "learning_rate": 0.02},
+        local={"optimizer": "adamw", "learning_rate": 0.02, "optimizer_state": "kept"},
         federation={"snapshot_every": 3},
     )
 

@@ -96,12 +96,14 @@ def test_methods_with_client_states_survive_skipped_first_rounds(
     ingredients: Path, tmp_path: Path, name: str
 ) -> None:
     codec = {"name": "sketch", "coordinates": 40} if name == "cyclic-ferret" else {"name": "dense"}
-    method = {"name": name, "adam_state": "kept", "codec": codec}
+    method = {"name": name, "codec": codec}
+    local = {"optimizer": "adamw", "optimizer_state": "kept"}
     federation = {"rounds": 8, "clients_per_round": 1, "seed": 1}
     folder = RunFolder(tmp_path / "run")
     failures = {"failures": 0.6}
     run.start(
-        recipe(ingredients, method=method, federation=federation, simulation=failures), folder.path
+        recipe(ingredients, method=method, local=local, federation=federation, simulation=failures),
+        folder.path,
     )
     updates = [decode(payload, Update) for payload in read_log(folder.log_file)]
     skipped = [update.skipped for update in updates]

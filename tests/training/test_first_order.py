@@ -13,8 +13,8 @@ from transformers import LlamaForCausalLM
 
 from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import IGNORED, Batch, collate
-from fullfed.training.first_order import Improvement, Loss, TrainingError, train
-from fullfed.training.loss import answer_loss, answer_loss_value
+from fullfed.training.first_order import Improvement, TrainingError, train
+from fullfed.training.loss import Loss, answer_loss, answer_loss_value
 from methods.tiny import adamw, same, samples, sgd, tiny_model, weights
 
 

@@ -127,7 +127,7 @@ def test_clipping_each_tensor_is_torchs_clipping_of_it_alone() -> None:
 def test_one_gradient_lives_at_a_time() -> None:
     model = make("llama")
     parameters = block(model, 1)
-    steps = Steps(named(model, 1), sgd(0.1), set(), one_by_one=True, state={})
+    steps = Steps(named(model, 1), sgd(0.1), set(), one_by_one=True, state={}, exact={})
     alive: list[int] = []
     gradients: list[weakref.ref[Tensor]] = []
 

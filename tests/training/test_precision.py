@@ -13,7 +13,7 @@ from fullfed.data.batches import collate
 from fullfed.errors import UserError
 from fullfed.training.first_order import train
 from fullfed.training.layers import layer_names
-from fullfed.training.loss import answer_loss, answer_loss_value
+from fullfed.training.loss import answer_loss, answer_loss_value, loss_value
 from fullfed.training.memory import held
 from fullfed.training.precision import matrix_units
 from fullfed.training.zeroth_order import Neighbourhood
@@ -74,9 +74,9 @@ def test_measured_losses_are_in_it_too() -> None:
     model, batch = make("llama"), BATCHES[0]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = float(answer_loss(model, batch))
-    assert answer_loss_value(model, batch, "bfloat16") == expected
+    assert loss_value(model, batch, LOCAL) == expected
     assert answer_loss_value(model, batch) != expected
-    nearby = Neighbourhood(model, dict(model.named_parameters()), precision="bfloat16")
+    nearby = Neighbourhood(model, dict(model.named_parameters()), local=LOCAL)
     assert nearby.here(batch) == expected
 
 

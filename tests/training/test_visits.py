@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fullfed.config import LocalTable, MemoryTable
+from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
@@ -147,7 +147,8 @@ def test_a_failed_client_does_not_change_what_the_others_report(
 ) -> None:
     ours, alone = federation(make), federation(make)
     first, second = ours.method.plans(0, None)
-    diverging = replace(ours.method, local=FirstOrder(sgd(1e30), MemoryTable()))
+    setting = replace(ours.method.setting, local=sgd(1e30))
+    diverging = replace(ours.method, local=FirstOrder(setting))
     ours.worker._method = diverging
     assert ours.worker.visit(encode(first)).failure
     ours.worker._method = ours.method

@@ -45,6 +45,23 @@ class Batch:
             labels=self.labels.to(device),
         )
 
+    def split(self, size: int | None) -> list[Batch]:
+        """Parts of at most ``size`` samples of similar length; the whole batch if it is None."""
+        if size is None or size >= len(self.labels):
+            return [self]
+        lengths = self.attention_mask.sum(dim=1)
+        return [self._part(rows) for rows in torch.split(lengths.argsort(stable=True), size)]
+
+    def _part(self, rows: torch.Tensor) -> Batch:
+        length = int(self.attention_mask[rows].sum(dim=1).max())
+        labels = self.labels[rows, :length]
+        return Batch(
+            input_ids=self.input_ids[rows, :length],
+            attention_mask=self.attention_mask[rows, :length],
+            labels=labels,
+            tokens=int((labels != IGNORED).sum()),
+        )
+
 
 def collate(examples: Sequence[TokenizedExample]) -> Batch:
     """One batch of all the examples."""

@@ -186,7 +186,7 @@ class Composition:
         encoded_at = time.perf_counter()
         batch = first.to(model.device)
         first_loss = done.losses[0]
-        trained = Trained(model, parameters, before, after, batch, first_loss, local.precision)
+        trained = Trained(model, parameters, before, after, batch, first_loss, local)
         coordinates = self._coordinates(shapes)
         measured = self.step.measure(trained, plan, _changing(last), coordinates)
         values = {**encoded.values, **measured}
@@ -362,7 +362,7 @@ def averaging(
     return Composition(
         setting=setting,
         scope=scope or Everything(),
-        local=local or FirstOrder(setting.local, setting.memory),
+        local=local or FirstOrder(setting),
         codec=codec,
         step=server_step(step, setting.seed, codec, setting.cohort_size),
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),

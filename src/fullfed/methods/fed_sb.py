@@ -153,7 +153,7 @@ class GradientFirst(FirstOrder):
             return super().improve(model, parameters, batches, plan, state, exact)
         still = LocalTable(optimizer="sgd", clip=None).model_copy(update={"learning_rate": 0.0})
         with matrix_gradients(model) as sums:
-            losses = train(model, parameters, batches, still, self.memory).losses
+            losses = train(model, parameters, batches, still, self.setting.memory).losses
         return Improvement(losses, exact={name: g / len(losses) for name, g in sums.items()})
 
 
@@ -294,6 +294,6 @@ def build(setting: Setting, options: FedSBOptions) -> Composition:
     return averaging(
         setting,
         scope=scope(setting.seed, options),
-        local=GradientFirst(setting.local, setting.memory),
+        local=GradientFirst(setting),
         codec=FactorsFirst(replicated=setting.replicated, local=setting.local, options=options),
     )

@@ -35,8 +35,6 @@ class FedCyBGDOptions:
         outer: whether embeddings, final norm and head are one more block; the paper never
             trains them.
         clients_per_block: clients who train the same block at once, and are averaged.
-        adam_state: whether the optimizer begins anew at every visit, or goes on from where the
-            client's last visit to the block ended.
         surrogate: rho, the share of the other blocks that a client gets, in 8 or 4 bits; 1 for the
             whole model, which clients keep up to date by the log (submodel.py).
         server_step: how much of a block's change is applied; "auto" is all of it, or with a
@@ -47,7 +45,6 @@ class FedCyBGDOptions:
     blocks: int | None = None
     outer: bool = False
     clients_per_block: int = 1
-    adam_state: Literal["reset", "kept"] = "reset"
     surrogate: float = 1.0
     server_step: float | Literal["auto"] = "auto"
 
@@ -79,7 +76,7 @@ def build(setting: Setting, options: FedCyBGDOptions) -> Composition:
     return Composition(
         setting=setting,
         scope=Everything(),
-        local=FirstOrder(setting.local, setting.memory, keep=options.adam_state == "kept"),
+        local=FirstOrder(setting),
         codec=setting.codec,
         step=step,
         schedule=Cycle(

@@ -25,7 +25,7 @@ from fullfed.federation.messages import Plan
 from fullfed.federation.method import NOTHING
 from fullfed.methods.codecs.seeds import Candidates, Seeds
 from fullfed.methods.composition import Composition, averaging
-from fullfed.methods.local_work import LocalWork
+from fullfed.methods.local_work import LocalWork, check_without_gradients
 from fullfed.methods.setting import Setting
 from fullfed.sketch import Distribution
 from fullfed.training.first_order import Improvement, TrainingError
@@ -63,6 +63,7 @@ def build_pro(setting: Setting, options: FedKSeedOptions) -> Composition:
 
 
 def _composition(setting: Setting, options: FedKSeedOptions, by_importance: bool) -> Composition:
+    check_without_gradients(setting.local)
     candidates = Candidates(setting.seed, options.seeds, options.distribution)
     return averaging(
         setting,
@@ -84,7 +85,7 @@ class AlongCandidates(LocalWork):
     Attributes:
         candidates: which directions there are.
         distance: eps.
-        local: the recipe's table, of which rate and precision count.
+        local: the recipe's table, of which what gradients need does not count.
     """
 
     candidates: Candidates
@@ -101,7 +102,7 @@ class AlongCandidates(LocalWork):
         exact: Mapping[str, Tensor] = NOTHING,
     ) -> Improvement:
         check_probabilities(plan)
-        nearby = Neighbourhood(model, parameters, precision=self.local.precision)
+        nearby = Neighbourhood(model, parameters, local=self.local)
         weights = [p.detach() for p in parameters.values()]
         losses, steps = [], []
         for step, batch in enumerate(batches):

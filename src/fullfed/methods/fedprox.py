@@ -22,8 +22,7 @@ from fullfed.data.batches import Batch
 from fullfed.methods.composition import Composition, averaging
 from fullfed.methods.local_work import FirstOrder
 from fullfed.methods.setting import Setting
-from fullfed.training.first_order import Loss
-from fullfed.training.loss import answer_loss
+from fullfed.training.loss import Loss, answer_loss
 
 
 @dataclass(frozen=True)
@@ -60,4 +59,4 @@ class Proximal(FirstOrder):
 
 
 def build(setting: Setting, options: FedProxOptions) -> Composition:
-    return averaging(setting, local=Proximal(setting.local, setting.memory, mu=options.mu))
+    return averaging(setting, local=Proximal(setting, mu=options.mu))

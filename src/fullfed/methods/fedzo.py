@@ -21,7 +21,7 @@ from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
 from fullfed.federation.method import NOTHING
 from fullfed.methods.composition import Composition, averaging
-from fullfed.methods.local_work import LocalWork
+from fullfed.methods.local_work import LocalWork, check_without_gradients
 from fullfed.methods.setting import Setting
 from fullfed.sketch import Purpose, Stream, accumulate_
 from fullfed.training.first_order import Improvement
@@ -36,7 +36,7 @@ class AlongSpheres(LocalWork):
         seed: the recipe's.
         directions: b2, along which a batch's loss is taken.
         rms: mu / sqrt(d), the root mean square of what is added to a weight.
-        local: the recipe's table, of which rate (eta) and precision count.
+        local: the recipe's table, of which what gradients need does not count; its rate is eta.
     """
 
     seed: int
@@ -53,7 +53,7 @@ class AlongSpheres(LocalWork):
         state: Mapping[str, Tensor],
         exact: Mapping[str, Tensor] = NOTHING,
     ) -> Improvement:
-        nearby = Neighbourhood(model, parameters, precision=self.local.precision)
+        nearby = Neighbourhood(model, parameters, local=self.local)
         weights = {
             name: exact[name].clone() if name in exact else p.detach()
             for name, p in parameters.items()
@@ -106,6 +106,7 @@ class FedZOOptions:
 
 
 def build(setting: Setting, options: FedZOOptions) -> Composition:
+    check_without_gradients(setting.local)
     mu = options.smoothing
     rms = 5e-4 if mu == "auto" else float(mu) / math.sqrt(setting.elements)
     local = AlongSpheres(setting.seed, options.directions, rms, setting.local)

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fullfed.config import LocalTable, MemoryTable
+from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
+from fullfed.errors import UserError
 from fullfed.federation.messages import Plan
 from fullfed.federation.method import NOTHING
-from fullfed.training.first_order import Improvement, Loss, train
-from fullfed.training.loss import answer_loss
+from fullfed.methods.setting import Setting
+from fullfed.training.first_order import Improvement, train
+from fullfed.training.loss import Loss, answer_loss
 
 
 class LocalWork(ABC):
@@ -51,18 +53,14 @@ class FirstOrder(LocalWork):
     """First-order optimisation, as the recipe's tables say.
 
     Attributes:
-        local, memory: the recipe's.
-        keep: whether the optimizer's state is kept for the client's next visit; else every visit
-            begins with a new one.
+        setting: the federation; has the tables.
     """
 
-    local: LocalTable
-    memory: MemoryTable
-    keep: bool = False
+    setting: Setting
 
     @property
     def stateful(self) -> bool:
-        return self.keep
+        return self.setting.local.optimizer_state == "kept"
 
     def loss(self, parameters: Sequence[Tensor]) -> Loss:
         """What a visit that begins at ``parameters`` minimises; methods may add to it."""
@@ -77,6 +75,25 @@ class FirstOrder(LocalWork):
         state: Mapping[str, Tensor],
         exact: Mapping[str, Tensor] = NOTHING,
     ) -> Improvement:
-        loss = self.loss(list(parameters.values()))
-        done = train(model, parameters, batches, self.local, self.memory, loss, state, exact)
-        return done if self.keep else replace(done, state={})
+        setting, loss = self.setting, self.loss(list(parameters.values()))
+        local = setting.local.in_round(plan.round, setting.federation.rounds)
+        done = train(model, parameters, batches, local, setting.memory, loss, state, exact)
+        return done if self.stateful else replace(done, state={})
+
+
+def check_without_gradients(local: LocalTable) -> None:
+    """See that a recipe asks a method without gradients for nothing that only gradients have.
+
+    Raises:
+        UserError: it does.
+    """
+    asked = {
+        "schedule": local.schedule != "constant",
+        "warmup_steps": local.warmup_steps > 0,
+        "optimizer_state": local.optimizer_state == "kept",
+    }
+    for key in (key for key, found in asked.items() if found):
+        raise UserError(
+            f"local.{key}: methods without gradients take steps of one size and keep no optimizer; "
+            "leave it out."
+        )

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, Value, number
 from fullfed.methods.codecs.codec import Codec
 from fullfed.methods.step_memory import LARGEST, MEMORY, NEWEST, StepMemory, short
 from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
-from fullfed.training.loss import answer_loss_value
-from fullfed.training.precision import Precision
+from fullfed.training.loss import loss_value
 
 _SMALLEST = 1e-3  # step whose noise is measured: what a smaller one costs is lost in rounding
 _COMMON_SIGNS = 64  # enough for the mean cosine of ten clients within 0.04
@@ -43,7 +43,7 @@ class Trained:
         after: the parameters themselves, or float32 tensors that those in 16 bits are rounded from.
         batch: the first batch of the visit.
         first_loss: its loss before training.
-        precision: what losses are computed in.
+        local: the recipe's table, as whose steps losses are computed.
     """
 
     model: PreTrainedModel
@@ -52,7 +52,7 @@ class Trained:
     after: Mapping[str, Tensor]
     batch: Batch
     first_loss: float
-    precision: Precision = "float32"
+    local: LocalTable
 
     def loss(self) -> float:
         """Of the batch, at ``after``."""
@@ -60,7 +60,7 @@ class Trained:
             for name, parameter in self.parameters.items():
                 if parameter is not self.after[name]:
                     parameter.copy_(self.after[name])
-        return answer_loss_value(self.model, self.batch, self.precision)
+        return loss_value(self.model, self.batch, self.local)
 
 
 class StepRule(ABC):

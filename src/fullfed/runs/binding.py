@@ -30,6 +30,12 @@ FREE = (
 )
 
 
+def free_keys(recipe: Recipe) -> tuple[str, ...]:
+    """``FREE``, but for the number of rounds where a schedule of learning rates ends with it."""
+    scheduled = recipe.local.schedule != "constant"
+    return tuple(key for key in FREE if not (scheduled and key == "federation.rounds"))
+
+
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as values by dotted key."""
     values: dict[str, Any] = {}
@@ -57,7 +63,7 @@ def check_bound(recipe: Recipe, began: Mapping[str, Any], file: Path) -> None:
         UserError: a key differs; names each with both values.
     """
     changes = _changes(tables_of(recipe), began)
-    differing = [change for key, change in changes.items() if key not in FREE]
+    differing = [change for key, change in changes.items() if key not in free_keys(recipe)]
     if differing:
         raise UserError(
             f"{file}: this is not the recipe that the run began with ({'; '.join(differing)}); "

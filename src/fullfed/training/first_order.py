@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 
@@ -16,12 +16,10 @@ from transformers import PreTrainedModel
 from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import Batch
 from fullfed.training.layers import layer_names, training_only
-from fullfed.training.loss import answer_loss
+from fullfed.training.loss import Loss, answer_loss
 from fullfed.training.memory import checkpointed, input_cache
 from fullfed.training.optimizers import make_optimizers
 from fullfed.training.precision import autocast, matrix_units
-
-Loss = Callable[[PreTrainedModel, Batch], Tensor]
 
 
 class TrainingError(Exception):
@@ -81,12 +79,15 @@ def train(
     units = matrix_units(local.precision)
     with training_only(model, trained), checkpointing, steps, units:
         for batch in batches:
-            with cache.serving(batch) if cache else nullcontext():
-                with autocast(local.precision, device):
-                    value = loss(model, batch.to(device))
-                value.backward()  # type: ignore[no-untyped-call]
+            total = torch.zeros((), device=device)
+            for part in batch.split(local.micro_batch_size):
+                with cache.serving(part) if cache else nullcontext():
+                    with autocast(local.precision, device):
+                        value = loss(model, part.to(device)) * (part.tokens / batch.tokens)
+                    value.backward()  # type: ignore[no-untyped-call]
+                total += value.detach()
             steps.take()
-            losses.append(value.detach())
+            losses.append(total)
     values: list[float] = torch.stack(losses).tolist()
     if not all(math.isfinite(value) for value in values):
         raise TrainingError(
@@ -127,7 +128,7 @@ class Steps:
     ) -> None:
         self._parameters = parameters
         self._clip, self._clip_each = local.clip, local.clip_by == "tensor" or one_by_one
-        self._one_by_one = one_by_one
+        self._one_by_one, self._local, self._taken = one_by_one, local, 0
         self.masters = {
             name: exact.get(name, p).detach().to(torch.float32, copy=True)
             if p.dtype.itemsize == 2
@@ -142,6 +143,7 @@ class Steps:
         self._hooks = ExitStack()
 
     def __enter__(self) -> Steps:
+        self._warm_up()
         if self._one_by_one:
             for name, p in self._parameters.items():
                 hook = p.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -159,6 +161,14 @@ class Steps:
         """Do what is left to be done when a backward pass has ended."""
         if not self._one_by_one:
             self._step(list(self._parameters))
+        self._taken += 1
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Set the rate of the next step."""
+        for optimizer in dict.fromkeys(self._optimizers.values()):
+            for group in optimizer.param_groups:
+                group["lr"] = self._local.learning_rate * self._local.warmup(self._taken)
 
     def _step(self, names: list[str]) -> None:
         tensors = [self.masters[name] for name in names]

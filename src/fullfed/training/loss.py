@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from fullfed.config import LocalTable
 from fullfed.data.batches import IGNORED, Batch
-from fullfed.training.precision import Precision, autocast, matrix_units
+from fullfed.training.precision import autocast, matrix_units
+
+Loss = Callable[[PreTrainedModel, Batch], Tensor]
 
 
 def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -75,9 +79,23 @@ def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def answer_loss_value(
-    model: PreTrainedModel, batch: Batch, precision: Precision = "float32"
-) -> float:
+def answer_loss_value(model: PreTrainedModel, batch: Batch) -> float:
     """``answer_loss`` without a graph."""
-    with matrix_units(precision), autocast(precision, batch.input_ids.device):
-        return float(answer_loss(model, batch))
+    return float(answer_loss(model, batch))
+
+
+@torch.no_grad()
+def loss_value(
+    model: PreTrainedModel, batch: Batch, local: LocalTable, loss: Loss = answer_loss
+) -> float:
+    """A loss without a graph, computed as a visit's steps compute it.
+
+    Args:
+        local: the recipe's table, of which precision and the size of micro-batches count.
+    """
+    device, total = batch.input_ids.device, 0.0
+    with matrix_units(local.precision):
+        for part in batch.split(local.micro_batch_size):
+            with autocast(local.precision, device):
+                total += float(loss(model, part)) * (part.tokens / batch.tokens)
+    return total

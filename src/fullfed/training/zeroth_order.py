@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
 from fullfed.sketch import Stream, perturb_
 from fullfed.sketch.directions import Distribution
 from fullfed.training.first_order import TrainingError
-from fullfed.training.loss import answer_loss
-from fullfed.training.precision import Precision, autocast, matrix_units
+from fullfed.training.loss import Loss, answer_loss, loss_value
+
+_PLAIN = LocalTable()
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Neighbourhood:
         model: in evaluation mode from now on.
         parameters: those to move, by name; their order numbers the elements of directions.
         loss: of a batch, float32.
-        precision: what losses are computed in.
+        local: the recipe's table, as whose steps losses are computed.
 
     Attributes:
         elements: of the parameters, d.
@@ -168,11 +170,11 @@ class Neighbourhood:
         self,
         model: PreTrainedModel,
         parameters: Mapping[str, Tensor],
-        loss: Callable[[PreTrainedModel, Batch], Tensor] = answer_loss,
-        precision: Precision = "float32",
+        loss: Loss = answer_loss,
+        local: LocalTable = _PLAIN,
     ) -> None:
         model.eval()  # type: ignore[no-untyped-call]
-        self._model, self._loss, self._precision = model, loss, precision
+        self._model, self._loss, self._local = model, loss, local
         self.elements = sum(p.numel() for p in parameters.values())
         self._perturbation = Perturbation(model, list(parameters.values()))
 
@@ -214,9 +216,7 @@ class Neighbourhood:
         return (ahead + behind) / 2, float(np.float32((ahead - behind) / (2 * distance)))
 
     def _value(self, batch: Batch) -> float:
-        device, precision = batch.input_ids.device, self._precision
-        with torch.no_grad(), matrix_units(precision), autocast(precision, device):
-            return float(self._loss(self._model, batch))
+        return loss_value(self._model, batch, self._local, self._loss)
 
     def _value_at(self, batch: Batch, direction: RandomDirection, scale: float) -> float:
         with self._perturbation.of(direction, scale):
