@@ -12,7 +12,7 @@ from fullfed.data.tokens import TokenizedExample
 from fullfed.randomness import Stream, permutation
 
 IGNORED = -100  # the label of a position that is not learned, torch's own convention
-_WINDOW = 8  # batches whose examples are sorted by length together
+_WINDOW = 50  # batches whose examples are sorted by length together
 
 # What stands in padded positions. Any valid id would do, they are attended to by none and
 # learned by none; so a model needs no pad token, and its embeddings are never resized for one.
@@ -84,7 +84,7 @@ def training_batches(
 
     An epoch holds every example once; its last batch is smaller where the numbers do not divide,
     and fewer examples than `batch_size` are one batch. Similar lengths share a batch: the epoch's
-    random order is sorted by length within windows of a few batches, then the batches are shuffled.
+    random order is sorted by length within windows of fifty batches, then the batches are shuffled.
 
     Args:
         examples: at least one.
