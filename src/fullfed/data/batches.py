@@ -12,7 +12,7 @@ from fullfed.data.tokens import TokenizedExample
 from fullfed.randomness import Stream, permutation
 
 IGNORED = -100  # the label of a position that is not learned, torch's own convention
-_WINDOW = 50  # batches whose examples are sorted by length together
+_WINDOW = range(8, 51)  # batches whose examples are sorted by length together
 
 # What stands in padded positions. Any valid id would do, they are attended to by none and
 # learned by none; so a model needs no pad token, and its embeddings are never resized for one.
@@ -84,7 +84,7 @@ def training_batches(
 
     An epoch holds every example once; its last batch is smaller where the numbers do not divide,
     and fewer examples than `batch_size` are one batch. Similar lengths share a batch: the epoch's
-    random order is sorted by length within windows of fifty batches, then the batches are shuffled.
+    random order is sorted by length within windows of 8 to 50 batches, then the batches are shuffled.
 
     Args:
         examples: at least one.
@@ -111,7 +111,8 @@ def _epoch(
 ) -> list[list[int]]:
     """The indices of each batch of one epoch."""
     order = permutation(replace(stream, block=2 * epoch), len(examples)).tolist()
-    window = _WINDOW * batch_size
+    quarter = len(order) // (4 * batch_size)  # so that batches differ from epoch to epoch
+    window = min(max(quarter, _WINDOW[0]), _WINDOW[-1]) * batch_size
     bucketed: list[int] = []
     for start in range(0, len(order), window):
         bucketed += sorted(order[start : start + window], key=lambda i: len(examples[i]))
