@@ -31,12 +31,14 @@ from transformers import PreTrainedModel
 from fullfed.config import load_recipe
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
+from fullfed.federation.method import NOTHING
 from fullfed.methods.fedprox import Proximal
 from fullfed.methods.local_work import FirstOrder, LocalWork
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.run import carry_out
 from fullfed.training.first_order import Improvement, Loss
+from fullfed.training.watch import OnStep, unwatched
 
 
 @dataclass
@@ -110,6 +112,8 @@ class Watched(LocalWork):
         batches: Iterable[Batch],
         plan: Plan,
         state: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor] = NOTHING,
+        on_step: OnStep = unwatched,
     ) -> Improvement:
         trained = list(parameters.values())
         before = parameters_to_vector(trained).detach()
@@ -119,7 +123,7 @@ class Watched(LocalWork):
         if shift is not None:
             pieces = self._pieces(shift / self.steps, trained)
             local = Shifted(self.local.local, self.local.memory, shift=pieces)
-        done = local.improve(model, parameters, batches, plan, state)
+        done = local.improve(model, parameters, batches, plan, state, exact, on_step)
         if isinstance(local, Shifted):
             local.move(trained)
         change = parameters_to_vector(trained).detach() - before

@@ -9,6 +9,7 @@ from fullfed.config import EvaluationTable
 from fullfed.data.tokens import TokenizedExample
 from fullfed.evaluation.evaluate import evaluate, evaluate_loss, evenly_spaced, recorded
 from fullfed.evaluation.generation import generate
+from fullfed.headway import Headway
 
 
 def test_metrics_come_by_name_in_the_order_asked_for(
@@ -29,6 +30,27 @@ def test_metrics_come_by_name_in_the_order_asked_for(
     assert list(results) == ["exact_match", "loss", "gsm8k"]
     assert results["exact_match"] >= 6 / 11
     assert results["loss"] == evaluate_loss(tiny_llama, examples, 4)
+
+
+def test_an_observer_sees_every_batch_and_every_token_of_answers(
+    tiny_llama: LlamaForCausalLM,
+    byte_tokenizer: PreTrainedTokenizerFast,
+    random_examples: list[TokenizedExample],
+) -> None:
+    examples, seen = random_examples[:5], list[Headway]()
+    table = EvaluationTable(metrics=("loss", "exact_match"), max_new_tokens=2, batch_size=5)
+    results = evaluate(tiny_llama, byte_tokenizer, examples, table, seen.append)
+    first, last, *answers = seen
+    tokens = sum(map(len, examples))
+    assert (first.work, first.done, first.of, first.tokens) == ("evaluate", 0, 5, 0)
+    assert (last.work, last.done, last.of, last.tokens) == ("evaluate", 5, 5, tokens)
+    assert last.loss is not None
+    assert last.loss() == results["loss"]
+    assert [(a.work, a.done, a.of, a.tokens) for a in answers] == [
+        ("answer", 0, 5, 0),
+        ("answer", 0, 5, 5),
+        ("answer", 0, 5, 10),
+    ]
 
 
 def test_generation_samples_are_spread_and_fixed(

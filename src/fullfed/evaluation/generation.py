@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from fullfed.data.tokens import TokenizedExample, shorten
 from fullfed.errors import UserError
+from fullfed.headway import Headway, Observer, unobserved
 
 
 @contextmanager
@@ -39,6 +47,7 @@ def generate(
     examples: Sequence[TokenizedExample],
     max_new_tokens: int,
     batch_size: int,
+    observer: Observer = unobserved,
 ) -> list[str]:
     """The model's greedy answer to each example's prompt, in order, as stripped text.
 
@@ -49,6 +58,9 @@ def generate(
     rounding in half precision aside). A prompt that leaves less than `max_new_tokens` of the
     model's context loses its middle, so that the room for an answer never tells how long the
     reference is.
+
+    Args:
+        observer: is told of every token of a batch of answers.
 
     Raises:
         UserError: `max_new_tokens` leaves no room for a prompt.
@@ -64,11 +76,12 @@ def generate(
         prompts = [shorten(prompt, context - max_new_tokens) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers = [""] * len(prompts)
-    ends = _ends(model, tokenizer, examples)
+    ends, watch = _ends(model, tokenizer, examples), _AnswerWatch(observer, len(prompts))
     with evaluating(model), _greedy(model, ends, max_new_tokens):
         for start in range(0, len(by_length), batch_size):
             chosen = by_length[start : start + batch_size]
-            written = _generate_batch(model, [prompts[i] for i in chosen])
+            written = _generate_batch(model, [prompts[i] for i in chosen], watch)
+            watch.finished += len(chosen)
             for index, ids in zip(chosen, written, strict=True):
                 answer = list(takewhile(lambda number: number not in ends, ids))
                 text = str(tokenizer.decode(answer, skip_special_tokens=True))
@@ -88,13 +101,35 @@ def _ends(
     return {number for number in (*named, tokenizer.eos_token_id) if number is not None} | trained
 
 
-def _generate_batch(model: PreTrainedModel, prompts: Sequence[list[int]]) -> list[list[int]]:
+class _AnswerWatch(StoppingCriteria):
+    """Stops nothing: is called for every token of a batch, and tells the observer.
+
+    Attributes:
+        finished: answers of earlier batches.
+    """
+
+    def __init__(self, observer: Observer, answers: int) -> None:
+        self._observer, self._answers = observer, answers
+        self.finished = self._tokens = 0
+        observer(Headway("answer", 0, answers))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        self._tokens += len(input_ids)
+        self._observer(Headway("answer", self.finished, self._answers, self._tokens))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _generate_batch(
+    model: PreTrainedModel, prompts: Sequence[list[int]], watch: _AnswerWatch
+) -> list[list[int]]:
     """What comes after each prompt: ids, an end among them if the model came to one."""
     length = max(map(len, prompts))
     input_ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
     attention_mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
     output = model.generate(  # type: ignore[operator]
-        input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        stopping_criteria=StoppingCriteriaList([watch]),
     )
     written: list[list[int]] = output[:, length:].tolist()
     return written

@@ -15,6 +15,7 @@ from fullfed.federation.messages import Plan
 from fullfed.federation.method import NOTHING
 from fullfed.training.first_order import Improvement, Loss, train
 from fullfed.training.loss import answer_loss
+from fullfed.training.watch import OnStep, unwatched
 
 
 class LocalWork(ABC):
@@ -32,6 +33,7 @@ class LocalWork(ABC):
         plan: Plan,
         state: Mapping[str, Tensor],
         exact: Mapping[str, Tensor] = NOTHING,
+        on_step: OnStep = unwatched,
     ) -> Improvement:
         """Take one step a batch on ``parameters``, in place.
 
@@ -40,6 +42,7 @@ class LocalWork(ABC):
             state: what the client's last visit left, empty at first.
             exact: float32, by name: what parameters in 16 bits are rounded from, and training
                 goes on from. They stay as they are.
+            on_step: to be told each step's loss, for progress.
 
         Raises:
             TrainingError: a loss is not finite, or the plan asks for what cannot be done.
@@ -76,7 +79,9 @@ class FirstOrder(LocalWork):
         plan: Plan,
         state: Mapping[str, Tensor],
         exact: Mapping[str, Tensor] = NOTHING,
+        on_step: OnStep = unwatched,
     ) -> Improvement:
         loss = self.loss(list(parameters.values()))
-        done = train(model, parameters, batches, self.local, self.memory, loss, state, exact)
+        tables = self.local, self.memory
+        done = train(model, parameters, batches, *tables, loss, state, exact, on_step)
         return done if self.keep else replace(done, state={})

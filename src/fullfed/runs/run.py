@@ -17,6 +17,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.server import Engine, RoundResult, Traffic, run_round
+from fullfed.headway import Headway
 from fullfed.runs.assembly import Assembly, assemble, make_replica, make_worker
 from fullfed.runs.binding import changes_since
 from fullfed.runs.environment import arithmetic, peak_memory_bytes
@@ -34,10 +35,19 @@ class Callback:
     """
 
     def on_run_begin(self, assembly: Assembly, version: int) -> None:
-        """The run starts, or goes on, at model version ``version``."""
+        """The run starts, or goes on, at model version ``version``; nothing is measured yet."""
 
     def on_notice(self, text: str) -> None:
         """Something that a person should know of the run, in one sentence."""
+
+    def on_round_begin(self, round: int) -> None:
+        """The cohort is about to be asked."""
+
+    def on_headway(self, version: int, headway: Headway) -> None:
+        """Work on model version ``version`` has come a step further.
+
+        It is called very often: a hook that takes long, or reads a loss each time, slows the run.
+        """
 
     def on_visit_end(self, round: int, arrival: Arrival) -> None:
         """A client's answer has arrived."""
@@ -120,10 +130,12 @@ class _Run:
         finish_rollback(self.folder)
         with Log(self.folder.log_file, self.folder.digests()) as log:
             self.folder.clear_partial()
-            base = self._evaluate_base()
-            self.worker = make_worker(self.assembly, self.replica, self.folder.states())
             for callback in self.callbacks:
                 callback.on_run_begin(self.assembly, len(log))
+            base = self._evaluate_base()
+            self.worker = make_worker(
+                self.assembly, self.replica, self.folder.states(), self._observe
+            )
             self._recover(log)
             for text in changes_since(base, self.folder.recipe(), self.arithmetic):
                 for callback in self.callbacks:
@@ -208,6 +220,8 @@ class _Run:
     def _round(self, log: Log, engine: Engine) -> None:
         """One round, committed by the log: before it nothing counts, after it nothing is lost."""
         number = self.replica.version
+        for callback in self.callbacks:
+            callback.on_round_begin(number)
 
         def on_arrival(arrival: Arrival) -> None:
             for callback in self.callbacks:
@@ -223,6 +237,7 @@ class _Run:
             self.quorum,
             self.samples,
             self.folder.path,
+            self._observe,
         )
         payload = encode(result.update)
         account = {
@@ -272,7 +287,12 @@ class _Run:
     def _evaluate(self) -> dict[str, Any]:
         ours = self.assembly
         table = self.recipe.evaluation
-        return recorded(evaluate(ours.model, ours.tokenizer, ours.data.test, table))
+        metrics = evaluate(ours.model, ours.tokenizer, ours.data.test, table, self._observe)
+        return recorded(metrics)
+
+    def _observe(self, headway: Headway) -> None:
+        for callback in self.callbacks:
+            callback.on_headway(self.replica.version, headway)
 
     def _summary(self, base: Mapping[str, Any]) -> dict[str, Any]:
         """First and last of every metric, and the sums of traffic and time; ``base``: base.json."""

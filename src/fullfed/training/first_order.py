@@ -20,6 +20,7 @@ from fullfed.training.loss import answer_loss
 from fullfed.training.memory import checkpointed, input_cache
 from fullfed.training.optimizers import make_optimizers
 from fullfed.training.precision import autocast, matrix_units
+from fullfed.training.watch import OnStep, unwatched
 
 Loss = Callable[[PreTrainedModel, Batch], Tensor]
 
@@ -55,6 +56,7 @@ def train(
     loss: Loss = answer_loss,
     state: Mapping[str, Tensor] | None = None,
     exact: Mapping[str, Tensor] | None = None,
+    on_step: OnStep = unwatched,
 ) -> Improvement:
     """Take one step a batch on ``parameters``, in place.
 
@@ -67,6 +69,7 @@ def train(
         loss: of a batch, a float32 scalar.
         state: an earlier visit's, to go on from; None begins anew.
         exact: what 16-bit parameters are rounded from, as for ``Steps``.
+        on_step: is told each step's loss, for progress.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -87,6 +90,7 @@ def train(
                 value.backward()  # type: ignore[no-untyped-call]
             steps.take()
             losses.append(value.detach())
+            on_step(losses[-1])
     values: list[float] = torch.stack(losses).tolist()
     if not all(math.isfinite(value) for value in values):
         raise TrainingError(
