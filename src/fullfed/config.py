@@ -181,13 +181,18 @@ class MemoryTable(_Table):
 
 
 class EvaluationTable(_Table):
-    """What is measured on the held-out set: before, every ``every`` rounds, and after."""
+    """What is measured on the held-out set: before, every ``every`` rounds, and after.
+
+    batch_size: as many tokens are computed together, padding included, as so many of the longest
+    samples have; ``local.batch_size`` where it is not said, so that measuring needs no more memory
+    than a visit does.
+    """
 
     every: Positive = 1
     metrics: tuple[Literal["loss", "rouge_l", "exact_match", "gsm8k"], ...] = ("loss",)
     generation_samples: Positive = 100
     max_new_tokens: Positive = 64
-    batch_size: Positive = 32
+    batch_size: Positive | None = None
 
 
 class SimulationTable(_Table):
@@ -239,6 +244,11 @@ class Recipe(_Table):
     evaluation: EvaluationTable = EvaluationTable()
     simulation: SimulationTable = SimulationTable()
     deployment: DeploymentTable = DeploymentTable()
+
+    @property
+    def evaluated_together(self) -> int:
+        """The batch size of evaluation."""
+        return self.evaluation.batch_size or self.local.batch_size
 
     @model_validator(mode="after")
     def _precision_fits(self) -> Recipe:

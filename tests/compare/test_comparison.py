@@ -200,7 +200,7 @@ def test_a_trials_loss_is_that_of_a_run_on_the_rest_of_the_data(
     monkeypatch.setattr("fullfed.runs.assembly.tokenize_data", shorter)
     run.start(changed, tmp_path / "run")
     model, _ = replay(RunFolder(tmp_path / "run"))
-    assert trial.loss == evaluate_loss(model, validation, changed.evaluation.batch_size)
+    assert trial.loss == evaluate_loss(model, validation, changed.evaluated_together)
 
 
 def test_it_goes_on_with_what_is_missing(recipe: Path, finished: Path, tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def test_a_long_wait_is_never_silent_where_there_is_no_terminal(
         def on_headway(self, version: int, headway: Headway) -> None:
             now[0] += 100.0 if headway.done else 0.0
 
-    text, long = io.StringIO(), recipe(ingredients, federation={"rounds": 1}, local={"steps": 3})
+    changes = {"federation": {"rounds": 1}, "local": {"steps": 3}, "evaluation": {"batch_size": 99}}
+    text, long = io.StringIO(), recipe(ingredients, **changes)
     console = Console(file=text, width=160)
     with progress_callbacks(console, tmp_path / "run", lambda: now[0]) as callbacks:
         run.start(long, tmp_path / "run", [Slow(), *callbacks])

@@ -32,7 +32,8 @@ def evaluate_loss(
 
     Args:
         examples: at least one.
-        batch_size: examples computed together; the result depends on it by rounding only.
+        batch_size: so many of the longest may be computed together; the result depends on it by
+            rounding only.
         observer: is told how far it is.
     """
     total, answers, done, tokens = 0.0, 0, 0, 0
@@ -53,6 +54,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[TokenizedExample],
     table: EvaluationTable,
+    batch_size: int,
     observer: Observer = unobserved,
 ) -> dict[str, float]:
     """The metrics of a model, by name, in the order asked for.
@@ -61,6 +63,7 @@ def evaluate(
         examples: at least one. The loss is over all of them; for the metrics of texts as many as
             the recipe says are answered, evenly spaced, so the same ones every time.
         table: the recipe's.
+        batch_size: so many of the longest may be computed together.
         observer: is told how far it is.
 
     Returns:
@@ -71,12 +74,12 @@ def evaluate(
     """
     results: dict[str, float] = {}
     if "loss" in table.metrics:
-        results["loss"] = evaluate_loss(model, examples, table.batch_size, observer)
+        results["loss"] = evaluate_loss(model, examples, batch_size, observer)
     scores = {name: score for name in table.metrics if (score := METRICS[name].score)}
     if scores:
         sample = evenly_spaced(examples, table.generation_samples)
-        most, together = table.max_new_tokens, table.batch_size
-        answers = generate(model, tokenizer, sample, most, together, observer)
+        most = table.max_new_tokens
+        answers = generate(model, tokenizer, sample, most, batch_size, observer)
         references = [e.references for e in sample]
         results |= {name: score(answers, references) for name, score in scores.items()}
     return {metric: results[metric] for metric in table.metrics}

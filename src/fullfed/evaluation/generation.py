@@ -21,6 +21,8 @@ from fullfed.data.tokens import TokenizedExample, shorten
 from fullfed.errors import UserError
 from fullfed.headway import Headway, Observer, unobserved
 
+_LIGHTER = 4  # times as many tokens as in training
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -60,6 +62,9 @@ def generate(
     reference is.
 
     Args:
+        batch_size: prompts, with room for an answer to each, are as many tokens together as four
+            times so many of the longest examples. Training keeps a token's activations for its
+            backward pass, writing keeps its keys and values, which are less than a quarter.
         observer: is told of every token of a batch of answers.
 
     Raises:
@@ -74,12 +79,11 @@ def generate(
     prompts = [example.ids[: example.prompt_length].tolist() for example in examples]
     if context is not None:
         prompts = [shorten(prompt, context - max_new_tokens) for prompt in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     answers = [""] * len(prompts)
     ends, watch = _ends(model, tokenizer, examples), _AnswerWatch(observer, len(prompts))
     with evaluating(model), _greedy(model, ends, max_new_tokens):
-        for start in range(0, len(by_length), batch_size):
-            chosen = by_length[start : start + batch_size]
+        for chosen in _together(lengths, _LIGHTER * batch_size * max(map(len, examples))):
             written = _generate_batch(model, [prompts[i] for i in chosen], watch)
             watch.finished += len(chosen)
             for index, ids in zip(chosen, written, strict=True):
@@ -87,6 +91,20 @@ def generate(
                 text = str(tokenizer.decode(answer, skip_special_tokens=True))
                 answers[index] = text.strip().removeprefix(examples[index].opening).strip()
     return answers
+
+
+def _together(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Numbers of prompts for one batch after another, longest first.
+
+    Args:
+        lengths: of each, in tokens.
+        most: tokens of a batch, padding included, but that one prompt may always be a batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    while order:
+        count = max(most // lengths[order[0]], 1)
+        yield order[:count]
+        order = order[count:]
 
 
 def _ends(

@@ -111,7 +111,8 @@ def measure(model_or_run: str, recipe: Recipe, observer: Observer = unobserved) 
         table = recipe.model
         model, tokenizer = load_model(model_or_run, table.dtype, table.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
-    return evaluate(model, tokenizer, data.test, recipe.evaluation, observer)
+    together = recipe.evaluated_together
+    return evaluate(model, tokenizer, data.test, recipe.evaluation, together, observer)
 
 
 def export(folder: RunFolder, target: Path) -> None:

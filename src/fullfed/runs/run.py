@@ -285,10 +285,16 @@ class _Run:
             self.replica.save_snapshot(self.folder.snapshot_file, self.folder.run())
 
     def _evaluate(self) -> dict[str, Any]:
-        ours = self.assembly
-        table = self.recipe.evaluation
-        metrics = evaluate(ours.model, ours.tokenizer, ours.data.test, table, self._observe)
-        return recorded(metrics)
+        ours, recipe = self.assembly, self.recipe
+        measured = evaluate(
+            ours.model,
+            ours.tokenizer,
+            ours.data.test,
+            recipe.evaluation,
+            recipe.evaluated_together,
+            self._observe,
+        )
+        return recorded(measured)
 
     def _observe(self, headway: Headway) -> None:
         for callback in self.callbacks:
