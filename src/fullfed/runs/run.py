@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fullfed.federation.server import Engine, RoundResult, Traffic, run_round
 from fullfed.headway import Headway
 from fullfed.runs.assembly import Assembly, assemble, make_replica, make_worker
 from fullfed.runs.binding import changes_since
-from fullfed.runs.environment import arithmetic, peak_memory_bytes
+from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import check_recorded
 from fullfed.runs.rollback import finish_rollback
@@ -124,6 +124,7 @@ class _Run:
         self.recipe = self.assembly.recipe
         self.replica = make_replica(self.recipe, self.assembly.model, self.assembly.method)
         self.arithmetic = arithmetic(self.replica.model.device)
+        self.peaks = PeakMemory()
         self.counted = time.perf_counter()  # up to when time is in the lines of metrics.jsonl
 
     def carry_out(self) -> dict[str, Any]:
@@ -229,7 +230,7 @@ class _Run:
 
         result = run_round(
             self.assembly.method,
-            engine,
+            _Measured(engine, self.peaks),
             number,
             self.worker.last,
             self.replica.model,
@@ -254,6 +255,7 @@ class _Run:
                 "start a new run."
             )
         account["seconds"]["aggregate"] += time.perf_counter() - started
+        account["peak_memory_by_part"] = self.peaks.end()
         self.folder.write_account(account)
         log.append(payload)
         self._close_round(account)
@@ -268,7 +270,11 @@ class _Run:
         started = time.perf_counter()
         snapshot_due = version % self.recipe.federation.snapshot_every == 0
         due = version % self.recipe.evaluation.every == 0 or version == rounds
-        metrics = {"loss": None, **(self._evaluate() if due else {})}
+        metrics, peaks = {"loss": None}, {"evaluate": None, **account["peak_memory_by_part"]}
+        if due:
+            self.peaks.begin("evaluate")
+            metrics |= self._evaluate()
+            peaks |= self.peaks.end()
         now = time.perf_counter()
         account["seconds"] |= {"evaluate": now - started, "elapsed": now - self.counted}
         self.counted = now
@@ -276,7 +282,8 @@ class _Run:
             **account,
             **metrics,
             "model_hash": self.replica.content_hash() if due or snapshot_due else None,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": self.peaks.overall,
+            "peak_memory_by_part": peaks,
         }
         line = self.folder.append_metrics(record)
         for callback in self.callbacks:
@@ -318,8 +325,34 @@ class _Run:
             "bytes": {way: sum(r["bytes"][way] for r in records) for way in ("up", "down")},
             "seconds": seconds,
             "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
+            "peak_memory_by_part": _most([record["peak_memory_by_part"] for record in records]),
             "model_hash": self.replica.content_hash(),
         }
+
+
+@dataclass
+class _Measured:
+    """An engine, while whose clients work memory counts as the visits', and else as aggregation."""
+
+    engine: Engine
+    peaks: PeakMemory
+
+    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+        arrivals = self.engine.exchange(plans)
+        while True:
+            self.peaks.begin("visit")
+            arrival = next(arrivals, None)
+            self.peaks.begin("aggregate")
+            if arrival is None:
+                return
+            yield arrival
+
+
+def _most(rounds: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
+    """The largest peak of each part; None where none is known."""
+    return {
+        part: max((peaks[part] or 0 for peaks in rounds), default=0) or None for part in rounds[0]
+    }
 
 
 def account_of(result: RoundResult, update_bytes: int) -> dict[str, Any]:
