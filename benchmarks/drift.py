@@ -28,16 +28,18 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from transformers import PreTrainedModel
 
-from fullfed.config import load_recipe
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
+from fullfed.federation.method import NOTHING
 from fullfed.methods.fedprox import Proximal
 from fullfed.methods.local_work import FirstOrder, LocalWork
+from fullfed.recipe_file import load_recipe
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.run import carry_out
 from fullfed.training.first_order import Improvement
 from fullfed.training.loss import Loss
+from fullfed.training.watch import OnStep, unwatched
 
 
 @dataclass
@@ -111,6 +113,8 @@ class Watched(LocalWork):
         batches: Iterable[Batch],
         plan: Plan,
         state: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor] = NOTHING,
+        on_step: OnStep = unwatched,
     ) -> Improvement:
         trained = list(parameters.values())
         before = parameters_to_vector(trained).detach()
@@ -120,7 +124,7 @@ class Watched(LocalWork):
         if shift is not None:
             pieces = self._pieces(shift / self.steps, trained)
             local = Shifted(self.local.setting, shift=pieces)
-        done = local.improve(model, parameters, batches, plan, state)
+        done = local.improve(model, parameters, batches, plan, state, exact, on_step)
         if isinstance(local, Shifted):
             local.move(trained)
         change = parameters_to_vector(trained).detach() - before

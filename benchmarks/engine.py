@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from fullfed.config import load_recipe
 from fullfed.data.batches import training_batches
 from fullfed.engines.simulation import Simulation
 from fullfed.federation.client import Worker
@@ -28,6 +27,7 @@ from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import run_round
 from fullfed.quickstart import quickstart_recipe
+from fullfed.recipe_file import load_recipe
 from fullfed.runs.assembly import Assembly, assemble
 from fullfed.sketch import Purpose, Stream
 from fullfed.training.loss import answer_loss

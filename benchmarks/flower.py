@@ -26,7 +26,6 @@ from pathlib import Path
 
 import tomli_w
 
-from fullfed.config import load_recipe
 from fullfed.deployment.flower_runs import start
 from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.processes import Child, check_server, environment, free_port, running
@@ -34,6 +33,7 @@ from fullfed.deployment.server import configure, submit, sync_nodes, write_app
 from fullfed.engines.node_limits import Limits
 from fullfed.quickstart.kinds import draw_examples
 from fullfed.quickstart.tasks import FEDERATED
+from fullfed.recipe_file import load_recipe
 from fullfed.runs.folder import RunFolder
 
 NODES = ("a", "b", "c", "d")

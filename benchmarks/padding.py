@@ -15,11 +15,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fullfed.config import load_recipe
 from fullfed.data.batches import Batch, collate, training_batches
 from fullfed.data.federated import divide, federate
 from fullfed.data.tokens import TokenizedExample
 from fullfed.randomness import Purpose, Stream, permutation
+from fullfed.recipe_file import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ("gsm8k", "natural-instructions", "dolly", "code-alpaca")

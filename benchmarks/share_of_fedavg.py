@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fullfed.config import load_recipe
 from fullfed.methods.codecs import sketch, topk
+from fullfed.recipe_file import load_recipe
 from fullfed.reports.runs import can_plot, plot_runs
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model

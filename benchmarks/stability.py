@@ -18,7 +18,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fullfed.config import load_recipe
+from fullfed.recipe_file import load_recipe
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model
 from share_of_fedavg import Setup, carry_out

@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fullfed.config import Recipe, load_recipe
+    from fullfed.config import Recipe
     from fullfed.methods.catalogue import AggregationEntry, CodecEntry, MethodEntry, register
+    from fullfed.recipe_file import load_recipe
     from fullfed.runs.run import Callback, resume
     from fullfed.runs.run import start as run
     from fullfed.sketch import NormalBasis, SignBasis
@@ -33,7 +34,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Recipe", "load_recipe"), "fullfed.config"),
+    "Recipe": "fullfed.config",
+    "load_recipe": "fullfed.recipe_file",
     **dict.fromkeys(
         ("AggregationEntry", "CodecEntry", "MethodEntry", "register"), "fullfed.methods.catalogue"
     ),

@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fullfed.config import load_recipe
 from fullfed.deployment import commands
 from fullfed.deployment.commands import Overrides, RecipeFile, say, show_end
 from fullfed.errors import UserError
 from fullfed.files import private_files, write_atomically
+from fullfed.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from fullfed.runs.run import Callback
@@ -87,10 +87,13 @@ def evaluate(
     set_: Overrides = None,
 ) -> None:
     """Measure a model, or a run's newest one, on a recipe's evaluation set."""
+    from fullfed.headway import QUIET_SECONDS, NowAndThen
     from fullfed.runs.replay import measure
 
+    console = Console(stderr=True)
+    watch = NowAndThen(lambda _, text: console.print(text, highlight=False), QUIET_SECONDS)
     table = Table("metric", "value")
-    for name, value in measure(model, load_recipe(recipe, set_)).items():
+    for name, value in measure(model, load_recipe(recipe, set_), watch).items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
 

@@ -14,9 +14,10 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner, Result
 
-from fullfed import quickstart
+from fullfed import headway, quickstart
 from fullfed.cli import app
 from fullfed.config import Recipe
+from fullfed.runs import progress
 from fullfed.runs.progress import RoundLines
 from fullfed.sketch.compilation import compilation
 from runs.small import recipe, tables, write_data, write_model
@@ -64,6 +65,25 @@ def test_run_prints_plain_lines_where_there_is_no_terminal(
     assert all("train loss" in line and "up" in line and "down" in line for line in rounds)
     assert "loss" in text
     assert "\x1b[" not in text, "no escape codes in a file"
+
+
+def test_where_there_is_no_terminal_a_long_visit_says_how_far_it_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FULLFED_TEST", str(folder))
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)  # everything takes long
+    short = ("--set", "federation.rounds=1", "--out", tmp_path / "run")
+    lines = invoke("run", folder / "recipe.toml", *short).output.splitlines()
+    steps = [line.split("  ")[2] for line in lines if "  step " in line and "up" not in line]
+    assert steps == ["step 0/2", "step 1/2", "step 2/2"] * 2
+    assert all("tokens/s" in line for line in lines if "step 1/2" in line or "step 2/2" in line)
+    assert lines[1].startswith("base model  evaluating, sample 0/8"), "before anything is measured"
+    monkeypatch.setattr(headway, "QUIET_SECONDS", 0.0)
+    words = ("--set", "evaluation.metrics=['exact_match']", "--set", "evaluation.max_new_tokens=3")
+    measured = invoke("evaluate", folder / "model", folder / "recipe.toml", *words)
+    lines = [line for line in measured.stderr.splitlines() if "answer" in line]
+    assert lines[0] == "evaluating, answer 0/8"
+    assert len(lines) > 1
 
 
 def test_set_changes_the_recipe_and_the_run_keeps_what_it_was_given(done: Path) -> None:

@@ -19,11 +19,11 @@ from fullfed.compare.folder import ComparisonFolder
 from fullfed.compare.plan import Task
 from fullfed.compare.progress import ComparisonCallback
 from fullfed.compare.search import Trials, hold_out
-from fullfed.config import load_recipe
 from fullfed.data.federated import FederatedData
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate_loss
 from fullfed.files import seal
+from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
 from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
@@ -200,7 +200,7 @@ def test_a_trials_loss_is_that_of_a_run_on_the_rest_of_the_data(
     monkeypatch.setattr("fullfed.runs.assembly.tokenize_data", shorter)
     run.start(changed, tmp_path / "run")
     model, _ = replay(RunFolder(tmp_path / "run"))
-    assert trial.loss == evaluate_loss(model, validation, changed.evaluation.batch_size)
+    assert trial.loss == evaluate_loss(model, validation, changed.evaluated_together)
 
 
 def test_it_goes_on_with_what_is_missing(recipe: Path, finished: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import tomli_w
 
 from fullfed.compare import plan
 from fullfed.compare.plan import contestants, merged
-from fullfed.config import load_recipe
 from fullfed.errors import UserError
 from fullfed.methods.catalogue import METHODS
+from fullfed.recipe_file import load_recipe
 from fullfed.runs.binding import flat
 
 RECIPE = """

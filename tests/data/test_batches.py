@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -92,7 +92,26 @@ def test_evaluation_sees_every_example_once_longest_first() -> None:
     assert sorted(i for batch in batches for i in rows(batch)) == list(range(23))
     lengths = [batch.input_ids.shape[1] for batch in batches]
     assert lengths == sorted(lengths, reverse=True)
-    assert [len(b.labels) for b in batches] == [5, 5, 5, 5, 3]
+
+
+def test_an_evaluation_batch_has_no_more_tokens_than_so_many_of_the_longest() -> None:
+    """Padding included; and as many as fit."""
+    examples = sequences(200)
+    longest = max(map(len, examples))
+    batches = list(evaluation_batches(examples, 3))
+    for batch, after in pairwise(batches):
+        assert batch.input_ids.numel() <= 3 * longest
+        assert batch.input_ids.numel() + batch.input_ids.shape[1] > 3 * longest
+        assert after.input_ids.shape[1] <= batch.input_ids.shape[1]
+    assert len(batches[-1].labels) > 3
+
+
+def test_an_evaluation_batch_has_no_more_answers_than_so_many_of_the_longest() -> None:
+    """Each answer token costs a row of logits, which is more than all else of it."""
+    examples = [sequence(0, 100, 90), *(sequence(n, 12, 2) for n in range(1, 20))]
+    batches = list(evaluation_batches(examples, 4))
+    assert [len(batch.labels) for batch in batches] == [1 + 3, 4, 4, 4, 4]
+    assert all(batch.tokens <= 4 * 10 for batch in batches)
 
 
 def test_batches_are_made_as_they_are_asked_for() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from fullfed.config import load_recipe
+from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify

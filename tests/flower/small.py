@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flower.real import LOOSE, PARTNERS, write_recipe
-from fullfed.config import Recipe, load_recipe
+from fullfed.config import Recipe
 from fullfed.deployment.flower_runs import TaskLoader
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_limits import Limits
@@ -18,6 +18,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import run_round
+from fullfed.recipe_file import load_recipe
 from fullfed.runs.assembly import assemble
 
 RUN = "0123456789abcdef"

@@ -13,7 +13,7 @@ from flwr.app import Message
 
 from flower.real import PARTNERS, write_recipe
 from flower.small import RUN
-from fullfed.config import Recipe, load_recipe
+from fullfed.config import Recipe
 from fullfed.engines.flower import FlowerEngine
 from fullfed.engines.flower_messages import content_of, frames_of
 from fullfed.engines.node import NodeWorker
@@ -21,6 +21,7 @@ from fullfed.engines.node_messages import Order, encode_settings
 from fullfed.federation.client import Worker
 from fullfed.federation.log import Log
 from fullfed.federation.server import Traffic
+from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
 from fullfed.runs.assembly import assemble_server
 from fullfed.runs.folder import RunFolder

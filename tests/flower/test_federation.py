@@ -31,13 +31,13 @@ from flower.real import (
     write_recipe,
 )
 from fullfed.cli import app
-from fullfed.config import load_recipe
 from fullfed.deployment.flower_internals import Fleet
 from fullfed.deployment.flower_runs import start
 from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.gate import _NODES_CALLS
 from fullfed.deployment.identities import create_authority, create_node_key, public_key_pem
 from fullfed.deployment.server import registered
+from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from flower.real import PARTNERS, open_to_others
 from flower.small import RUN, Reference, node_worker, reference
-from fullfed.config import LocalTable, load_recipe
+from fullfed.config import LocalTable
 from fullfed.deployment import flower_runs
 from fullfed.deployment.folders import NodeFile, NodeFolder, ServerFolder
 from fullfed.deployment.node import errors
@@ -33,6 +33,7 @@ from fullfed.engines.node_messages import (
 from fullfed.federation.messages import Plan, Update, decode, encode
 from fullfed.federation.replica import _snapshot_hash
 from fullfed.quickstart import quickstart_recipe
+from fullfed.recipe_file import load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 

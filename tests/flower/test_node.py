@@ -106,6 +106,23 @@ def test_the_same_plan_again_is_answered_without_training_again(
     assert caplog.text.count("loaded") == 1
 
 
+def test_the_log_says_how_far_a_long_visit_is(
+    ferret: Reference,
+    folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("fullfed.engines.node.QUIET_SECONDS", 0.0)  # every visit takes long
+    ask(node_worker(folder, 0, tmp_path / "state"), ferret.order(0, 0))
+    said = [text for text in caplog.messages if text.startswith("step ")]
+    steps = len(said) - 1
+    assert steps > 0
+    assert [text.split("  ")[0] for text in said] == [f"step {n}/{steps}" for n in range(steps + 1)]
+    assert all("loss" in text and "tokens/s" in text for text in said[1:])
+
+
 def test_a_stale_plan_is_refused(ferret: Reference, folder: Path, tmp_path: Path) -> None:
     node = node_worker(folder, 0, tmp_path / "state")
     ask(node, ferret.order(2, 0))

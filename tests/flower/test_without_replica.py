@@ -12,9 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from flower.real import PARTNERS, write_recipe
 from flower.small import node_worker
 from flower.standin import Dictionary, carry_out
-from fullfed.config import Recipe, load_recipe
+from fullfed.config import Recipe
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_messages import Answer, Order
+from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 

@@ -56,7 +56,7 @@ class StopAfter(Callback):
 
 def untimed(out: Path) -> list[dict[str, Any]]:
     lines = (out / "metrics.jsonl").read_text().splitlines()
-    timed = ("seconds", "peak_memory_bytes", "checksum")
+    timed = ("seconds", "peak_memory_bytes", "peak_memory_by_part", "checksum")
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from fullfed.errors import UserError
+from fullfed.headway import Headway
 from fullfed.runs import run
 from fullfed.runs.progress import describe_round, progress_callbacks
 from runs.small import ROUNDS, recipe, write_ingredients
@@ -46,6 +47,42 @@ def test_a_file_gets_one_line_a_round_and_no_control_sequences(
     assert len(rounds) == ROUNDS
     assert all(line.endswith("left") for line in rounds[:-1])
     assert len(text.splitlines()) == 1 + ROUNDS
+
+
+def test_a_long_wait_is_never_silent_where_there_is_no_terminal(
+    ingredients: Path, tmp_path: Path
+) -> None:
+    """A step takes 100 s by this clock, which stands still but for steps and samples."""
+    now = [0.0]
+
+    class Slow(run.Callback):
+        def on_headway(self, version: int, headway: Headway) -> None:
+            now[0] += 100.0 if headway.done else 0.0
+
+    changes = {"federation": {"rounds": 1}, "local": {"steps": 3}, "evaluation": {"batch_size": 99}}
+    text, long = io.StringIO(), recipe(ingredients, **changes)
+    console = Console(file=text, width=160)
+    with progress_callbacks(console, tmp_path / "run", lambda: now[0]) as callbacks:
+        run.start(long, tmp_path / "run", [Slow(), *callbacks])
+    number = r"[\d.,]+"
+    lines = [line for line in text.getvalue().splitlines() if not line.startswith("compiling")]
+    trained = rf"step (\d)/3  loss {number}  {number} tokens/s"
+    expected = [
+        "ferret: .*",
+        rf"base model  evaluating, sample 8/8  loss {number}  {number} tokens/s",
+        rf"round 1/1  \w+  {trained}  3.33 min left  8.33 min left in all",
+        rf"round 1/1  \w+  {trained}  1.67 min left  6.67 min left in all",
+        rf"round 1/1  \w+  {trained}  5.00 min left in all",
+        rf"round 1/1  \w+  {trained}  3.33 min left  3.33 min left in all",
+        rf"round 1/1  \w+  {trained}  1.67 min left  1.67 min left in all",
+        rf"round 1/1  \w+  {trained}",
+        r"round 1/1  aggregating, report 1/2.*",
+        rf"after round 1  evaluating, sample 8/8  loss {number}  {number} tokens/s",
+        "round 1/1  train loss .*",
+    ]
+    assert len(lines) == len(expected), lines
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line), line
 
 
 def test_a_terminal_gets_a_bar_that_counts_visits_and_goes_away(

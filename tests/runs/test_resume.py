@@ -28,7 +28,7 @@ from runs.small import ROUNDS, go_and_tell, go_until_operation, recipe
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["fullfed.runs.run", "fullfed.quickstart", "transformers"])
 
-TIMED = ("seconds", "peak_memory_bytes", "checksum")
+TIMED = ("seconds", "peak_memory_bytes", "peak_memory_by_part", "checksum")
 
 
 def records(out: Path) -> list[dict[str, Any]]:

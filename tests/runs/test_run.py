@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from fullfed.config import load_recipe, parse_recipe
+from fullfed.config import parse_recipe
 from fullfed.errors import UserError
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
 from fullfed.randomness import Purpose, Stream, uniforms
+from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify
@@ -86,6 +87,10 @@ def test_metrics_hold_one_object_a_round_with_the_documented_keys(finished: Path
         assert record["refused"] == []
         assert math.isfinite(record["train_loss"])
         assert record["peak_memory_bytes"] > 1 << 20
+        by_part = record["peak_memory_by_part"]
+        assert set(by_part) == {"visit", "aggregate", "evaluate"}
+        assert (by_part["evaluate"] is None) == (record["loss"] is None)
+        assert record["peak_memory_bytes"] >= max(peak or 0 for peak in by_part.values())
         parts = {"train", "encode", "aggregate", "evaluate"}
         assert set(record["seconds"]) == {*parts, "elapsed"}
         assert all(seconds >= 0 for seconds in record["seconds"].values())
@@ -110,6 +115,10 @@ def test_the_summary_holds_the_documented_keys(finished: Path) -> None:
     elapsed = sum(record["seconds"]["elapsed"] for record in records)
     assert found["seconds"]["total"] == pytest.approx(elapsed)
     assert found["peak_memory_bytes"] == max(r["peak_memory_bytes"] for r in records)
+    assert found["peak_memory_by_part"] == {
+        part: max((r["peak_memory_by_part"][part] or 0) for r in records) or None
+        for part in ("visit", "aggregate", "evaluate")
+    }
     assert found["model_hash"] == records[-1]["model_hash"]
 
 

@@ -169,7 +169,7 @@ def _torn(log: Path) -> bool:
 
 def content(out: Path) -> dict[str, Any]:
     """What two runs of one recipe have in common: all but times and checksums of times."""
-    timed = ("seconds", "peak_memory_bytes", "checksum")
+    timed = ("seconds", "peak_memory_bytes", "peak_memory_by_part", "checksum")
     folder = RunFolder(out)
     states = sorted(path for path in out.glob("states/*/*.safetensors"))
     return {

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from flower.proxy import OUTAGES
 from flower.real import Federation, wait_until, write_ingredients, write_recipe
-from fullfed.config import load_recipe
+from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
 

@@ -16,10 +16,11 @@ from fullfed.compare.plan import Contestant, Task, contestants
 from fullfed.compare.processes import carry_out
 from fullfed.compare.progress import ComparisonCallback
 from fullfed.compare.search import hold_out
-from fullfed.config import load_tables, parse_recipe
+from fullfed.config import parse_recipe
 from fullfed.errors import UserError
 from fullfed.files import write_json
 from fullfed.methods.catalogue import METHODS
+from fullfed.recipe_file import load_tables
 from fullfed.runs.assembly import build_method, choose
 from fullfed.runs.environment import environment
 from fullfed.runs.loading import load_model, read_data, tokenize_data

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fullfed.config import Recipe, change_method, expand_variables, parse_recipe, rename
+from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
 from fullfed.methods.catalogue import METHODS
+from fullfed.recipe_file import change_method, expand_variables, rename
 from fullfed.runs.assembly import choose, resolved
 from fullfed.runs.binding import flat
 

@@ -133,7 +133,7 @@ class Trials:
                 method, engine, number, worker.last, model, self._on_arrival, samples=samples
             )
             worker.deliver(encode(result.update))
-        return evaluate_loss(model, self._validation, recipe.evaluation.batch_size)
+        return evaluate_loss(model, self._validation, recipe.evaluated_together)
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         table = self._recipe.model

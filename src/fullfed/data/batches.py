@@ -73,7 +73,7 @@ def collate(examples: Sequence[TokenizedExample]) -> Batch:
         input_ids=pad_sequence(ids, batch_first=True, padding_value=_FILLER),
         attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
         labels=pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-        tokens=sum(len(e) - e.prompt_length for e in examples),
+        tokens=sum(map(_answer_length, examples)),
     )
 
 
@@ -84,7 +84,7 @@ def training_batches(
 
     An epoch holds every example once; its last batch is smaller where the numbers do not divide,
     and fewer examples than `batch_size` are one batch. Similar lengths share a batch: the epoch's
-    random order is sorted by length within windows of 8 to 50 batches, then the batches are shuffled.
+    random order is sorted by length within windows of 8 to 50 batches, and the batches shuffled.
 
     Args:
         examples: at least one.
@@ -100,10 +100,27 @@ def training_batches(
 
 
 def evaluation_batches(examples: Sequence[TokenizedExample], batch_size: int) -> Iterator[Batch]:
-    """Every example once, longest first, so that running out of memory shows at once."""
+    """Every example once, longest first, so that running out of memory shows at once.
+
+    A batch has at most as many tokens, padding included, and as many answer tokens, each of which
+    costs a row of logits, as ``batch_size`` of the longest could have. Shorter ones are more.
+    """
     ordered = sorted(examples, key=len, reverse=True)
-    for start in range(0, len(ordered), batch_size):
-        yield collate(ordered[start : start + batch_size])
+    most = batch_size * len(ordered[0])
+    most_answers = batch_size * max(map(_answer_length, ordered))
+    batch, answers = list[TokenizedExample](), 0
+    for example in ordered:
+        own = _answer_length(example)
+        if batch and (len(batch[0]) * (len(batch) + 1) > most or answers + own > most_answers):
+            yield collate(batch)
+            batch, answers = [], 0
+        batch.append(example)
+        answers += own
+    yield collate(batch)
+
+
+def _answer_length(example: TokenizedExample) -> int:
+    return len(example) - example.prompt_length
 
 
 def _epoch(

@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fullfed.config import load_recipe
 from fullfed.errors import UserError
+from fullfed.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from fullfed.deployment.folders import ServerFolder

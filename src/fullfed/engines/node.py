@@ -27,6 +27,7 @@ from fullfed.federation.messages import Plan, Update, decode
 from fullfed.federation.method import Method
 from fullfed.federation.replica import Replica, UnfitUpdateError
 from fullfed.files import private_files
+from fullfed.headway import QUIET_SECONDS, Headway, NowAndThen, Observer
 
 _log = logging.getLogger(__name__)
 _LOG_SHARE = 16  # times the replica's bytes that updates on disk may have before a snapshot
@@ -76,11 +77,13 @@ class ReplicaNodeClient:
         UserError: the state on disk was damaged.
     """
 
-    def __init__(self, task: NodeTask, state: NodeState, limits: Limits) -> None:
+    def __init__(
+        self, task: NodeTask, state: NodeState, limits: Limits, observer: Observer
+    ) -> None:
         assert task.replica is not None
         replica = task.replica
         self._drift = Drift(replica.parameters(), task.base, limits.most_drift)
-        self._worker = Worker(task.replica, task.method, task.by_client(), state.states)
+        self._worker = Worker(replica, task.method, task.by_client(), state.states, observer)
         self._state = state
         self._every = task.snapshot_every
         state.restore(self._worker)
@@ -134,9 +137,17 @@ class SubmodelNodeClient:
         MessageError: the static weights are malformed.
     """
 
-    def __init__(self, task: NodeTask, state: NodeState, static_weights: bytes) -> None:
+    def __init__(
+        self, task: NodeTask, state: NodeState, static_weights: bytes, observer: Observer
+    ) -> None:
         self._client = SubmodelWorker(
-            task.model, task.method, static_weights, task.by_client(), state.states, task.device
+            task.model,
+            task.method,
+            static_weights,
+            task.by_client(),
+            state.states,
+            task.device,
+            observer,
         )
         self._states = state.states
         self.version = 0
@@ -187,6 +198,7 @@ class NodeWorker:
     def __init__(self, folder: Path, load: LoadTask, limits: Limits | None = None) -> None:
         self._folder, self._load, self._limits = folder, load, limits or Limits()
         self._joined: _Joined | None = None
+        self._observer = NowAndThen(_log_headway, QUIET_SECONDS)
 
     def refuse(self, nbytes: int) -> Frames | None:
         """The answer to an order of so many bytes, if it is too long; none of it has been read."""
@@ -257,6 +269,7 @@ class NodeWorker:
         if version > plan.round:
             raise MessageError(f"the plan is for version {plan.round}, the node has {version}")
         _log.info("round %d as client %d", plan.round, plan.client)
+        self._observer.said()
         arrival = joined.client.visit(order)
         seconds = arrival.train_seconds, arrival.encode_seconds
         answer = Answer(version, arrival.payload or b"", arrival.failure, *seconds)
@@ -297,14 +310,18 @@ class NodeWorker:
     def _client(self, task: NodeTask, state: NodeState, static_weights: bytes) -> NodeClient | None:
         """The node's part in a run; None if its state on disk was damaged, which is gone then."""
         if static_weights:
-            return SubmodelNodeClient(task, state, static_weights)
+            return SubmodelNodeClient(task, state, static_weights, self._observer)
         try:
-            return ReplicaNodeClient(task, state, self._limits)
+            return ReplicaNodeClient(task, state, self._limits, self._observer)
         except LimitError:
             raise
         except UserError as error:
             _begin_again(state, error)
             return None
+
+
+def _log_headway(headway: Headway, text: str) -> None:
+    _log.info("%s", text)
 
 
 def _begin_again(state: NodeState, error: UserError) -> None:

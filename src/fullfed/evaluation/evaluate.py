@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
+from operator import truediv
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,11 +15,15 @@ from fullfed.data.batches import evaluation_batches
 from fullfed.data.tokens import TokenizedExample
 from fullfed.evaluation.generation import evaluating, generate
 from fullfed.evaluation.metrics import METRICS
+from fullfed.headway import Headway, Observer, unobserved
 from fullfed.training.loss import answer_loss_sum
 
 
 def evaluate_loss(
-    model: PreTrainedModel, examples: Sequence[TokenizedExample], batch_size: int
+    model: PreTrainedModel,
+    examples: Sequence[TokenizedExample],
+    batch_size: int,
+    observer: Observer = unobserved,
 ) -> float:
     """Mean negative log-likelihood in nats over all answer tokens of all examples.
 
@@ -26,14 +32,21 @@ def evaluate_loss(
 
     Args:
         examples: at least one.
-        batch_size: examples computed together; the result depends on it by rounding only.
+        batch_size: so many of the longest may be computed together; the result depends on it by
+            rounding only.
+        observer: is told how far it is.
     """
-    total, tokens = 0.0, 0
+    total, answers, done, tokens = 0.0, 0, 0, 0
+    observer(Headway("evaluate", 0, len(examples)))
     with evaluating(model):
         for batch in evaluation_batches(examples, batch_size):
             total += answer_loss_sum(model, batch.to(model.device)).item()
-            tokens += batch.tokens
-    return total / tokens
+            answers += batch.tokens
+            done += len(batch.input_ids)
+            tokens += int(batch.attention_mask.sum())
+            mean = partial(truediv, total, answers)
+            observer(Headway("evaluate", done, len(examples), tokens, mean))
+    return total / answers
 
 
 def evaluate(
@@ -41,6 +54,8 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[TokenizedExample],
     table: EvaluationTable,
+    batch_size: int,
+    observer: Observer = unobserved,
 ) -> dict[str, float]:
     """The metrics of a model, by name, in the order asked for.
 
@@ -48,6 +63,8 @@ def evaluate(
         examples: at least one. The loss is over all of them; for the metrics of texts as many as
             the recipe says are answered, evenly spaced, so the same ones every time.
         table: the recipe's.
+        batch_size: so many of the longest may be computed together.
+        observer: is told how far it is.
 
     Returns:
         "loss" in nats, the others between 0 and 1.
@@ -57,11 +74,12 @@ def evaluate(
     """
     results: dict[str, float] = {}
     if "loss" in table.metrics:
-        results["loss"] = evaluate_loss(model, examples, table.batch_size)
+        results["loss"] = evaluate_loss(model, examples, batch_size, observer)
     scores = {name: score for name in table.metrics if (score := METRICS[name].score)}
     if scores:
         sample = evenly_spaced(examples, table.generation_samples)
-        answers = generate(model, tokenizer, sample, table.max_new_tokens, table.batch_size)
+        most = table.max_new_tokens
+        answers = generate(model, tokenizer, sample, most, batch_size, observer)
         references = [e.references for e in sample]
         results |= {name: score(answers, references) for name, score in scores.items()}
     return {metric: results[metric] for metric in table.metrics}

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from fullfed.data.tokens import TokenizedExample, shorten
 from fullfed.errors import UserError
+from fullfed.headway import Headway, Observer, unobserved
+
+_LIGHTER = 4  # times as many tokens as in training
 
 
 @contextmanager
@@ -39,6 +49,7 @@ def generate(
     examples: Sequence[TokenizedExample],
     max_new_tokens: int,
     batch_size: int,
+    observer: Observer = unobserved,
 ) -> list[str]:
     """The model's greedy answer to each example's prompt, in order, as stripped text.
 
@@ -49,6 +60,12 @@ def generate(
     rounding in half precision aside). A prompt that leaves less than `max_new_tokens` of the
     model's context loses its middle, so that the room for an answer never tells how long the
     reference is.
+
+    Args:
+        batch_size: prompts, with room for an answer to each, are as many tokens together as four
+            times so many of the longest examples. Training keeps a token's activations for its
+            backward pass, writing keeps its keys and values, which are less than a quarter.
+        observer: is told of every token of a batch of answers.
 
     Raises:
         UserError: `max_new_tokens` leaves no room for a prompt.
@@ -62,18 +79,32 @@ def generate(
     prompts = [example.ids[: example.prompt_length].tolist() for example in examples]
     if context is not None:
         prompts = [shorten(prompt, context - max_new_tokens) for prompt in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     answers = [""] * len(prompts)
-    ends = _ends(model, tokenizer, examples)
+    ends, watch = _ends(model, tokenizer, examples), _AnswerWatch(observer, len(prompts))
     with evaluating(model), _greedy(model, ends, max_new_tokens):
-        for start in range(0, len(by_length), batch_size):
-            chosen = by_length[start : start + batch_size]
-            written = _generate_batch(model, [prompts[i] for i in chosen])
+        for chosen in _together(lengths, _LIGHTER * batch_size * max(map(len, examples))):
+            written = _generate_batch(model, [prompts[i] for i in chosen], watch)
+            watch.finished += len(chosen)
             for index, ids in zip(chosen, written, strict=True):
                 answer = list(takewhile(lambda number: number not in ends, ids))
                 text = str(tokenizer.decode(answer, skip_special_tokens=True))
                 answers[index] = text.strip().removeprefix(examples[index].opening).strip()
     return answers
+
+
+def _together(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Numbers of prompts for one batch after another, longest first.
+
+    Args:
+        lengths: of each, in tokens.
+        most: tokens of a batch, padding included, but that one prompt may always be a batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    while order:
+        count = max(most // lengths[order[0]], 1)
+        yield order[:count]
+        order = order[count:]
 
 
 def _ends(
@@ -88,13 +119,35 @@ def _ends(
     return {number for number in (*named, tokenizer.eos_token_id) if number is not None} | trained
 
 
-def _generate_batch(model: PreTrainedModel, prompts: Sequence[list[int]]) -> list[list[int]]:
+class _AnswerWatch(StoppingCriteria):
+    """Stops nothing: is called for every token of a batch, and tells the observer.
+
+    Attributes:
+        finished: answers of earlier batches.
+    """
+
+    def __init__(self, observer: Observer, answers: int) -> None:
+        self._observer, self._answers = observer, answers
+        self.finished = self._tokens = 0
+        observer(Headway("answer", 0, answers))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        self._tokens += len(input_ids)
+        self._observer(Headway("answer", self.finished, self._answers, self._tokens))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _generate_batch(
+    model: PreTrainedModel, prompts: Sequence[list[int]], watch: _AnswerWatch
+) -> list[list[int]]:
     """What comes after each prompt: ids, an end among them if the model came to one."""
     length = max(map(len, prompts))
     input_ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
     attention_mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
     output = model.generate(  # type: ignore[operator]
-        input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        stopping_criteria=StoppingCriteriaList([watch]),
     )
     written: list[list[int]] = output[:, length:].tolist()
     return written

@@ -27,6 +27,7 @@ from fullfed.federation.messages import Plan, Update, decode, encode
 from fullfed.federation.method import NOTHING, Method, VisitError
 from fullfed.federation.replica import Replica
 from fullfed.files import read_sealed, write_atomically, write_sealed
+from fullfed.headway import Observer, unobserved
 
 _CPU = torch.device("cpu")
 
@@ -39,6 +40,7 @@ class Worker:
         method: how to train and report.
         examples: each client's own tokenised samples.
         states: where clients keep their state between visits.
+        observer: is told how visits get on.
 
     Attributes:
         last: the newest update the replica has, None at the base model.
@@ -50,8 +52,10 @@ class Worker:
         method: Method,
         examples: Mapping[int, Sequence[TokenizedExample]],
         states: States | None = None,
+        observer: Observer = unobserved,
     ) -> None:
         self.replica = replica
+        self.observer = observer
         self._method = method
         self._examples = examples
         self._states = states or StatesInMemory()
@@ -87,6 +91,7 @@ class Worker:
             self.last,
             self._states,
             self.replica.exact,
+            self.observer,
         )
 
     def submodel(self, plan: bytes) -> bytes:
@@ -125,7 +130,15 @@ class Worker:
     @cached_property
     def _without_replica(self) -> SubmodelWorker:
         model, sent = self.replica.model, self.static_weights()
-        return SubmodelWorker(model, self._method, sent, self._examples, self._states, model.device)
+        return SubmodelWorker(
+            model,
+            self._method,
+            sent,
+            self._examples,
+            self._states,
+            model.device,
+            self.observer,
+        )
 
 
 class SubmodelWorker:
@@ -139,6 +152,7 @@ class SubmodelWorker:
         examples: each client's own tokenised samples.
         states: where clients keep their state between visits.
         device: to train on.
+        observer: is told how visits get on.
 
     Attributes:
         static_bytes: how long the static weights were.
@@ -152,6 +166,7 @@ class SubmodelWorker:
         examples: Mapping[int, Sequence[TokenizedExample]],
         states: States | None = None,
         device: torch.device = _CPU,
+        observer: Observer = unobserved,
     ) -> None:
         self._like = like
         self._method = method
@@ -160,6 +175,7 @@ class SubmodelWorker:
         self._examples = examples
         self._states = states or StatesInMemory()
         self._device = device
+        self._observer = observer
 
     def visit(self, plan: bytes, submodel: bytes) -> Arrival:
         """Carry out one encoded plan on the encoded submodel that came with it."""
@@ -174,7 +190,15 @@ class SubmodelWorker:
         except MessageError as error:
             return Arrival(order.client, None, failure=str(error))
         del received
-        return _carry_out(order, self._method, model, self._examples, None, self._states)
+        return _carry_out(
+            order,
+            self._method,
+            model,
+            self._examples,
+            None,
+            self._states,
+            observer=self._observer,
+        )
 
 
 def _carry_out(
@@ -185,6 +209,7 @@ def _carry_out(
     last: Update | None,
     states: States,
     exact: Mapping[str, Tensor] = NOTHING,
+    observer: Observer = unobserved,
 ) -> Arrival:
     try:
         name = method.client_state(plan)
@@ -192,7 +217,8 @@ def _carry_out(
         return Arrival(plan.client, None, failure=str(error))
     state = states.load(plan.client, name, plan.round) if name else NOTHING
     try:
-        visit = method.train(model, plan, examples[plan.client], last, state, exact)
+        own = examples[plan.client]
+        visit = method.train(model, plan, own, last, state, exact, observer)
     except VisitError as error:
         return Arrival(plan.client, None, failure=str(error))
     if name:

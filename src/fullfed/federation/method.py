@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from fullfed.data.tokens import TokenizedExample
 from fullfed.federation.messages import Plan, Report, Update
+from fullfed.headway import Observer, unobserved
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})  # no state
 
@@ -108,6 +109,7 @@ class Method(Protocol):
         last: Update | None,
         state: Mapping[str, Tensor] = NOTHING,
         exact: Mapping[str, Tensor] = NOTHING,
+        observer: Observer = unobserved,
     ) -> Visit:
         """One client's visit. The model is at version ``plan.round`` before and after.
 
@@ -116,6 +118,7 @@ class Method(Protocol):
             state: the client's, that ``client_state`` names; empty at first.
             exact: float32, by name: what the model's weights in 16 bits are rounded from, where
                 the replica keeps that.
+            observer: is told how training gets on.
 
         Raises:
             VisitError: training failed, such as by a loss that is not finite.

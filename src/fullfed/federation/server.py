@@ -20,6 +20,7 @@ from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Report, Update, encode
 from fullfed.federation.method import Method
+from fullfed.headway import Headway, Observer, unobserved
 from fullfed.sketch.checks import is_finite
 
 
@@ -70,6 +71,7 @@ def run_round(
     quorum: float = 0.0,
     samples: Mapping[int, int] | None = None,
     folder: Path | None = None,
+    observer: Observer = unobserved,
 ) -> RoundResult:
     """Run one round and return its update; appending it to the log is the caller's.
 
@@ -79,6 +81,7 @@ def run_round(
         on_arrival: called with each arrival, for progress.
         quorum: the share of the cohort that must have sent a usable report.
         samples, folder: as for ``Inbox``.
+        observer: is told how the aggregation gets on.
 
     Raises:
         UserError: no client sent a usable report, or fewer than the quorum (names the first
@@ -90,7 +93,7 @@ def run_round(
     inbox = Inbox(method, plans, model, samples, folder)
     account = _Account(outgoing, on_arrival)
     arrivals = account.of_arrivals(engine.exchange(outgoing))
-    reports = account.of_reports(inbox.in_client_order(arrivals))
+    reports = account.of_reports(inbox, arrivals, observer)
     first = next(reports, None)  # by now all have arrived
     if first is not None and len(inbox.accepted) < quorum * len(plans):
         raise _too_few(round, inbox, account)
@@ -164,8 +167,11 @@ class _Account:
             self._on_arrival(arrival)
             yield arrival
 
-    def of_reports(self, reports: Iterator[Report]) -> Iterator[Report]:
-        for report in reports:
+    def of_reports(
+        self, inbox: Inbox, arrivals: Iterator[Arrival], observer: Observer
+    ) -> Iterator[Report]:
+        for report in inbox.in_client_order(arrivals):
+            observer(Headway("aggregate", len(self.losses), len(inbox.accepted)))
             self.losses.append(report.loss)
             yield report
 

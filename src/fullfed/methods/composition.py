@@ -19,6 +19,7 @@ from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import SKIPPED, Plan, Report, Update, Value
 from fullfed.federation.method import NOTHING, Visit, VisitError
+from fullfed.headway import Observer, unobserved
 from fullfed.methods.aggregation import Aggregation
 from fullfed.methods.checks import (
     BLOCKS,
@@ -41,6 +42,7 @@ from fullfed.training.exact import dithered
 from fullfed.training.first_order import TrainingError
 from fullfed.training.memory import held
 from fullfed.training.offload import restored
+from fullfed.training.watch import VisitWatch
 
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
@@ -142,6 +144,7 @@ class Composition:
         last: Update | None,
         state: Mapping[str, Tensor] = NOTHING,
         exact: Mapping[str, Tensor] = NOTHING,
+        observer: Observer = unobserved,
     ) -> Visit:
         started = time.perf_counter()
         trained = self.scope.trained(model)
@@ -155,7 +158,8 @@ class Composition:
                 restored(own, exact, self.offload) as before,
                 self._held(model, plan, list(own.values())),
             ):
-                return self._train(model, plan, examples, last, state, exact, before, own, started)
+                visit = model, plan, examples, last, state, exact, before, own, started
+                return self._train(*visit, observer)
         except (TrainingError, MessageError, UserError) as error:
             raise VisitError(str(error)) from error
 
@@ -170,15 +174,15 @@ class Composition:
         before: Mapping[str, Tensor],
         parameters: Mapping[str, Tensor],
         started: float,
+        observer: Observer,
     ) -> Visit:
         local, shapes = self.setting.local, self._shapes(plan)
         stream = Stream(self.setting.seed, Purpose.BATCHES, plan.round, plan.client)
         steps = local.batches(len(examples))
         batches = training_batches(examples, local.batch_size, steps, stream)
-        first = next(batches)
-        done = self.local.improve(
-            model, parameters, chain([first], batches), plan, named(_LOCAL, state), exact
-        )
+        first, watch = next(batches), VisitWatch(observer, plan.client, steps)
+        counted, kept = watch.counted(chain([first], batches)), named(_LOCAL, state)
+        done = self.local.improve(model, parameters, counted, plan, kept, exact, watch.step)
         trained_at = time.perf_counter()
         after = {**parameters, **done.exact}
         change = Change(before, after, done.steps, named(_CODEC, state))

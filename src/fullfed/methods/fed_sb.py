@@ -37,6 +37,7 @@ from fullfed.methods.local_work import FirstOrder
 from fullfed.methods.scopes import A, Adapters, B, LoraOptions, W, adapted, initial_a
 from fullfed.methods.setting import Setting
 from fullfed.training.first_order import Improvement, train
+from fullfed.training.watch import OnStep, unwatched
 
 _INNER = B.removesuffix(".weight")
 R = f"{_INNER}.core"  # what follows a target's name in the name of its R
@@ -148,12 +149,14 @@ class GradientFirst(FirstOrder):
         plan: Plan,
         state: Mapping[str, Tensor],
         exact: Mapping[str, Tensor] = NOTHING,
+        on_step: OnStep = unwatched,
     ) -> Improvement:
         if plan.values.get(_FIRST) is not True:
-            return super().improve(model, parameters, batches, plan, state, exact)
+            return super().improve(model, parameters, batches, plan, state, exact, on_step)
         still = LocalTable(optimizer="sgd", clip=None).model_copy(update={"learning_rate": 0.0})
         with matrix_gradients(model) as sums:
-            losses = train(model, parameters, batches, still, self.setting.memory).losses
+            memory = self.setting.memory
+            losses = train(model, parameters, batches, still, memory, on_step=on_step).losses
         return Improvement(losses, exact={name: g / len(losses) for name, g in sums.items()})
 
 

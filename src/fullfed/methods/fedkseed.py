@@ -29,6 +29,7 @@ from fullfed.methods.local_work import LocalWork, check_without_gradients
 from fullfed.methods.setting import Setting
 from fullfed.sketch import Distribution
 from fullfed.training.first_order import Improvement, TrainingError
+from fullfed.training.watch import OnStep, unwatched
 from fullfed.training.zeroth_order import Neighbourhood
 
 _SUM_TOLERANCE = 1e-4  # of 1, for probabilities in float32
@@ -100,6 +101,7 @@ class AlongCandidates(LocalWork):
         plan: Plan,
         state: Mapping[str, Tensor],
         exact: Mapping[str, Tensor] = NOTHING,
+        on_step: OnStep = unwatched,
     ) -> Improvement:
         check_probabilities(plan)
         nearby = Neighbourhood(model, parameters, local=self.local)
@@ -111,6 +113,7 @@ class AlongCandidates(LocalWork):
             loss, slope = nearby.derivative(batch.to(model.device), direction, self.distance)
             self.candidates.step_(weights, number, -self.local.learning_rate * slope)
             losses.append(loss)
+            on_step(loss)
             steps.append((number, slope))
         return Improvement(losses, tuple(steps))
 

@@ -25,6 +25,7 @@ from fullfed.methods.local_work import LocalWork, check_without_gradients
 from fullfed.methods.setting import Setting
 from fullfed.sketch import Purpose, Stream, accumulate_
 from fullfed.training.first_order import Improvement
+from fullfed.training.watch import OnStep, unwatched
 from fullfed.training.zeroth_order import Neighbourhood, RandomDirection, length
 
 
@@ -52,6 +53,7 @@ class AlongSpheres(LocalWork):
         plan: Plan,
         state: Mapping[str, Tensor],
         exact: Mapping[str, Tensor] = NOTHING,
+        on_step: OnStep = unwatched,
     ) -> Improvement:
         nearby = Neighbourhood(model, parameters, local=self.local)
         weights = {
@@ -68,6 +70,7 @@ class AlongSpheres(LocalWork):
             for name in exact.keys() & weights.keys():
                 parameters[name].detach().copy_(weights[name])
             losses.append(here)
+            on_step(here)
         return Improvement(losses, exact=weights)
 
     def _stream(self, plan: Plan, step: int, n: int) -> Stream:

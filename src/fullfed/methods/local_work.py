@@ -17,6 +17,7 @@ from fullfed.federation.method import NOTHING
 from fullfed.methods.setting import Setting
 from fullfed.training.first_order import Improvement, train
 from fullfed.training.loss import Loss, answer_loss
+from fullfed.training.watch import OnStep, unwatched
 
 
 class LocalWork(ABC):
@@ -34,6 +35,7 @@ class LocalWork(ABC):
         plan: Plan,
         state: Mapping[str, Tensor],
         exact: Mapping[str, Tensor] = NOTHING,
+        on_step: OnStep = unwatched,
     ) -> Improvement:
         """Take one step a batch on ``parameters``, in place.
 
@@ -42,6 +44,7 @@ class LocalWork(ABC):
             state: what the client's last visit left, empty at first.
             exact: float32, by name: what parameters in 16 bits are rounded from, and training
                 goes on from. They stay as they are.
+            on_step: to be told each step's loss, for progress.
 
         Raises:
             TrainingError: a loss is not finite, or the plan asks for what cannot be done.
@@ -74,10 +77,12 @@ class FirstOrder(LocalWork):
         plan: Plan,
         state: Mapping[str, Tensor],
         exact: Mapping[str, Tensor] = NOTHING,
+        on_step: OnStep = unwatched,
     ) -> Improvement:
         setting, loss = self.setting, self.loss(list(parameters.values()))
         local = setting.local.in_round(plan.round, setting.federation.rounds)
-        done = train(model, parameters, batches, local, setting.memory, loss, state, exact)
+        tables = local, setting.memory
+        done = train(model, parameters, batches, *tables, loss, state, exact, on_step)
         return done if self.stateful else replace(done, state={})
 
 

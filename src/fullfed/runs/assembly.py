@@ -17,6 +17,7 @@ from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 from fullfed.federation.client import States, Worker
 from fullfed.federation.replica import Replica, Rounding
+from fullfed.headway import Observer, unobserved
 from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, load_plugins
 from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Scope
@@ -237,7 +238,9 @@ def make_replica(recipe: Recipe, model: PreTrainedModel, method: Composition) ->
     return Replica(model, method, Rounding(recipe.model.rounding, recipe.federation.seed))
 
 
-def make_worker(assembly: Assembly, replica: Replica, states: States) -> Worker:
+def make_worker(
+    assembly: Assembly, replica: Replica, states: States, observer: Observer = unobserved
+) -> Worker:
     """A replica of the assembly's model with the data of every client."""
     clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
-    return Worker(replica, assembly.method, clients, states)
+    return Worker(replica, assembly.method, clients, states, observer)

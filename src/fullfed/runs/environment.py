@@ -15,6 +15,7 @@ import torch
 import transformers
 
 _STATUS = Path("/proc/self/status")  # Linux
+_CLEAR = Path("/proc/self/clear_refs")  # Linux from 4.0 on
 _PROCESSORS = Path("/proc/cpuinfo")  # Linux
 
 
@@ -55,7 +56,7 @@ def _processor() -> str:
 
 def peak_memory_bytes() -> int:
     """Peak memory so far: on a GPU what torch allocated there, otherwise the resident set."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+    if _on_gpu():
         return int(torch.cuda.max_memory_allocated())
     # What getrusage reports is carried over when a process starts a program, so that one
     # started by a larger process would show the larger one's peak.
@@ -63,3 +64,54 @@ def peak_memory_bytes() -> int:
         return int(peak[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class PeakMemory:
+    """The peaks of parts of this process's work, each by itself, and of all of it.
+
+    The system's own peak begins anew with each part, so one process can have one of these at work.
+    """
+
+    def __init__(self) -> None:
+        self._part: str | None = None
+        self._overall = 0
+        self._peaks: dict[str, int | None] = {}
+
+    @property
+    def overall(self) -> int:
+        """The peak so far, in bytes."""
+        return max(self._overall, peak_memory_bytes())
+
+    def begin(self, part: str) -> None:
+        """What comes next belongs to ``part``, which may have begun before."""
+        self._end_part()
+        # A peak that cannot begin anew would be of everything before as well.
+        self._part = part if _reset_peak() else None
+        self._peaks.setdefault(part, None)
+
+    def end(self) -> dict[str, int | None]:
+        """The bytes of each part since the last call; None where the system does not tell."""
+        self._end_part()
+        peaks, self._peaks, self._part = self._peaks, {}, None
+        return peaks
+
+    def _end_part(self) -> None:
+        self._overall = self.overall
+        if self._part is not None:
+            self._peaks[self._part] = max(self._peaks[self._part] or 0, peak_memory_bytes())
+
+
+def _on_gpu() -> bool:
+    return torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
+
+
+def _reset_peak() -> bool:
+    """Have ``peak_memory_bytes`` begin anew at what is in use now; whether the system can."""
+    if _on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True

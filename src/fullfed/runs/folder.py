@@ -33,11 +33,12 @@ from typing import Any
 
 import tomli_w
 
-from fullfed.config import Recipe, load_recipe
+from fullfed.config import Recipe
 from fullfed.errors import UserError
 from fullfed.federation.client import StatesOnDisk
 from fullfed.federation.log import MAGIC, count_records
 from fullfed.files import read_sealed, seal, unseal, write_atomically, write_sealed
+from fullfed.recipe_file import load_recipe
 from fullfed.runs.binding import check_bound, tables_of
 
 

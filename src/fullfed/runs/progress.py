@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fullfed.evaluation.metrics import METRICS
 from fullfed.federation.inbox import Arrival
+from fullfed.headway import QUIET_SECONDS, Headway, NowAndThen
 from fullfed.runs.assembly import Assembly
 from fullfed.runs.run import Callback
 from fullfed.sketch.compilation import compilation
 from fullfed.units import bytes_text, seconds_text
 
+_REDRAWN_SECONDS = 0.5  # after which a bar says how far a visit is
+
 
 @contextmanager
-def progress_callbacks(console: Console, folder: Path) -> Iterator[list[Callback]]:
+def progress_callbacks(
+    console: Console, folder: Path, clock: Callable[[], float] = time.monotonic
+) -> Iterator[list[Callback]]:
     """What shows the run of a folder on a console, and writes its TensorBoard events if it can."""
     tracked = find_spec("tensorboard") is not None
     events = [TensorBoard(folder / "tensorboard")] if tracked else []
@@ -36,7 +40,7 @@ def progress_callbacks(console: Console, folder: Path) -> Iterator[list[Callback
         transient=True,
         disable=not console.is_terminal,
     )
-    lines = RoundLines(bar)
+    lines = RoundLines(bar, clock)
     try:
         with compilation(lines.on_compilation):
             yield [lines, *events]
@@ -47,22 +51,29 @@ def progress_callbacks(console: Console, folder: Path) -> Iterator[list[Callback
 class RoundLines(Callback):
     """Prints one line a round, in a terminal above a bar of visits.
 
+    The bar says how far a visit or an evaluation is. Where there is no terminal, a line says it
+    when nothing else was printed for a while, so that short ones have none.
+
     Args:
         bar: disabled where there is no terminal; the lines then say how much time is left.
+        clock: seconds from some point on.
     """
 
-    def __init__(self, bar: Progress) -> None:
-        self._bar, self._print = bar, partial(bar.console.print, highlight=False, soft_wrap=True)
+    def __init__(self, bar: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bar, self._clock = bar, clock
+        every = QUIET_SECONDS if bar.disable else _REDRAWN_SECONDS
+        self._watch = NowAndThen(self._show, every, clock)
+        self._began: tuple[float, int] | None = None  # the first round of this process: when, which
 
     def on_run_begin(self, assembly: Assembly, version: int) -> None:
         self._clients, federation = assembly.data.clients, assembly.recipe.federation
-        self._rounds, self._first = federation.rounds, version
-        self._started = time.monotonic()
+        self._rounds, self._cohort = federation.rounds, federation.clients_per_round
+        self._version, self._visits = version, 0
         self._print(describe(assembly))
         if version > 0 and self._bar.disable:
             self._print(f"going on after round {version}")
         self._task = self._bar.add_task(
-            f"round {version + 1}",
+            "base model" if version == 0 else f"round {version + 1}",
             total=federation.rounds * federation.clients_per_round,
             completed=version * federation.clients_per_round,
         )
@@ -75,18 +86,58 @@ class RoundLines(Callback):
         """A kernel is being compiled, the first of many."""
         self._print("compiling kernels for this processor, once: some ten seconds, or more")
 
+    def on_round_begin(self, round: int) -> None:
+        self._began = self._began or (self._clock(), round)
+        self._visits = 0
+        self._bar.update(self._task, description=f"round {round + 1}")
+
+    def on_headway(self, version: int, headway: Headway) -> None:
+        self._version = version
+        self._watch(headway)
+
     def on_visit_end(self, round: int, arrival: Arrival) -> None:
+        self._visits += 1
         name = self._clients[arrival.sender].name
         what = "failed" if arrival.payload is None else f"sent {bytes_text(len(arrival.payload))}"
         text = f"round {round + 1}: {name[:32]} {what}"
-        self._bar.update(self._task, advance=1, description=text, refresh=True)
+        completed = round * self._cohort + self._visits
+        self._bar.update(self._task, completed=completed, description=text, refresh=True)
 
     def on_round_end(self, record: dict[str, Any]) -> None:
         line, done = describe_round(record, self._rounds), record["round"] + 1
         if self._bar.disable and done < self._rounds:
-            each = (time.monotonic() - self._started) / max(done - self._first, 1)
-            line += f"  {seconds_text(each * (self._rounds - done))} left"
+            line += self._left(done)
         self._print(line)
+
+    def _show(self, headway: Headway, text: str) -> None:
+        """Say how far something is, and beside a visit how much of the run is left."""
+        done: float = self._version
+        if headway.work in ("train", "aggregate"):
+            where = f"round {self._version + 1}/{self._rounds}"
+            part = headway.done / headway.of if headway.work == "train" else 0.0
+            done += min(self._visits + part, self._cohort) / self._cohort
+        else:
+            where = f"after round {self._version}" if self._version else "base model"
+        if headway.client is not None:
+            where += f"  {self._clients[headway.client].name[:32]}"
+        if self._bar.disable:
+            left = self._left(done)
+            self._print(f"{where}  {text}{left and left + ' in all'}")
+        else:
+            self._bar.update(
+                self._task, completed=done * self._cohort, description=f"{where}  {text}"
+            )
+
+    def _left(self, rounds: float) -> str:
+        """How long the run takes from here on, if it goes on as this process has seen it."""
+        if self._began is None or not self._began[1] < rounds < self._rounds:
+            return ""
+        each = (self._clock() - self._began[0]) / (rounds - self._began[1])
+        return f"  {seconds_text(each * (self._rounds - rounds))} left"
+
+    def _print(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, soft_wrap=True)
+        self._watch.said()
 
 
 def describe(assembly: Assembly) -> str:

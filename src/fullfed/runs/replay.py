@@ -16,6 +16,7 @@ from fullfed.evaluation.evaluate import evaluate
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
+from fullfed.headway import Observer, unobserved
 from fullfed.runs.assembly import build_method, choose, dated, make_replica, scope_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model, read_data, tokenize_data
@@ -93,10 +94,11 @@ def check_recorded(folder: RunFolder, replica: Replica, expected: str) -> None:
         )
 
 
-def measure(model_or_run: str, recipe: Recipe) -> dict[str, float]:
+def measure(model_or_run: str, recipe: Recipe, observer: Observer = unobserved) -> dict[str, float]:
     """The recipe's metrics of a model folder, a hub name, or a run's newest model.
 
-    A model is loaded with the recipe's dtype and on its device, a run's as the run holds it.
+    A model is loaded with the recipe's dtype and on its device, a run's as the run holds it. The
+    observer is told how far it is.
 
     Raises:
         UserError: there is no such model or run, or the recipe's data are bad.
@@ -109,7 +111,8 @@ def measure(model_or_run: str, recipe: Recipe) -> dict[str, float]:
         table = recipe.model
         model, tokenizer = load_model(model_or_run, table.dtype, table.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
-    return evaluate(model, tokenizer, data.test, recipe.evaluation)
+    together = recipe.evaluated_together
+    return evaluate(model, tokenizer, data.test, recipe.evaluation, together, observer)
 
 
 def export(folder: RunFolder, target: Path) -> None:

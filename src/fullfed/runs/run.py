@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.server import Engine, RoundResult, Traffic, run_round
+from fullfed.headway import Headway
 from fullfed.runs.assembly import Assembly, assemble, make_replica, make_worker
 from fullfed.runs.binding import changes_since
-from fullfed.runs.environment import arithmetic, peak_memory_bytes
+from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import check_recorded
 from fullfed.runs.rollback import finish_rollback
@@ -34,10 +35,19 @@ class Callback:
     """
 
     def on_run_begin(self, assembly: Assembly, version: int) -> None:
-        """The run starts, or goes on, at model version ``version``."""
+        """The run starts, or goes on, at model version ``version``; nothing is measured yet."""
 
     def on_notice(self, text: str) -> None:
         """Something that a person should know of the run, in one sentence."""
+
+    def on_round_begin(self, round: int) -> None:
+        """The cohort is about to be asked."""
+
+    def on_headway(self, version: int, headway: Headway) -> None:
+        """Work on model version ``version`` has come a step further.
+
+        It is called very often: a hook that takes long, or reads a loss each time, slows the run.
+        """
 
     def on_visit_end(self, round: int, arrival: Arrival) -> None:
         """A client's answer has arrived."""
@@ -114,16 +124,19 @@ class _Run:
         self.recipe = self.assembly.recipe
         self.replica = make_replica(self.recipe, self.assembly.model, self.assembly.method)
         self.arithmetic = arithmetic(self.replica.model.device)
+        self.peaks = PeakMemory()
         self.counted = time.perf_counter()  # up to when time is in the lines of metrics.jsonl
 
     def carry_out(self) -> dict[str, Any]:
         finish_rollback(self.folder)
         with Log(self.folder.log_file, self.folder.digests()) as log:
             self.folder.clear_partial()
-            base = self._evaluate_base()
-            self.worker = make_worker(self.assembly, self.replica, self.folder.states())
             for callback in self.callbacks:
                 callback.on_run_begin(self.assembly, len(log))
+            base = self._evaluate_base()
+            self.worker = make_worker(
+                self.assembly, self.replica, self.folder.states(), self._observe
+            )
             self._recover(log)
             for text in changes_since(base, self.folder.recipe(), self.arithmetic):
                 for callback in self.callbacks:
@@ -208,6 +221,8 @@ class _Run:
     def _round(self, log: Log, engine: Engine) -> None:
         """One round, committed by the log: before it nothing counts, after it nothing is lost."""
         number = self.replica.version
+        for callback in self.callbacks:
+            callback.on_round_begin(number)
 
         def on_arrival(arrival: Arrival) -> None:
             for callback in self.callbacks:
@@ -215,7 +230,7 @@ class _Run:
 
         result = run_round(
             self.assembly.method,
-            engine,
+            _Measured(engine, self.peaks),
             number,
             self.worker.last,
             self.replica.model,
@@ -223,6 +238,7 @@ class _Run:
             self.quorum,
             self.samples,
             self.folder.path,
+            self._observe,
         )
         payload = encode(result.update)
         account = {
@@ -239,6 +255,7 @@ class _Run:
                 "start a new run."
             )
         account["seconds"]["aggregate"] += time.perf_counter() - started
+        account["peak_memory_by_part"] = self.peaks.end()
         self.folder.write_account(account)
         log.append(payload)
         self._close_round(account)
@@ -253,7 +270,11 @@ class _Run:
         started = time.perf_counter()
         snapshot_due = version % self.recipe.federation.snapshot_every == 0
         due = version % self.recipe.evaluation.every == 0 or version == rounds
-        metrics = {"loss": None, **(self._evaluate() if due else {})}
+        metrics, peaks = {"loss": None}, {"evaluate": None, **account["peak_memory_by_part"]}
+        if due:
+            self.peaks.begin("evaluate")
+            metrics |= self._evaluate()
+            peaks |= self.peaks.end()
         now = time.perf_counter()
         account["seconds"] |= {"evaluate": now - started, "elapsed": now - self.counted}
         self.counted = now
@@ -261,7 +282,8 @@ class _Run:
             **account,
             **metrics,
             "model_hash": self.replica.content_hash() if due or snapshot_due else None,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": self.peaks.overall,
+            "peak_memory_by_part": peaks,
         }
         line = self.folder.append_metrics(record)
         for callback in self.callbacks:
@@ -270,9 +292,20 @@ class _Run:
             self.replica.save_snapshot(self.folder.snapshot_file, self.folder.run())
 
     def _evaluate(self) -> dict[str, Any]:
-        ours = self.assembly
-        table = self.recipe.evaluation
-        return recorded(evaluate(ours.model, ours.tokenizer, ours.data.test, table))
+        ours, recipe = self.assembly, self.recipe
+        measured = evaluate(
+            ours.model,
+            ours.tokenizer,
+            ours.data.test,
+            recipe.evaluation,
+            recipe.evaluated_together,
+            self._observe,
+        )
+        return recorded(measured)
+
+    def _observe(self, headway: Headway) -> None:
+        for callback in self.callbacks:
+            callback.on_headway(self.replica.version, headway)
 
     def _summary(self, base: Mapping[str, Any]) -> dict[str, Any]:
         """First and last of every metric, and the sums of traffic and time; ``base``: base.json."""
@@ -292,8 +325,34 @@ class _Run:
             "bytes": {way: sum(r["bytes"][way] for r in records) for way in ("up", "down")},
             "seconds": seconds,
             "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
+            "peak_memory_by_part": _most([record["peak_memory_by_part"] for record in records]),
             "model_hash": self.replica.content_hash(),
         }
+
+
+@dataclass
+class _Measured:
+    """An engine, while whose clients work memory counts as the visits', and else as aggregation."""
+
+    engine: Engine
+    peaks: PeakMemory
+
+    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+        arrivals = self.engine.exchange(plans)
+        while True:
+            self.peaks.begin("visit")
+            arrival = next(arrivals, None)
+            self.peaks.begin("aggregate")
+            if arrival is None:
+                return
+            yield arrival
+
+
+def _most(rounds: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
+    """The largest peak of each part; None where none is known."""
+    return {
+        part: max((peaks[part] or 0 for peaks in rounds), default=0) or None for part in rounds[0]
+    }
 
 
 def account_of(result: RoundResult, update_bytes: int) -> dict[str, Any]:

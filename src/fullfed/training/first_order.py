@@ -20,6 +20,7 @@ from fullfed.training.loss import Loss, answer_loss
 from fullfed.training.memory import checkpointed, input_cache
 from fullfed.training.optimizers import make_optimizers
 from fullfed.training.precision import autocast, matrix_units
+from fullfed.training.watch import OnStep, unwatched
 
 
 class TrainingError(Exception):
@@ -53,6 +54,7 @@ def train(
     loss: Loss = answer_loss,
     state: Mapping[str, Tensor] | None = None,
     exact: Mapping[str, Tensor] | None = None,
+    on_step: OnStep = unwatched,
 ) -> Improvement:
     """Take one step a batch on ``parameters``, in place.
 
@@ -65,6 +67,7 @@ def train(
         loss: of a batch, a float32 scalar.
         state: an earlier visit's, to go on from; None begins anew.
         exact: what 16-bit parameters are rounded from, as for ``Steps``.
+        on_step: is told each step's loss, for progress.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -88,6 +91,7 @@ def train(
                 total += value.detach()
             steps.take()
             losses.append(total)
+            on_step(total)
     values: list[float] = torch.stack(losses).tolist()
     if not all(math.isfinite(value) for value in values):
         raise TrainingError(

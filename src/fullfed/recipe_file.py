@@ -1,0 +1,116 @@
+"""Reading a recipe from its file: TOML, environment variables, and overrides."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from fullfed.config import Recipe, parse_recipe
+from fullfed.errors import UserError
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """The recipe in a TOML file, with ``key=value`` overrides applied.
+
+    Overriding ``method.name`` leaves the options and the codec of the recipe's own method behind,
+    and so do ``codec.name`` and ``aggregation.name`` with options. ``key=`` leaves a key of the
+    file out. The tables under ``compare`` are for ``fullfed compare`` alone.
+
+    ``$NAME`` and ``${NAME}`` in the file's and the overrides' strings stand for environment
+    variables; relative paths are relative to the folder the command runs in.
+
+    Raises:
+        UserError: the file is missing or not TOML, a key is unknown, a value is out of range.
+    """
+    tables = load_tables(path, overrides)
+    tables.pop("compare", None)
+    return parse_recipe(expand_variables(tables), str(path))
+
+
+def load_tables(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The tables of a recipe's file, overrides applied, neither expanded nor validated.
+
+    Raises:
+        UserError: the file is missing or not TOML, or an override does not fit it.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: the recipe cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: this is not valid TOML ({error}).") from error
+    for override in overrides or []:
+        key, _, name = override.partition("=")
+        if key.strip() == "method.name":
+            change_method(tables, str(_toml_value(name.strip())))
+    for override in overrides or []:
+        key, _, name = override.partition("=")
+        table = key.strip().removesuffix(".name")
+        if table in ("codec", "aggregation") and key.strip() != table:
+            rename(tables, table, str(_toml_value(name.strip())))
+    for override in overrides or []:
+        _apply_override(tables, override)
+    return tables
+
+
+def rename(tables: dict[str, Any], table: str, name: str) -> None:
+    """Leave the options of another method, codec or rule behind: they mean nothing to this one."""
+    if tables.get(table, {}).get("name") != name:
+        tables[table] = {"name": name}
+
+
+def change_method(tables: dict[str, Any], name: str) -> None:
+    """Leave another method's options and its codec behind: the new one has its own."""
+    if tables.get("method", {}).get("name") != name:
+        tables.pop("codec", None)
+    rename(tables, "method", name)
+
+
+def _apply_override(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"--set {override}: write it as key=value, such as federation.rounds=3.")
+    *parents, last = key.strip().split(".")
+    table = tables
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {override}: {parent!r} is not a table of the recipe.")
+    if text.strip():
+        table[last] = _toml_value(text.strip())
+    else:
+        table.pop(last, None)
+
+
+def _toml_value(text: str) -> Any:
+    """The text as a TOML value; what is not one is a plain string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def expand_variables(value: Any) -> Any:
+    """The value with every string in it expanded.
+
+    Raises:
+        UserError: an environment variable is not set.
+    """
+    if isinstance(value, dict):
+        return {key: expand_variables(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand_variables(item) for item in value]
+    return _expanded(value) if isinstance(value, str) else value
+
+
+def _expanded(text: str) -> str:
+    def replace(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise UserError(f"{text}: the environment variable {name} is not set; set it.")
+        return os.environ[name]
+
+    return re.sub(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", replace, text)
