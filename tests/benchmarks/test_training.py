@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fullfed.training.loss import answer_loss
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
 
 from contenders import CONTENDERS, Task
 from shapes import SHAPES, random_clients
-from training import examples, floor_seconds
+
+# By its file: "training" is a folder of tests as well.
+_spec = spec_from_file_location("benchmarks_training", BENCHMARKS / "training.py")
+assert _spec is not None
+assert _spec.loader is not None
+benchmark = module_from_spec(_spec)
+_spec.loader.exec_module(benchmark)
 
 
 def test_the_floor_is_every_product_of_matrices_in_a_step_and_no_other() -> None:
     """Samples of one length: padding is computed as well, and has no share of the floor."""
     model = SHAPES["tiny"].model("cpu")
     task = Task(model, "float32", 2, 3, random_clients(1, 6, 20, 512)[0])
-    seconds, rate = floor_seconds(task)
+    seconds, rate = benchmark.floor_seconds(task)
     with FlopCounterMode(display=False) as counter:
         for batch in task.batches:
             answer_loss(model, batch).backward()
@@ -34,7 +42,7 @@ def test_the_floor_is_every_product_of_matrices_in_a_step_and_no_other() -> None
 @pytest.mark.parametrize("name", ["loop", "loop, all logits", "Trainer"])
 def test_whatever_a_visit_is_compared_with_trains_the_same(name: str) -> None:
     """A visit puts the weights back, so its training is the plain loop's: test_first_order.py."""
-    task = Task(SHAPES["tiny"].model("cpu"), "float32", 3, 2, examples(6, 16, 512))
+    task = Task(SHAPES["tiny"].model("cpu"), "float32", 3, 2, benchmark.examples(6, 16, 512))
 
     def change(contender: str) -> torch.Tensor:
         task.restore()

@@ -56,6 +56,20 @@ def test_each_part_has_a_peak_of_its_own_and_the_largest_stays() -> None:
     assert peaks.end() == {}
 
 
+@pytest.mark.skipif(not environment._CLEAR.exists(), reason="the system does not tell")
+def test_memory_that_was_freed_is_not_of_the_next_part() -> None:
+    """Pieces below the allocator's threshold stay with it, as a visit's activations do."""
+    peaks = PeakMemory()
+    peaks.begin("visit")
+    pieces, kept = [bytearray(b"1" * 100_000) for _ in range(3000)], list[bytearray]()
+    for _ in range(3):
+        kept.append(pieces.pop())  # at the heap's end
+    del pieces
+    peaks.begin("evaluate")
+    found = peaks.end()
+    assert (found["visit"] or 0) - (found["evaluate"] or 0) > 250 << 20
+
+
 def test_where_the_system_cannot_tell_parts_have_no_peak_and_all_together_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

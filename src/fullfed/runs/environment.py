@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -110,8 +111,17 @@ def _reset_peak() -> bool:
     if _on_gpu():
         torch.cuda.reset_peak_memory_stats()
         return True
+    _return_freed()
     try:
         _CLEAR.write_text("5")
     except OSError:
         return False
     return True
+
+
+def _return_freed() -> None:
+    """Have glibc give back to the system what it keeps of freed memory: it would count as in use,
+    and the part after a visit would seem to need what the visit did."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other libraries have none
+    if trim is not None:
+        trim(0)

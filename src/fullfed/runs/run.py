@@ -332,20 +332,15 @@ class _Run:
 
 @dataclass
 class _Measured:
-    """An engine, while whose clients work memory counts as the visits', and else as aggregation."""
+    """An engine whose clients' work counts as visits, and what comes after it as aggregation."""
 
     engine: Engine
     peaks: PeakMemory
 
     def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
-        arrivals = self.engine.exchange(plans)
-        while True:
-            self.peaks.begin("visit")
-            arrival = next(arrivals, None)
-            self.peaks.begin("aggregate")
-            if arrival is None:
-                return
-            yield arrival
+        self.peaks.begin("visit")
+        yield from self.engine.exchange(plans)
+        self.peaks.begin("aggregate")
 
 
 def _most(rounds: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
