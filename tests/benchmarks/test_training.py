@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,18 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fullfed.training.loss import answer_loss
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
+# The folder is on the path no longer than this takes: files in it are called as folders of tests are.
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+sys.path.insert(0, BENCHMARKS)
+try:
+    from contenders import CONTENDERS, Task
+    from shapes import SHAPES, random_clients
 
-from contenders import CONTENDERS, Task
-from shapes import SHAPES, random_clients
-
-# By its file: "training" is a folder of tests as well.
-_spec = spec_from_file_location("benchmarks_training", BENCHMARKS / "training.py")
-assert _spec is not None
-assert _spec.loader is not None
-benchmark = module_from_spec(_spec)
-_spec.loader.exec_module(benchmark)
+    benchmark = import_module("training")
+finally:
+    sys.path.remove(BENCHMARKS)
+    sys.modules.pop("training", None)
 
 
 def test_the_floor_is_every_product_of_matrices_in_a_step_and_no_other() -> None:
