@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fullfed.training.loss import answer_loss
 
-# The folder is on the path no longer than this takes: files in it are called as folders of tests are.
+# The folder is on the path no longer than this takes: its files are called as folders of tests.
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
 try:
