@@ -5,7 +5,7 @@
     python benchmarks/smollm2.py table
 
 ``run`` carries out what is missing of the plan below, the most telling runs first, each in a
-process of its own, by the labels of recipes/smollm2-*.toml. What a run came to is written at once
+process and on a core of its own, by the labels of recipes/smollm2-*.toml. What a run came to is written at once
 to docs/results/smollm2/rows.json, so that another day (or machine) goes on; a run that was
 interrupted is resumed from its folder. Folders of finished runs are deleted, because FedAvg's logs
 are of gigabytes. ``table`` prints the tables of docs/results/smollm2.md.
@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import tomli_w
@@ -86,10 +89,15 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
         command = ["resume", str(home)]
     else:
         shutil.rmtree(home, ignore_errors=True)
-        recipe = folder / "recipe.toml"
+        recipe = folder / f"{home.name}.toml"
         recipe.write_text(tomli_w.dumps(tables_of(contestant.recipe)))
         command = ["run", str(recipe), "--out", str(home)]
-    subprocess.run([sys.executable, "-m", "fullfed", *command], check=True, cwd=ROOT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (folder / f"{home.name}.txt").open("a") as said:
+        subprocess.run(
+            [sys.executable, "-m", "fullfed", *command],
+            **{"check": True, "cwd": ROOT, "env": environment, "stdout": said, "stderr": said},
+        )
     lines = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((home / "summary.json").read_text())
     base = json.loads((home / "base.json").read_text())
@@ -117,18 +125,26 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def run_all(folder: Path, only: Sequence[str], minutes: float) -> None:
+def run_all(folder: Path, only: Sequence[str], jobs: int, minutes: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    started, writing = time.monotonic(), Lock()
     rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     due = [run for run in plan() if name(run) not in rows and all(o in name(run) for o in only)]
-    for number, run in enumerate(due):
+
+    def one(run: Run) -> None:
         if time.monotonic() - started > 60 * minutes:
-            print(f"{len(due) - number} runs are left; the same command goes on")
             return
-        print(f"{number + 1}/{len(due)} {name(run)}", flush=True)
-        rows[name(run)] = carry_out(run, folder)
-        write_json(ROWS, rows)
+        print(f"{name(run)}: begun", flush=True)
+        row = carry_out(run, folder)
+        with writing:
+            rows[name(run)] = row
+            write_json(ROWS, rows)
+        seconds = row["seconds"]["total"]
+        print(f"{name(run)}: loss {row['after']['loss']:.4f} after {seconds:.0f} s", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(one, run) for run in due]:
+            done.result()
 
 
 def drop(row: Mapping[str, Any]) -> float:
@@ -192,12 +208,13 @@ def main() -> None:
     runs = commands.add_parser("run")
     runs.add_argument("--out", type=Path, default=ROOT / "runs/smollm2")
     runs.add_argument("--only", nargs="*", default=[], help="parts of the names of runs to do")
+    runs.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core")
     runs.add_argument("--minutes", type=float, default=1e9, help="no run is begun after these")
     commands.add_parser("table")
     commands.add_parser("plan")
     options = parser.parse_args()
     if options.command == "run":
-        run_all(options.out, options.only, options.minutes)
+        run_all(options.out, options.only, options.jobs, options.minutes)
     elif options.command == "plan":
         print("\n".join(name(run) for run in plan()))
     else:
