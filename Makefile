@@ -5,10 +5,13 @@ BIN := .venv/bin
 # The oldest and the newest version of Flower that are supported.
 FLOWER := 1.41.0 1.42.0
 
-.PHONY: quickstart test test-flower lint format clean
+.PHONY: quickstart smollm2 test test-flower lint format clean
 
 quickstart: .venv/run.stamp ## FedAvg beside Ferret on the embedded model and tasks
 	$(BIN)/fullfed quickstart
+
+smollm2: .venv/run.stamp ## a real language model of 135 million parameters, in models/smollm2-135m
+	$(BIN)/python scripts/fetch_smollm2.py
 
 test: .venv/dev.stamp ## the whole test suite; FULLFED_SHARED names the folder of real data
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
