@@ -5,10 +5,10 @@
     python benchmarks/smollm2.py table
 
 ``run`` carries out what is missing of the plan below, the most telling runs first, each in a
-process and on a core of its own, by the labels of recipes/smollm2-*.toml. What a run came to is written at once
-to docs/results/smollm2/rows.json, so that another day (or machine) goes on; a run that was
-interrupted is resumed from its folder. Folders of finished runs are deleted, because FedAvg's logs
-are of gigabytes. ``table`` prints the tables of docs/results/smollm2.md.
+process and on a core of its own, by the labels of recipes/smollm2-*.toml. What a run came to is
+written at once to docs/results/smollm2/rows.json, so that another day (or machine) goes on; a run
+that was interrupted is resumed from its folder. Folders of finished runs are deleted, because
+FedAvg's logs are of gigabytes. ``table`` prints the tables of docs/results/smollm2.md.
 """
 
 from __future__ import annotations
@@ -143,8 +143,11 @@ def run_all(folder: Path, only: Sequence[str], jobs: int, minutes: float) -> Non
         print(f"{name(run)}: loss {row['after']['loss']:.4f} after {seconds:.0f} s", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(one, run) for run in due]:
-            done.result()
+        try:
+            for done in [pool.submit(one, run) for run in due]:
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def drop(row: Mapping[str, Any]) -> float:
