@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fullfed.compare.plan import contestants
-from fullfed.config import load_tables, parse_bytes
+from fullfed.config import , parse_bytes
+from fullfed.recipe_file import load_tables
 from fullfed.methods.codecs.sketch import REPORT_HEADER
 from fullfed.methods.composition import Composition
 from fullfed.runs.assembly import build_method, choose

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fullfed.config import load_recipe
+from fullfed.recipe_file import load_recipe
 from fullfed.runs.assembly import choose
 from fullfed.runs.loading import read_data
 
