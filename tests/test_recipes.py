@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fullfed.compare.plan import contestants
-from fullfed.config import , parse_bytes
-from fullfed.recipe_file import load_tables
+from fullfed.config import parse_bytes
 from fullfed.methods.codecs.sketch import REPORT_HEADER
 from fullfed.methods.composition import Composition
+from fullfed.recipe_file import load_tables
 from fullfed.runs.assembly import build_method, choose
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
