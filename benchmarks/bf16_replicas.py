@@ -6,9 +6,10 @@
 
 Real tasks (natural-instructions), at a learning rate so small that a round changes a weight by
 less than bfloat16 can tell apart; Ferret, or with ``--ratio 0`` FedAvg. The same federation with
-replicas of five kinds, all of which begin at the same numbers of bfloat16:
+replicas of six kinds, all of which begin at the same numbers of bfloat16:
 
 - float32:     the reference;
+- autocast:    float32 that computes in bfloat16, ``local.precision = "bfloat16"``;
 - nearest:     bfloat16, each update rounded to nearest (no recipe can ask for it);
 - on the grid: bfloat16 with exact weights beside it that begin at the checkpoint (nor for this);
 - stochastic:  bfloat16, ``model.rounding = "stochastic"``;
@@ -75,6 +76,7 @@ def replicas(seed: int) -> dict[str, tuple[torch.dtype, Rounding]]:
     """What each kind of replica is kept in, and how it rounds."""
     return {
         "float32": (torch.float32, Rounding()),
+        "autocast": (torch.float32, Rounding()),
         "nearest": (torch.bfloat16, Nearest()),
         "on the grid": (torch.bfloat16, OnTheGrid("master", seed)),
         "stochastic": (torch.bfloat16, Rounding("stochastic", seed)),
@@ -82,7 +84,9 @@ def replicas(seed: int) -> dict[str, tuple[torch.dtype, Rounding]]:
     }
 
 
-def make_method(model: PreTrainedModel, clients: int, options: argparse.Namespace) -> Composition:
+def make_method(
+    model: PreTrainedModel, clients: int, kind: str, options: argparse.Namespace
+) -> Composition:
     setting = Setting(
         federation=FederationTable(rounds=options.rounds, clients_per_round=2, seed=options.seed),
         local=LocalTable(
@@ -91,6 +95,7 @@ def make_method(model: PreTrainedModel, clients: int, options: argparse.Namespac
             clip=1.0,
             batch_size=4,
             steps=options.steps,
+            precision="bfloat16" if kind == "autocast" else "float32",
         ),
         memory=MemoryTable(),
         clients=clients,
@@ -105,10 +110,14 @@ def make_method(model: PreTrainedModel, clients: int, options: argparse.Namespac
 
 
 def rounds(
-    model: PreTrainedModel, rounding: Rounding, data: FederatedData, options: argparse.Namespace
+    model: PreTrainedModel,
+    kind: str,
+    rounding: Rounding,
+    data: FederatedData,
+    options: argparse.Namespace,
 ) -> Iterator[int]:
     """Take the model from round to round; yields how many there have been, from 0."""
-    method = make_method(model, len(data.clients), options)
+    method = make_method(model, len(data.clients), kind, options)
     clients = {n: client.examples for n, client in enumerate(data.clients)}
     worker = Worker(Replica(model, method, rounding), method, clients)
     yield 0
@@ -180,7 +189,7 @@ def main() -> None:
             continue
         model, losses = load(folder, dtype), {}
         start = flat(model)
-        for number in rounds(model, rounding, data, options):
+        for number in rounds(model, name, rounding, data, options):
             if number % (options.rounds // 4) == 0:
                 losses[str(number)] = loss_in_float32(flat(model), folder, data)
                 print(name, number, losses[str(number)], file=sys.stderr, flush=True)
