@@ -3,9 +3,12 @@
     python benchmarks/overhead.py                                tiny shapes on a CPU: minutes
     python benchmarks/overhead.py --shapes llama-3b llama-7b     16-bit weights on a GPU
     python benchmarks/overhead.py --json > overhead.json
+    python benchmarks/overhead.py --shapes smollm2 --optimizer adamw --precision bfloat16 \
+        --clients 3 --steps 5 --length 192 --rounds 1 --threads 2
 
-Random weights, random tokens, SGD; all else is fullfed's own methods, messages and rounds. One
-table a shape, laid out like tables 4 to 6 of the Ferret paper, each cell the best of the rounds:
+Random weights, random tokens, SGD unless --optimizer says another; all else is fullfed's own
+methods, messages and rounds. One table a shape, laid out like tables 4 to 6 of the Ferret paper,
+each cell the best of the rounds:
 
 - local update, encoding: seconds of one client; they are visited one after another here and work
   side by side in a federation. Encoding turns the trained weights into a report: for Ferret it is
@@ -42,11 +45,12 @@ from fullfed.federation.client import Worker
 from fullfed.federation.messages import Plan, Report, Update, decode, encode
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import run_round
-from fullfed.methods import fedavg, ferret
+from fullfed.methods import fedavg, fedcybgd, fedkseed, ferret
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.topk import TopK
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import Setting
+from fullfed.training.layers import layer_names
 from fullfed.units import bytes_text
 from machine import machine
 from shapes import SHAPES, random_clients
@@ -73,6 +77,11 @@ def methods(setting: Setting, coordinates: int, device: str) -> dict[str, Compos
         f"Ferret, sign basis, K = {many:,}": sketched(many),
         "Ferret, a hundredth of the bytes": hundredth,
         "Top-k, a hundredth of the bytes": fedavg.build(top, fedavg.FedAvgOptions()),
+        "FedKSeed": fedkseed.build(setting, fedkseed.FedKSeedOptions()),
+        "FedCyBGD, one block": fedcybgd.build(
+            replace(setting, codec=Dense("bfloat16", error_feedback=True)),
+            fedcybgd.FedCyBGDOptions(order="rotating", clients_per_block=setting.cohort_size),
+        ),
     }
 
 
@@ -166,10 +175,18 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     def built(clients: int, steps: int) -> dict[str, Composition]:
         setting = Setting(
             federation=FederationTable(rounds=1, clients_per_round=clients),
-            local=LocalTable(learning_rate=1e-4, clip=None, batch_size=4, steps=steps),
+            local=LocalTable(
+                optimizer=options.optimizer,
+                learning_rate=1e-4,
+                clip=None,
+                batch_size=4,
+                steps=steps,
+                precision=options.precision,
+            ),
             memory=MemoryTable(),
             clients=clients,
             shapes={key: p.shape for key, p in model.named_parameters()},
+            layers=layer_names(model),
         )
         return methods(setting, shape.coordinates, device)
 
@@ -224,6 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--length", type=int, help="tokens a sample; 256 on a GPU, else 32")
+    parser.add_argument("--optimizer", default="sgd")
+    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"])
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--json", action="store_true", help="rows and machine, instead of tables")
     options = parser.parse_args(arguments)
@@ -238,7 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(table(found), file=sys.stderr if options.json else sys.stdout, flush=True)
         rows += found
     if options.json:
-        asked = {key: getattr(options, key) for key in ("clients", "steps", "rounds", "length")}
+        asked = {
+            key: getattr(options, key)
+            for key in ("clients", "steps", "rounds", "length", "optimizer", "precision")
+        }
         print(json.dumps({"machine": machine(options.device) | asked, "rows": rows}, indent=1))
 
 

@@ -17,6 +17,7 @@ class Shape:
 
     Attributes:
         hidden, feed_forward, layers, heads, vocabulary: of the model.
+        groups: heads of keys and values, where they are fewer.
         tied: whether input and output embeddings are one.
         coordinates: K of Ferret, half of the paper's "parameters up + down" where it has one.
     """
@@ -28,6 +29,7 @@ class Shape:
     vocabulary: int = 32000
     tied: bool = False
     coordinates: int = 3900
+    groups: int | None = None
 
     def model(self, device: str) -> PreTrainedModel:
         """Random weights: float32 on a CPU, bfloat16 on a GPU (the paper's have 16 bits)."""
@@ -36,6 +38,7 @@ class Shape:
             intermediate_size=self.feed_forward,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
+            num_key_value_heads=self.groups or self.heads,
             vocab_size=self.vocabulary,
             tie_word_embeddings=self.tied,
         )
@@ -49,6 +52,8 @@ SHAPES = {
     "tiny": Shape(64, 172, 5, 8, vocabulary=512, tied=True),
     "4m": Shape(256, 688, 4, 8, vocabulary=4096, tied=True),
     "15m": Shape(288, 768, 6, 6, tied=True),  # stories15M
+    # SmolLM2-135M; 20 coordinates for each of the paper's kind of blocks.
+    "smollm2": Shape(576, 1536, 30, 9, 49152, tied=True, coordinates=3040, groups=3),
     # datajuicer/LLaMA-1B-dj-refine-150B; its feed-forward width follows from the file's size.
     "llama-1b": Shape(2048, 5504, 24, 16),
     "llama-3b": Shape(3200, 8640, 26, 32),  # openlm-research/open_llama_3b; table 4
