@@ -51,8 +51,8 @@ def test_the_parts_of_a_round_are_its_total(result: dict[str, Any]) -> None:
 
 
 def test_bytes_are_those_of_the_messages(result: dict[str, Any]) -> None:
-    """FedAvg moves 4 bytes a parameter each way; Ferret 4 a coordinate, down for each client. A
-    hundredth is never exceeded, and used but for a header's room."""
+    """FedAvg moves 4 bytes a parameter each way; Ferret 4 a coordinate, down for each client;
+    FedKSeed 4 a candidate down. A hundredth is never exceeded, and used but for a header's room."""
     for row in result["rows"]:
         if "hundredth" in row["method"]:
             assert row["d"] / 25 - 1024 < row["up"] <= row["d"] / 25
@@ -60,6 +60,10 @@ def test_bytes_are_those_of_the_messages(result: dict[str, Any]) -> None:
             continue
         if row["method"] == "FedAvg":
             up, down = 4 * row["d"], 4 * row["d"]
+        elif row["method"] == "FedKSeed":
+            up, down = 0, 4 * 4096
+        elif "FedCyBGD" in row["method"]:
+            up = down = 2 * (4 * 64 * 64 + 3 * 64 * 172 + 2 * 64)  # a layer, in 16 bits
         else:
             up = 4 * (65536 if "65,536" in row["method"] else 3900)
             down = up if "shared" in row["method"] else 2 * up
