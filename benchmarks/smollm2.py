@@ -84,7 +84,9 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     source = ROOT / f"recipes/smollm2-{data}.toml"
     overrides = [f"federation.seed={seed}", *VARIANTS[variant]]
     (contestant,) = contestants(load_tables(source, overrides), [label], str(source))
-    home = folder / name(run).replace(" ", "-")
+    home = home_of(run, folder)
+    if (home / "summary.json").exists():
+        return row_of(run, home, contestant.recipe.evaluation.metrics)
     if (home / "base.json").exists():
         command = ["resume", str(home)]
     else:
@@ -98,11 +100,19 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
             [sys.executable, "-m", "fullfed", *command],
             **{"check": True, "cwd": ROOT, "env": environment, "stdout": said, "stderr": said},
         )
+    return row_of(run, home, contestant.recipe.evaluation.metrics)
+
+
+def home_of(run: Run, folder: Path) -> Path:
+    return folder / name(run).replace(" ", "-")
+
+
+def row_of(run: Run, home: Path, metrics: Sequence[str]) -> dict[str, Any]:
+    """What a finished run came to."""
+    data, label, seed, variant = run
     lines = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((home / "summary.json").read_text())
     base = json.loads((home / "base.json").read_text())
-    shutil.rmtree(home)
-    metrics = contestant.recipe.evaluation.metrics
     clients = [count for line in lines for count in line["bytes"]["up_by_client"].values()]
     return {
         "data": data,
@@ -127,6 +137,7 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
 
 def run_all(folder: Path, only: Sequence[str], jobs: int, minutes: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    ROWS.parent.mkdir(exist_ok=True)
     started, writing = time.monotonic(), Lock()
     rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     due = [run for run in plan() if name(run) not in rows and all(o in name(run) for o in only)]
@@ -139,6 +150,7 @@ def run_all(folder: Path, only: Sequence[str], jobs: int, minutes: float) -> Non
         with writing:
             rows[name(run)] = row
             write_json(ROWS, rows)
+        shutil.rmtree(home_of(run, folder))
         seconds = row["seconds"]["total"]
         print(f"{name(run)}: loss {row['after']['loss']:.4f} after {seconds:.0f} s", flush=True)
 
