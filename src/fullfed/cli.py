@@ -269,8 +269,8 @@ def _unused(path: Path, used: Callable[[Path], bool] = Path.exists) -> Path:
 def main() -> None:
     """The entry point: a UserError is one sentence and exit code 2, never a traceback."""
     # How long a thread spins for another before it sleeps. By default so long that on a busy
-    # machine the other one gets a core late: ten steps that take 0.5 s on two quiet cores took 2.0 s
-    # beside two busy processes, and 1.3 s with this. It counts before torch is loaded.
+    # machine the other one gets a core late: ten steps that take 0.5 s on two quiet cores took
+    # 2.0 s beside two busy processes, and 1.3 s with this. It counts before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     try:
         app()
