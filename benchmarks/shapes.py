@@ -68,7 +68,7 @@ def random_clients(
     draw = np.random.default_rng(0)
     return [
         [
-            TokenizedExample(draw.integers(0, vocabulary, length, dtype=np.int32), 1)
+            TokenizedExample.pair(draw.integers(0, vocabulary, length, dtype=np.int32), 1)
             for _ in range(samples)
         ]
         for _ in range(clients)

@@ -109,7 +109,7 @@ def examples(count: int, length: int, vocabulary: int) -> list[TokenizedExample]
     draw = np.random.default_rng(0)
     sizes = draw.integers(length // 2, length + 1, count)
     return [
-        TokenizedExample(draw.integers(0, vocabulary, size, dtype=np.int32), int(size) // 2)
+        TokenizedExample.pair(draw.integers(0, vocabulary, size, dtype=np.int32), int(size) // 2)
         for size in sizes
     ]
 

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from fullfed.data.batches import Batch, evaluation_batches, training_batches
-from fullfed.data.records import Example
+from fullfed.data.examples import Example
 from fullfed.data.tokens import TokenizedExample, tokenize
 from fullfed.data.wording import AlpacaWording
 from fullfed.quickstart import MODEL_PATH
@@ -54,7 +54,7 @@ BEGIN, END, PAD = "<s>", "</s>", "<pad>"
 def template_pieces() -> list[str]:
     """The fixed texts of the Alpaca prompts with and without input."""
     slot = "{}"
-    prompts = [AlpacaWording.prompt(Example(slot, given, "", ("",))) for given in (slot, "")]
+    prompts = [AlpacaWording.prompt(Example.single(slot, given, "")) for given in (slot, "")]
     pieces = {piece.strip() for prompt in prompts for piece in prompt.split("\n")}
     return sorted(pieces - {"", slot})
 

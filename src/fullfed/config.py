@@ -48,6 +48,22 @@ def _check_device(name: str) -> str:
     return name
 
 
+TEMPLATES = ("auto", "chat", "alpaca")  # by name
+
+
+def _check_template(template: str) -> str:
+    if not (template in TEMPLATES or template.endswith(".jinja") or is_jinja(template)):
+        raise ValueError(
+            f"{template[:40]!r} is no template; take 'auto', 'chat', 'alpaca' or a .jinja file"
+        )
+    return template
+
+
+def is_jinja(template: str) -> bool:
+    """Whether a template is written out, rather than named."""
+    return "{{" in template or "{%" in template
+
+
 Positive = Annotated[int, Field(gt=0)]
 Source = Annotated[str, AfterValidator(os.path.expanduser)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -80,13 +96,25 @@ class ModelTable(_Table):
 
 
 class ColumnsTable(_Table):
-    """What a record's field is called that holds the prompt, its context, the completion (the
-    answer that is trained on), the list of all accepted answers, the task's and the category's
-    name; where this is not said, the record's format says it."""
+    """What a record's fields are called, where the record's format does not say it.
+
+    prompt, context, completion: what is asked, what it is about, and the answer that is trained on;
+    texts, or lists of messages. messages: a whole conversation. text: what is learned as it is.
+    chosen, rejected: two answers, of which the first is liked better. system: what the assistant is
+    told to be. history: pairs of earlier questions and answers. tools: what the assistant may call.
+    references: the list of all accepted answers. task, category: their names.
+    """
 
     prompt: str | None = None
     context: str | None = None
     completion: str | None = None
+    messages: str | None = None
+    text: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    system: str | None = None
+    history: str | None = None
+    tools: str | None = None
     references: str | None = None
     task: str | None = None
     category: str | None = None
@@ -98,8 +126,11 @@ class DataTable(_Table):
     train, test: a file, a folder, a hub name, or "builtin". Without ``test`` the evaluation set
     is held out of ``train``: the category named by ``hold_out``, or ``test_samples`` at random.
     columns, ignore: of records; a field that has text in it and is neither in their format nor in
-    one of these is refused. date: what a chat template that writes the date is told; the day a run
-    begins on, which its folder records, where it is not said.
+    one of these is refused. template: "chat" is the tokenizer's own chat template, "alpaca"
+    Stanford Alpaca's, "auto" the first where there is one; or a file of a chat template in Jinja
+    (.jinja), or its content. answers: which of a conversation's are learned. date: what a chat
+    template that writes the date is told; the day a run begins on, which its folder records, where
+    it is not said.
     """
 
     train: Source
@@ -107,7 +138,8 @@ class DataTable(_Table):
     columns: ColumnsTable = ColumnsTable()
     ignore: tuple[str, ...] = ()
     hold_out: str | None = None
-    template: Literal["auto", "alpaca", "chat"] = "auto"
+    template: Annotated[str, AfterValidator(_check_template)] = "auto"
+    answers: Literal["all", "last"] = "all"
     max_length: Positive | None = None
     date: datetime.date | None = None
     partition: Literal["task", "category", "dirichlet", "iid"] = "task"

@@ -20,7 +20,7 @@ def sequence(number: int, length: int, prompt_length: int = 1) -> TokenizedExamp
     """Starts with its own number, by which a batch's rows are recognised."""
     ids = np.full(length, 9, dtype=np.int32)
     ids[0] = number
-    return TokenizedExample(ids, prompt_length)
+    return TokenizedExample.pair(ids, prompt_length)
 
 
 def sequences(count: int) -> list[TokenizedExample]:

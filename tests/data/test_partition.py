@@ -9,16 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.config import DataTable
+from fullfed.data.examples import Example
 from fullfed.data.partition import Part, dirichlet
 from fullfed.data.partition import partition as partition_by
-from fullfed.data.records import Example
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 from fullfed.randomness import Purpose, Stream
 
 
 def labelled(count: int, labels: int) -> list[Example]:
-    return [Example("", "", "", ("",), f"t{i % labels}", f"c{i % labels}") for i in range(count)]
+    return [
+        Example.single("", "", "", ("",), f"t{i % labels}", f"c{i % labels}") for i in range(count)
+    ]
 
 
 def partition(
@@ -107,7 +109,7 @@ def test_a_split_that_cannot_be_had_says_why(
 
 
 def test_data_without_labels_is_named() -> None:
-    bare = [Example("", "", "", ("",))] * 10
+    bare = [Example.single("", "", "", ("",))] * 10
     with pytest.raises(UserError, match="Example 1 has no task"):
         partition(bare, "task", None, 0.5, 1, 0)
     with pytest.raises(UserError, match="neither category nor task"):

@@ -11,7 +11,7 @@ import pytest
 
 from fullfed.config import ColumnsTable
 from fullfed.data import sources
-from fullfed.data.records import Example
+from fullfed.data.examples import Example
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 
@@ -29,7 +29,7 @@ def write_lines(path: Path, records: list[Any]) -> Path:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz"])
 def test_lines_are_read_plain_and_compressed_under_either_name(tmp_path: Path, name: str) -> None:
     path = write_lines(tmp_path / name, [ALPACA, ALPACA])
-    assert read_examples(str(path)) == [Example("Add.", "1, 2", "3", ("3",))] * 2
+    assert read_examples(str(path)) == [Example.single("Add.", "1, 2", "3", ("3",))] * 2
 
 
 def test_a_json_list_is_read(tmp_path: Path) -> None:
@@ -54,11 +54,11 @@ def test_each_format_is_known_by_its_fields(tmp_path: Path) -> None:
         for name, record in records.items()
     }
     assert read == {
-        "ni": Example("Do.", "x", "y", ("y", "z"), "t", "c"),
-        "hub": Example("Do.", "x", "y", ("y",), "t"),
-        "dolly": Example("Who?", "", "She.", ("She.",), "", "open_qa"),
-        "gsm8k": Example("How many?", "", "Two.\n#### 2", ("Two.\n#### 2",)),
-        "own": Example("Add.", "1, 2", "3", ("3", "three"), "sums", "numbers"),
+        "ni": Example.single("Do.", "x", "y", ("y", "z"), "t", "c"),
+        "hub": Example.single("Do.", "x", "y", ("y",), "t"),
+        "dolly": Example.single("Who?", "", "She.", ("She.",), "", "open_qa"),
+        "gsm8k": Example.single("How many?", "", "Two.\n#### 2", ("Two.\n#### 2",)),
+        "own": Example.single("Add.", "1, 2", "3", ("3", "three"), "sums", "numbers"),
     }
 
 
@@ -66,8 +66,10 @@ LOST = {
     "GSM8K with a context": (
         {"question": "Who?", "answer": "She.", "context": "She came."}, "context",
     ),
-    "Alpaca with a system prompt": ({**ALPACA, "system": "Be brief."}, "system"),
-    "Alpaca with a history": ({**ALPACA, "history": [["Hi.", "Hello."]]}, "history"),
+    "GSM8K with a system prompt": (
+        {"question": "Who?", "answer": "She.", "system": "Be brief."}, "system",
+    ),
+    "Dolly with a history": ({**DOLLY, "history": [["Hi.", "Hello."]]}, "history"),
     "Alpaca with a context": ({**ALPACA, "context": "Numbers."}, "context"),
     "Dolly with an input": ({**DOLLY, "input": "Numbers."}, "input"),
     "Dolly with references": ({**DOLLY, "references": ["Her."]}, "references"),
@@ -95,7 +97,7 @@ def test_a_field_that_would_be_lost_is_refused_with_both_ways_out(
 def test_an_empty_field_loses_nothing(tmp_path: Path) -> None:
     empty = {"system": "", "history": [], "note": None, "about": {}, "blank": " \n"}
     path = write_lines(tmp_path / "a.jsonl", [{**ALPACA, **empty}])
-    assert read_examples(str(path)) == [Example("Add.", "1, 2", "3", ("3",))]
+    assert read_examples(str(path)) == [Example.single("Add.", "1, 2", "3", ("3",))]
 
 
 def test_columns_say_what_a_format_does_not(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_columns_say_what_a_format_does_not(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [record])
     columns = ColumnsTable(context="passage", category="hospital")
     read = read_examples(str(path), columns=columns)
-    assert read == [Example("Who?", "She came.", "She.", ("She.",), "", "north")]
+    assert read == [Example.single("Who?", "She came.", "She.", ("She.",), "", "north")]
 
 
 def test_columns_alone_are_a_format(tmp_path: Path) -> None:
@@ -114,8 +116,8 @@ def test_columns_alone_are_a_format(tmp_path: Path) -> None:
         read_examples(str(path), columns=columns)
     columns = columns.model_copy(update={"context": "context"})
     assert read_examples(str(path), columns=columns) == [
-        Example("Who?", "She came.", "She.", ("She.", "Her.")),
-        Example("Who?", "", "She.", ("She.", "Her.")),
+        Example.single("Who?", "She came.", "She.", ("She.", "Her.")),
+        Example.single("Who?", "", "She.", ("She.", "Her.")),
     ]
 
 
@@ -153,12 +155,12 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
     [
         ('{"instruction": "a", "output": "b"}\n{"instr', r"bad\.jsonl, line 2: malformed JSON"),
         ('\n[1, 2]', r"line 2: expected a JSON object with fields, found list"),
-        ('{"text": "a story"}', r"line 1: fields text fit no known format"),
+        ('{"story": "a story"}', r"line 1: fields story fit no known format"),
         ('{"instruction": "a", "output": 3}', r"line 1: field 'output' is int, not text"),
         (f"{json.dumps(ALPACA)}\n{json.dumps(DOLLY)}",
          r"line 2: a Dolly record in a file that began with Alpaca records"),
         ('{"instruction": "a", "output": "b", "references": "b"}', r"line 1: field 'references'"),
-        ('{"instruction": "a", "output": "\\ud83d!"}', r"'output' has half a character"),
+        ('{"instruction": "a", "output": "\\ud83d!"}', r"field 'output' has half a character"),
         ('{"instruction": "a", "output": "b", "references": ["\\udc00"]}', "has half"),
         ("[" * 100_000, r"line 1: malformed JSON"),
         ('{"output": ' + "1" * 5000 + "}", r"line 1: malformed JSON"),
@@ -293,9 +295,10 @@ def test_most_real_code_is_given_its_language(shared: Path) -> None:
     assert sum(e.category == "other" for e in script) > 0.98 * len(script)
 
 
-def test_real_text_files_without_instructions_are_refused(shared: Path) -> None:
-    with pytest.raises(UserError, match="line 1: fields text fit no known format"):
-        read_examples("data/tinystories.jsonl.gz", root=shared)
+def test_real_texts_are_read_as_they_are(shared: Path) -> None:
+    examples = read_examples("data/tinystories.jsonl.gz", root=shared)
+    assert all(e.is_text and e.references == () for e in examples)
+    assert examples[0].output.startswith(("Once", "One"))
 
 
 def test_a_field_that_repeats_the_others_is_not_lost(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fullfed.data.records import Example
+from fullfed.data.examples import Example
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 
@@ -31,8 +31,10 @@ def test_every_instance_of_every_task_is_read_in_order_of_file_names(tmp_path: P
     write_task(tmp_path / "task001_a.json")
     (tmp_path / "README.md").write_text("not a task")
     assert read_examples(str(tmp_path)) == [
-        Example("Complete the analogy.", "a : b", "c", ("c", "d"), "task001_a", "Word Analogy"),
-        Example("Old style.", "a : b", "c", ("c", "d"), "task002_b", "Misc."),
+        Example.single(
+            "Complete the analogy.", "a : b", "c", ("c", "d"), "task001_a", "Word Analogy"
+        ),
+        Example.single("Old style.", "a : b", "c", ("c", "d"), "task002_b", "Misc."),
     ]
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fullfed.data.records import Example
+from fullfed.data.examples import Example
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import shorten, tokenize
-from fullfed.data.wording import AlpacaWording, Template
+from fullfed.data.wording import AlpacaWording
 from fullfed.errors import UserError
 
 BOS, EOS = 256, 257
@@ -19,10 +19,10 @@ CHAT = (
 
 
 def example(instruction: str = "Add.", input_: str = "1, 2", output: str = "3") -> Example:
-    return Example(instruction, input_, output, (output,))
+    return Example.single(instruction, input_, output, (output,))
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerFast, template: Template) -> str:
+def prompt_text(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
     (only,) = tokenize([example()], tokenizer, template, 1000).examples
     return str(tokenizer.decode(only.ids[: only.prompt_length]))
 

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fullfed.data.records import Example
+from fullfed.data.chat import ChatWording, _conversation, on_date
+from fullfed.data.examples import Example
+from fullfed.data.guard import special_tokens
 from fullfed.data.tokens import TokenizedExample, tokenize
-from fullfed.data.wording import choose_wording, on_date, special_tokens
+from fullfed.data.wording import choose_wording
 from fullfed.errors import UserError
 
 from .chat_templates import BARE, CHATML, KINDS, LLAMA_3, QWEN_3, Kind, make_tokenizer
@@ -27,7 +29,7 @@ PLAIN = [
 
 
 def example(instruction: str, input_: str, output: str) -> Example:
-    return Example(instruction, input_, output, (output,))
+    return Example.single(instruction, input_, output, (output,))
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, one: Example) -> tuple[list[int], list[int]]:
@@ -103,9 +105,10 @@ def test_text_that_spells_a_control_token_stays_text(name: str) -> None:
 def test_guarded_text_is_tokenised_as_any_other(name: str) -> None:
     """What spells a token changes no other id: cut out again, the rest is what it was."""
     tokenizer = make_tokenizer(KINDS[name])
-    wording = choose_wording("chat", tokenizer)
+    wording = ChatWording(tokenizer)
     texts = [("What is the capital of France?", "It is Paris."), ("Add.", " one\n two ")]
-    assert wording._guarded(texts) == wording._encoded(texts)  # type: ignore[attr-defined]
+    talks = [_conversation(Example.single(asked, "", answer)) for asked, answer in texts]
+    assert wording._guarded(talks) == wording._encoded(talks)
 
 
 pieces = st.sampled_from(
@@ -118,8 +121,8 @@ texts = st.lists(pieces | st.text(max_size=4), max_size=6).map("".join)
 def test_no_message_brings_a_control_token(question: str, answer: str) -> None:
     tokenizer = _QWEN
     control = {number for number, _ in special_tokens(tokenizer).values()}
-    ((prompt, learned),) = choose_wording("chat", tokenizer).pairs([example(question, "", answer)])
-    names = [tokenizer.convert_ids_to_tokens(i) for i in [*prompt, *learned] if i in control]
+    (worded,) = choose_wording("chat", tokenizer).words([example(question, "", answer)])
+    names = [tokenizer.convert_ids_to_tokens(i) for i in worded.ids if i in control]
     assert names == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
 
 

@@ -16,5 +16,5 @@ def random_examples() -> list[TokenizedExample]:
         drawn = uniforms(Stream(number, 99), length)
         ids = np.array([256, *(drawn * 256).astype(int), 257], dtype=np.int32)
         prompt_length = 1 + length // (2 + number % 3)
-        examples.append(TokenizedExample(ids, prompt_length))
+        examples.append(TokenizedExample.pair(ids, prompt_length))
     return examples

@@ -27,7 +27,7 @@ TOGETHER = 2
 
 
 def example(length: int, answer: int) -> TokenizedExample:
-    return TokenizedExample(np.arange(length, dtype=np.int32) % 200 + 1, length - answer)
+    return TokenizedExample.pair(np.arange(length, dtype=np.int32) % 200 + 1, length - answer)
 
 
 # Two as they are trained on, and many that are shorter, of whose tokens most are answers.

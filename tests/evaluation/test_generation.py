@@ -127,7 +127,7 @@ def test_the_context_is_never_left(
     )
     ids = np.arange(64, dtype=np.int32)
     for prompt_length in (63, 50):
-        example = TokenizedExample(ids, prompt_length)
+        example = TokenizedExample.pair(ids, prompt_length)
         tiny_llama.generation_config.eos_token_id = None
         generate(tiny_llama, byte_tokenizer, [example], 20, 1)
     assert max(lengths) <= 64

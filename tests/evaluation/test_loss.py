@@ -123,6 +123,6 @@ def test_a_real_model_has_the_loss_its_card_states(shared: Path) -> None:
         prompt = tokenizer(f"{example.instruction}\n\nInput: {example.input}\n\nOutput:").input_ids
         answer = [*tokenizer(f" {example.output}").input_ids, tokenizer.eos_token_id]
         ids = np.array([*prompt, *answer], dtype=np.int32)
-        tokenized.append(TokenizedExample(ids, len(prompt)))
+        tokenized.append(TokenizedExample.pair(ids, len(prompt)))
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     assert evaluate_loss(model, tokenized, 8) == pytest.approx(5.044, abs=1e-3)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as TokenizerBase
 
 import pretrain_quickstart as script
-from fullfed.data.records import Example
+from fullfed.data.examples import Example
 from fullfed.quickstart import MODEL_PATH
 from fullfed.quickstart.tasks import FEDERATED
 from pretraining import PRETRAINING
@@ -96,7 +96,7 @@ def test_training_follows_from_the_seed_and_learns(tokenizer: TokenizerBase) -> 
 
 
 def test_the_template_costs_three_tokens(tokenizer: TokenizerBase) -> None:
-    example = Example("Say cat.", "", "cat", ("cat",))
+    example = Example.single("Say cat.", "", "cat", ("cat",))
     tokens = tokenizer.convert_ids_to_tokens(script.encode(tokenizer, [example])[0].ids.tolist())
     assert tokens[0] == "<s>"
     assert tokens[1].startswith("Below is")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import pytest
 
-from fullfed.data.records import Example
+from fullfed.data.examples import Example
 from fullfed.quickstart.kinds import Kind, Split, draw_examples
 from fullfed.quickstart.tasks import FEDERATED
 from pretraining import PRETRAINING, UNDERSTOOD
 
 KINDS = PRETRAINING | FEDERATED
+FIELDS = ("instruction", "input", "output", "references", "task", "category")
 
 
 def digest(kinds: Mapping[str, Kind]) -> str:
@@ -22,7 +22,8 @@ def digest(kinds: Mapping[str, Kind]) -> str:
     whole = hashlib.sha256()
     for name, kind in kinds.items():
         for split in ("train", "test"):
-            items = [asdict(item) for item in draw_examples(name, kind, 60, 11, split)]
+            drawn = draw_examples(name, kind, 60, 11, split)
+            items = [{key: getattr(item, key) for key in FIELDS} for item in drawn]
             whole.update(json.dumps(items, sort_keys=True).encode())
     return whole.hexdigest()
 

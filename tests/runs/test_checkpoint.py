@@ -255,4 +255,4 @@ def random_batch() -> list[TokenizedExample]:
     """Three samples of different lengths."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randint(500, (n,), generator=generator).int().numpy() for n in (9, 5, 7)]
-    return [TokenizedExample(ids, 3) for ids in drawn]
+    return [TokenizedExample.pair(ids, 3) for ids in drawn]

@@ -250,7 +250,7 @@ def test_streams_beside_samples_are_cached_by_sample(axis: int) -> None:
 def test_where_samples_cannot_be_told_from_streams_nothing_is_cached() -> None:
     below, last = nn.Identity(), nn.Identity()
     cache = InputCache([below, last], 1, 1 << 20)
-    batch = collate([TokenizedExample(np.arange(2, dtype=np.int32), 1) for _ in range(2)])
+    batch = collate([TokenizedExample.pair(np.arange(2, dtype=np.int32), 1) for _ in range(2)])
     hidden = torch.zeros(2, 2, 2, 5)  # two streams, two samples, two tokens
     for _ in range(2):
         with cache.serving(batch):

@@ -26,9 +26,9 @@ class Batch:
     Attributes:
         input_ids: int64, shape (examples, length).
         attention_mask: int64, shape (examples, length); 1 on prompt and answer, 0 on padding.
-        labels: int64, shape (examples, length); the answer's ids, -100 on prompt and padding.
+        labels: int64, shape (examples, length); the learned ids, -100 on the others and on padding.
             Not shifted: the label of a position is the id at that position.
-        tokens: how many answer tokens (end-of-sequence included).
+        tokens: how many learned tokens (the ends of answers included).
     """
 
     input_ids: torch.Tensor
@@ -68,12 +68,12 @@ def collate(examples: Sequence[TokenizedExample]) -> Batch:
     ids = [torch.from_numpy(example.ids).long() for example in examples]
     labels = [row.clone() for row in ids]
     for row, example in zip(labels, examples, strict=True):
-        row[: example.prompt_length] = IGNORED
+        row[torch.from_numpy(~example.learned)] = IGNORED
     return Batch(
         input_ids=pad_sequence(ids, batch_first=True, padding_value=_FILLER),
         attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
         labels=pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-        tokens=sum(map(_answer_length, examples)),
+        tokens=sum(example.learned_tokens for example in examples),
     )
 
 
@@ -107,20 +107,16 @@ def evaluation_batches(examples: Sequence[TokenizedExample], batch_size: int) ->
     """
     ordered = sorted(examples, key=len, reverse=True)
     most = batch_size * len(ordered[0])
-    most_answers = batch_size * max(map(_answer_length, ordered))
+    most_answers = batch_size * max(example.learned_tokens for example in ordered)
     batch, answers = list[TokenizedExample](), 0
     for example in ordered:
-        own = _answer_length(example)
+        own = example.learned_tokens
         if batch and (len(batch[0]) * (len(batch) + 1) > most or answers + own > most_answers):
             yield collate(batch)
             batch, answers = [], 0
         batch.append(example)
         answers += own
     yield collate(batch)
-
-
-def _answer_length(example: TokenizedExample) -> int:
-    return len(example) - example.prompt_length
 
 
 def _epoch(

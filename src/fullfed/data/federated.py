@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fullfed.config import DataTable
+from fullfed.data.examples import Example
 from fullfed.data.partition import Part, partition
-from fullfed.data.records import Example
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import PackedExamples, Tokenized, TokenizedExample, tokenize
 from fullfed.errors import UserError
@@ -60,7 +61,8 @@ class FederatedData:
             digest.update(f"{name!r} {len(examples)}\n".encode())
             for example in examples:
                 references = example.references
-                digest.update(f"{len(example)} {example.prompt_length} {references!r}\n".encode())
+                digest.update(f"{len(example)} {references!r}\n".encode())
+                digest.update(np.packbits(example.learned).tobytes())
                 digest.update(example.ids.astype("<i4").tobytes())
         return digest.hexdigest()
 
@@ -131,7 +133,7 @@ def federate(
     """
 
     def fitting(owner: str, own: Sequence[Example]) -> Tokenized:
-        tokenized = tokenize(own, tokenizer, table.template, max_length, table.date)
+        tokenized = tokenize(own, tokenizer, table.template, max_length, table.date, table.answers)
         if not tokenized.examples:
             raise UserError(
                 f"{owner} has no example whose answer fits into {max_length} tokens; raise "

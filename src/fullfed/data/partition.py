@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullfed.config import DataTable
-from fullfed.data.records import Example
+from fullfed.data.examples import Example
 from fullfed.errors import UserError
 from fullfed.randomness import Purpose, Stream, permutation, uniforms
 

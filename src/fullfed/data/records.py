@@ -1,103 +1,40 @@
-"""From the records of a dataset to examples: a format is known by the fields it has."""
+"""From the records of a dataset to examples."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from fullfed.config import ColumnsTable
+from fullfed.data.conversations import (
+    check_characters,
+    conversation,
+    is_conversation,
+    tools_of,
+)
+from fullfed.data.examples import TEXT, Example, Turn
+from fullfed.data.formats import Format, formats_of, is_empty, recognise, refuse_lost
 from fullfed.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One sample of an instruction dataset, whatever file it was read from.
-
-    Attributes:
-        instruction: what to do.
-        input: what to do it to; "" where the instruction says it all.
-        output: the answer that is trained on.
-        references: every accepted answer, at least the output.
-        task: the name of the task, "" where the source has none.
-        category: the kind of task, "" where the source has none.
-    """
-
-    instruction: str
-    input: str
-    output: str
-    references: tuple[str, ...]
-    task: str = ""
-    category: str = ""
-
-
-@dataclass(frozen=True)
-class Format:
-    """Which field of a record holds which field of an `Example`.
-
-    Attributes:
-        name: what the format is called in messages.
-        required: example field -> record field; a record with all of them has this format.
-        optional: the same for fields that may be absent or null.
-        about: record fields that say where a published record is from, and are not read.
-    """
-
-    name: str
-    required: dict[str, str]
-    optional: dict[str, str] = field(default_factory=dict)
-    about: tuple[str, ...] = ()
-
 
 # The samples of a task have these in common, and an instruction may be long: equal ones are kept
 # as one string.
-_OFTEN_EQUAL = {"instruction", "task", "category"}
-
-# The first format whose required fields a record has is the one it is read by.
-FORMATS = (
-    Format(
-        "natural-instructions",
-        {"instruction": "definition", "input": "input", "output": "output", "task": "task"},
-        {"references": "references", "category": "category"},
-        ("license",),
-    ),
-    Format(  # as Muennighoff/natural-instructions on the hub has it
-        "natural-instructions (hub)",
-        {"instruction": "definition", "input": "inputs", "output": "targets", "task": "task_name"},
-        about=("id",),
-    ),
-    Format(
-        "Dolly",
-        {"instruction": "instruction", "output": "response"},
-        {"input": "context", "category": "category"},
-        ("id", "idx"),
-    ),
-    Format("GSM8K", {"instruction": "question", "output": "answer"}, about=("id", "idx")),
-    Format(
-        "Alpaca",
-        {"instruction": "instruction", "output": "output"},
-        {"input": "input", "references": "references", "task": "task", "category": "category"},
-        ("id", "idx"),
-    ),
-)
-
-
-_WORDING = 250  # characters that a template puts around the texts of a record, at most
-
-# What a recipe calls the fields of an example.
-_OURS = {"prompt": "instruction", "context": "input", "completion": "output"}
+_OFTEN_EQUAL = ("prompt", "system", "task", "category")
 
 
 def examples_from_records(
     records: Iterable[tuple[str, object]],
     columns: ColumnsTable | None = None,
     ignore: Sequence[str] = (),
+    by: str | None = None,
 ) -> list[Example]:
     """The examples of (place, record) pairs; `place` is how messages name the record.
 
     Args:
         columns: what the records' fields are called, where their format does not say it.
         ignore: record fields that are taken for absent.
+        by: the record field that says whose an example is.
 
     Raises:
         UserError: a record is no object, has no known format or another one than the
@@ -105,9 +42,9 @@ def examples_from_records(
     """
     examples: list[Example] = []
     expected: Format | None = None
-    formats = _formats(columns or ColumnsTable())
-    context = columns and columns.context
-    found_context = False
+    formats = formats_of(columns or ColumnsTable())
+    named = [name for _, name in columns or () if name is not None]
+    found_names: set[str] = set()
     for place, record in records:
         if not isinstance(record, dict):
             raise UserError(
@@ -115,145 +52,212 @@ def examples_from_records(
                 "write one object a record."
             )
         record = {name: value for name, value in record.items() if name not in ignore}
-        found = _recognise(place, record, formats, expected)
+        owner = "" if by is None else _owner(place, record, by)
+        found = recognise(place, record, formats, expected)
         expected = expected or found
         if found is not expected:
             raise UserError(
                 f"{place}: a {found.name} record in a file that began with {expected.name} "
                 "records; keep one format a file."
             )
-        refuse_lost(place, record, expected)
-        examples.append(_read(place, record, expected))
-        found_context |= context in record
-    if context and examples and not found_context:
-        raise UserError(
-            f"{place}: neither this record nor any before it has the field {context!r}, which "
-            "columns.context names; correct it."
-        )
+        read = _read(place, record, expected, ignore)
+        refuse_lost(place, record, expected, _texts(read), by)
+        examples.append(replace(read, owner=owner))
+        found_names |= record.keys()
+    for name in named:
+        if examples and name not in found_names:
+            ours = next(ours for ours, theirs in columns or () if theirs == name)
+            raise UserError(
+                f"{place}: neither this record nor any before it has the field {name!r}, which "
+                f"columns.{ours} names; correct it."
+            )
     return examples
 
 
-def _formats(columns: ColumnsTable) -> tuple[Format, ...]:
-    """The known formats with the columns that were named; only these if they are enough."""
-    named = {_OURS.get(ours, ours): name for ours, name in columns if name is not None}
-    if {"instruction", "output"} <= named.keys():
-        required = {ours: named.pop(ours) for ours in ("instruction", "output")}
-        return (Format("columns", required, named),)
-    return tuple(
-        replace(
-            known,
-            required={ours: named.get(ours, name) for ours, name in known.required.items()},
-            optional={
-                **known.optional,
-                **{ours: name for ours, name in named.items() if ours not in known.required},
-            },
-        )
-        for known in FORMATS
-    )
-
-
-def refuse_lost(place: str, record: Mapping[str, Any], format_: Format) -> None:
-    """UserError if a field is neither read nor empty: a model would learn to do without it."""
-    read = {*format_.required.values(), *format_.optional.values(), *format_.about}
-    lost = [
-        name
-        for name, value in record.items()
-        if name not in read and not _is_empty(value) and not _repeats(value, record, format_)
-    ]
-    if lost:
-        names = ", ".join(f'"{name}"' for name in lost)
+def _owner(place: str, record: Mapping[str, Any], by: str) -> str:
+    value = record.get(by)
+    if not isinstance(value, str | int | float) or not str(value).strip():
         raise UserError(
-            f"{place}: {names} would not be read ({format_.name} has "
-            f"{', '.join((format_.required | format_.optional).values())}); leave it out with "
-            f"ignore = [{names}], or, if it belongs to the question, say so with "
-            f'columns = {{ context = "{lost[0]}" }}, in [data], on a node in node.toml.'
+            f"{place}: the field {by!r}, which data.by names, does not say whose the record is; "
+            "write it in every record."
         )
+    return sys.intern(str(value))
 
 
-def _repeats(value: object, record: Mapping[str, Any], format_: Format) -> bool:
-    """Whether a text is little more than all texts that are read, as Alpaca's "text" is."""
-    read = {*format_.required.values(), *format_.optional.values()}
-    texts = [t.strip() for name in read if isinstance(t := record.get(name), str)]
-    wording = _WORDING + sum(map(len, texts))
-    return (
-        isinstance(value, str)
-        and bool(texts)
-        and len(value) < wording
-        and all(text in value for text in texts)
-    )
+def _texts(example: Example) -> list[str]:
+    """All that an example says, without white space around it."""
+    said = [text for m in (*example.messages, *example.rejected) for text in (m.content, m.context)]
+    return [text.strip() for text in said if text.strip()]
 
 
-def _is_empty(value: object) -> bool:
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, list | dict) and not value)
-
-
-def _recognise(
-    place: str, record: Mapping[str, Any], formats: Sequence[Format], expected: Format | None
-) -> Format:
-    for candidate in formats:
-        if all(name in record for name in candidate.required.values()):
-            return candidate
-    if expected is not None:
-        lacking = [name for name in expected.required.values() if name not in record]
-        raise UserError(
-            f"{place}: the record lacks {' and '.join(map(repr, lacking))}, which the "
-            f"{expected.name} records before it have; add it, or take the record out."
-        )
-    known = "; ".join(f"{f.name}: {', '.join(f.required.values())}" for f in formats)
-    raise UserError(
-        f"{place}: fields {', '.join(map(str, record)) or '(none)'} fit no known format; "
-        f"rename them to one of these ({known})."
-    )
-
-
-def _read(place: str, record: Mapping[str, Any], format_: Format) -> Example:
-    names = {**format_.required, **format_.optional}
-    texts = {
-        ours: _text(place, record, theirs, required=ours in format_.required)
-        for ours, theirs in names.items()
-        if ours != "references"
-    }
-    references = record.get(names["references"]) if "references" in names else None
-    for ours in _OFTEN_EQUAL & texts.keys():
-        texts[ours] = sys.intern(texts[ours])
+def _read(place: str, record: Mapping[str, Any], format_: Format, ignore: Sequence[str]) -> Example:
+    """The example of a record, whatever its format."""
+    fields = _Fields(place, record, format_, ignore)
+    rejected: tuple[Turn, ...] = ()
+    if "chosen" in format_.required:
+        messages, rejected = _preference(fields)
+    elif "messages" in format_.required:
+        messages = fields.conversation("messages")
+    elif "text" in format_.required:
+        messages = [Turn(TEXT, fields.text("text"), learned=True)]
+    else:
+        messages = [*fields.history(), *fields.question(), *fields.answer("completion")]
+    messages = [*fields.system(messages), *messages]
+    if messages[0].role == "assistant":  # it answers nobody
+        messages[0] = replace(messages[0], learned=False)
+    messages = _answered(place, messages)
+    last = next(m for m in reversed(messages) if m.learned)
     return Example(
-        instruction=texts["instruction"],
-        input=texts.get("input", ""),
-        output=texts["output"],
-        references=_references(place, references or [texts["output"]]),
-        task=texts.get("task", ""),
-        category=texts.get("category", ""),
+        tuple(messages),
+        () if last.role == TEXT else fields.references() or (last.content,),
+        rejected,
+        fields.tools(),
+        fields.text("task"),
+        fields.text("category"),
+        place=place,
     )
 
 
-def _text(place: str, record: Mapping[str, Any], name: str, required: bool) -> str:
-    value = record.get(name)
-    if isinstance(value, str):
-        _check_characters(place, name, value)
-        return value
-    if value is None and not required:
-        return ""
-    raise UserError(
-        f"{place}: field {name!r} is {type(value).__name__}, not text; write it as a string."
-    )
+def _answered(place: str, messages: list[Turn]) -> list[Turn]:
+    """The messages up to the last that is learned.
 
-
-def _references(place: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        for text in value:
-            _check_characters(place, "references", text)
-        return tuple(value)
-    raise UserError(f"{place}: field 'references' is no list of texts; write a list of strings.")
-
-
-def _check_characters(place: str, name: str, text: str) -> None:
-    """UserError if an escape such as \\ud800 without its other half is in a text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
+    Raises:
+        UserError: none is.
+    """
+    while messages and not messages[-1].learned:
+        messages.pop()
+    if not messages:
         raise UserError(
-            f"{place}: field {name!r} has half a character (\\u{ord(text[error.start]):x}); "
-            "write both halves or leave it out."
-        ) from error
+            f"{place}: no message of an assistant's is there to learn; take the record out."
+        )
+    return messages
+
+
+def _preference(fields: _Fields) -> tuple[list[Turn], tuple[Turn, ...]]:
+    """The prompt with the chosen answer, and the rejected answer.
+
+    Where both answers begin with the same messages, these are the prompt.
+    """
+    chosen, rejected = fields.answer("chosen"), fields.answer("rejected")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    if shared or fields.has("messages"):
+        asked = fields.conversation("messages") if fields.has("messages") else chosen[:shared]
+    else:
+        asked = fields.question()
+        if not asked:  # texts that begin with what was said before
+            return (
+                [Turn(TEXT, m.content, learned=True) for m in chosen],
+                tuple(Turn(TEXT, m.content) for m in rejected),
+            )
+    prompt = [replace(message, learned=False) for message in asked]
+    return [*prompt, *chosen[shared:]], tuple(
+        replace(message, learned=False) for message in rejected[shared:]
+    )
+
+
+class _Fields:
+    """A record's fields by our names.
+
+    Args:
+        ignore: fields of messages that are taken for absent.
+    """
+
+    def __init__(
+        self, place: str, record: Mapping[str, Any], format_: Format, ignore: Sequence[str]
+    ) -> None:
+        self._place, self._record, self._ignore = place, record, ignore
+        self._format, self._names = format_, format_.fields
+
+    def has(self, ours: str) -> bool:
+        return not is_empty(self._value(ours))
+
+    def _value(self, ours: str) -> object:
+        return self._record.get(self._names.get(ours, ""))
+
+    def text(self, ours: str) -> str:
+        """A text; "" where a field that need not be there is not."""
+        value = self._value(ours)
+        name = self._names.get(ours)
+        if value is None and ours not in self._format.required:
+            return ""
+        if not isinstance(value, str):
+            raise UserError(
+                f"{self._place}: field {name!r} is {type(value).__name__}, not text; write it as "
+                "a string."
+            )
+        check_characters(f"{self._place}, field {name!r}", value)
+        return sys.intern(value) if ours in _OFTEN_EQUAL else value
+
+    def conversation(self, ours: str) -> list[Turn]:
+        """A list of messages."""
+        return conversation(self._place, self._names[ours], self._value(ours), self._ignore)
+
+    def question(self) -> list[Turn]:
+        """What is asked: a text and its context, or messages; none where there is no prompt."""
+        if not is_conversation(self._value("prompt")):
+            prompt, context = self.text("prompt"), self.text("context")
+            asked = "prompt" in self._format.required or self.has("prompt")
+            return [Turn("user", prompt, context=context)] if asked else []
+        earlier = [replace(m, learned=False) for m in self.conversation("prompt")]
+        return [*earlier[:-1], replace(earlier[-1], context=self.text("context"))]
+
+    def answer(self, ours: str) -> list[Turn]:
+        """What is answered: a text, a message, or several."""
+        value = self._value(ours)
+        if isinstance(value, dict):
+            return conversation(self._place, self._names[ours], [value], self._ignore)
+        if is_conversation(value):
+            return self.conversation(ours)
+        return [Turn("assistant", self.text(ours), learned=True)]
+
+    def history(self) -> list[Turn]:
+        """Earlier questions and answers: pairs of texts."""
+        pairs, messages = self._value("history"), list[Turn]()
+        for pair in pairs if isinstance(pairs, list) else []:
+            match pair:
+                case [str(question), str(answer)]:
+                    messages.append(Turn("user", question))
+                    messages.append(Turn("assistant", answer, learned=True))
+                case _:
+                    raise UserError(
+                        f"{self._place}: field {self._names['history']!r} is no list of pairs of "
+                        "texts; write a question and its answer in each."
+                    )
+        for message in messages:
+            check_characters(f"{self._place}, field 'history'", message.content)
+        if pairs is not None and not isinstance(pairs, list):
+            raise UserError(
+                f"{self._place}: field {self._names['history']!r} is no list; write pairs of texts."
+            )
+        return messages
+
+    def system(self, messages: Sequence[Turn]) -> list[Turn]:
+        """What the record says apart from its messages that the assistant is to be."""
+        said = self.text("system")
+        if not said.strip() or said in [m.content for m in messages if m.role == "system"]:
+            return []
+        if messages and messages[0].role == "system":
+            raise UserError(
+                f"{self._place}: two system messages, one in {self._names['system']!r}; keep one."
+            )
+        return [Turn("system", said)]
+
+    def references(self) -> tuple[str, ...]:
+        """Every accepted answer; empty where the record does not list them."""
+        value = self._value("references")
+        if is_empty(value):
+            return ()
+        if isinstance(value, list) and all(isinstance(text, str) for text in value):
+            for text in value:
+                check_characters(f"{self._place}, field 'references'", text)
+            return tuple(value)
+        name = self._names["references"]
+        raise UserError(
+            f"{self._place}: field {name!r} is no list of texts; write a list of strings."
+        )
+
+    def tools(self) -> tuple[Mapping[str, Any], ...]:
+        """What the assistant may call."""
+        return tools_of(self._place, self._value("tools")) if self.has("tools") else ()

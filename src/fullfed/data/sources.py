@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fullfed.config import ColumnsTable
+from fullfed.data.examples import Example
+from fullfed.data.formats import Format, refuse_lost
 from fullfed.data.languages import programming_language
-from fullfed.data.records import Example, Format, examples_from_records, refuse_lost
+from fullfed.data.records import examples_from_records
 from fullfed.errors import UserError
 from fullfed.hub import is_hub_name, is_reachable, refuse_pointer
 
@@ -193,7 +195,7 @@ def read_task_folder(folder: Path, split: str, ignore: Sequence[str] = ()) -> li
 
 
 # What an instance of a task file has; its definition and category are the file's.
-_INSTANCE = Format("a task file", {"input": "input", "output": "output"}, about=("id",))
+_INSTANCE = Format("a task file", {"context": "input", "completion": "output"})
 
 
 def _examples_of_task(path: Path, content: object, ignore: Sequence[str]) -> list[Example]:
@@ -240,8 +242,9 @@ def _example(
             isinstance(other, str) for other in others
         ):
             kept = {str(name): value for name, value in rest.items() if name not in ignore}
-            refuse_lost(place, kept, _INSTANCE)
-            return Example(instruction, text, output, (output, *others), _task_name(path), category)
+            refuse_lost(place, kept, _INSTANCE, [text, output])
+            accepted = (output, *others)
+            return Example.single(instruction, text, output, accepted, _task_name(path), category)
         case _:
             raise UserError(f"{place}: expected an input text and an output list of texts.")
 

@@ -280,7 +280,7 @@ class TaskLoader:
         _log.info("model %s loaded", base.path)
         length = max_tokens(recipe, model)
         table = recipe.data
-        own = tokenize(self._examples, tokenizer, table.template, length, table.date)
+        own = tokenize(self._examples, tokenizer, table.template, length, table.date, table.answers)
         if not own.examples:
             raise UserError(
                 f"{self._data}: no example's answer fits into {length} tokens; "

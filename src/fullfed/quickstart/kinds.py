@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
-from fullfed.data.records import Example
+from fullfed.data.examples import Example
 from fullfed.quickstart.words import COLORS, NAMES, NOUNS, PAST_VERBS, PLACES, WORDS
 from fullfed.randomness import Stream, uniforms
 
@@ -89,11 +89,10 @@ def draw_examples(name: str, kind: Kind, count: int, seed: int, split: Split) ->
         instruction = draw.pick(kind.wordings).format(case.detail)
         if split_of(case.input or instruction) == split:
             found.append(
-                Example(
+                Example.single(
                     instruction=instruction,
                     input=case.input,
                     output=case.output,
-                    references=(case.output,),
                     task=name,
                     category=kind.category,
                 )

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fullfed.config import NamedTable, Recipe
+from fullfed.config import TEMPLATES, NamedTable, Recipe, is_jinja
 from fullfed.data.federated import Divided, FederatedData
-from fullfed.data.sources import read_examples
+from fullfed.data.sources import read_examples, read_text
 from fullfed.errors import UserError
 from fullfed.federation.client import States, Worker
 from fullfed.federation.replica import Replica, Rounding
@@ -70,7 +70,7 @@ def assemble(recipe: Recipe) -> Assembly:
     Raises:
         UserError: anything in it is unknown, missing or does not fit.
     """
-    recipe, choices = dated(recipe), choose(recipe)
+    recipe, choices = with_template(dated(recipe)), choose(recipe)
     divided = read_data(recipe)  # before the model, whose loading may take minutes
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
@@ -90,7 +90,8 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
     Raises:
         UserError: anything in it is unknown, missing or does not fit.
     """
-    recipe, choices, table = dated(recipe), choose(recipe), recipe.data
+    recipe, choices = with_template(dated(recipe)), choose(recipe)
+    table = recipe.data
     examples = None
     if table.test is not None:
         examples = read_examples(table.test, "test", columns=table.columns, ignore=table.ignore)
@@ -169,6 +170,22 @@ def dated(recipe: Recipe, day: date | None = None) -> Recipe:
     if recipe.data.date is not None:
         return recipe
     data = recipe.data.model_copy(update={"date": day or date.today()})
+    return recipe.model_copy(update={"data": data})
+
+
+def with_template(recipe: Recipe) -> Recipe:
+    """The recipe with the content of the template's file, where it names one.
+
+    Raises:
+        UserError: the file cannot be read, or is no template.
+    """
+    template = recipe.data.template
+    if template in TEMPLATES or is_jinja(template):
+        return recipe
+    content = read_text(Path(template))
+    if not is_jinja(content):
+        raise UserError(f"{template}: this is no chat template in Jinja; correct data.template.")
+    data = recipe.data.model_copy(update={"template": content})
     return recipe.model_copy(update={"data": data})
 
 

@@ -169,7 +169,9 @@ def _probe(model: PreTrainedModel) -> Batch:
     """Two short sequences of different lengths."""
     rows = next(model.get_input_embeddings().parameters()).shape[0]
     ids = (np.arange(3, 11) * 5 % rows).astype(np.int32)
-    return collate([TokenizedExample(ids, 3), TokenizedExample(ids[:5], 2)]).to(model.device)
+    return collate([TokenizedExample.pair(ids, 3), TokenizedExample.pair(ids[:5], 2)]).to(
+        model.device
+    )
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:

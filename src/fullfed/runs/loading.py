@@ -23,6 +23,7 @@ from fullfed.data.partition import partition
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from fullfed.evaluation.generation import context_length
+from fullfed.evaluation.metrics import METRICS
 from fullfed.hub import cached_model, is_hub_name, is_reachable, refuse_pointer
 from fullfed.quickstart.kinds import draw_examples
 from fullfed.quickstart.tasks import FEDERATED
@@ -149,6 +150,12 @@ def tokenize_data(
     data = federate(*divided, recipe.data, tokenizer, max_tokens(recipe, model))
     for examples in (data.test, *(client.examples for client in data.clients)):
         check_tokens(model, examples)
+    compared = [metric for metric in recipe.evaluation.metrics if METRICS[metric].score]
+    if compared and not all(example.references for example in data.test):
+        raise UserError(
+            f"evaluation.metrics: {compared[0]} compares answers, and the test set has texts, which "
+            "nobody answers; leave it out."
+        )
     return data
 
 
