@@ -86,6 +86,16 @@ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:'
 BARE = """{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}\
 {% if add_generation_prompt %}[assistant] {% endif %}"""
 
+TOOLS = """{%- if tools %}{{- '<|im_start|>system\n' }}{%- if messages[0].role == 'system' %}\
+{{- messages[0].content + '\n\n' }}{%- endif %}{{- '# Tools\n<tools>' }}{%- for tool in tools %}\
+{{- '\n' + tool | tojson }}{%- endfor %}{{- '\n</tools><|im_end|>\n' }}{%- endif %}\
+{%- for m in messages %}{%- if not (tools and loop.first and m.role == 'system') %}\
+{%- if m.role == 'tool' %}{{- '<|im_start|>user\n<tool_response>\n' + m.content + \
+'\n</tool_response><|im_end|>\n' }}{%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content }}\
+{%- for call in m.tool_calls or [] %}{{- '\n<tool_call>\n' + call.function | tojson + \
+'\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}{%- endif %}{%- endfor %}\
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+
 _IM = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
 KINDS = {
     "ChatML": Kind(CHATML, _IM, "<|im_end|>"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -11,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fullfed.data.chat import ChatWording, _conversation, on_date
-from fullfed.data.examples import Example
+from fullfed.data.examples import Example, Turn
 from fullfed.data.guard import special_tokens
 from fullfed.data.tokens import TokenizedExample, tokenize
 from fullfed.data.wording import choose_wording
@@ -214,3 +215,81 @@ def test_a_tokenizer_that_cannot_take_it_as_text_says_so(
     tokenize([example("Why?", "", "So.")], byte_tokenizer, "chat", 999)
     with pytest.raises(UserError, match="spells a special token of"):
         tokenize([example("Why?", "", "</s>")], byte_tokenizer, "chat", 999)
+
+
+TURNS = [("What is the capital?", "It is Paris."), ("And now?", "Rome, I say."), ("So?", "Yes.")]
+
+
+def talk(pairs: list[tuple[str, str]]) -> Example:
+    """A conversation of which every answer is learned."""
+    messages = [
+        turn
+        for asked, said in pairs
+        for turn in (Turn("user", asked), Turn("assistant", said, learned=True))
+    ]
+    return Example(tuple(messages), (pairs[-1][1],))
+
+
+def runs(got: TokenizedExample) -> list[list[int]]:
+    """The ids of each stretch that is learned."""
+    parts: list[list[int]] = []
+    for before, is_learned, number in zip(
+        [False, *got.learned], got.learned, got.ids.tolist(), strict=False
+    ):
+        if is_learned and not before:
+            parts.append([])
+        if is_learned:
+            parts[-1].append(number)
+    return parts
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_of_a_conversation_every_answer_is_learned_and_nothing_else(name: str) -> None:
+    kind = KINDS[name]
+    tokenizer = make_tokenizer(kind)
+    (got,) = tokenized(tokenizer, [talk(TURNS)])
+    plain = [{"role": turn.role, "content": turn.content} for turn in talk(TURNS).messages]
+    whole = tokenizer.apply_chat_template(plain, return_dict=False)
+    assert got.ids.tolist()[:-1] == whole[: len(got) - 1]
+    learned = runs(got)
+    assert len(learned) == len(TURNS)
+    for part, (_, said) in zip(learned, TURNS, strict=True):
+        text = tokenizer.decode(part, skip_special_tokens=True).strip().removesuffix("<|im_end|>")
+        # In Vicuna's the end of "ASSISTANT: " is one token with the answer's first letters.
+        text = text.removeprefix("T: " if name == "Vicuna" else kind.opening).strip()
+        assert text == said
+    if name not in ("no end of turn", "gpt-oss"):
+        end = tokenizer.convert_tokens_to_ids(kind.end)
+        assert [part[-1] for part in learned] == [end] * len(TURNS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_last_answer_alone_is_that_of_the_whole_conversation(name: str) -> None:
+    tokenizer = make_tokenizer(KINDS[name])
+    (every,) = tokenized(tokenizer, [talk(TURNS)])
+    (last,) = tokenize([talk(TURNS)], tokenizer, "chat", 10_000, answers="last").examples
+    assert last.ids.tolist() == every.ids.tolist()
+    assert runs(last) == runs(every)[-1:]
+    assert last.prompt_length == every.prompt_length
+
+
+def test_a_conversation_too_long_loses_its_oldest_turns() -> None:
+    tokenizer = make_tokenizer(KINDS["ChatML"])
+    told = Turn("system", "Be brief.")
+    whole, tail = talk(TURNS), talk(TURNS[1:])
+    whole = replace(whole, messages=(told, *whole.messages))
+    tail = replace(tail, messages=(told, *tail.messages))
+    (expected,) = tokenized(tokenizer, [tail])
+    result = tokenize([whole, tail], tokenizer, "chat", len(expected))
+    assert (result.shortened, result.dropped) == (1, 0)
+    for got in result.examples:
+        assert got.ids.tolist() == expected.ids.tolist()
+        assert got.learned.tolist() == expected.learned.tolist()
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
+def test_no_conversation_brings_a_control_token(pairs: list[tuple[str, str]]) -> None:
+    control = {number for number, _ in special_tokens(_QWEN).values()}
+    (worded,) = choose_wording("chat", _QWEN).words([talk(pairs)])
+    names = [_QWEN.convert_ids_to_tokens(i) for i in worded.ids if i in control]
+    assert names == ["<|im_start|>", "<|im_end|>"] * (2 * len(pairs))

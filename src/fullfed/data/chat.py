@@ -116,9 +116,7 @@ class ChatWording:
         for text in asked:
             if not whole.startswith(text[: len(text) - self._tail]):
                 raise self._failure("it writes a question differently once it is answered", one)
-        # Where no token ends an answer, the conversation up to it tells where it ends.
-        unended = self._end is None
-        upto = [self._render(one.messages[: n + 1], one) for n in one.learned[:-1] if unended]
+        upto = [self._render(one.messages[: n + 1], one) for n in one.learned[:-1]]
         return _Rendered(whole, asked, upto)
 
     def _split(self, rendered: Sequence[_Rendered], encoded: Encode) -> list[Worded]:
@@ -135,20 +133,30 @@ class ChatWording:
         self, ids: list[int], asked: Sequence[list[int]], upto: Sequence[list[int]]
     ) -> Worded:
         starts = [shared_length(prompt, ids) for prompt in asked]
-        *earlier, last = starts
-        if self._end is None:
-            ends = [shared_length(text, ids) for text in upto]
-        else:
-            ends = [self._after_end(ids, start, starts[n + 1]) for n, start in enumerate(earlier)]
+        ends = [
+            self._end_of(ids, start, most, text)
+            for start, most, text in zip(starts[:-1], starts[1:], upto, strict=True)
+        ]
+        last = starts[-1]
         ids = [*ids[:last], *self._ended(ids[last:])]
         learned = [False] * len(ids)
         for start, end in zip(starts, [*ends, len(ids)], strict=True):
             learned[start:end] = [True] * (end - start)
         return Worded(ids, learned)
 
-    def _after_end(self, ids: Sequence[int], start: int, most: int) -> int:
-        """Where an answer that begins at ``start`` has ended, its end included."""
-        return next((n + 1 for n in range(start, most) if ids[n] == self._end), most)
+    def _end_of(self, ids: Sequence[int], start: int, most: int, upto: Sequence[int]) -> int:
+        """Where an earlier answer ends, the token that ends it included.
+
+        Args:
+            start, most: the answer begins at the one, and the next at the other.
+            upto: the conversation up to this answer, as it would be without more after it.
+        """
+        ended = next((n + 1 for n in range(start, most) if ids[n] == self._end), None)
+        if ended is not None:
+            return ended
+        # Earlier answers end with another token than the last one, or with none.
+        shared = shared_length(upto, ids)
+        return shared + (ids[shared] in self._special_ids)
 
     def _ended(self, answer: list[int]) -> list[int]:
         if self._end in answer:
@@ -164,6 +172,10 @@ class ChatWording:
 
     def _spells_special(self, one: _Conversation) -> bool:
         return any(self._special.search(text) for text in texts_in([one.messages, one.tools]))
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        return {number for number, _ in special_tokens(self._tokenizer).values()}
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -207,7 +219,7 @@ class _Rendered:
     Attributes:
         whole: all of it.
         asked: for each learned message, what comes before it, with the generation prompt.
-        upto: for each but the last, all up to and with it; none where a token ends answers.
+        upto: for each but the last, all up to and with it.
     """
 
     whole: str

@@ -153,8 +153,8 @@ def tokenize_data(
     compared = [metric for metric in recipe.evaluation.metrics if METRICS[metric].score]
     if compared and not all(example.references for example in data.test):
         raise UserError(
-            f"evaluation.metrics: {compared[0]} compares answers, and the test set has texts, which "
-            "nobody answers; leave it out."
+            f"evaluation.metrics: {compared[0]} compares answers, and the test set has texts "
+            "without any; leave it out."
         )
     return data
 
