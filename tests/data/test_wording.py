@@ -258,7 +258,7 @@ def test_of_a_conversation_every_answer_is_learned_and_nothing_else(name: str) -
         # In Vicuna's the end of "ASSISTANT: " is one token with the answer's first letters.
         text = text.removeprefix("T: " if name == "Vicuna" else kind.opening).strip()
         assert text == said
-    if name not in ("no end of turn", "gpt-oss"):
+    if name not in ("no end of turn", "gpt-oss", "ChatML, its tokens unknown"):
         end = tokenizer.convert_tokens_to_ids(kind.end)
         assert [part[-1] for part in learned] == [end] * len(TURNS)
 

@@ -50,7 +50,7 @@ def samples(count: int, seed: int = 0) -> list[TokenizedExample]:
     generator = np.random.default_rng(seed)
     lengths = generator.integers(4, 12, count)
     return [
-        TokenizedExample(
+        TokenizedExample.pair(
             generator.integers(0, VOCABULARY, length).astype(np.int32),
             int(generator.integers(1, length - 1)),
         )

@@ -27,6 +27,7 @@ BOUND: dict[str, Any] = {
     "model.rounding": "stochastic",
     "data.hold_out": "red",
     "data.template": "auto",
+    "data.answers": "last",
     "data.max_length": 100,
     "data.partition": "task",
     "data.alpha": 0.6,
