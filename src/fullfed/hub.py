@@ -7,20 +7,35 @@ from pathlib import Path
 
 from fullfed.errors import UserError
 
-_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
-_PATHS = (".json", ".jsonl", ".gz", ".toml")  # what files end with, and names do not
+_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?(@[\w./-]+)?")
+# What files end with, and names do not.
+_PATHS = (
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"),
+    *(".gz", ".zst", ".xz", ".bz2", ".toml"),
+)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SECONDS = 3.0  # that the hub may take to answer
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a source can be the hub's "name", "org/name" or "org/name:config".
+    """Whether a source can be the hub's "name", "org/name" or "org/name:config@revision".
 
     What begins or ends like a path, or lies in a folder that is here, is a path, there or not.
     """
     path = Path(source)
     inside = path.parent != Path() and path.parent.is_dir()
-    return bool(_NAME.fullmatch(source)) and not (inside or source.endswith(_PATHS))
+    return bool(_NAME.fullmatch(source)) and not (inside or source.lower().endswith(_PATHS))
+
+
+def has_wildcards(source: str) -> bool:
+    """Whether a source can be a pattern of file names."""
+    return any(wildcard in source for wildcard in "*?[")
+
+
+def absolute(source: str) -> str:
+    """A source that means the same in any working folder; what is no path here stays as it is."""
+    path = Path(source)
+    return str(path.absolute()) if path.exists() or has_wildcards(source) else source
 
 
 def is_reachable() -> bool:

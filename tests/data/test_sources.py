@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fullfed.config import ColumnsTable
-from fullfed.data import sources
+from fullfed.data import hub_records
 from fullfed.data.examples import Example
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
@@ -184,7 +184,7 @@ def test_bad_records_are_named(tmp_path: Path, content: str, message: str) -> No
         ("cut.jsonl.gz", gzip.compress(json.dumps(ALPACA).encode(), mtime=0)[:-9], "damaged gzip"),
         ("not.jsonl.gz", b"plain", "damaged gzip"),
         ("latin.jsonl", "é".encode("latin-1"), "not UTF-8"),
-        ("table.csv", b"a,b", r"no \.jsonl or \.json file"),
+        ("notes.txt", b"a,b", r"has no name of a file that can be read \(\.json, \.jsonl, "),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -230,21 +230,27 @@ def test_code_is_told_apart_by_language(tmp_path: Path) -> None:
 
 def test_a_hub_name_is_read_by_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(sources, "is_reachable", lambda: True)
+    monkeypatch.setattr(hub_records, "is_reachable", lambda: True)
     asked: list[tuple[Any, ...]] = []
 
-    def load_dataset(name: str, config: str | None, split: str) -> Any:
-        asked.append((name, config, split))
+    def load_dataset(name: str, config: str | None, split: str, revision: str | None) -> Any:
+        asked.append((name, config, split, revision))
         return datasets.Dataset.from_list([{"question": "How many?", "answer": "#### 2"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert read_examples("openai/gsm8k:main", "test")[0].instruction == "How many?"
-    assert asked == [("openai/gsm8k", "main", "test")]
+    assert read_examples("some/data@refs/pr/1", "train", ignore=["id"])
+    assert read_examples("some/data:part@v1.0")
+    assert asked == [
+        ("openai/gsm8k", "main", "test", None),
+        ("some/data", None, "train", "refs/pr/1"),
+        ("some/data", "part", "train", "v1.0"),
+    ]
 
 
 def test_a_hub_dataset_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(sources, "is_reachable", lambda: True)
+    monkeypatch.setattr(hub_records, "is_reachable", lambda: True)
 
     def load_dataset(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError("no such dataset")
@@ -312,3 +318,83 @@ def test_a_field_that_repeats_the_others_is_not_lost(tmp_path: Path) -> None:
         path.write_text(json.dumps({**record, "passage": passage}))
         with pytest.raises(UserError, match=r'"passage" would not be read.*leave it out with'):
             read_examples(str(path))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Readable files in a folder and below it, with others and hidden ones between them."""
+    contents = {
+        "data/b.jsonl": '{"instruction": "b", "output": "1"}',
+        "data/a.CSV": "instruction,output\na,1\n",
+        "data/north/z.tsv": "instruction\toutput\nz\t1\n",
+        "data/north/deep/y.ndjson": '{"question": "y", "answer": "1"}',
+        "data/south/z.tsv": "instruction\toutput\ns\t1\n",
+        "data/.hidden.jsonl": "{",
+        "data/.git/c.jsonl": "{",
+        "data/south/.d.csv": "{",
+        "data/README.md": "no data",
+        "other/notes.txt": "no data",
+    }
+    for name, text in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("data", "abyzs"),
+        ("data/", "abyzs"),
+        ("data/*", "abyzs"),
+        ("data/**", "abyzs"),
+        ("data/**/*.tsv", "zs"),
+        ("data/*.jsonl", "b"),
+        ("data/*/z.tsv", "zs"),
+        ("data/n*", "yz"),
+        ("data/[s-z]*/*", "s"),
+        ("*/?.jsonl", "b"),
+        ("data/a.CSV", "a"),
+    ],
+)
+def test_folders_and_patterns_are_read_in_order(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, source: str, found: str
+) -> None:
+    assert "".join(e.instruction for e in read_examples(source, root=tree)) == found
+    monkeypatch.chdir(tree)
+    assert "".join(e.instruction for e in read_examples(source)) == found
+    monkeypatch.chdir("/")
+    assert "".join(e.instruction for e in read_examples(str(tree / source))) == found
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("other", r"other holds no file that can be read \(\.json, \.jsonl, .*\.parquet, each"),
+        ("other/*", r"other/\* matches no file that can be read"),
+        ("data/*.parquet", r"data/\*\.parquet matches no file"),
+        ("nowhere/*.jsonl", r"nowhere/\*\.jsonl matches no file"),
+        ("data/**.jsonl", r"data/\*\*\.jsonl: \*\* stands for whole folders only"),
+    ],
+)
+def test_a_source_with_nothing_to_read_is_refused(tree: Path, source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_examples(source, root=tree)
+
+
+def test_a_bad_record_is_named_by_its_own_file(tree: Path) -> None:
+    (tree / "data/south/z.tsv").write_text("instruction\toutput\ns\t1\nt\n")
+    with pytest.raises(UserError, match=r"data/south/z\.tsv, line 3: 1 cells"):
+        read_examples("data", root=tree)
+
+
+def test_a_name_with_wildcards_may_be_a_files_own(tree: Path) -> None:
+    (tree / "data/b.jsonl").rename(tree / "data/[b]*.jsonl")
+    assert [e.instruction for e in read_examples("data/[b]*.jsonl", root=tree)] == ["b"]
+
+
+def test_formats_may_differ_between_files_only(tree: Path) -> None:
+    """north/deep/y.ndjson has GSM8K's fields, all others Alpaca's; `tree` reads them together."""
+    (tree / "data/b.jsonl").write_text(f"{json.dumps(ALPACA)}\n{json.dumps(DOLLY)}")
+    with pytest.raises(UserError, match=r"b\.jsonl, line 2: a Dolly record in a file that began"):
+        read_examples("data", root=tree)

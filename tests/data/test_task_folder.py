@@ -91,7 +91,7 @@ def test_a_malformed_task_file_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no task files"):
+    with pytest.raises(UserError, match=r"holds no file that can be read \(\.json, "):
         read_examples(str(tmp_path))
 
 

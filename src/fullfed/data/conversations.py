@@ -17,7 +17,7 @@ _ROLES = {
     **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
     "function_call": "assistant",
 }
-_SPEAKER, _SAID = ("role", "from"), ("content", "value")  # a message's fields: OpenAI's, ShareGPT's
+SPEAKER, _SAID = ("role", "from"), ("content", "value")  # a message's fields: OpenAI's, ShareGPT's
 # What chat templates are given of a message beside these.
 _MORE = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
 
@@ -51,7 +51,7 @@ def _message(place: str, value: object, ignore: Sequence[str]) -> Turn:
         raise UserError(f"{place}: expected a table with role and content; write it so.")
     # Tables of columnar files have every field of any message, empty where one has it not.
     fields = {str(k): v for k, v in value.items() if k not in ignore and v is not None}
-    speaker = next((fields.pop(name) for name in _SPEAKER if name in fields), None)
+    speaker = next((fields.pop(name) for name in SPEAKER if name in fields), None)
     said = next((fields.pop(name) for name in _SAID if name in fields), "")
     weight = fields.pop("weight", 1)
     if not isinstance(speaker, str) or speaker.lower() not in _ROLES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -34,11 +35,11 @@ def examples_from_records(
     Args:
         columns: what the records' fields are called, where their format does not say it.
         ignore: record fields that are taken for absent.
-        by: the record field that says whose an example is.
+        by: the record field that says whose an example is, if one does.
 
     Raises:
         UserError: a record is no object, has no known format or another one than the
-            first record, a field of the wrong type, or one that would be lost.
+            first record, a field of the wrong type, one that would be lost, or no owner.
     """
     examples: list[Example] = []
     expected: Format | None = None
@@ -51,8 +52,8 @@ def examples_from_records(
                 f"{place}: expected a JSON object with fields, found {type(record).__name__}; "
                 "write one object a record."
             )
+        owner = "" if by is None else owner_of(place, record, by)
         record = {name: value for name, value in record.items() if name not in ignore}
-        owner = "" if by is None else _owner(place, record, by)
         found = recognise(place, record, formats, expected)
         expected = expected or found
         if found is not expected:
@@ -74,14 +75,27 @@ def examples_from_records(
     return examples
 
 
-def _owner(place: str, record: Mapping[str, Any], by: str) -> str:
+def owner_of(place: str, record: Mapping[str, Any], by: str) -> str:
+    """Whose a record is: the text of its field ``by``, numbers and booleans as JSON writes them.
+
+    Raises:
+        UserError: there is nothing in the field, or a list or an object.
+    """
     value = record.get(by)
-    if not isinstance(value, str | int | float) or not str(value).strip():
+    if is_empty(value):
         raise UserError(
-            f"{place}: the field {by!r}, which data.by names, does not say whose the record is; "
-            "write it in every record."
+            f"{place}: the record has nothing in {by!r}, by which data.by tells clients apart; add "
+            "it, or take the record out."
         )
-    return sys.intern(str(value))
+    if isinstance(value, str):
+        check_characters(f"{place}, field {by!r}", value)
+        return sys.intern(value)
+    if isinstance(value, bool | int | float):
+        return sys.intern(json.dumps(value))
+    raise UserError(
+        f"{place}: field {by!r} is {type(value).__name__}, which names no client; data.by takes a "
+        "field of texts, numbers or booleans."
+    )
 
 
 def _texts(example: Example) -> list[str]:
@@ -214,7 +228,8 @@ class _Fields:
 
     def history(self) -> list[Turn]:
         """Earlier questions and answers: pairs of texts."""
-        pairs, messages = self._value("history"), list[Turn]()
+        pairs = self._value("history") if self.has("history") else []
+        messages = list[Turn]()
         for pair in pairs if isinstance(pairs, list) else []:
             match pair:
                 case [str(question), str(answer)]:
@@ -227,7 +242,7 @@ class _Fields:
                     )
         for message in messages:
             check_characters(f"{self._place}, field 'history'", message.content)
-        if pairs is not None and not isinstance(pairs, list):
+        if not isinstance(pairs, list):
             raise UserError(
                 f"{self._place}: field {self._names['history']!r} is no list; write pairs of texts."
             )

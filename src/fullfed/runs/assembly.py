@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.config import TEMPLATES, NamedTable, Recipe, is_jinja
 from fullfed.data.federated import Divided, FederatedData
-from fullfed.data.sources import read_examples, read_text
+from fullfed.data.record_files import read_text
+from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
 from fullfed.federation.client import States, Worker
 from fullfed.federation.replica import Replica, Rounding
