@@ -120,20 +120,33 @@ class ColumnsTable(_Table):
     category: str | None = None
 
 
+class SourceTable(_Table):
+    """One of several sources of training data: its name, where it is (as ``data.train``), and what
+    is said of its records' fields, where it is not what the table ``data`` says."""
+
+    name: Annotated[str, Field(pattern=r"^[^/\s]([^/]*[^/\s])?$")]
+    path: Source
+    columns: ColumnsTable | None = None
+    ignore: tuple[str, ...] | None = None
+
+
 class DataTable(_Table):
     """Where examples come from, how they are worded and who holds them.
 
-    train, test: a file, a folder, a hub name, or "builtin". Without ``test`` the evaluation set
-    is held out of ``train``: the category named by ``hold_out``, or ``test_samples`` at random.
+    train, test: a file, a folder, a pattern of file names, a hub name, or "builtin". sources:
+    several of them in place of ``train``. Without ``test`` the evaluation set is held out of the
+    training data: the category named by ``hold_out``, or ``test_samples`` at random.
     columns, ignore: of records; a field that has text in it and is neither in their format nor in
     one of these is refused. template: "chat" is the tokenizer's own chat template, "alpaca"
     Stanford Alpaca's, "auto" the first where there is one; or a file of a chat template in Jinja
     (.jinja), or its content. answers: which of a conversation's are learned. date: what a chat
     template that writes the date is told; the day a run begins on, which its folder records, where
-    it is not said.
+    it is not said. by: the field whose values are the clients of the partition "column".
+    clients_per_source: into how many clients the partition "source" divides each.
     """
 
-    train: Source
+    train: Source | None = None
+    sources: Annotated[tuple[SourceTable, ...], Field(min_length=1)] | None = None
     test: Source | None = None
     columns: ColumnsTable = ColumnsTable()
     ignore: tuple[str, ...] = ()
@@ -142,11 +155,56 @@ class DataTable(_Table):
     answers: Literal["all", "last"] = "all"
     max_length: Positive | None = None
     date: datetime.date | None = None
-    partition: Literal["task", "category", "dirichlet", "iid"] = "task"
+    partition: Literal[
+        "task", "category", "file", "folder", "column", "source", "dirichlet", "quantity", "iid"
+    ] = "task"
+    by: str | None = None
+    clients_per_source: Positive | None = None
     clients: Positive | None = None
     alpha: PositiveFloat = 0.5
     min_samples: Positive = 1
     test_samples: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DataTable:
+        if self.train is not None and self.sources is not None:
+            raise ValueError(f"give train or [[data.sources]], {NOT_BOTH}")
+        if self.train is None and self.sources is None:
+            raise ValueError("the key 'data.train' is missing; add it, or [[data.sources]]")
+        names = [source.name for source in self.sources or ()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two of the sources are called {twice!r}; rename one")
+        return self
+
+    @model_validator(mode="after")
+    def _partition_fits(self) -> DataTable:
+        if self.partition == "column" and self.by is None:
+            raise ValueError(
+                "partition = 'column' needs the field that tells clients apart; add by"
+            )
+        if self.partition == "source" and self.sources is None:
+            raise ValueError("partition = 'source' makes clients of [[data.sources]]; add them")
+        for key, kind in (("by", "column"), ("clients_per_source", "source")):
+            if getattr(self, key) is not None and self.partition != kind:
+                raise ValueError(
+                    f"{key} is for partition = '{kind}', not '{self.partition}'; leave it out"
+                )
+        return self
+
+    def training_sources(self) -> tuple[SourceTable, ...]:
+        """Where training data come from, each with its columns and what it ignores.
+
+        The one source of ``train`` has no name.
+        """
+        of_all = {"columns": self.columns, "ignore": self.ignore}
+        if self.sources is None:
+            unnamed = {"name": "", "path": self.train, **of_all}
+            return (SourceTable.model_construct(None, **unnamed),)
+        return tuple(
+            one.model_copy(update={k: v for k, v in of_all.items() if getattr(one, k) is None})
+            for one in self.sources
+        )
 
 
 class FederationTable(_Table):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def check_covered(parts: list[Part], count: int) -> None:
 
 
 @given(
-    st.sampled_from(["iid", "dirichlet"]),
+    st.sampled_from(["iid", "dirichlet", "quantity"]),
     st.integers(1, 12),
     st.integers(60, 200),
     st.integers(1, 8),
@@ -49,6 +50,108 @@ def test_every_example_belongs_to_exactly_one_client(
     parts = partition(labelled(count, labels), kind, clients, 1.0, 1, seed)
     assert len(parts) == clients
     check_covered(parts, count)
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(0, 200),
+    st.sampled_from([1e-4, 0.1, 1.0, 1e4]),
+    st.integers(1, 5),
+    st.integers(0, 2**64 - 1),
+)
+def test_unequal_sizes_leave_everybody_the_minimum(
+    clients: int, more: int, alpha: float, minimum: int, seed: int
+) -> None:
+    """Whatever is left to share out: there are no retries that could fail."""
+    count = clients * minimum + more
+    parts = partition(labelled(count, 3), "quantity", clients, alpha, minimum, seed)
+    check_covered(parts, count)
+    assert min(len(part.indices) for part in parts) >= minimum
+    assert parts == partition(labelled(count, 3), "quantity", clients, alpha, minimum, seed)
+
+
+def test_alpha_skews_sizes_and_not_what_is_held() -> None:
+    examples = labelled(4000, 2)
+    sizes = {
+        alpha: [len(p.indices) for p in partition(examples, "quantity", 20, alpha, 1, 0)]
+        for alpha in (0.1, 1.0, 1e6)
+    }
+    assert max(sizes[0.1]) > 4000 / 4, "a few have most"
+    assert sum(size < 20 for size in sizes[0.1]) > 5, "and many next to nothing"
+    assert np.ptp(sizes[1e6]) < 10, "a large alpha is iid"
+    assert max(sizes[1e6]) < max(sizes[1.0]) < max(sizes[0.1])
+    for part in partition(examples, "quantity", 20, 1.0, 1, 0):
+        if len(part.indices) > 200:
+            share = np.mean([examples[i].category == "c0" for i in part.indices])
+            assert abs(share - 0.5) < 4.5 * 0.5 / np.sqrt(len(part.indices))
+    one, other = (partition(examples, "quantity", 20, 1.0, 1, seed) for seed in (0, 1))
+    assert one != other
+
+
+def test_mean_sizes_are_those_of_the_draws() -> None:
+    """Against NumPy's own Dirichlet: the spread of sizes over many seeds."""
+    examples = labelled(1000, 1)
+    ours = [
+        len(part.indices)
+        for seed in range(200)
+        for part in partition(examples, "quantity", 5, 0.5, 1, seed)
+    ]
+    theirs = np.random.default_rng(0).dirichlet([0.5] * 5, 2000) * 995 + 1
+    assert np.mean(ours) == 200
+    assert abs(np.std(ours) / np.std(theirs) - 1) < 0.1
+
+
+@given(st.dictionaries(st.text("ab", min_size=1, max_size=2), st.integers(5, 40), min_size=1),
+       st.integers(1, 5), st.integers(0, 2**64 - 1))  # fmt: skip
+def test_sources_are_divided_equally_and_apart(
+    sizes: dict[str, int], clients: int, seed: int
+) -> None:
+    examples = owned_by([name for name, size in sizes.items() for _ in range(size)])
+    parts = divided_sources(examples, clients, seed)
+    check_covered(parts, len(examples))
+    assert [part.name for part in parts] == [
+        f"{name}-{i}" for name in sorted(sizes) for i in range(clients)
+    ]
+    for part in parts:
+        name = part.name.rpartition("-")[0]
+        assert {examples[i].owner for i in part.indices} == {name}
+        assert len(part.indices) in (sizes[name] // clients, -(-sizes[name] // clients))
+    assert parts == divided_sources(examples, clients, seed)
+
+
+def owned_by(owners: list[str]) -> list[Example]:
+    bare = Example.single("", "", "")
+    return [replace(bare, owner=owner) for owner in owners]
+
+
+def divided_sources(examples: list[Example], clients: int | None, seed: int) -> list[Part]:
+    sources = [{"name": name, "path": "-"} for name in sorted({e.owner for e in examples})]
+    table = {"sources": sources, "partition": "source", "clients_per_source": clients}
+    return partition_by(examples, DataTable.model_validate(table), seed)
+
+
+def test_sources_are_divided_at_random_by_the_seed() -> None:
+    examples = owned_by(["a"] * 20 + ["b"] * 20)
+    one, other = divided_sources(examples, 2, 0), divided_sources(examples, 2, 1)
+    assert one != other
+    first, second = ([i % 20 for i in part.indices] for part in (one[0], one[2]))
+    assert first != second, "each source has a draw of its own"
+    assert divided_sources(examples, None, 0) == [
+        Part("a", tuple(range(20))), Part("b", tuple(range(20, 40))),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="source a has 20 examples, too few for 21 clients; lower"):
+        divided_sources(examples, 21, 0)
+
+
+def test_owners_are_clients_and_one_is_enough() -> None:
+    examples = owned_by(["y", "x", "y"])
+    for kind in ("file", "folder"):
+        assert partition(examples, kind, None, 0.5, 1, 0) == [Part("x", (1,)), Part("y", (0, 2))]
+        assert partition(examples[:1], kind, None, 0.5, 1, 0) == [Part("y", (0,))]
+        with pytest.raises(UserError, match="Client x is left with 1 examples and the minimum is"):
+            partition(examples, kind, None, 0.5, 2, 0)
+    assert len(partition(examples, "iid", 1, 0.5, 1, 0)) == 1
+    assert len(partition(examples, "quantity", 1, 0.5, 1, 0)) == 1
 
 
 def test_tasks_and_categories_are_clients_in_order_of_names() -> None:
@@ -96,7 +199,11 @@ def test_the_minimum_is_reached_by_deterministic_retries() -> None:
     [
         ("task", None, 0.5, 3, "Client t1 is left with 2 examples and the minimum is 3"),
         ("task", 5, 0.5, 1, 'leave data.clients out, or take data.partition = "iid" for 5 clients'),
+        ("file", 5, 0.5, 1, "makes one client for each file; leave data.clients out"),
+        ("folder", None, 0.5, 1, "Example 1 has no folder, by which data.partition tells clients"),
         ("iid", None, 0.5, 1, "needs a number of clients"),
+        ("quantity", None, 0.5, 1, "partition 'quantity' needs a number of clients"),
+        ("quantity", 4, 0.5, 2, "7 examples cannot give 4 clients 2 each"),
         ("iid", 8, 0.5, 1, "7 examples cannot give 8 clients 1 each"),
         ("dirichlet", 5, 1e-3, 1, r"No Dirichlet\(0.001\) split in"),
     ],

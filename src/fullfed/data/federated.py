@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fullfed.config import DataTable
 from fullfed.data.examples import Example
+from fullfed.data.owners import read_training
 from fullfed.data.partition import Part, partition
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import PackedExamples, Tokenized, TokenizedExample, tokenize
@@ -28,7 +29,7 @@ class ClientData:
     """One client's training data. It stays where the client is.
 
     Attributes:
-        name: the task, category or number of the client.
+        name: of the client: its number, or what ``data.partition`` tells clients apart by.
         examples: at least one, without their text.
     """
 
@@ -102,13 +103,14 @@ def divide(table: DataTable, seed: int, root: Path | None = None) -> Divided:
             f"The test set is {table.test}, so nothing is held out; "
             "leave out either the test source or hold_out."
         )
-    train = read_examples(table.train, "train", root, table.columns, table.ignore)
+    train = read_training(table, root)
     if table.test is not None:
         test = read_examples(table.test, "test", root, table.columns, table.ignore)
     elif table.hold_out is not None:
         train, test = hold_out_category(train, table.hold_out)
     else:
         train, test = hold_out_samples(train, table.test_samples)
+        _refuse_held_out_clients(train, test)
     return Divided(train, test, partition(train, table, seed))
 
 
@@ -208,6 +210,16 @@ def hold_out_samples(
     chosen = set(_chosen(len(examples), samples))
     rest = [e for i, e in enumerate(examples) if i not in chosen]
     return rest, [examples[i] for i in sorted(chosen)]
+
+
+def _refuse_held_out_clients(train: Sequence[Example], test: Sequence[Example]) -> None:
+    """UserError if all of an owner's examples are held out."""
+    gone = {example.owner for example in test} - {example.owner for example in train}
+    if gone:
+        raise UserError(
+            f"Client {min(gone)} is left with no examples: all that it has are held out for the "
+            "test set; lower data.test_samples, or leave the client out of the data."
+        )
 
 
 def _chosen(count: int, samples: int | None) -> list[int]:

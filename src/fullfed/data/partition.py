@@ -60,36 +60,42 @@ class Part(NamedTuple):
 def partition(examples: Sequence[Example], table: DataTable, seed: int) -> list[Part]:
     """Splits examples so that each belongs to exactly one client.
 
-    "task" and "category" make one client for each value, in order of names. "dirichlet" skews
+    "task" and "category" make one client for each value, in order of names; "file", "folder",
+    "column" and "source" one for each owner. ``table.clients_per_source`` divides each source's
+    examples at random into so many equal parts. "dirichlet" skews
     labels (the category, else the task): each label's examples are shared out in proportions
-    drawn from Dirichlet(``table.alpha``), as FederatedScope and FedKSeed do. "iid" makes random
-    parts of equal size.
+    drawn from Dirichlet(``table.alpha``), as FederatedScope and FedKSeed do. "quantity" skews
+    sizes: everybody has ``table.min_samples`` random examples, and of the rest so many as
+    proportions drawn from Dirichlet(``table.alpha``) say. "iid" makes random parts of equal size.
 
     Args:
-        table: the recipe's; ``clients`` says how many "dirichlet" and "iid" make, the others
-            leave it out.
+        table: the recipe's; ``clients`` says how many "dirichlet", "quantity" and "iid" make, the
+            others leave it out.
         seed: fixes the split.
 
     Raises:
         UserError: the split cannot be had, or a client would have fewer than ``min_samples``.
     """
     kind = table.partition
-    if kind in ("task", "category"):
+    if kind in ("dirichlet", "quantity", "iid"):
+        clients = _checked_count(len(examples), table)
+        if kind == "dirichlet":
+            shares = _skewed_shares(_labels(examples), clients, table, seed)
+        elif kind == "quantity":
+            shares = _unequal_shares(len(examples), clients, table, seed)
+        else:
+            shares = _equal_shares(len(examples), clients, Stream(seed, Purpose.PARTITION))
+        parts = _numbered("client", shares)
+    else:
         if table.clients is not None:
             raise UserError(
-                f'data.partition: "{kind}" makes one client for each {kind}; leave data.clients '
-                f'out, or take data.partition = "iid" for {table.clients} clients of equal size.'
+                f'data.partition: "{kind}" makes one client for each {_told_apart_by(table)}; '
+                f'leave data.clients out, or take data.partition = "iid" for {table.clients} '
+                "clients of equal size."
             )
-        parts = _by_value([getattr(example, kind) for example in examples], kind)
-    else:
-        clients = _checked_count(len(examples), table)
-        width = len(str(clients - 1))
-        if kind == "iid":
-            order = permutation(Stream(seed, Purpose.PARTITION), len(examples))
-            shares = [sorted(share.tolist()) for share in np.array_split(order, clients)]
-        else:
-            shares = _skewed_shares(_labels(examples), clients, table, seed)
-        parts = [Part(f"client-{i:0{width}}", tuple(s)) for i, s in enumerate(shares)]
+        parts = _by_value(examples, table)
+        if table.clients_per_source is not None:
+            parts = _divided(parts, table.clients_per_source, seed)
     for part in parts:
         if len(part.indices) < table.min_samples:
             raise UserError(
@@ -99,16 +105,58 @@ def partition(examples: Sequence[Example], table: DataTable, seed: int) -> list[
     return parts
 
 
-def _by_value(values: Sequence[str], kind: str) -> list[Part]:
+def _told_apart_by(table: DataTable) -> str:
+    return f"{table.by} (data.by)" if table.partition == "column" else table.partition
+
+
+def _by_value(examples: Sequence[Example], table: DataTable) -> list[Part]:
+    named = table.partition if table.partition in ("task", "category") else "owner"
+    values = [getattr(example, named) for example in examples]
     if "" in values:
         raise UserError(
-            f"Example {values.index('') + 1} has no {kind}, by which data.partition tells clients "
-            'apart; take data.partition = "iid" and say how many in data.clients.'
+            f"Example {values.index('') + 1} has no {_told_apart_by(table)}, by which "
+            'data.partition tells clients apart; take data.partition = "iid" and say how many in '
+            "data.clients."
         )
     owned: dict[str, list[int]] = {value: [] for value in sorted(set(values))}
     for index, value in enumerate(values):
         owned[value].append(index)
     return [Part(name, tuple(indices)) for name, indices in owned.items()]
+
+
+def _numbered(name: str, shares: Sequence[Sequence[int]]) -> list[Part]:
+    """Parts called by a name and a number, all numbers of one width."""
+    width = len(str(len(shares) - 1))
+    return [Part(f"{name}-{i:0{width}}", tuple(s)) for i, s in enumerate(shares)]
+
+
+def _divided(sources: Sequence[Part], clients: int, seed: int) -> list[Part]:
+    """``clients`` random parts of equal size of each source's part."""
+    parts = []
+    for number, (name, indices) in enumerate(sources):
+        if len(indices) < clients:
+            raise UserError(
+                f"The source {name} has {len(indices)} examples, too few for {clients} clients; "
+                "lower data.clients_per_source, or hold fewer out (data.test_samples)."
+            )
+        stream = Stream(seed, Purpose.PARTITION, owner=number)
+        shares = _equal_shares(len(indices), clients, stream)
+        parts += _numbered(name, [[indices[i] for i in share] for share in shares])
+    return parts
+
+
+def _equal_shares(count: int, clients: int, stream: Stream) -> list[list[int]]:
+    order = permutation(stream, count)
+    return [sorted(share.tolist()) for share in np.array_split(order, clients)]
+
+
+def _unequal_shares(count: int, clients: int, table: DataTable, seed: int) -> list[list[int]]:
+    """Random shares: ``min_samples`` for everybody, the rest by proportions from a Dirichlet."""
+    stream = Stream(seed, Purpose.PARTITION)
+    rest = count - clients * table.min_samples
+    ends = np.floor(np.cumsum(dirichlet(stream, table.alpha, clients)) * rest).astype(np.int64)
+    starts = table.min_samples * np.arange(1, clients) + ends[:-1]
+    return [sorted(share.tolist()) for share in np.split(permutation(stream, count), starts)]
 
 
 def _checked_count(examples: int, table: DataTable) -> int:

@@ -101,9 +101,9 @@ class NodeFile(_Settings):
     """node.toml.
 
     server: host:port. name: the partner's. model: the node's copy of the base model, a folder,
-    a hub name or "builtin". data: the node's training data where ``join`` is given no --data;
-    columns, ignore: what is said of their fields, as in a recipe's table ``data``. limits: what the
-    server may ask of the node.
+    a hub name or "builtin". data: the node's training data where ``join`` is given no --data, a
+    file, a folder, a pattern of file names or a hub name; columns, ignore: what is said of their
+    fields, as in a recipe's table ``data``. limits: what the server may ask of the node.
     """
 
     server: str

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fullfed.data.sources import find_files
 from fullfed.deployment.folders import NodeFile, NodeFolder
 from fullfed.deployment.processes import (
     TOLD,
@@ -22,7 +23,7 @@ from fullfed.deployment.processes import (
 )
 from fullfed.errors import UserError
 from fullfed.files import private_files
-from fullfed.hub import is_hub_name
+from fullfed.hub import absolute, has_wildcards, is_hub_name
 
 _RESTART_SECONDS = 1.0
 _USER_ERROR = 2  # exit code
@@ -38,15 +39,13 @@ def configured(folder: NodeFolder, data: str | None, model: str | None) -> NodeF
         UserError: no data are named, or they or the model are not there.
     """
     given = {"data": data, "model": model}
-    chosen = {
-        name: str(Path(source).absolute()) if Path(source).exists() else source
-        for name, source in given.items()
-        if source
-    }
+    chosen = {name: absolute(source) for name, source in given.items() if source}
     settings = folder.settings().model_copy(update=chosen)
     if settings.data is None:
         raise UserError(f"{folder.path}: no data are named; name them with --data.")
-    if not Path(settings.data).exists() and not is_hub_name(settings.data):
+    if has_wildcards(settings.data):
+        find_files(settings.data)  # refuses a pattern that nothing matches
+    elif not Path(settings.data).exists() and not is_hub_name(settings.data):
         raise UserError(f"{settings.data}: there are no data here; correct --data.")
     absent = settings.model != "builtin" and not Path(settings.model).is_dir()
     if absent and not is_hub_name(settings.model):

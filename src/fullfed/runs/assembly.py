@@ -19,6 +19,7 @@ from fullfed.errors import UserError
 from fullfed.federation.client import States, Worker
 from fullfed.federation.replica import Replica, Rounding
 from fullfed.headway import Observer, unobserved
+from fullfed.hub import absolute
 from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, load_plugins
 from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Scope
@@ -155,12 +156,19 @@ def scope_of(recipe: Recipe) -> Scope:
 
 def resolved(recipe: Recipe, choices: Choices) -> Recipe:
     """The recipe with every option spelled out, and paths that hold anywhere."""
-    test = recipe.data.test
-    data = {"train": _absolute(recipe.data.train), "test": test and _absolute(test)}
+    table, path = recipe.data, recipe.model.path
+    data: dict[str, Any] = {"test": table.test and absolute(table.test)}
+    if table.sources is not None:
+        data["sources"] = tuple(
+            source.model_copy(update={"path": absolute(source.path)}) for source in table.sources
+        )
+    elif table.train != BUILTIN:
+        data["train"] = table.train and absolute(table.train)
+    model = {} if path == BUILTIN else {"path": absolute(path)}
     return recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update={"path": _absolute(recipe.model.path)}),
-            "data": recipe.data.model_copy(update=data),
+            "model": recipe.model.model_copy(update=model),
+            "data": table.model_copy(update=data),
             **choices.tables,
         }
     )
@@ -188,12 +196,6 @@ def with_template(recipe: Recipe) -> Recipe:
         raise UserError(f"{template}: this is no chat template in Jinja; correct data.template.")
     data = recipe.data.model_copy(update={"template": content})
     return recipe.model_copy(update={"data": data})
-
-
-def _absolute(source: str) -> str:
-    """The source itself where it is no path: a hub name, or "builtin"."""
-    path = Path(source)
-    return str(path.resolve()) if source != BUILTIN and path.exists() else source
 
 
 def build_method(

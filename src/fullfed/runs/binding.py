@@ -7,7 +7,8 @@ reads the run compares. ``FREE`` keys change nothing that the log or earlier mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ FREE = (
     "model.path",  # base.json has the model's hash
     "model.device",
     "data.train",  # base.json has the hash of the data
+    "data.sources.*.path",
     "data.test",
     "federation.rounds",
     "federation.snapshot_every",
@@ -36,15 +38,26 @@ def free_keys(recipe: Recipe) -> tuple[str, ...]:
     return tuple(key for key in FREE if not (scheduled and key == "federation.rounds"))
 
 
+def is_among(key: str, keys: Collection[str]) -> bool:
+    """Whether ``keys``, in which * stands for any name, has a dotted key."""
+    return any(fnmatchcase(key, one) for one in keys)
+
+
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as values by dotted key."""
+    """Nested tables as values by dotted key; a list of named tables as tables by their names."""
     values: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, dict):
             values |= flat(value, f"{prefix}{key}.")
+        elif value and isinstance(value, list) and all(map(_is_named, value)):
+            values |= flat({table["name"]: table for table in value}, f"{prefix}{key}.")
         else:
             values[f"{prefix}{key}"] = value
     return values
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and "name" in value
 
 
 def tables_of(recipe: Recipe) -> dict[str, Any]:
@@ -63,7 +76,7 @@ def check_bound(recipe: Recipe, began: Mapping[str, Any], file: Path) -> None:
         UserError: a key differs; names each with both values.
     """
     changes = _changes(tables_of(recipe), began)
-    differing = [change for key, change in changes.items() if key not in free_keys(recipe)]
+    differing = [change for key, change in changes.items() if not is_among(key, free_keys(recipe))]
     if differing:
         raise UserError(
             f"{file}: this is not the recipe that the run began with ({'; '.join(differing)}); "
@@ -83,7 +96,7 @@ def changes_since(
     changes = [
         f"the recipe is not quite the one that the run began with: {change}"
         for key, change in _changes(tables_of(recipe), base["recipe"]).items()
-        if key in FREE
+        if is_among(key, FREE)
     ]
     differing = _changes(arithmetic, base["arithmetic"]).values()
     if differing:

@@ -165,9 +165,10 @@ class _Run:
             self.folder.write_base({**base, "arithmetic": self.arithmetic})
         base = self.folder.base()
         if base["data_hash"] != data_hash:
+            sources = ", ".join(s.path for s in self.recipe.data.training_sources())
             raise UserError(
-                f"{self.recipe.data.train}: training or test data are not those the run began "
-                "with; put those back."
+                f"{sources}: training or test data are not those the run began with; put those "
+                "back."
             )
         self.folder.check_base_model(self.recipe, model_hash)
         return base
