@@ -121,6 +121,14 @@ def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         (["data.train=/nowhere/data.jsonl"], "/nowhere/data.jsonl does not exist; check the path"),
         (["data.test=/nowhere/t.jsonl"], "The test set is /nowhere/t.jsonl, so nothing is held"),
         (["data.hold_out=pink"], "category 'pink' cannot be held out"),
+        (["data.train="], "recipe.toml: data: the key 'data.train' is missing; add it, or"),
+        (["data.partition=column"], "data: partition = 'column' needs the field that tells"),
+        (["data.partition=hospital"], "data.partition: input should be 'task', 'category', 'file'"),
+        (["data.train=/nowhere/*.csv"], "/nowhere/*.csv matches no file that can be read (.json, "),
+        (
+            ["data.train=", 'data.sources=[{name = "a", pth = "b"}]'],
+            "there is no key 'data.sources.0.pth'; ",
+        ),
         (
             ["federation.clients_per_round=5"],
             "federation.clients_per_round: 5 clients a round, but the data make only 4 clients",

@@ -85,6 +85,8 @@ def test_data_and_models_that_are_not_there_are_named_on_the_node(
     assert "no data are named; name them with --data" in refusal("join", node)
     nowhere = tmp_path / "nowhere.jsonl"
     assert f"{nowhere}: there are no data here" in refusal("join", node, "--data", nowhere)
+    pattern = tmp_path / "*.csv"
+    assert f"{pattern} matches no file that can be" in refusal("join", node, "--data", pattern)
     data = tmp_path / "data.jsonl"
     data.write_text('{"instruction": "a", "output": "b"}\n')
     text = refusal("join", node, "--data", data, "--model", "./no-model")

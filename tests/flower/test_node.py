@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -9,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from flower.real import LOOSE, PARTNERS
 from flower.small import RUN, Reference, node_worker, reference
+from fullfed.config import ColumnsTable
+from fullfed.deployment.flower_runs import TaskLoader
 from fullfed.engines.node import NodeWorker
+from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Answer, Order
 from runs.small import write_model
 
@@ -44,6 +50,32 @@ def test_a_node_answers_what_the_client_answers_in_one_process(
     for round in range(ROUNDS):
         answer = ask(node, known.order(round, 1, since=max(round - 1, 0)))
         assert (answer.version, answer.report) == (round, known.reports[round, 1])
+
+
+def test_a_nodes_data_may_be_many_files_with_other_fields(
+    ferret: Reference, folder: Path, tmp_path: Path
+) -> None:
+    lines = (folder / f"{PARTNERS[1]}.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    renamed = [{"q": r["instruction"], "a": r["output"], "ward": 1} for r in records]
+    (tmp_path / "data/2").mkdir(parents=True)
+    (tmp_path / "data/1.json").write_text(json.dumps(renamed[:3]))
+    with (tmp_path / "data/2/rest.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["ward", "a", "q"])
+        table.writeheader()
+        table.writerows(renamed[3:])
+    columns = ColumnsTable(prompt="q", completion="a")
+    for number, source in enumerate(("data", "data/**")):
+        load = TaskLoader(
+            str(tmp_path / source),
+            str(folder / "model"),
+            limits=Limits(**LOOSE),
+            columns=columns,
+            ignore=["ward"],
+        )
+        node = NodeWorker(tmp_path / f"state-{number}", load, Limits(**LOOSE))
+        assert ask(node, ferret.order(0, 1)).report == ferret.reports[0, 1]
+        node.leave()
 
 
 @pytest.mark.parametrize("killed_after", range(1, ROUNDS))
