@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 from click import Group
 
 from fullfed.cli import app
+from fullfed.config import DataTable
+from fullfed.data.record_files import COMPRESSIONS, FORMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -62,6 +66,21 @@ def test_commands_exist(page: Path) -> None:
         command = group.commands[name]
         if isinstance(command, Group) and further:
             assert further in command.commands, f"{name} {further}"
+
+
+def test_the_guide_has_every_form_of_data_and_every_partition() -> None:
+    _, _, text = (ROOT / "docs" / "guide.md").read_text().partition("\n## Data\n")
+    section = text.partition("\n## ")[0]
+    partitions = get_args(DataTable.model_fields["partition"].annotation)
+    for name in (*FORMS, *COMPRESSIONS, *partitions):
+        assert f"`{name}`" in section, name
+    tables = [
+        tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    ]
+    assert [DataTable.model_validate(table["data"]).partition for table in tables] == [
+        "task",
+        "source",
+    ]
 
 
 def test_the_commands_of_the_readme_are_seen() -> None:

@@ -15,7 +15,17 @@ from fullfed.runs.loading import load_model
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "org/name", "org/name:config", "HuggingFaceTB/Smol-1.7B"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2",
+        "org/name",
+        "org/name:config",
+        "org/name:config@v1.0",
+        "a/b@refs/pr/1",
+        "HuggingFaceTB/Smol-1.7B",
+    ],
+)
 def test_names(name: str) -> None:
     assert hub.is_hub_name(name)
 

@@ -64,6 +64,12 @@ def is_jinja(template: str) -> bool:
     return "{{" in template or "{%" in template
 
 
+def _check_source_name(name: str) -> str:
+    if not name.strip() or "/" in name:
+        raise ValueError(f"{name!r} is no source's name; take one without slashes")
+    return name
+
+
 Positive = Annotated[int, Field(gt=0)]
 Source = Annotated[str, AfterValidator(os.path.expanduser)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -124,7 +130,7 @@ class SourceTable(_Table):
     """One of several sources of training data: its name, where it is (as ``data.train``), and what
     is said of its records' fields, where it is not what the table ``data`` says."""
 
-    name: Annotated[str, Field(pattern=r"^[^/\s]([^/]*[^/\s])?$")]
+    name: Annotated[str, AfterValidator(_check_source_name)]
     path: Source
     columns: ColumnsTable | None = None
     ignore: tuple[str, ...] | None = None

@@ -196,7 +196,10 @@ def test_a_source_without_examples_is_refused(domains: Path) -> None:
         ({"train": "a", "sources": [{"name": "a", "path": "b"}]}, r"give train or \[\[data\.so"),
         ({"sources": []}, "at least 1 item"),
         ({"sources": [{"name": "a", "path": "b"}] * 2}, "two of the sources are called 'a'"),
-        ({"sources": [{"name": "a/b", "path": "b"}]}, "should match pattern"),
+        (
+            {"sources": [{"name": "a/b", "path": "b"}]},
+            "'a/b' is no source's name; take one without slashes",
+        ),
         ({"train": "a", "partition": "column"}, "needs the field that tells clients apart; add by"),
         ({"train": "a", "by": "ward"}, "by is for partition = 'column', not 'task'; leave it out"),
         ({"train": "a", "partition": "source"}, r"makes clients of \[\[data\.sources\]\]"),
@@ -209,6 +212,16 @@ def test_a_source_without_examples_is_refused(domains: Path) -> None:
 def test_tables_that_contradict_themselves(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DataTable.model_validate(settings)
+
+
+def test_a_test_set_among_the_training_data_is_refused(hospitals: Path) -> None:
+    settings = {"train": "data", "partition": "file", "test": "data/south/*.jsonl"}
+    with pytest.raises(UserError, match=r"south/c\.jsonl is a file of the test set \(data/south/"):
+        divide(DataTable.model_validate(settings), 0, hospitals)
+    divided = divide(DataTable.model_validate({**settings, "train": "data/north"}), 0, hospitals)
+    assert [part.name for part in divided.parts] == ["a", "b.v2"]
+    assert [example.output for example in divided.test] == ["4"]
+    divide(DataTable.model_validate({**settings, "test": "data"}), 0, hospitals)
 
 
 def test_the_test_set_comes_from_everybody_and_takes_nobody_all(tmp_path: Path) -> None:

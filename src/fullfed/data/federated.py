@@ -15,7 +15,7 @@ from fullfed.config import DataTable
 from fullfed.data.examples import Example
 from fullfed.data.owners import read_training
 from fullfed.data.partition import Part, partition
-from fullfed.data.sources import read_examples
+from fullfed.data.sources import find_files, is_on_hub, read_examples
 from fullfed.data.tokens import PackedExamples, Tokenized, TokenizedExample, tokenize
 from fullfed.errors import UserError
 from fullfed.randomness import Purpose, Stream, permutation
@@ -106,6 +106,7 @@ def divide(table: DataTable, seed: int, root: Path | None = None) -> Divided:
     train = read_training(table, root)
     if table.test is not None:
         test = read_examples(table.test, "test", root, table.columns, table.ignore)
+        _refuse_test_files(table, table.test, root)
     elif table.hold_out is not None:
         train, test = hold_out_category(train, table.hold_out)
     else:
@@ -210,6 +211,25 @@ def hold_out_samples(
     chosen = set(_chosen(len(examples), samples))
     rest = [e for i, e in enumerate(examples) if i not in chosen]
     return rest, [examples[i] for i in sorted(chosen)]
+
+
+def _refuse_test_files(table: DataTable, test: str, root: Path | None) -> None:
+    """UserError if a folder or a pattern of training data has a file of the test set in it.
+
+    A source that is named for both, word for word, is meant.
+    """
+    if is_on_hub(test, root):
+        return
+    tested = {file.path.resolve() for file in find_files(test, "test", root)}
+    for source in table.training_sources():
+        if source.path == test or is_on_hub(source.path, root):
+            continue
+        for file in find_files(source.path, "train", root):
+            if file.path.resolve() in tested:
+                raise UserError(
+                    f"{file.path} is a file of the test set ({test}) and of the training data "
+                    f"({source.path}); move it, or name the training data by a pattern."
+                )
 
 
 def _refuse_held_out_clients(train: Sequence[Example], test: Sequence[Example]) -> None:
