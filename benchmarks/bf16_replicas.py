@@ -36,7 +36,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from fullfed.config import DataTable, FederationTable, LocalTable, MemoryTable
+from fullfed.config import FederationTable, LocalTable, MemoryTable
+from fullfed.config_data import DataTable
 from fullfed.data.federated import FederatedData, divide, federate
 from fullfed.engines.simulation import Simulation
 from fullfed.evaluation.evaluate import evaluate_loss

@@ -12,7 +12,7 @@ import typer
 from click import Group
 
 from fullfed.cli import app
-from fullfed.config import DataTable
+from fullfed.config_data import DataTable
 from fullfed.data.record_files import COMPRESSIONS, FORMS
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fullfed.compare.plan import contestants
-from fullfed.config import parse_bytes
+from fullfed.config_values import parse_bytes
 from fullfed.methods.codecs.sketch import REPORT_HEADER
 from fullfed.methods.composition import Composition
 from fullfed.recipe_file import load_tables

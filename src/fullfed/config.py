@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import os
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
 
+from fullfed.config_data import DataTable
+from fullfed.config_values import NOT_BOTH, Bytes, Positive, PositiveFloat, RecipeTable, Source
 from fullfed.errors import UserError
 from fullfed.validation import describe_validation, keys_of
-
-NOT_BOTH = "not both (on the command line --set KEY= leaves a key of the recipe out)"
-_UNITS = {
-    **{"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9},
-    **{"kib": 2**10, "mib": 2**20, "gib": 2**30},
-}
-
-
-def parse_bytes(amount: str | int) -> int:
-    """The number of bytes in a text like "32KiB", in capitals or not, or the number itself.
-
-    Raises:
-        ValueError: it is neither a number nor one with a unit, or is negative.
-    """
-    if isinstance(amount, bool) or not isinstance(amount, int | str):
-        raise ValueError(f"{str(amount)[:40]} is not a number of bytes such as 4096 or '32KiB'")
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmg]i?b|b|)\s*", str(amount).lower())
-    if match is None:
-        raise ValueError(f"{amount!r} is not a number of bytes such as 4096 or '32KiB'")
-    return int(float(match[1]) * _UNITS[match[2] or "b"])
 
 
 def _check_device(name: str) -> str:
@@ -48,39 +27,7 @@ def _check_device(name: str) -> str:
     return name
 
 
-TEMPLATES = ("auto", "chat", "alpaca")  # by name
-
-
-def _check_template(template: str) -> str:
-    if not (template in TEMPLATES or template.endswith(".jinja") or is_jinja(template)):
-        raise ValueError(
-            f"{template[:40]!r} is no template; take 'auto', 'chat', 'alpaca' or a .jinja file"
-        )
-    return template
-
-
-def is_jinja(template: str) -> bool:
-    """Whether a template is written out, rather than named."""
-    return "{{" in template or "{%" in template
-
-
-def _check_source_name(name: str) -> str:
-    if not name.strip() or "/" in name:
-        raise ValueError(f"{name!r} is no source's name; take one without slashes")
-    return name
-
-
-Positive = Annotated[int, Field(gt=0)]
-Source = Annotated[str, AfterValidator(os.path.expanduser)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelTable(_Table):
+class ModelTable(RecipeTable):
     """The base model everybody holds.
 
     path: a folder or hub name that transformers loads, or "builtin" for the embedded one.
@@ -101,119 +48,7 @@ class ModelTable(_Table):
         return self
 
 
-class ColumnsTable(_Table):
-    """What a record's fields are called, where the record's format does not say it.
-
-    prompt, context, completion: what is asked, what it is about, and the answer that is trained on;
-    texts, or lists of messages. messages: a whole conversation. text: what is learned as it is.
-    chosen, rejected: two answers, of which the first is liked better. system: what the assistant is
-    told to be. history: pairs of earlier questions and answers. tools: what the assistant may call.
-    references: the list of all accepted answers. task, category: their names.
-    """
-
-    prompt: str | None = None
-    context: str | None = None
-    completion: str | None = None
-    messages: str | None = None
-    text: str | None = None
-    chosen: str | None = None
-    rejected: str | None = None
-    system: str | None = None
-    history: str | None = None
-    tools: str | None = None
-    references: str | None = None
-    task: str | None = None
-    category: str | None = None
-
-
-class SourceTable(_Table):
-    """One of several sources of training data: its name, where it is (as ``data.train``), and what
-    is said of its records' fields, where it is not what the table ``data`` says."""
-
-    name: Annotated[str, AfterValidator(_check_source_name)]
-    path: Source
-    columns: ColumnsTable | None = None
-    ignore: tuple[str, ...] | None = None
-
-
-class DataTable(_Table):
-    """Where examples come from, how they are worded and who holds them.
-
-    train, test: a file, a folder, a pattern of file names, a hub name, or "builtin". sources:
-    several of them in place of ``train``. Without ``test`` the evaluation set is held out of the
-    training data: the category named by ``hold_out``, or ``test_samples`` at random.
-    columns, ignore: of records; a field that has text in it and is neither in their format nor in
-    one of these is refused. template: "chat" is the tokenizer's own chat template, "alpaca"
-    Stanford Alpaca's, "auto" the first where there is one; or a file of a chat template in Jinja
-    (.jinja), or its content. answers: which of a conversation's are learned. date: what a chat
-    template that writes the date is told; the day a run begins on, which its folder records, where
-    it is not said. by: the field whose values are the clients of the partition "column".
-    clients_per_source: into how many clients the partition "source" divides each.
-    """
-
-    train: Source | None = None
-    sources: Annotated[tuple[SourceTable, ...], Field(min_length=1)] | None = None
-    test: Source | None = None
-    columns: ColumnsTable = ColumnsTable()
-    ignore: tuple[str, ...] = ()
-    hold_out: str | None = None
-    template: Annotated[str, AfterValidator(_check_template)] = "auto"
-    answers: Literal["all", "last"] = "all"
-    max_length: Positive | None = None
-    date: datetime.date | None = None
-    partition: Literal[
-        "task", "category", "file", "folder", "column", "source", "dirichlet", "quantity", "iid"
-    ] = "task"
-    by: str | None = None
-    clients_per_source: Positive | None = None
-    clients: Positive | None = None
-    alpha: PositiveFloat = 0.5
-    min_samples: Positive = 1
-    test_samples: Positive | None = None
-
-    @model_validator(mode="after")
-    def _one_place(self) -> DataTable:
-        if self.train is not None and self.sources is not None:
-            raise ValueError(f"give train or [[data.sources]], {NOT_BOTH}")
-        if self.train is None and self.sources is None:
-            raise ValueError("the key 'data.train' is missing; add it, or [[data.sources]]")
-        names = [source.name for source in self.sources or ()]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two of the sources are called {twice!r}; rename one")
-        return self
-
-    @model_validator(mode="after")
-    def _partition_fits(self) -> DataTable:
-        if self.partition == "column" and self.by is None:
-            raise ValueError(
-                "partition = 'column' needs the field that tells clients apart; add by"
-            )
-        if self.partition == "source" and self.sources is None:
-            raise ValueError("partition = 'source' makes clients of [[data.sources]]; add them")
-        for key, kind in (("by", "column"), ("clients_per_source", "source")):
-            if getattr(self, key) is not None and self.partition != kind:
-                raise ValueError(
-                    f"{key} is for partition = '{kind}', not '{self.partition}'; leave it out"
-                )
-        return self
-
-    def training_sources(self) -> tuple[SourceTable, ...]:
-        """Where training data come from, each with its columns and what it ignores.
-
-        The one source of ``train`` has no name.
-        """
-        of_all = {"columns": self.columns, "ignore": self.ignore}
-        if self.sources is None:
-            unnamed = {"name": "", "path": self.train, **of_all}
-            return (SourceTable.model_construct(None, **unnamed),)
-        return tuple(
-            one.model_copy(update={k: v for k, v in of_all.items() if getattr(one, k) is None})
-            for one in self.sources
-        )
-
-
-class FederationTable(_Table):
+class FederationTable(RecipeTable):
     """Rounds, cohorts, and the seed that everything random flows from."""
 
     rounds: Positive
@@ -231,7 +66,7 @@ _RATES = {
 }
 
 
-class LocalTable(_Table):
+class LocalTable(RecipeTable):
     """A client's work in one visit: ``steps`` batches, or ``epochs`` over its samples (1 if neither
     is said).
 
@@ -255,7 +90,7 @@ class LocalTable(_Table):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     optimizer_state: Literal["reset", "kept"] = "reset"
     clip: PositiveFloat | None = 1.0
     clip_by: Literal["model", "tensor"] = "model"
@@ -299,7 +134,7 @@ class LocalTable(_Table):
         return min(1.0, (step + 1) / (self.warmup_steps + 1))
 
 
-class MemoryTable(_Table):
+class MemoryTable(RecipeTable):
     """What a client trades for memory in a visit; docs/memory.md has the prices.
 
     optimizer_in_backward: each tensor steps as soon as its gradient is there, so that one gradient
@@ -315,7 +150,7 @@ class MemoryTable(_Table):
     cache_inputs: Bytes = 0
 
 
-class EvaluationTable(_Table):
+class EvaluationTable(RecipeTable):
     """What is measured on the held-out set: before, every ``every`` rounds, and after.
 
     batch_size: as many tokens are computed together, padding included, as so many of the longest
@@ -330,7 +165,7 @@ class EvaluationTable(_Table):
     batch_size: Positive | None = None
 
 
-class SimulationTable(_Table):
+class SimulationTable(RecipeTable):
     """What simulated clients suffer; real ones see to that themselves.
 
     failures: the share of visits, drawn afresh each round, that end without a report.
@@ -339,7 +174,7 @@ class SimulationTable(_Table):
     failures: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class DeploymentTable(_Table):
+class DeploymentTable(RecipeTable):
     """How long the server of a real federation waits in a round, and for how many.
 
     A round ends when the whole cohort has reported, and at the latest ``deadline_seconds`` after
@@ -361,7 +196,7 @@ class NamedTable(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Recipe(_Table):
+class Recipe(RecipeTable):
     """One experiment. ``load_recipe`` reads it from TOML.
 
     codec: how changes become bytes; None for the method's own default. aggregation: how the server

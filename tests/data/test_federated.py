@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fullfed.config import DataTable
+from fullfed.config_data import DataTable
 from fullfed.data.federated import FederatedData, divide, federate
 from fullfed.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from fullfed.config import ColumnsTable
+from fullfed.config_data import ColumnsTable
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import tokenize
 

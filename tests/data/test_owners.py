@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fullfed.config import DataTable
+from fullfed.config_data import DataTable
 from fullfed.data.federated import divide
 from fullfed.data.owners import read_training
 from fullfed.errors import UserError

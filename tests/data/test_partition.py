@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullfed.config import DataTable
+from fullfed.config_data import DataTable
 from fullfed.data.examples import Example
 from fullfed.data.partition import Part, dirichlet
 from fullfed.data.partition import partition as partition_by

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fullfed.config import ColumnsTable
+from fullfed.config_data import ColumnsTable
 from fullfed.data import hub_records
 from fullfed.data.examples import Example
 from fullfed.data.sources import read_examples

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fullfed.config import parse_bytes
+from fullfed.config_values import parse_bytes
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
 from fullfed.methods.codecs.codec import Change, Contribution, Shapes

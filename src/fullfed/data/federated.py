@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from fullfed.config import DataTable
+from fullfed.config_data import DataTable
 from fullfed.data.examples import Example
 from fullfed.data.owners import read_training
 from fullfed.data.partition import Part, partition

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fullfed.config import ColumnsTable
+from fullfed.config_data import ColumnsTable
 from fullfed.errors import UserError
 
 
 @dataclass(frozen=True)
 class Format:
-    """Which field of a record holds what; ours are those of ``config.ColumnsTable``.
+    """Which field of a record holds what; ours are those of ``config_data.ColumnsTable``.
 
     Attributes:
         name: what the format is called in messages.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from fullfed.config import DataTable, SourceTable
+from fullfed.config_data import DataTable, SourceTable
 from fullfed.data.examples import Example
 from fullfed.data.record_files import stem_of
 from fullfed.data.sources import FoundFile, find_files, is_on_hub, read_examples, read_file

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fullfed.config import DataTable
+from fullfed.config_data import DataTable
 from fullfed.data.examples import Example
 from fullfed.errors import UserError
 from fullfed.randomness import Purpose, Stream, permutation, uniforms

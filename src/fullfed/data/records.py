@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fullfed.config import ColumnsTable
+from fullfed.config_data import ColumnsTable
 from fullfed.data.conversations import (
     check_characters,
     conversation,

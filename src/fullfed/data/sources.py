@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from fullfed.config import ColumnsTable
+from fullfed.config_data import ColumnsTable
 from fullfed.data.examples import Example
 from fullfed.data.hub_records import read_hub_records
 from fullfed.data.languages import programming_language

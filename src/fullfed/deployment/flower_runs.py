@@ -17,7 +17,8 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fullfed.config import ColumnsTable, Recipe
+from fullfed.config import Recipe
+from fullfed.config_data import ColumnsTable
 from fullfed.data.federated import refuse_empty
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import tokenize

@@ -33,7 +33,8 @@ from typing import Annotated, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fullfed.config import ColumnsTable, Positive
+from fullfed.config_data import ColumnsTable
+from fullfed.config_values import Positive
 from fullfed.deployment.identities import (
     certify_server,
     check_host,

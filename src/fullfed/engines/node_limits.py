@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fullfed.config import Bytes, LocalTable, Positive, PositiveFloat
+from fullfed.config import LocalTable
+from fullfed.config_values import Bytes, Positive, PositiveFloat
 from fullfed.engines.node_messages import TaskSettings
 from fullfed.errors import UserError
 

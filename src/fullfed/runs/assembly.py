@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fullfed.config import TEMPLATES, NamedTable, Recipe, is_jinja
+from fullfed.config import NamedTable, Recipe
+from fullfed.config_data import TEMPLATES, is_jinja
 from fullfed.data.federated import Divided, FederatedData
 from fullfed.data.record_files import read_text
 from fullfed.data.sources import read_examples

@@ -12,7 +12,7 @@ import torch
 from pydantic import StrictInt
 from torch import Tensor
 
-from fullfed.config import NOT_BOTH, parse_bytes
+from fullfed.config_values import NOT_BOTH, parse_bytes
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update, number, numbers
 from fullfed.methods.codecs.codec import (
