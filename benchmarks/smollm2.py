@@ -28,7 +28,7 @@ from typing import Any
 
 import tomli_w
 
-from fullfed.compare.plan import contestants
+from fullfed.comparisons.plan import contestants
 from fullfed.files import write_json
 from fullfed.recipe_file import load_tables
 from fullfed.runs.binding import tables_of

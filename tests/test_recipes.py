@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fullfed.compare.plan import contestants
+from fullfed.comparisons.plan import contestants
 from fullfed.config_values import parse_bytes
 from fullfed.methods.codecs.sketch import REPORT_HEADER
 from fullfed.methods.composition import Composition

@@ -154,9 +154,9 @@ def compare(
     ] = None,
 ) -> None:
     """Several methods on the same clients, samples, rounds and evaluation."""
-    from fullfed.compare.comparison import Comparison
-    from fullfed.compare.folder import ComparisonFolder
-    from fullfed.compare.progress import comparison_progress
+    from fullfed.comparisons.comparison import Comparison
+    from fullfed.comparisons.folder import ComparisonFolder
+    from fullfed.comparisons.progress import comparison_progress
     from fullfed.reports.comparison_page import write_page
     from fullfed.reports.comparison_text import comparison_document, comparison_table
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from fullfed.compare.folder import ComparisonFolder
-from fullfed.compare.plan import contestants
+from fullfed.comparisons.folder import ComparisonFolder
+from fullfed.comparisons.plan import contestants
 from fullfed.engines.node_messages import decode_settings, encode_settings
 from fullfed.errors import UserError
 from fullfed.runs import assembly, run

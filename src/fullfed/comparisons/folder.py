@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fullfed.compare.plan import OWN, Contestant, changed
-from fullfed.compare.search import Trial, best
+from fullfed.comparisons.plan import OWN, Contestant, changed
+from fullfed.comparisons.search import Trial, best
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
 from fullfed.files import locked, write_json

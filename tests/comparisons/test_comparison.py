@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import tomli_w
 
-from compare import inline
-from fullfed.compare import comparison
-from fullfed.compare.comparison import Comparison
-from fullfed.compare.folder import ComparisonFolder
-from fullfed.compare.plan import Task
-from fullfed.compare.progress import ComparisonCallback
-from fullfed.compare.search import Trials, hold_out
+from comparisons import inline
+from fullfed.comparisons import comparison
+from fullfed.comparisons.comparison import Comparison
+from fullfed.comparisons.folder import ComparisonFolder
+from fullfed.comparisons.plan import Task
+from fullfed.comparisons.progress import ComparisonCallback
+from fullfed.comparisons.search import Trials, hold_out
 from fullfed.data.federated import FederatedData
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate_loss

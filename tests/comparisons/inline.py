@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fullfed.compare import processes
-from fullfed.compare.folder import ComparisonFolder
-from fullfed.compare.plan import Task
-from fullfed.compare.progress import ComparisonCallback
+from fullfed.comparisons import processes
+from fullfed.comparisons.folder import ComparisonFolder
+from fullfed.comparisons.plan import Task
+from fullfed.comparisons.progress import ComparisonCallback
 from fullfed.errors import UserError
 
 
 def carry_out(
     tasks: Sequence[Task], folder: Path, jobs: int, threads: int, callback: ComparisonCallback
 ) -> dict[Task, str]:
-    """As fullfed.compare.processes.carry_out, one task after another."""
+    """As fullfed.comparisons.processes.carry_out, one task after another."""
     here, failures = ComparisonFolder(folder), {}
     for task in tasks:
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fullfed.compare.plan import changed
+from fullfed.comparisons.plan import changed
 from fullfed.config import Recipe
 from fullfed.data.tokens import PackedExamples, TokenizedExample
 from fullfed.engines.simulation import Simulation

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from fullfed.compare import plan
-from fullfed.compare.plan import contestants, merged
+from fullfed.comparisons import plan
+from fullfed.comparisons.plan import contestants, merged
 from fullfed.errors import UserError
 from fullfed.methods.catalogue import METHODS
 from fullfed.recipe_file import load_recipe

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fullfed.compare.plan import Task
+from fullfed.comparisons.plan import Task
 
 
 class ComparisonCallback:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullfed.compare.search import hold_out
+from fullfed.comparisons.search import hold_out
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from methods.tiny import samples

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullfed.compare.search import Trial, best, next_rate
+from fullfed.comparisons.search import Trial, best, next_rate
 
 
 def search(objective: Callable[[float], float], budget: int, start: float = 1.0) -> list[Trial]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fullfed.compare.folder import ComparisonFolder
-from fullfed.compare.plan import contestants
-from fullfed.compare.search import Trial
+from fullfed.comparisons.folder import ComparisonFolder
+from fullfed.comparisons.plan import contestants
+from fullfed.comparisons.search import Trial
 from fullfed.errors import UserError
 from fullfed.runs.assembly import dated
 

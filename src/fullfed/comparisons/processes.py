@@ -15,10 +15,10 @@ from typing import Any, cast
 
 import torch
 
-from fullfed.compare.folder import ComparisonFolder
-from fullfed.compare.plan import Task
-from fullfed.compare.progress import ComparisonCallback
-from fullfed.compare.search import Trials, next_rate
+from fullfed.comparisons.folder import ComparisonFolder
+from fullfed.comparisons.plan import Task
+from fullfed.comparisons.progress import ComparisonCallback
+from fullfed.comparisons.search import Trials, next_rate
 from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival
 from fullfed.runs import run as runs

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from fullfed.compare.folder import ComparisonFolder
-from fullfed.compare.plan import Contestant, Task, contestants
-from fullfed.compare.processes import carry_out
-from fullfed.compare.progress import ComparisonCallback
-from fullfed.compare.search import hold_out
+from fullfed.comparisons.folder import ComparisonFolder
+from fullfed.comparisons.plan import Contestant, Task, contestants
+from fullfed.comparisons.processes import carry_out
+from fullfed.comparisons.progress import ComparisonCallback
+from fullfed.comparisons.search import hold_out
 from fullfed.config import parse_recipe
 from fullfed.errors import UserError
 from fullfed.files import write_json
