@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import fullfed
-from fullfed.config import parse_recipe
 from fullfed.federation.messages import Plan, Report, Update, number
 from fullfed.methods.aggregation import Aggregation, Sum
 from fullfed.methods.codecs.codec import Change, Codec, Contribution, Encoded, Shapes, check_tensors
@@ -96,15 +94,15 @@ def build(setting: Setting, options: NoOptions) -> Composition:
 
 
 def register_all() -> None:
-    fullfed.register(
+    fullfed.register_codec(
         "halves",
         fullfed.CodecEntry("the change in float16", NoOptions, lambda seed, options: Halves()),
     )
-    fullfed.register(
+    fullfed.register_aggregation(
         "median",
         fullfed.AggregationEntry("the median, number by number", NoOptions, lambda o: Median()),
     )
-    fullfed.register(
+    fullfed.register_method(
         "matrices",
         fullfed.MethodEntry(
             title="Matrices",
@@ -130,6 +128,5 @@ RECIPE = {
 
 if __name__ == "__main__":
     register_all()
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/extension")
-    summary = fullfed.run(parse_recipe(RECIPE, "this script"), folder)
-    print(summary["loss"], summary["bytes"])
+    run = fullfed.run(RECIPE, sys.argv[1] if len(sys.argv) > 1 else "runs/extension")
+    print(run["loss"], run["bytes"])

@@ -1,7 +1,28 @@
 """Federated fine-tuning of every parameter of a language model, in kilobytes a round.
 
-What stands in ``__all__`` is for users and stays; everything else may move. Names are imported
-when they are first used, so that ``import fullfed`` costs nothing.
+    import fullfed
+
+    run = fullfed.run("recipe.toml")            # or a dict of the recipe's tables
+    run["loss"], run.bytes_up                   # what came of it
+    model, tokenizer = run.model()              # the trained model, for transformers
+
+Runs: ``run`` carries out a recipe, with models and datasets of your own if you like; ``resume``
+carries on a run that was stopped; ``RunResult`` is a run that has ended; ``evaluate`` measures a
+model; ``export`` writes a run's model for transformers; a ``Callback`` is told how a run gets on.
+
+Recipes: ``load_recipe`` makes a ``Recipe`` of a TOML file or nested dicts. ``estimate`` says what a
+recipe costs in bytes, steps and memory, before anything is trained.
+
+Beyond one run: ``compare`` carries out several methods on one recipe; ``simulate`` a recipe in
+Flower's simulation; ``sketch`` has the random projections alone.
+
+Extensions: ``register_method``, ``register_codec``, ``register_aggregation`` let recipes name your
+own, described by a ``MethodEntry``, ``CodecEntry`` or ``AggregationEntry``.
+
+What is wrong with a recipe, data or a folder is a ``UserError`` of one sentence.
+
+These names are for users and stay; everything else may move. They are imported when they are first
+used, so that ``import fullfed`` costs nothing. docs/python.md has more.
 """
 
 from __future__ import annotations
@@ -10,12 +31,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fullfed import sketch
+    from fullfed.api import compare, evaluate, export, resume, run, simulate
     from fullfed.config import Recipe
-    from fullfed.methods.catalogue import AggregationEntry, CodecEntry, MethodEntry, register
+    from fullfed.errors import UserError
+    from fullfed.methods.catalogue import (
+        AggregationEntry,
+        CodecEntry,
+        MethodEntry,
+        register_aggregation,
+        register_codec,
+        register_method,
+    )
     from fullfed.recipe_file import load_recipe
-    from fullfed.runs.run import Callback, resume
-    from fullfed.runs.run import start as run
-    from fullfed.sketch import NormalBasis, SignBasis
+    from fullfed.runs.estimate import Estimate, estimate
+    from fullfed.runs.result import RunResult
+    from fullfed.runs.run import Callback
 
 __version__ = "0.1.0"
 
@@ -23,32 +54,50 @@ __all__ = [
     "AggregationEntry",
     "Callback",
     "CodecEntry",
+    "Estimate",
     "MethodEntry",
-    "NormalBasis",
     "Recipe",
-    "SignBasis",
+    "RunResult",
+    "UserError",
+    "compare",
+    "estimate",
+    "evaluate",
+    "export",
     "load_recipe",
-    "register",
+    "register_aggregation",
+    "register_codec",
+    "register_method",
     "resume",
     "run",
+    "simulate",
+    "sketch",
 ]
 
 _HOMES = {
-    "Recipe": "fullfed.config",
-    "load_recipe": "fullfed.recipe_file",
+    **dict.fromkeys(("compare", "evaluate", "export", "resume", "run", "simulate"), "fullfed.api"),
     **dict.fromkeys(
-        ("AggregationEntry", "CodecEntry", "MethodEntry", "register"), "fullfed.methods.catalogue"
+        (
+            *("AggregationEntry", "CodecEntry", "MethodEntry"),
+            *("register_aggregation", "register_codec", "register_method"),
+        ),
+        "fullfed.methods.catalogue",
     ),
-    **dict.fromkeys(("Callback", "resume", "run"), "fullfed.runs.run"),
-    **dict.fromkeys(("NormalBasis", "SignBasis"), "fullfed.sketch"),
+    **dict.fromkeys(("Estimate", "estimate"), "fullfed.runs.estimate"),
+    "Callback": "fullfed.runs.run",
+    "Recipe": "fullfed.config",
+    "RunResult": "fullfed.runs.result",
+    "UserError": "fullfed.errors",
+    "load_recipe": "fullfed.recipe_file",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sketch":
+        return import_module("fullfed.sketch")
     if name not in _HOMES:
         raise AttributeError(f"module 'fullfed' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), "start" if name == "run" else name)
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ from rich.table import Table
 from fullfed.deployment import commands
 from fullfed.deployment.commands import Overrides, RecipeFile, say, show_end
 from fullfed.errors import UserError
-from fullfed.files import private_files, write_atomically
+from fullfed.files import private_files
 from fullfed.recipe_file import load_recipe
 
 if TYPE_CHECKING:
@@ -39,18 +39,21 @@ Out = Annotated[
 @app.command()
 def run(recipe: RecipeFile, set_: Overrides = None, out: Out = None) -> None:
     """Carry out a recipe."""
-    from fullfed.runs.run import start
+    from fullfed import api
+    from fullfed.runs.folder import unused
 
-    directory = out or _unused(Path("runs") / recipe.stem)
-    _carry_out(directory, partial(start, load_recipe(recipe, set_), directory))
+    directory = out or unused(Path("runs") / recipe.stem)
+    _carry_out(
+        directory, lambda told: api.run(recipe, directory, callbacks=told, overrides=set_ or ())
+    )
 
 
 @app.command()
 def resume(directory: RunDirectory) -> None:
     """Carry a stopped run on to its end."""
-    from fullfed.runs import run as runs
+    from fullfed import api
 
-    _carry_out(directory, partial(runs.resume, directory))
+    _carry_out(directory, partial(api.resume, directory))
 
 
 @app.command()
@@ -93,7 +96,7 @@ def evaluate(
     console = Console(stderr=True)
     watch = NowAndThen(lambda _, text: console.print(text, highlight=False), QUIET_SECONDS)
     table = Table("metric", "value")
-    for name, value in measure(model, load_recipe(recipe, set_), watch).items():
+    for name, value in measure(model, load_recipe(recipe, set_ or ()), watch).items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
 
@@ -104,10 +107,9 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder.")],
 ) -> None:
     """Write a run's model as a checkpoint that transformers loads."""
-    from fullfed.runs.folder import RunFolder
-    from fullfed.runs.replay import export as export_run
+    from fullfed import api
 
-    export_run(RunFolder(directory), target)
+    api.export(directory, target)
     say(f"{target}: written; load it with AutoModelForCausalLM.from_pretrained")
 
 
@@ -154,14 +156,14 @@ def compare(
     ] = None,
 ) -> None:
     """Several methods on the same clients, samples, rounds and evaluation."""
+    from fullfed import api
     from fullfed.comparisons.comparison import Comparison
     from fullfed.comparisons.folder import ComparisonFolder
     from fullfed.comparisons.progress import comparison_progress
-    from fullfed.reports.comparison_page import write_page
-    from fullfed.reports.comparison_text import comparison_document, comparison_table
+    from fullfed.reports.comparison_text import comparison_table
 
     labels = [label for part in methods.split(",") if (label := part.strip())]
-    comparison = Comparison(recipe, labels, set_, seeds, trials, trial_rounds, jobs)
+    comparison = Comparison(recipe, labels, set_ or (), seeds, trials, trial_rounds, jobs)
     say(comparison.budget)
     folder = ComparisonFolder(out or Path("runs") / f"{recipe.stem}-compared")
     command = shlex.join(["fullfed", *sys.argv[1:]])
@@ -171,8 +173,7 @@ def compare(
     except KeyboardInterrupt:
         say("stopped; the same command carries on with what is missing")
         sys.exit(130)
-    write_atomically(folder.markdown_file, comparison_document(data).encode())
-    write_page(data, folder.page_file)
+    api.write_reports(data, folder)
     Console().print(comparison_table(data))
     say(f"written to {folder.path}: comparison.html, comparison.md, comparison.json, runs/")
 
@@ -205,14 +206,15 @@ def quickstart(out: Out = None) -> None:
     from fullfed.quickstart import quickstart_recipe
     from fullfed.reports.runs import summary_table
     from fullfed.runs import run as runs
-    from fullfed.runs.folder import RunFolder
+    from fullfed.runs.folder import RunFolder, unused
 
     methods = ("fedavg", "ferret")
 
     def finished(path: Path) -> bool:
         return RunFolder(path / methods[-1]).summary_file.exists()
 
-    folder, summaries = out or _unused(Path("runs") / "quickstart", finished), []
+    folder = out or unused(Path("runs") / "quickstart", finished)
+    summaries: list[Mapping[str, Any]] = []
     for method in methods:
         one = RunFolder(folder / method)
         if one.summary_file.exists():
@@ -230,10 +232,10 @@ commands.register(app)
 
 def _carry_out(
     directory: Path,
-    work: Callable[[list[Callback]], dict[str, Any]],
+    work: Callable[[list[Callback]], Mapping[str, Any]],
     table: bool = True,
     again: str | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Do the work of the run in a folder; show its progress and its end; return the summary.
 
     An interruption ends the program with a word on how to go on.
@@ -255,15 +257,6 @@ def _carry_out(
         plot_runs({summary["method"]: RunFolder(directory)}, directory)
     show_end(summary, directory, table)
     return summary
-
-
-def _unused(path: Path, used: Callable[[Path], bool] = Path.exists) -> Path:
-    """The path, or the path with the first free number after it."""
-    number, candidate = 1, path
-    while used(candidate):
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
 
 
 def main() -> None:

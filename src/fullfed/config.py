@@ -197,10 +197,16 @@ class NamedTable(BaseModel):
 
 
 class Recipe(RecipeTable):
-    """One experiment. ``load_recipe`` reads it from TOML.
+    """One experiment. ``load_recipe`` reads it from TOML or nested tables; it cannot be changed,
+    but ``load_recipe(recipe, ["federation.rounds=3"])`` makes another of it.
 
     codec: how changes become bytes; None for the method's own default. aggregation: how the server
     combines reports.
+
+    Example:
+        >>> recipe = fullfed.load_recipe("first.toml")
+        >>> recipe.method.name, recipe.federation.rounds, recipe.local.batch_size
+        ('ferret', 2, 4)
     """
 
     model: ModelTable

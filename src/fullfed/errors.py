@@ -5,6 +5,13 @@ class UserError(Exception):
     """Bad input. The message is one sentence that names the file, field or client and what to do.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Example:
+        >>> try:
+        ...     fullfed.load_recipe("no.toml")
+        ... except fullfed.UserError as error:
+        ...     print(error)
+        no.toml: the recipe cannot be read (No such file or directory).
     """
 
 

@@ -1,19 +1,23 @@
-"""Reading a recipe from its file: TOML, environment variables, and overrides."""
+"""Reading a recipe from its file or tables: TOML, environment variables, and overrides."""
 
 from __future__ import annotations
 
 import os
 import re
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
 
+# What may be handed over where a recipe is asked for: itself, its tables, or its file.
+RecipeSource = Recipe | Mapping[str, Any] | str | Path
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe in a TOML file, with ``key=value`` overrides applied.
+
+def load_recipe(recipe: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file or in nested tables, with ``key=value`` overrides applied.
 
     Overriding ``method.name`` leaves the options and the codec of the recipe's own method behind,
     and so do ``codec.name`` and ``aggregation.name`` with options. ``key=`` leaves a key of the
@@ -22,38 +26,86 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     ``$NAME`` and ``${NAME}`` in the file's and the overrides' strings stand for environment
     variables; relative paths are relative to the folder the command runs in.
 
+    Args:
+        recipe: the path of a TOML file; the same as a nested dict; or a Recipe, to change it.
+        overrides: texts such as "federation.rounds=3", as after ``--set``.
+
     Raises:
         UserError: the file is missing or not TOML, a key is unknown, a value is out of range.
+
+    Example:
+        >>> recipe = fullfed.load_recipe("first.toml", ["federation.rounds=2"])
+        >>> recipe.federation.rounds
+        2
     """
-    tables = load_tables(path, overrides)
+    if isinstance(recipe, Recipe) and not overrides:
+        return recipe
+    tables = load_tables(recipe, overrides)
     tables.pop("compare", None)
-    return parse_recipe(expand_variables(tables), str(path))
+    return parse_recipe(expand_variables(tables), source_of(recipe))
 
 
-def load_tables(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The tables of a recipe's file, overrides applied, neither expanded nor validated.
+def load_tables(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A recipe's tables, overrides applied, neither expanded nor validated.
 
     Raises:
         UserError: the file is missing or not TOML, or an override does not fit it.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: the recipe cannot be read ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: this is not valid TOML ({error}).") from error
-    for override in overrides or []:
+    tables = _tables(recipe)
+    for override in overrides:
         key, _, name = override.partition("=")
         if key.strip() == "method.name":
             change_method(tables, str(_toml_value(name.strip())))
-    for override in overrides or []:
+    for override in overrides:
         key, _, name = override.partition("=")
         table = key.strip().removesuffix(".name")
         if table in ("codec", "aggregation") and key.strip() != table:
             rename(tables, table, str(_toml_value(name.strip())))
-    for override in overrides or []:
+    for override in overrides:
         _apply_override(tables, override)
     return tables
+
+
+def source_of(recipe: RecipeSource) -> str:
+    """What errors call the recipe: its file, if it has one."""
+    return str(recipe) if isinstance(recipe, str | Path) else "the recipe"
+
+
+def title_of(recipe: RecipeSource) -> str:
+    """What a folder of the recipe's is called: as its file, or else as its method."""
+    if isinstance(recipe, str | Path):
+        return Path(recipe).stem
+    if isinstance(recipe, Recipe):
+        return recipe.method.name
+    return str(recipe.get("method", {}).get("name", "run"))
+
+
+def _tables(recipe: RecipeSource) -> dict[str, Any]:
+    if isinstance(recipe, Recipe):
+        return recipe.model_dump(mode="json", exclude_unset=True)
+    if isinstance(recipe, Mapping):
+        tables: dict[str, Any] = _as_in_toml(recipe)
+        return tables
+    if not isinstance(recipe, str | Path):
+        raise UserError(
+            f"The recipe is {type(recipe).__name__}; give a Recipe, a dict of tables, or the path "
+            "of a TOML file."
+        )
+    try:
+        return tomllib.loads(Path(recipe).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{recipe}: the recipe cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{recipe}: this is not valid TOML ({error}).") from error
+
+
+def _as_in_toml(value: Any) -> Any:
+    """A copy of nested tables, in which paths are texts."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_in_toml(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_in_toml(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def rename(tables: dict[str, Any], table: str, name: str) -> None:

@@ -103,13 +103,14 @@ def test_what_is_registered_can_be_named_and_no_name_is_taken_twice() -> None:
     entry = CodecEntry("the same in 16 bits", Dense, lambda seed, codec: Dense("bfloat16"))
     with pytest.raises(UserError, match="there is no codec 'halves'"):
         choose(recipe(codec={"name": "halves"}))
-    fullfed.register("halves", entry)
+    fullfed.register_codec("halves", entry)
     assert choose(recipe(codec={"name": "halves"})).codec == Dense()
     with pytest.raises(UserError, match=r"^halves: there is a codec of this name"):
-        fullfed.register("halves", entry)
+        fullfed.register_codec("halves", entry)
     with pytest.raises(UserError, match=r"^fedavg: there is a method of this name"):
-        fullfed.register("fedavg", METHODS["ferret"])
-    fullfed.register("halves", AggregationEntry("another kind", *[Dense, lambda rule: rule]))
+        fullfed.register_method("fedavg", METHODS["ferret"])
+    rule = AggregationEntry("another kind", *[Dense, lambda rule: rule])
+    fullfed.register_aggregation("halves", rule)
 
 
 @pytest.mark.usefixtures("clean")

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from fullfed.config import parse_recipe
 from fullfed.errors import UserError
 from fullfed.files import write_json
 from fullfed.methods.catalogue import METHODS
-from fullfed.recipe_file import load_tables
+from fullfed.recipe_file import RecipeSource, load_tables, source_of, title_of
 from fullfed.runs.assembly import build_method, choose
 from fullfed.runs.environment import environment
 from fullfed.runs.loading import load_model, read_data, tokenize_data
@@ -38,7 +37,7 @@ class Comparison:
     """Every method of a recipe on the same clients, samples, rounds and evaluation.
 
     Args:
-        source: the recipe's file.
+        recipe: its file or its tables, with those under ``compare``.
         labels: the methods; see ``contestants``.
         overrides: ``key=value`` changes of the recipe.
         seeds: runs of each method, with the recipe's seed and the next ones.
@@ -52,30 +51,30 @@ class Comparison:
 
     def __init__(
         self,
-        source: Path,
+        recipe: RecipeSource,
         labels: Sequence[str],
-        overrides: list[str] | None = None,
+        overrides: Sequence[str] = (),
         seeds: int = 1,
         trials: int = 5,
         trial_rounds: int | None = None,
         jobs: int = 1,
     ) -> None:
-        tables = load_tables(source, overrides)
-        self._title = source.stem
-        self._contestants = contestants(tables, labels, str(source))
+        tables, source = load_tables(recipe, overrides), source_of(recipe)
+        self._title = title_of(recipe)
+        self._contestants = contestants(tables, labels, source)
         # As written, with the names of environment variables: they hold on other machines too.
         common = {name: table for name, table in tables.items() if name != "compare"}
-        self._recipe = parse_recipe(common, str(source))
-        recipe = self._contestants[0].recipe
-        if "loss" not in recipe.evaluation.metrics:
+        self._recipe = parse_recipe(common, source)
+        first_recipe = self._contestants[0].recipe
+        if "loss" not in first_recipe.evaluation.metrics:
             raise UserError(
                 f"{source}: evaluation.metrics lacks the loss, by which methods are compared; "
                 "add it."
             )
-        first = recipe.federation.seed
+        first = first_recipe.federation.seed
         self._seeds = range(first, first + seeds)
         self._trials = trials
-        self._trial_rounds = trial_rounds or min(max(recipe.federation.rounds // 5, 2), 5)
+        self._trial_rounds = trial_rounds or min(max(first_recipe.federation.rounds // 5, 2), 5)
         self._jobs = jobs
         self._threads = max(torch.get_num_threads() // jobs, 1)
         self._validation_samples = _check(self._contestants)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,7 +80,7 @@ def start(
 
     folder = ServerFolder(directory)
     path = out or folder.runs / recipe.stem
-    show_end(flower_runs.start(folder, load_recipe(recipe, set_), path, say), path)
+    show_end(flower_runs.start(folder, load_recipe(recipe, set_ or ()), path, say), path)
 
 
 def status(directory: FederationDirectory) -> None:
@@ -129,7 +130,7 @@ def simulate(
     check_installed("ray", "simulation")
     from fullfed.deployment import flower_runs
 
-    show_end(flower_runs.simulate(load_recipe(recipe, set_), out, say), out)
+    show_end(flower_runs.simulate(load_recipe(recipe, set_ or ()), out, say), out)
 
 
 def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
@@ -227,7 +228,7 @@ def _tell_server(folder: ServerFolder) -> None:
         server.sync_nodes(folder, say)
 
 
-def show_end(summary: dict[str, Any], path: Path, table: bool = True) -> None:
+def show_end(summary: Mapping[str, Any], path: Path, table: bool = True) -> None:
     """Say what came of the run in a folder."""
     from fullfed.reports.runs import summary_table
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival, Inbox
-from fullfed.federation.log import Log
 from fullfed.federation.messages import Report, Update, encode
 from fullfed.federation.method import Method
 from fullfed.headway import Headway, Observer, unobserved
@@ -176,6 +175,13 @@ class _Account:
             yield report
 
 
+class Sizes(Protocol):
+    """What knows how many bytes each update of a run has."""
+
+    @property
+    def sizes(self) -> Sequence[int]: ...
+
+
 class Traffic:
     """Knows which model version each client holds.
 
@@ -184,13 +190,13 @@ class Traffic:
     static weights with its first plan.
 
     Args:
-        log: of the run.
+        log: of the run; only how long its records are counts.
         snapshot_bytes: what sending the newest version whole costs.
         cumulative: the newest update replaces all earlier ones.
     """
 
     def __init__(
-        self, log: Log, snapshot_bytes: Callable[[], int], cumulative: bool = False
+        self, log: Sizes, snapshot_bytes: Callable[[], int], cumulative: bool = False
     ) -> None:
         self._log = log
         self._snapshot_bytes = snapshot_bytes

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from fullfed.errors import UserError
 from fullfed.methods import fed_sb, fedavg, fedcybgd, fedkseed, fedprox, fedzo, ferret, lora
@@ -34,6 +34,11 @@ class MethodEntry:
         learning_rate: where a search for the local learning rate starts; None for the recipe's,
             which is meant for gradients of every parameter.
         scope: from the recipe's seed and the options, which parameters train.
+
+    Example:
+        >>> from fullfed.methods.catalogue import METHODS
+        >>> METHODS["ferret"].paper
+        'Shu et al. 2024, arXiv 2409.06277'
     """
 
     title: str
@@ -54,6 +59,11 @@ class CodecEntry:
         description: for people.
         options: the dataclass of its options, which may be the codec itself.
         build: makes it from the recipe's seed and the options.
+
+    Example:
+        >>> from fullfed.methods.catalogue import CODECS
+        >>> CODECS["topk"].description
+        'the largest numbers and where they are'
     """
 
     description: str
@@ -63,12 +73,21 @@ class CodecEntry:
 
 @dataclass(frozen=True)
 class AggregationEntry:
-    """An aggregation rule as the catalogue shows it; attributes as for ``CodecEntry``."""
+    """An aggregation rule as the catalogue shows it; attributes as for ``CodecEntry``, but that
+    ``build`` is given the options alone.
+
+    Example:
+        >>> from fullfed.methods.catalogue import AGGREGATIONS
+        >>> AGGREGATIONS["mean"].description
+        'the mean, weighted by samples'
+    """
 
     description: str
     options: type[Any]
     build: Callable[[Any], Aggregation]
 
+
+Entry = TypeVar("Entry", MethodEntry, CodecEntry, AggregationEntry)
 
 DENSE: Mapping[str, Any] = {"name": "dense"}
 
@@ -189,15 +208,8 @@ AGGREGATIONS: dict[str, AggregationEntry] = {
 }
 
 
-_TABLES: Mapping[type, tuple[str, dict[str, Any]]] = {
-    MethodEntry: ("method", METHODS),
-    CodecEntry: ("codec", CODECS),
-    AggregationEntry: ("aggregation rule", AGGREGATIONS),
-}
-
-
-def register(name: str, entry: MethodEntry | CodecEntry | AggregationEntry) -> None:
-    """Let recipes name a method, codec or aggregation rule from outside of fullfed.
+def register_method(name: str, entry: MethodEntry) -> None:
+    """Let recipes name a method from outside of fullfed: ``method.name``.
 
     A process must have called this before it reads such a recipe. A package that is installed
     on every machine of a federation can have it called everywhere: it names a function that
@@ -205,8 +217,67 @@ def register(name: str, entry: MethodEntry | CodecEntry | AggregationEntry) -> N
 
     Raises:
         UserError: there is one of this name already.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> from fullfed.methods.composition import averaging
+        >>> def build(setting, options):
+        ...     return averaging(setting, step=0.5)  # FedAvg that goes half of the way
+        >>> entry = fullfed.MethodEntry(
+        ...     title="Half-way",
+        ...     paper="none; an example",
+        ...     composition="everything x first-order x dense x sampled cohort",
+        ...     options=make_dataclass("NoOptions", []),
+        ...     build=build,
+        ...     codec={"name": "dense"},
+        ... )
+        >>> fullfed.register_method("half-way", entry)
+        >>> run = fullfed.run("first.toml", overrides=["method.name=half-way"])
+        >>> run["method"]
+        'half-way'
     """
-    kind, table = _TABLES[type(entry)]
+    _register("method", METHODS, name, entry)
+
+
+def register_codec(name: str, entry: CodecEntry) -> None:
+    """Let recipes name a codec from outside of fullfed: ``codec.name``; see ``register_method``.
+
+    Raises:
+        UserError: there is one of this name already.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> from fullfed.methods.codecs.dense import Dense
+        >>> def build(seed, options):
+        ...     return Dense("int8")
+        >>> entry = fullfed.CodecEntry("a byte a number", make_dataclass("NoOptions", []), build)
+        >>> fullfed.register_codec("bytes", entry)
+        >>> fullfed.run("first.toml", overrides=["method.name=fedavg", "codec.name=bytes"]).bytes_up
+        3956584
+    """
+    _register("codec", CODECS, name, entry)
+
+
+def register_aggregation(name: str, entry: AggregationEntry) -> None:
+    """Let recipes name an aggregation rule from outside of fullfed: ``aggregation.name``; see
+    ``register_method``.
+
+    Raises:
+        UserError: there is one of this name already.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> from fullfed.methods.aggregation import WeightedMean
+        >>> def build(options):
+        ...     return WeightedMean("equal")  # every client counts as much as another
+        >>> options = make_dataclass("NoOptions", [])
+        >>> entry = fullfed.AggregationEntry("the plain mean", options, build)
+        >>> fullfed.register_aggregation("plain-mean", entry)
+    """
+    _register("aggregation rule", AGGREGATIONS, name, entry)
+
+
+def _register(kind: str, table: dict[str, Entry], name: str, entry: Entry) -> None:
     if name in table:
         raise UserError(f"{name}: there is a {kind} of this name already; take another name.")
     table[name] = entry

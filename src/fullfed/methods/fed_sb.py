@@ -220,6 +220,10 @@ class FactorsFirst(Dense):
     def report_bytes(self, plan: Plan, shapes: Shapes) -> int:
         return super().report_bytes(plan, self._sent(plan, shapes))
 
+    def update_bytes(self, plan: Plan, shapes: Shapes, reports: int) -> int:
+        sent = self.replicated if plan.values[_FIRST] is True else shapes
+        return Dense.report_bytes(self, plan, sent)
+
     def check(self, report: Report, plan: Plan, shapes: Shapes) -> None:
         super().check(report, plan, self._sent(plan, shapes))
 

@@ -12,6 +12,8 @@ rollbacks.json  the versions that the run was taken back to, when, by whom and w
                 from the log each time is in rolled-back-N.log; rollback.json is there until one
                 is finished
 states/         what simulated clients keep between visits, where a method has them keep something
+base/, data/    the base model with its tokenizer, and the samples, where a program gave them as
+                objects (``runs.given``)
 members.json    of a real federation: the run's name and its clients (``deployment.folders``)
 
 Each file is bound to the others, so that none can be damaged, or be another run's, unnoticed.
@@ -27,7 +29,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +72,29 @@ class RunFolder:
         Raises:
             UserError: a run or anything else is there already, or the folder cannot be made.
         """
-        if self.recipe_file.exists():
-            raise UserError(
-                f"{self.path}: there is a run here already; resume it, or name another folder."
-            )
+        self.check_unused()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # A recipe that a crash cut short is no run yet.
-            others = [file for file in self.path.iterdir() if file.suffix != ".partial"]
         except OSError as error:
             raise UserError(
                 f"{self.path}: the folder cannot be made ({error.strerror}); name another."
             ) from error
-        if others:
-            raise UserError(f"{self.path}: there is something here already; name a new folder.")
         self.write_recipe(recipe)
+
+    def check_unused(self) -> None:
+        """
+        Raises:
+            UserError: a run or anything else is there already.
+        """
+        if self.recipe_file.exists():
+            raise UserError(
+                f"{self.path}: there is a run here already; resume it, or name another folder."
+            )
+        if not self.path.exists():
+            return
+        # A recipe that a crash cut short is no run yet.
+        if not self.path.is_dir() or any(f.suffix != ".partial" for f in self.path.iterdir()):
+            raise UserError(f"{self.path}: there is something here already; name a new folder.")
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Have the run be of this recipe; what it is bound to is as before."""
@@ -269,3 +279,12 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         write_sealed(self.summary_file, summary, self._follows())
+
+
+def unused(path: Path, used: Callable[[Path], bool] = Path.exists) -> Path:
+    """The path, or the path with the first free number after it."""
+    number, candidate = 1, path
+    while used(candidate):
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

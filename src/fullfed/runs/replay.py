@@ -6,6 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +48,18 @@ def replay(folder: RunFolder) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     updates = _updates(folder)
     for update in deque(updates, maxlen=1) if replica.method.cumulative else updates:
         replica.apply(update)
+    return model, tokenizer
+
+
+def ordinary(folder: RunFolder) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The same with adapters merged into the model, as transformers has it.
+
+    Raises:
+        UserError: as for ``replay``.
+    """
+    model, tokenizer = replay(folder)
+    with TemporaryDirectory() as saved:
+        scope_of(folder.recipe()).detach(model, Path(saved) / "adapter")
     return model, tokenizer
 
 
@@ -94,22 +107,29 @@ def check_recorded(folder: RunFolder, replica: Replica, expected: str) -> None:
         )
 
 
-def measure(model_or_run: str, recipe: Recipe, observer: Observer = unobserved) -> dict[str, float]:
-    """The recipe's metrics of a model folder, a hub name, or a run's newest model.
+def measure(
+    model_or_run: str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    recipe: Recipe,
+    observer: Observer = unobserved,
+) -> dict[str, float]:
+    """The recipe's metrics of a model folder, a hub name, a run's newest model, or a model with its
+    tokenizer.
 
-    A model is loaded with the recipe's dtype and on its device, a run's as the run holds it. The
-    observer is told how far it is.
+    A model is loaded with the recipe's dtype and on its device, a run's as the run holds it, and
+    one that is loaded is measured as it is. The observer is told how far it is.
 
     Raises:
         UserError: there is no such model or run, or the recipe's data are bad.
     """
-    folder, divided = RunFolder(Path(model_or_run)), read_data(recipe)
-    if folder.recipe_file.exists():
+    divided = read_data(recipe)
+    if isinstance(model_or_run, tuple):
+        model, tokenizer = model_or_run
+    elif (folder := RunFolder(Path(model_or_run))).recipe_file.exists():
         model, tokenizer = replay(folder)
         recipe = dated(recipe, folder.recipe().data.date)
     else:
         table = recipe.model
-        model, tokenizer = load_model(model_or_run, table.dtype, table.device)
+        model, tokenizer = load_model(str(model_or_run), table.dtype, table.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
     together = recipe.evaluated_together
     return evaluate(model, tokenizer, data.test, recipe.evaluation, together, observer)

@@ -32,6 +32,14 @@ class Callback:
     """Is called as a run goes on; a subclass overrides the hooks that it needs.
 
     What a hook raises ends the run, which can be resumed.
+
+    Example:
+        >>> class Print(fullfed.Callback):
+        ...     def on_round_end(self, record):
+        ...         print("round", record["round"] + 1, "sent", record["bytes"]["up"], "bytes")
+        >>> run = fullfed.run("first.toml", callbacks=[Print()])
+        round 1 sent 8080 bytes
+        round 2 sent 8080 bytes
     """
 
     def on_run_begin(self, assembly: Assembly, version: int) -> None:

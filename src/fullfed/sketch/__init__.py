@@ -1,6 +1,13 @@
 """Shared randomness: the same random numbers, projections and directions on every device.
 
 Useful on its own, for gradient compression or zeroth-order optimisation; see docs/sketch.md.
+
+Example:
+    >>> import torch
+    >>> weights = [torch.zeros(1000)]
+    >>> basis = fullfed.sketch.SignBasis(seed=0, round=3, coordinates=64)
+    >>> y = basis.project([torch.ones(1000)])  # 64 numbers
+    >>> basis.reconstruct_(weights, y)  # in place: weights += what y says
 """
 
 from fullfed.randomness import SHARED, SPECIFICATION, Purpose, Stream, permutation, uniforms

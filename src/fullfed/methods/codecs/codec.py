@@ -156,6 +156,13 @@ class Codec(ABC):
     def report_bytes(self, plan: Plan, shapes: Shapes) -> int:
         """The most bytes that the tensors of an honest report have."""
 
+    def update_bytes(self, plan: Plan, shapes: Shapes, reports: int) -> int:
+        """About how many bytes the tensors of an update have that is made of so many reports.
+
+        The default is as many as one report's, or, where reports are stacked, as all of them.
+        """
+        return (reports if self.stacks else 1) * self.report_bytes(plan, shapes)
+
     @abstractmethod
     def check(self, report: Report, plan: Plan, shapes: Shapes) -> None:
         """

@@ -129,6 +129,9 @@ class Seeds(Codec):
     def report_bytes(self, plan: Plan, shapes: Shapes) -> int:
         return (self.local.steps or _LONGEST) * (self._integer.itemsize + 4)
 
+    def update_bytes(self, plan: Plan, shapes: Shapes, reports: int) -> int:
+        return (12 if self.by_importance else 4) * self.candidates.count
+
     def check(self, report: Report, plan: Plan, shapes: Shapes) -> None:
         steps = (self.local.batches(report.samples),)
         check_tensors(

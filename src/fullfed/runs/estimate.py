@@ -1,0 +1,217 @@
+"""What a recipe costs, reckoned from shapes and numbers of samples: nothing is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from fullfed.config import Recipe, parse_recipe
+from fullfed.data.federated import Divided
+from fullfed.errors import UserError
+from fullfed.federation.messages import Plan, encode
+from fullfed.federation.server import Traffic
+from fullfed.methods.codecs.codec import Shapes, elements
+from fullfed.methods.composition import Composition
+from fullfed.recipe_file import RecipeSource, expand_variables, load_tables, source_of
+from fullfed.runs.assembly import build_method, choose
+from fullfed.runs.given import Given, Records
+from fullfed.runs.loading import load_blank, read_data
+from fullfed.runs.visit_memory import visit_bytes
+from fullfed.units import bytes_text
+
+# What a message has beside its tensors' bytes: in all, for a value, for a tensor; names apart.
+_HEADER, _VALUE, _TENSOR = 170, 22, 60
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a recipe costs.
+
+    Attributes:
+        parameters: the model's, with those that the method adds.
+        trained_parameters: in one visit; of the largest block, where visits train blocks.
+        clients: how many the data make.
+        steps: of a visit, in the mean over clients.
+        bytes_up: a client's report.
+        bytes_down: what a client is sent for a visit, in the mean over the run: the plan, and the
+            updates since its last visit or a snapshot.
+        run_bytes_up, run_bytes_down: of all visits of the run.
+        memory_bytes: the peak of a visit, but for activations, which depend on the samples
+            (docs/memory.md).
+
+    Example:
+        >>> print(fullfed.estimate("first.toml"))
+        967,808 parameters, 967,808 trained in a visit of 3 steps; 24 clients
+        ...
+    """
+
+    parameters: int
+    trained_parameters: int
+    clients: int
+    steps: float
+    bytes_up: int
+    bytes_down: int
+    run_bytes_up: int
+    run_bytes_down: int
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.parameters:,} parameters, {self.trained_parameters:,} trained in a visit "
+                f"of {self.steps:g} steps; {self.clients} clients",
+                f"a visit: {bytes_text(self.bytes_up)} up, {bytes_text(self.bytes_down)} down, "
+                f"{bytes_text(self.memory_bytes)} of memory and activations",
+                f"the run: {bytes_text(self.run_bytes_up)} up, "
+                f"{bytes_text(self.run_bytes_down)} down",
+            ]
+        )
+
+
+def estimate(
+    recipe: RecipeSource,
+    *,
+    model: PreTrainedModel | None = None,
+    clients: Mapping[str, Records] | None = None,
+    test: Records | None = None,
+    overrides: Sequence[str] = (),
+) -> Estimate:
+    """What a run of a recipe costs in bytes, steps and memory.
+
+    Nothing is trained and no weights are loaded: of the model only its configuration counts. Bytes
+    of messages are exact but for their headers, some hundred bytes each; visits that the recipe
+    lets fail are counted as if they did not.
+
+    Args:
+        recipe, clients, test, overrides: as for ``run``.
+        model: in place of the recipe's ``model.path``.
+
+    Raises:
+        UserError: bad input, or a method whose clients hold no replica (``method.surrogate``).
+
+    Example:
+        >>> cost = fullfed.estimate("first.toml", overrides=["method.name=fedavg"])
+        >>> cost.bytes_up // cost.parameters  # a report has every parameter, in 4 bytes
+        4
+    """
+    given = Given(clients=clients, test=test)
+    tables = expand_variables(load_tables(recipe, overrides))
+    tables.pop("compare", None)
+    if model is not None:
+        tables.setdefault("model", {}).setdefault("path", model.name_or_path or "the model")
+    with TemporaryDirectory() as folder:
+        parsed = parse_recipe(given.completed(tables, Path(folder)), source_of(recipe))
+        given.write(Path(folder))
+        choose(parsed)
+        divided = read_data(parsed)
+    blank = load_blank(parsed.model.path)[0] if model is None else _without_weights(model)
+    return _estimate(parsed, divided, blank)
+
+
+def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    with torch.device("meta"):
+        blank: PreTrainedModel = AutoModelForCausalLM.from_config(model.config)  # type: ignore[no-untyped-call]
+    return blank
+
+
+def _estimate(recipe: Recipe, divided: Divided, model: PreTrainedModel) -> Estimate:
+    samples = [len(part.indices) for part in divided.parts]
+    steps = fmean(recipe.local.batches(count) for count in samples)
+    local = recipe.local.model_copy(update={"steps": round(steps), "epochs": None})
+    recipe = recipe.model_copy(update={"local": local})
+    model.to(getattr(torch, recipe.model.dtype))
+    method = build_method(recipe, choose(recipe), model, len(samples))
+    if method.submodels is not None:
+        raise UserError(
+            "method.surrogate: only what clients cost that hold the model can be reckoned; leave "
+            "it out (docs/memory.md has the formula for the others)."
+        )
+    largest = max(method.blocks or (method.setting.shapes,), key=elements)
+    snapshot = _snapshot_bytes(recipe, method, model)
+    visits, up, down = _traffic(method, recipe.federation.rounds, snapshot)
+    return Estimate(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained_parameters=elements(largest),
+        clients=len(samples),
+        steps=steps,
+        bytes_up=round(up / visits),
+        bytes_down=round(down / visits),
+        run_bytes_up=up,
+        run_bytes_down=down,
+        memory_bytes=visit_bytes(model, method, largest, recipe.model.rounding),
+    )
+
+
+@dataclass
+class _Lengths:
+    """Of a run's updates so far, in bytes."""
+
+    sizes: list[int] = field(default_factory=list)
+
+
+def _traffic(method: Composition, rounds: int, snapshot: int) -> tuple[int, int, int]:
+    """(visits, bytes up, bytes down) of a whole run in which every visit succeeds.
+
+    Args:
+        snapshot: bytes of one.
+    """
+    lengths = _Lengths()
+    traffic = Traffic(lengths, lambda: snapshot, method.cumulative)
+    visits = up = down = 0
+    for round in range(rounds):
+        plans = method.plans(round, None)
+        for plan in plans:
+            visits += 1
+            up += _report_bytes(method, plan)
+            down += len(encode(plan)) + traffic.catch_up(plan.client, round)
+        lengths.sizes.append(_update_bytes(method, plans))
+    return visits, up, down
+
+
+def _snapshot_bytes(recipe: Recipe, method: Composition, model: PreTrainedModel) -> int:
+    replicated = method.replicated(model)
+    exact = 4 if recipe.model.rounding == "master" else 0  # bytes a number, at least
+    tensors = sum(p.numel() * max(exact, p.dtype.itemsize) for p in replicated.values())
+    return tensors + _header((), {name: p.shape for name, p in replicated.items()}, tensors)
+
+
+def _report_bytes(method: Composition, plan: Plan) -> int:
+    shapes, codec = _shapes(method, plan), method.codec
+    tensors = codec.report_bytes(plan, shapes)
+    return tensors + _header(codec.report_values | method.step.report_values, shapes, tensors)
+
+
+def _update_bytes(method: Composition, plans: Sequence[Plan]) -> int:
+    one_of = {method.part(plan): plan for plan in plans}
+    total = _HEADER + _VALUE * len(method.step.update_values)
+    for part, reports in Counter(method.part(plan) for plan in plans).items():
+        shapes = _shapes(method, one_of[part])
+        tensors = method.codec.update_bytes(one_of[part], shapes, reports)
+        total += tensors + _header((), shapes, tensors) - _HEADER
+    return total
+
+
+def _shapes(method: Composition, plan: Plan) -> Shapes:
+    """What a visit trains."""
+    part = method.part(plan)
+    return method.setting.shapes if part is None else method.blocks[part]
+
+
+def _header(values: Iterable[str], shapes: Shapes, tensors: int) -> int:
+    """About how many bytes of a message are not its tensors'.
+
+    Args:
+        values: names of its values.
+        tensors: bytes of its tensors. If they are a byte a number or more, they are those of
+            ``shapes``; else they are two or three, with short names.
+    """
+    names = list(shapes) if tensors >= elements(shapes) else ["coordinates"] * 2
+    named = sum(len(name) + _TENSOR for name in names)
+    return _HEADER + named + sum(len(name) + _VALUE for name in values)

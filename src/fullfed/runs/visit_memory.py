@@ -1,0 +1,95 @@
+"""What a visit needs of memory, by the table of docs/memory.md: no weights are needed to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fullfed.config import LocalTable, MemoryTable
+from fullfed.methods.codecs.codec import Shapes
+from fullfed.methods.composition import Composition
+from fullfed.methods.local_work import FirstOrder
+from fullfed.training.layers import layer_names
+from fullfed.training.optimizers import make_optimizers
+
+_PACKED = {"int8": 1.0, "int4": 0.53}  # bytes an element
+
+
+def visit_bytes(
+    model: PreTrainedModel,
+    method: Composition,
+    shapes: Shapes,
+    rounding: Literal["master", "stochastic"],
+) -> int:
+    """The peak of a visit, activations apart.
+
+    Args:
+        model: in the replicas' dtype, with what the method's scope added; may be without weights.
+        method: the recipe's; its setting has the tables.
+        shapes: what the visit trains, by name.
+        rounding: the recipe's ``model.rounding``.
+    """
+    trained = {name: p for name, p in method.scope.trained(model).items() if name in shapes}
+    held = sum(p.nbytes for p in model.parameters())
+    if rounding == "master":
+        held += _copies(method.replicated(model))
+    before = 0 if method.offload else _values_before(trained, rounding)
+    memory = method.setting.memory
+    if isinstance(method.local, FirstOrder):
+        hidden = {name for layer in layer_names(model) for name in layer}
+        working = _copies(trained) + _gradients(trained, memory)
+        working += optimizer_bytes(method.setting.local, shapes, hidden)
+    else:
+        # Losses are of perturbed copies, one part of the model at a time.
+        exact = 0 if method.offload else _copies(trained)
+        working = exact + max(p.nbytes for p in model.parameters())
+    if memory.frozen == "exact":
+        return held + before + working
+    frozen = [p for name, p in model.named_parameters() if name not in trained]
+    saved = sum(p.nbytes - int(_PACKED[memory.frozen] * p.numel()) for p in frozen)
+    packed = held - saved + before + working + max(p.nbytes for p in frozen)  # one is unpacked
+    return max(packed, held + before + _copies(trained))  # the exact model is back afterwards
+
+
+def optimizer_bytes(local: LocalTable, shapes: Shapes, hidden: Collection[str]) -> int:
+    """What the recipe's optimizer keeps of parameters of these shapes after a step.
+
+    Args:
+        hidden: the names of those in the model's layers.
+    """
+    # On the meta device, where a step costs nothing and tensors have their sizes alone.
+    parameters = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    optimizers = dict.fromkeys(make_optimizers(local, parameters, hidden, fused=False).values())
+    for parameter in parameters.values():
+        parameter.grad = torch.empty_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    return sum(
+        value.nbytes
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )
+
+
+def _copies(parameters: Mapping[str, Tensor]) -> int:
+    """Of float32 copies of those that are in 16 bits."""
+    return sum(4 * p.numel() for p in parameters.values() if p.dtype.itemsize == 2)
+
+
+def _values_before(trained: Mapping[str, Tensor], rounding: str) -> int:
+    """Of what the visit began from; masters stay with the replica, and are counted there."""
+    kept = [p for p in trained.values() if p.dtype.itemsize == 4 or rounding == "stochastic"]
+    return sum(4 * p.numel() for p in kept)
+
+
+def _gradients(trained: Mapping[str, Tensor], memory: MemoryTable) -> int:
+    """Of all at once, or of the largest, in its own type and in float32."""
+    if not memory.optimizer_in_backward:
+        return sum(4 * p.numel() for p in trained.values())
+    return max(4 * p.numel() + (p.nbytes if p.dtype.itemsize == 2 else 0) for p in trained.values())
