@@ -10,8 +10,8 @@ Runs: ``run`` carries out a recipe, with models and datasets of your own if you 
 carries on a run that was stopped; ``RunResult`` is a run that has ended; ``evaluate`` measures a
 model; ``export`` writes a run's model for transformers; a ``Callback`` is told how a run gets on.
 
-Recipes: ``load_recipe`` makes a ``Recipe`` of a TOML file or nested dicts. ``estimate`` says what a
-recipe costs in bytes, steps and memory, before anything is trained.
+Recipes: ``load_recipe`` makes a ``Recipe`` of a TOML file or nested dicts. ``estimate`` makes an
+``Estimate``: what a recipe costs in bytes, steps and memory, before anything is trained.
 
 Beyond one run: ``compare`` carries out several methods on one recipe; ``simulate`` a recipe in
 Flower's simulation; ``sketch`` has the random projections alone.
