@@ -27,7 +27,7 @@ from fullfed.runs.visit_memory import visit_bytes
 from fullfed.units import bytes_text
 
 # What a message has beside its tensors' bytes: in all, for a value, for a tensor; names apart.
-_HEADER, _VALUE, _TENSOR = 170, 22, 60
+_HEADER, _VALUE, _TENSOR = 170, 16, 60
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def estimate(
     """What a run of a recipe costs in bytes, steps and memory.
 
     Nothing is trained and no weights are loaded: of the model only its configuration counts. Bytes
-    of messages are exact but for their headers, some hundred bytes each; visits that the recipe
-    lets fail are counted as if they did not.
+    of messages are exact but for their headers, some hundred bytes each; top-k's are the most that
+    it may send. Visits that the recipe lets fail are counted as if they did not.
 
     Args:
         recipe, clients, test, overrides: as for ``run``.
@@ -212,6 +212,6 @@ def _header(values: Iterable[str], shapes: Shapes, tensors: int) -> int:
         tensors: bytes of its tensors. If they are a byte a number or more, they are those of
             ``shapes``; else they are two or three, with short names.
     """
-    names = list(shapes) if tensors >= elements(shapes) else ["coordinates"] * 2
+    names = list(shapes) if tensors >= elements(shapes) else ["codes", "scales"]
     named = sum(len(name) + _TENSOR for name in names)
     return _HEADER + named + sum(len(name) + _VALUE for name in values)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.config import Recipe, parse_recipe
+from fullfed.data.record_files import stem_of
 from fullfed.errors import UserError
 from fullfed.recipe_file import RecipeSource, expand_variables, load_tables, source_of
 from fullfed.runs.assembly import assemble, choose, dated, resolved
@@ -33,7 +34,6 @@ from fullfed.runs.run import Callback, carry_out
 # does; or the path of a file that data.train could name.
 Records = Iterable[Mapping[str, Any]] | str | Path
 
-_PACKED = re.compile(r"\.(gz|zst|xz|bz2)$", re.IGNORECASE)
 _NAME = re.compile(r"\w[\w -]{0,99}")  # of a client, which is to be a file's
 
 
@@ -177,7 +177,7 @@ def _suffix(records: Records) -> str:
     """What the name of a file of these records ends in."""
     if not isinstance(records, str | Path):
         return ".jsonl"
-    return "".join(Path(records).suffixes[-2 if _PACKED.search(str(records)) else -1 :])
+    return Path(records).name.removeprefix(stem_of(Path(records)))
 
 
 def _test_file(records: Records) -> str:

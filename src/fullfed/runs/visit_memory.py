@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from fullfed.config import LocalTable, MemoryTable
@@ -66,8 +67,9 @@ def optimizer_bytes(local: LocalTable, shapes: Shapes, hidden: Collection[str]) 
     optimizers = dict.fromkeys(make_optimizers(local, parameters, hidden, fused=False).values())
     for parameter in parameters.values():
         parameter.grad = torch.empty_like(parameter)
-    for optimizer in optimizers:
-        optimizer.step()
+    with _OnesForNumbers():  # type: ignore[no-untyped-call]
+        for optimizer in optimizers:
+            optimizer.step()
     return sum(
         value.nbytes
         for optimizer in optimizers
@@ -75,6 +77,14 @@ def optimizer_bytes(local: LocalTable, shapes: Shapes, hidden: Collection[str]) 
         for value in state.values()
         if isinstance(value, Tensor)
     )
+
+
+class _OnesForNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, a number that is read from a tensor without values is 1."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        read = func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta
+        return 1.0 if read else func(*args, **(kwargs or {}))
 
 
 def _copies(parameters: Mapping[str, Tensor]) -> int:
