@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fullfed
-from api.conftest import PAGE
+from api.conftest import PAGE, ROOT
 from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS
 
 # ``run`` comes first: it makes the run that others show.
@@ -52,6 +52,12 @@ def test_the_page_does_what_it_shows(
     assert lines[0].startswith("<ferret, 2 rounds, loss 2.885 -> 2.808, 15.8 KiB up, ")
     assert lines[-1].startswith("runs/first: there is a run here already; resume it, ")
     assert Path("runs/first-compared/comparison.html").exists()
+
+
+def test_the_names_on_other_pages_are_public() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("examples/*.py")):
+        named = re.findall(r"(?<![\w/.-])fullfed\.(\w+)\(", page.read_text())
+        assert set(named) <= set(fullfed.__all__), page
 
 
 def test_every_name_of_the_page_is_public_and_the_page_has_all() -> None:

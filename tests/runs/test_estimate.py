@@ -23,8 +23,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cyclic-ferret": {"server_step": 1.0},
     **{name: {"rank": 2} for name in ("fedit", "flora", "ffa-lora", "fed-sb")},
 }
-# Its first update brings three factors for each that others bring: headers, on so small a model.
-DOWN_TOLERANCE = {"fed-sb": 0.25}
+# On so small a model headers count: the first's first update brings three factors for each of
+# others, and the second's updates are larger than the model, but do not name its parameters.
+DOWN_TOLERANCE = {"fed-sb": 0.25, "fedkseed-pro": 0.03}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -39,7 +40,8 @@ def test_bytes_are_those_that_a_run_counts(name: str, ingredients: Path, tmp_pat
     cost, run = fullfed.estimate(told), fullfed.run(told, tmp_path / "run")
     visits = sum(len(line["cohort"]) for line in run.history)
     assert cost.run_bytes_up == pytest.approx(run.bytes_up, rel=0.01, abs=100 * visits)
-    assert cost.run_bytes_down == pytest.approx(run.bytes_down, rel=DOWN_TOLERANCE.get(name, 0.06))
+    down = DOWN_TOLERANCE.get(name, 0.01)
+    assert cost.run_bytes_down == pytest.approx(run.bytes_down, rel=down, abs=150 * visits)
     assert cost.bytes_up == pytest.approx(cost.run_bytes_up / visits, abs=1)
     if not name.startswith(("fedit", "flora", "ffa", "fed-sb")):  # with adapters
         assert cost.parameters == run["parameters"]

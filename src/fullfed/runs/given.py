@@ -21,6 +21,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from fullfed.config import Recipe, parse_recipe
 from fullfed.data.record_files import stem_of
@@ -89,6 +90,7 @@ class Given:
         """
         try:
             if self.model is not None and self.tokenizer is not None:
+                transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
                 self.model.save_pretrained(folder / "base")
                 self.tokenizer.save_pretrained(folder / "base")
             if self.clients is not None:
