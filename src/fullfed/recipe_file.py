@@ -77,7 +77,8 @@ def title_of(recipe: RecipeSource) -> str:
         return Path(recipe).stem
     if isinstance(recipe, Recipe):
         return recipe.method.name
-    return str(recipe.get("method", {}).get("name", "run"))
+    method = recipe.get("method")
+    return str(method.get("name", "run")) if isinstance(method, Mapping) else "run"
 
 
 def _tables(recipe: RecipeSource) -> dict[str, Any]:

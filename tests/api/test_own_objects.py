@@ -206,3 +206,14 @@ def test_an_adapter_is_merged_into_the_model_that_is_returned(
     measured = fullfed.evaluate(model, recipe, tokenizer=tokenizer)
     assert measured["loss"] == pytest.approx(run.losses[-1], rel=1e-5)
     assert torch.is_tensor(model.generate(torch.tensor([[1, 2]]), max_new_tokens=1))
+
+
+def test_what_is_no_recipe_is_refused(tmp_path: Path) -> None:
+    for bad in ({"data": 3}, {"data": {}, "method": "ferret"}, {}):
+        with pytest.raises(fullfed.UserError):
+            fullfed.run(bad, tmp_path / "run", clients={"a": GOOD}, test=GOOD)
+    (tmp_path / "file").write_text("")
+    recipe = {**tables(), "model": {"path": "builtin"}}
+    with pytest.raises(fullfed.UserError, match="cannot be written"):
+        fullfed.run(recipe, tmp_path / "file" / "run", clients={"a": GOOD}, test=GOOD)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

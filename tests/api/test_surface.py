@@ -8,8 +8,13 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 import fullfed
+from fullfed import api
+from fullfed.deployment import flower_runs
 
 HEAVY = ("torch", "transformers", "numpy", "pydantic", "safetensors", "typer", "rich", "tomli_w")
 
@@ -61,3 +66,19 @@ def test_a_package_of_the_same_name_takes_no_functions_place() -> None:
     """Importing a submodule sets an attribute of the package."""
     parts = {path.stem for path in Path(fullfed.__file__).parent.iterdir()}
     assert parts & set(fullfed.__all__) == {"sketch"}
+
+
+def test_a_simulation_in_flower_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/flower/test_simulate.py carries one out, by the command line."""
+    pytest.importorskip("ray")
+    asked: list[tuple[int, Path]] = []
+    monkeypatch.setattr(
+        flower_runs, "simulate", lambda recipe, path, say: asked.append((recipe.seed, path))
+    )
+    recipe = SimpleNamespace(seed=3)
+    monkeypatch.setattr(api, "load_recipe", lambda source, overrides: recipe)
+    run = fullfed.simulate("first.toml", tmp_path / "out")
+    assert asked == [(3, tmp_path / "out")]
+    assert run.folder == tmp_path / "out"

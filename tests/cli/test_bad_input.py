@@ -363,7 +363,7 @@ def test_a_comparison_of_no_methods(
     said = complaint(
         "compare", ingredients / "recipe.toml", "--methods", ",", "--out", tmp_path / "c"
     )
-    assert said.startswith("--methods: no method is named; choose among fedavg, ")
+    assert said.startswith("methods: no method is named; choose among fedavg, ")
     assert list(tmp_path.iterdir()) == []
 
 

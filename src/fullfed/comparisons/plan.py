@@ -57,10 +57,10 @@ def contestants(tables: Mapping[str, Any], labels: Sequence[str], source: str) -
         UserError: a label is unknown or given twice, or a recipe or a table is bad.
     """
     if not labels:
-        raise UserError(f"--methods: no method is named; choose among {', '.join(METHODS)}.")
+        raise UserError(f"methods: no method is named; choose among {', '.join(METHODS)}.")
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(f"--methods: {label} is named twice; name each method once.")
+            raise UserError(f"methods: {label} is named twice; name each method once.")
     common = {name: table for name, table in tables.items() if name != "compare"}
     own = tables.get("compare", {})
     if not isinstance(own, dict):
@@ -75,7 +75,7 @@ def _contestant(
     if label not in own and label not in METHODS:
         known = ", ".join([*METHODS, *(name for name in own if name not in METHODS)])
         raise UserError(
-            f"--methods: {label!r} is neither a method nor a table [compare.{label}] of {source}; "
+            f"methods: {label!r} is neither a method nor a table [compare.{label}] of {source}; "
             f"choose among {known}."
         )
     _check_changes(changes, label, source)

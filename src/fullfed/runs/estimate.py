@@ -104,8 +104,8 @@ def estimate(
     given = Given(clients=clients, test=test)
     tables = expand_variables(load_tables(recipe, overrides))
     tables.pop("compare", None)
-    if model is not None:
-        tables.setdefault("model", {}).setdefault("path", model.name_or_path or "the model")
+    if model is not None and "model" not in tables:
+        tables["model"] = {"path": model.name_or_path or "the model"}
     with TemporaryDirectory() as folder:
         parsed = parse_recipe(given.completed(tables, Path(folder)), source_of(recipe))
         given.write(Path(folder))

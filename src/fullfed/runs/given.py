@@ -84,11 +84,13 @@ class Given:
         return tables
 
     def write(self, folder: Path) -> None:
-        """
+        """Write all of it into the folder, which is made if it is not there.
+
         Raises:
             UserError: a record is no dict, or has what JSON cannot say; or the disk is full.
         """
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             if self.model is not None and self.tokenizer is not None:
                 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
                 self.model.save_pretrained(folder / "base")
@@ -120,8 +122,8 @@ def start_with(
     Raises:
         UserError: bad input, or a round in which no client could work.
     """
-    path = path.absolute()
-    folder, begun = RunFolder(path), path.with_name(path.name + ".partial")
+    folder, path = RunFolder(path), path.absolute()
+    begun = path.with_name(path.name + ".partial")
     folder.check_unused()
     tables = load_tables(recipe, overrides)
     tables.pop("compare", None)
@@ -134,7 +136,6 @@ def start_with(
     shutil.rmtree(begun, ignore_errors=True)  # of a process that was killed
     try:
         there = naming(begun)
-        begun.mkdir(parents=True)
         given.write(begun)
         assembly = assemble(there)
         moved = dated(naming(path), assembly.recipe.data.date)
@@ -157,6 +158,8 @@ def _name(tables: dict[str, Any], table: str, key: str, value: Any, argument: st
         UserError: it says something else.
     """
     keys = tables.setdefault(table, {})
+    if not isinstance(keys, dict):
+        raise UserError(f"{table}: this is no table of the recipe; give a dict of its keys.")
     if keys.setdefault(key, value) != value:
         raise UserError(
             f"{table}.{key}: the recipe says {keys[key]!r}, and {argument} gives something else; "
