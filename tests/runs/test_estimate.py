@@ -99,6 +99,12 @@ def test_it_takes_a_model_and_records_in_memory(ingredients: Path) -> None:
     assert cost.clients == 3
 
 
+def test_clients_without_a_replica_are_not_reckoned(ingredients: Path) -> None:
+    told = tables(ingredients) | {"method": {"name": "fedcybgd", "surrogate": 0.5}}
+    with pytest.raises(fullfed.UserError, match=r"^method\.surrogate: only what clients cost"):
+        fullfed.estimate(told)
+
+
 @pytest.fixture(scope="module")
 def llama() -> PreTrainedModel:
     """Four layers, in bfloat16, without weights."""
@@ -148,6 +154,8 @@ def test_memory_is_that_of_the_formulas(llama: PreTrainedModel, ingredients: Pat
     local = {"optimizer": "adamw", "steps": 2, "clip_by": "tensor"}
     wanted = 2 * d + 16 * d_b + 6 * largest
     assert bytes_of(method=block, memory=lean, local=local) == pytest.approx(wanted, abs=small)
+    caching = bytes_of(method=block, memory={**lean, "cache_inputs": "1MiB"}, local=local)
+    assert caching == pytest.approx(wanted + (1 << 20), abs=small)
     packed = bytes_of(method=block, memory={**lean, "frozen": "int8"}, local=local)
     assert 2 * d <= packed < wanted
 

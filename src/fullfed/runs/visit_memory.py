@@ -42,7 +42,7 @@ def visit_bytes(
     memory = method.setting.memory
     if isinstance(method.local, FirstOrder):
         hidden = {name for layer in layer_names(model) for name in layer}
-        working = _copies(trained) + _gradients(trained, memory)
+        working = _copies(trained) + _gradients(trained, memory) + memory.cache_inputs
         working += optimizer_bytes(method.setting.local, shapes, hidden)
     else:
         # Losses are of perturbed copies, one part of the model at a time.
