@@ -186,7 +186,7 @@ class DeploymentTable(RecipeTable):
 
 
 class NamedTable(BaseModel):
-    """The name of a method, codec or aggregation rule, and the options it validates itself."""
+    """The name of a method, codec, rule or trainer, and the options it validates itself."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -201,7 +201,7 @@ class Recipe(RecipeTable):
     but ``load_recipe(recipe, ["federation.rounds=3"])`` makes another of it.
 
     codec: how changes become bytes; None for the method's own default. aggregation: how the server
-    combines reports.
+    combines reports. trainer: what trains in visits in the place of a method's own gradient steps.
 
     Example:
         >>> recipe = fullfed.load_recipe("first.toml")
@@ -214,6 +214,7 @@ class Recipe(RecipeTable):
     federation: FederationTable
     method: NamedTable
     codec: NamedTable | None = None
+    trainer: NamedTable | None = None
     aggregation: NamedTable = NamedTable(name="mean")
     local: LocalTable = LocalTable()
     memory: MemoryTable = MemoryTable()

@@ -46,6 +46,7 @@ class Purpose(IntEnum):
     BLOCKS = 16
     CODES = 17
     DITHER = 18
+    TRAINER = 19
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:

@@ -16,7 +16,13 @@ from fullfed.data.examples import Example
 from fullfed.data.owners import read_training
 from fullfed.data.partition import Part, partition
 from fullfed.data.sources import find_files, is_on_hub, read_examples
-from fullfed.data.tokens import PackedExamples, Tokenized, TokenizedExample, tokenize
+from fullfed.data.tokens import (
+    PackedExamples,
+    Tokenized,
+    TokenizedExample,
+    Untokenized,
+    tokenize,
+)
 from fullfed.errors import UserError
 from fullfed.randomness import Purpose, Stream, permutation
 
@@ -122,6 +128,7 @@ def federate(
     table: DataTable,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    keep_examples: bool = False,
 ) -> FederatedData:
     """Tokenises examples that have been divided.
 
@@ -129,6 +136,7 @@ def federate(
         train, test, parts: see `Divided`.
         table: the recipe's.
         max_length: ids in a sequence, at most the model's context.
+        keep_examples: whether clients keep theirs untokenised too, for trainers that read them.
 
     Raises:
         UserError: no example of a client, or of the test set, has an answer that fits; or all
@@ -152,8 +160,18 @@ def federate(
     refuse_empty("The training data", list(held.values()))
     refuse_empty("The test set", [tested])
     everything = [*held.values(), tested]
+    sources = (
+        Untokenized.of([train[i] for i in part.indices], tokenizer, table.template, table.answers)
+        if keep_examples
+        else None
+        for part in parts
+    )
+    clients = tuple(
+        ClientData(name, PackedExamples(own.examples, source))
+        for (name, own), source in zip(held.items(), sources, strict=True)
+    )
     return FederatedData(
-        clients=tuple(ClientData(name, PackedExamples(own.examples)) for name, own in held.items()),
+        clients=clients,
         test=tested.examples,
         shortened=sum(own.shortened for own in everything),
         dropped=sum(own.dropped for own in everything),

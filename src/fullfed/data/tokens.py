@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from fullfed.config_data import TEMPLATES
 from fullfed.data.examples import Example
 from fullfed.data.wording import TextWording, choose_wording
 from fullfed.data.words import Worded, Wording
@@ -103,9 +105,7 @@ def tokenize(
         UserError: the template cannot be used, or the tokenizer has no token that ends an answer.
     """
     texts = [example for example in examples if example.is_text]
-    talks = [example for example in examples if not example.is_text]
-    if answers == "last":
-        talks = [example.last_only() for example in talks]
+    talks = learned([example for example in examples if not example.is_text], answers)
     pieces = iter(_pieces(texts, tokenizer, max_length) if texts else [])
     wording = choose_wording(template, tokenizer, today) if talks else None
     fitted = _Fitting(wording, max_length).fit(talks) if wording else []
@@ -126,12 +126,17 @@ def tokenize(
     return Tokenized(tuple(kept), shortened, dropped, empty)
 
 
+def learned(examples: Sequence[Example], answers: Literal["all", "last"]) -> list[Example]:
+    """The examples, of which all answers are learned, or the last alone."""
+    return [e.last_only() for e in examples] if answers == "last" else list(examples)
+
+
 def _tokenized(
     worded: Worded, references: tuple[str, ...] = (), opening: str = ""
 ) -> TokenizedExample:
-    learned = np.array(worded.learned, dtype=np.bool_)
-    learned[0] = False
-    return TokenizedExample(np.array(worded.ids, dtype=np.int32), learned, references, opening)
+    mask = np.array(worded.learned, dtype=np.bool_)
+    mask[0] = False
+    return TokenizedExample(np.array(worded.ids, dtype=np.int32), mask, references, opening)
 
 
 def _pieces(
@@ -216,14 +221,49 @@ def _closing_length(wording: Wording) -> int:
     return length
 
 
+@dataclass(frozen=True)
+class Untokenized:
+    """What tokenised samples were made of, for trainers that read it.
+
+    Attributes:
+        examples: as the data have them.
+        tokenizer: the model's; its chat template is the one that words them, if any.
+    """
+
+    examples: Sequence[Example]
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def of(
+        cls,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        answers: Literal["all", "last"],
+    ) -> Untokenized:
+        """Examples that are worded and learned as for ``tokenize``."""
+        own = copy.copy(tokenizer)
+        if template == "alpaca":
+            own.chat_template = None
+        elif template not in TEMPLATES:
+            own.chat_template = template
+        return cls(learned(examples, answers), own)
+
+
 class PackedExamples(Sequence[TokenizedExample]):
     """Examples for training, one after another in one array; what is not ids is left out.
 
     They take 2 bytes and a bit a token (4 where the vocabulary has more than 65,536), and 4 an
     example.
+
+    Attributes:
+        source: what they were made of, where a trainer reads it.
     """
 
-    def __init__(self, examples: Sequence[TokenizedExample]) -> None:
+    def __init__(
+        self, examples: Sequence[TokenizedExample], source: Untokenized | None = None
+    ) -> None:
+        self.source = source
         ids = np.concatenate([example.ids for example in examples] or [np.empty(0, np.int32)])
         small = len(ids) == 0 or int(ids.max()) < 2**16
         self._ids = ids.astype(np.uint16) if small else ids

@@ -63,9 +63,10 @@ class AlpacaWording:
         self._begin = [] if begin is None else [begin]
 
     @staticmethod
-    def prompt(example: Example) -> str:
-        """All that comes before the first answer."""
-        return _parts(example)[0][0]
+    def prompt(example: Example, end: str = "") -> str:
+        """All that comes before the last answer; ``end`` comes after each before it."""
+        *before, (_, _) = _parts(example)
+        return "".join(text if learned is None else f"{text}{end}" for text, learned in before)
 
     def words(self, examples: Sequence[Example]) -> list[Worded]:
         """See Wording."""

@@ -142,6 +142,7 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     from fullfed.engines import node_channel
     from fullfed.engines.node import NodeWorker
     from fullfed.files import locked, private_files
+    from fullfed.training.trainer import named_trainer
 
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the socket's folder goes too
@@ -151,7 +152,9 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     running = f"{folder.path}: a worker runs here already; end it."
     with private_files(), locked(folder.path / "worker.lock", running):
         limits, own = settings.limits, (settings.columns, settings.ignore)
-        load = TaskLoader(settings.data, settings.model, settings.device, limits, *own)
+        trainer = None if settings.trainer is None else named_trainer(settings.trainer)
+        place = settings.data, settings.model, settings.device
+        load = TaskLoader(*place, limits, *own, trainer)
         node_channel.serve(folder.worker_address, NodeWorker(folder.state, load, limits))
 
 

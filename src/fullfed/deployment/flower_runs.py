@@ -21,7 +21,7 @@ from fullfed.config import Recipe
 from fullfed.config_data import ColumnsTable
 from fullfed.data.federated import refuse_empty
 from fullfed.data.sources import read_examples
-from fullfed.data.tokens import tokenize
+from fullfed.data.tokens import PackedExamples, Untokenized, tokenize
 from fullfed.deployment.absences import Absences
 from fullfed.deployment.folders import (
     CONTROL_KEY,
@@ -84,6 +84,7 @@ from fullfed.runs.loading import (
 from fullfed.runs.progress import describe_round
 from fullfed.runs.rollback import finish_rollback, targets
 from fullfed.runs.run import carry_out
+from fullfed.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -240,6 +241,7 @@ class TaskLoader:
         device: a torch device, or "auto".
         limits: what the node's owner allows.
         columns, ignore: of the data's fields, as read_examples takes them.
+        trainer: the owner's own, in the place of the run's.
 
     Raises:
         UserError: the data cannot be read.
@@ -253,8 +255,10 @@ class TaskLoader:
         limits: Limits | None = None,
         columns: ColumnsTable | None = None,
         ignore: Sequence[str] = (),
+        trainer: Trainer | None = None,
     ) -> None:
         self._data, self._model, self._device = data, model, device
+        self._trainer = trainer
         self._limits = limits or Limits()
         self._examples = read_examples(data, columns=columns, ignore=ignore)
 
@@ -265,7 +269,7 @@ class TaskLoader:
             _log.info("%s%s, its base model %s", RECIPE, told.recipe_hash, told.base_hash)
             self._limits.check_settings(told, has_replica)
             self._limits.check_work(told.recipe.local, len(self._examples))
-            choices = choose(told.recipe)
+            choices = choose(told.recipe, self._trainer)
         except RefusalError:
             raise
         except UserError as error:
@@ -304,7 +308,12 @@ class TaskLoader:
                 "its base model is not the one the run begins with",
             )
         device, every = find_device(base.device), recipe.federation.snapshot_every
-        return NodeTask(model, method, replica, own.examples, device, every, known)
+        source = None
+        if choices.trainer is not None:
+            words = self._examples, tokenizer, table.template, table.answers
+            source = Untokenized.of(*words)
+        examples = PackedExamples(own.examples, source)
+        return NodeTask(model, method, replica, examples, device, every, known)
 
 
 class SimulatedNode:

@@ -104,7 +104,9 @@ class NodeFile(_Settings):
     server: host:port. name: the partner's. model: the node's copy of the base model, a folder,
     a hub name or "builtin". data: the node's training data where ``join`` is given no --data, a
     file, a folder, a pattern of file names or a hub name; columns, ignore: what is said of their
-    fields, as in a recipe's table ``data``. limits: what the server may ask of the node.
+    fields, as in a recipe's table ``data``. trainer: a function of the owner's that trains in
+    visits in the place of the run's own, as "module:name"; the module is found where Python finds
+    others. limits: what the server may ask of the node.
     """
 
     server: str
@@ -114,6 +116,7 @@ class NodeFile(_Settings):
     data: str | None = None
     columns: ColumnsTable = ColumnsTable()
     ignore: tuple[str, ...] = ()
+    trainer: str | None = None
     limits: Limits = Limits()
 
 

@@ -54,7 +54,8 @@ class OverdueError(BaseException):
 class Limits(BaseModel):
     """What a server may ask of a node. The defaults protect a node whose owner has said nothing.
 
-    methods: their names, or "all".
+    methods: their names, or "all". trainers: the same, of those that train in the place of a
+    method's own steps.
     recipes: the hashes of the settings that a run may have (``recipe_hash``; ``fullfed start`` and
     ``fullfed join`` print it), or "all".
     base_models: the hashes of the models that a run may begin with, or "all".
@@ -76,6 +77,7 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     methods: Literal["all"] | tuple[str, ...] = "all"
+    trainers: Literal["all"] | tuple[str, ...] = "all"
     recipes: Literal["all"] | tuple[Hash, ...] = "all"
     base_models: Literal["all"] | tuple[Hash, ...] = "all"
     submodels: bool = False
@@ -100,6 +102,10 @@ class Limits(BaseModel):
         recipe, local = told.recipe, told.recipe.local
         if not _among(recipe.method.name, self.methods):
             raise LimitError("methods", f"the method {recipe.method.name[:40]} is not among them")
+        if recipe.trainer is not None and not _among(recipe.trainer.name, self.trainers):
+            raise LimitError(
+                "trainers", f"the trainer {recipe.trainer.name[:40]} is not among them"
+            )
         if not _among(told.recipe_hash, self.recipes):
             raise LimitError("recipes", f"the run's recipe {told.recipe_hash} is not among them")
         if not _among(told.base_hash, self.base_models):

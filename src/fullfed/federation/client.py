@@ -228,6 +228,7 @@ def _carry_out(
         encode(visit.report),
         train_seconds=visit.train_seconds,
         encode_seconds=visit.encode_seconds,
+        metrics=visit.metrics,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median_low
@@ -43,6 +43,7 @@ class Arrival:
         late: it answers an earlier round's plan.
         down: bytes of the messages that the client was sent for this visit; 0 if none reached it.
         drawn: the failure is the recipe's own, drawn from its seed: it would come again.
+        metrics: what a trainer says of the visit; never sent.
     """
 
     sender: int
@@ -53,6 +54,7 @@ class Arrival:
     late: bool = False
     down: int = 0
     drawn: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

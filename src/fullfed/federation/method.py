@@ -31,12 +31,14 @@ class Visit:
         train_seconds, encode_seconds: of each part.
         state: for the client's next visit that reads the same state; see
             ``Method.client_state``.
+        metrics: what a trainer says of the visit; for the client alone.
     """
 
     report: Report
     train_seconds: float
     encode_seconds: float
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Submodels(Protocol):

@@ -1,4 +1,4 @@
-"""Every method, codec and aggregation rule there is, by the name a recipe calls it."""
+"""Every method, codec, aggregation rule and trainer there is, by the name a recipe calls it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from fullfed.config import LocalTable
 from fullfed.errors import UserError
 from fullfed.methods import fed_sb, fedavg, fedcybgd, fedkseed, fedprox, fedzo, ferret, lora
 from fullfed.methods.aggregation import Aggregation, TrimmedMean, WeightedMean
@@ -18,6 +19,14 @@ from fullfed.methods.codecs.topk import TopK
 from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Adapters, Everything, LoraOptions, Scope
 from fullfed.methods.setting import Setting
+from fullfed.training.trainer import OWN, BroughtTraining, Trainer
+from fullfed.training.transformers_trainers import (
+    DpoTraining,
+    SftTraining,
+    TransformersTraining,
+    check_local,
+    check_trl_local,
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,24 @@ class AggregationEntry:
     build: Callable[[Any], Aggregation]
 
 
-Entry = TypeVar("Entry", MethodEntry, CodecEntry, AggregationEntry)
+@dataclass(frozen=True)
+class TrainerEntry:
+    """A trainer as the catalogue shows it.
+
+    Attributes:
+        description: for people.
+        options: the dataclass of its options, which may be the trainer itself.
+        build: makes it from the options.
+        check: sees that it does what the recipe's table ``local`` asks; raises a UserError.
+    """
+
+    description: str
+    options: type[Any]
+    build: Callable[[Any], Trainer]
+    check: Callable[[LocalTable], None] = lambda local: None
+
+
+Entry = TypeVar("Entry", MethodEntry, CodecEntry, AggregationEntry, TrainerEntry)
 
 DENSE: Mapping[str, Any] = {"name": "dense"}
 
@@ -208,6 +234,25 @@ AGGREGATIONS: dict[str, AggregationEntry] = {
 }
 
 
+TRAINERS: dict[str, TrainerEntry] = {
+    "transformers": TrainerEntry(
+        "transformers.Trainer",
+        TransformersTraining,
+        lambda trainer: trainer,
+        check_local,
+    ),
+    "sft": TrainerEntry("TRL's SFTTrainer", SftTraining, lambda trainer: trainer, check_trl_local),
+    "dpo": TrainerEntry(
+        "TRL's DPOTrainer, on preferences", DpoTraining, lambda trainer: trainer, check_trl_local
+    ),
+    OWN: TrainerEntry(
+        "what was given to fullfed.run, or what a node's owner has brought",
+        BroughtTraining,
+        lambda trainer: trainer,
+    ),
+}
+
+
 def register_method(name: str, entry: MethodEntry) -> None:
     """Let recipes name a method from outside of fullfed: ``method.name``.
 
@@ -275,6 +320,24 @@ def register_aggregation(name: str, entry: AggregationEntry) -> None:
         >>> fullfed.register_aggregation("plain-mean", entry)
     """
     _register("aggregation rule", AGGREGATIONS, name, entry)
+
+
+def register_trainer(name: str, entry: TrainerEntry) -> None:
+    """Let recipes name a trainer from outside of fullfed: ``trainer.name``; see
+    ``register_method``.
+
+    Raises:
+        UserError: there is one of this name already.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> def train(model, dataset, context):
+        ...     return {"loss": 0.0}  # it trains nothing
+        >>> options = make_dataclass("NoOptions", [])
+        >>> entry = fullfed.TrainerEntry("no training", options, lambda options: train)
+        >>> fullfed.register_trainer("idle", entry)
+    """
+    _register("trainer", TRAINERS, name, entry)
 
 
 def _register(kind: str, table: dict[str, Entry], name: str, entry: Entry) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Literal
 
@@ -31,7 +31,8 @@ from fullfed.methods.checks import (
     prefix_of,
 )
 from fullfed.methods.codecs.codec import Change, Codec, Encoded, Shapes
-from fullfed.methods.local_work import FirstOrder, LocalWork
+from fullfed.methods.local_work import LocalWork
+from fullfed.methods.own_training import gradient_work
 from fullfed.methods.schedules import SampledCohort, Schedule, block_of, named_block
 from fullfed.methods.scopes import Everything, Scope
 from fullfed.methods.server_step import StepRule, Trained, server_step
@@ -40,6 +41,7 @@ from fullfed.methods.submodel import BlockSubmodels
 from fullfed.randomness import Purpose, Stream
 from fullfed.training.exact import dithered
 from fullfed.training.first_order import TrainingError
+from fullfed.training.loss import loss_value
 from fullfed.training.memory import held
 from fullfed.training.offload import restored
 from fullfed.training.watch import VisitWatch
@@ -182,15 +184,16 @@ class Composition:
         batches = training_batches(examples, local.batch_size, steps, stream)
         first, watch = next(batches), VisitWatch(observer, plan.client, steps)
         counted, kept = watch.counted(chain([first], batches)), named(_LOCAL, state)
-        done = self.local.improve(model, parameters, counted, plan, kept, exact, watch.step)
+        work = self.local.on(examples)
+        done = work.improve(model, parameters, counted, plan, kept, exact, watch.step)
         trained_at = time.perf_counter()
         after = {**parameters, **done.exact}
         change = Change(before, after, done.steps, named(_CODEC, state))
         encoded = self.codec.encode(change, plan, shapes)
         encoded_at = time.perf_counter()
-        batch = first.to(model.device)
-        first_loss = done.losses[0]
-        trained = Trained(model, parameters, before, after, batch, first_loss, local)
+        measure = done.measure or partial(loss_value, model, first.to(model.device), local)
+        first_loss = done.losses[0] if done.first_known else None
+        trained = Trained(parameters, before, after, measure, first_loss)
         coordinates = self._coordinates(shapes)
         measured = self.step.measure(trained, plan, _changing(last), coordinates)
         values = {**encoded.values, **measured}
@@ -205,6 +208,7 @@ class Composition:
             train_seconds=trained_at - started + measured_at - encoded_at,
             encode_seconds=encoded_at - trained_at,
             state={**_prefixed(_LOCAL, done.state), **_prefixed(_CODEC, encoded.state)},
+            metrics=done.metrics,
         )
 
     def _dithered(self, own: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -366,7 +370,7 @@ def averaging(
     return Composition(
         setting=setting,
         scope=scope or Everything(),
-        local=local or FirstOrder(setting),
+        local=local or gradient_work(setting),
         codec=codec,
         step=server_step(step, setting.seed, codec, setting.cohort_size),
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),

@@ -18,7 +18,7 @@ from typing import Literal
 
 from fullfed.errors import UserError
 from fullfed.methods.composition import Composition
-from fullfed.methods.local_work import FirstOrder
+from fullfed.methods.own_training import gradient_work
 from fullfed.methods.schedules import Cycle, Order, Surrogate, divide
 from fullfed.methods.scopes import Everything
 from fullfed.methods.server_step import CurvatureStep, check_server_step, server_step
@@ -76,7 +76,7 @@ def build(setting: Setting, options: FedCyBGDOptions) -> Composition:
     return Composition(
         setting=setting,
         scope=Everything(),
-        local=FirstOrder(setting),
+        local=gradient_work(setting),
         codec=setting.codec,
         step=step,
         schedule=Cycle(

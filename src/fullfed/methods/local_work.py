@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
+from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan
 from fullfed.federation.method import NOTHING
@@ -25,6 +26,10 @@ class LocalWork(ABC):
     def stateful(self) -> bool:
         """Whether a client's next visit goes on from this one's ``Improvement.state``."""
         return False
+
+    def on(self, examples: Sequence[TokenizedExample]) -> LocalWork:
+        """The work of the client with these examples, where batches of them are not enough."""
+        return self
 
     @abstractmethod
     def improve(

@@ -12,16 +12,12 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from fullfed.config import LocalTable
-from fullfed.data.batches import Batch
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, Value, number
 from fullfed.methods.codecs.codec import Codec
 from fullfed.methods.step_memory import LARGEST, MEMORY, NEWEST, StepMemory, short
 from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
-from fullfed.training.loss import loss_value
 
 _SMALLEST = 1e-3  # step whose noise is measured: what a smaller one costs is lost in rounding
 _COMMON_SIGNS = 64  # enough for the mean cosine of ten clients within 0.04
@@ -37,30 +33,27 @@ class Trained:
     """A client's visit between training and encoding; the model is as training left it.
 
     Attributes:
-        model: holds the trained weights; a rule may change them, the visit restores them.
-        parameters: what was trained, by name: the model's own.
+        parameters: what was trained, by name: the model's own. A rule may change them, the visit
+            restores them.
         before: their values at the start, by name; none where ``Composition.offload``.
         after: the parameters themselves, or float32 tensors that those in 16 bits are rounded from.
-        batch: the first batch of the visit.
-        first_loss: its loss before training.
-        local: the recipe's table, as whose steps losses are computed.
+        measure: computes a loss, always of the same samples, at the parameters as they are.
+        first_loss: that before training; None where it is not known.
     """
 
-    model: PreTrainedModel
     parameters: Mapping[str, Tensor]
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
-    batch: Batch
-    first_loss: float
-    local: LocalTable
+    measure: Callable[[], float]
+    first_loss: float | None
 
     def loss(self) -> float:
-        """Of the batch, at ``after``."""
+        """The loss at ``after``."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 if parameter is not self.after[name]:
                     parameter.copy_(self.after[name])
-        return loss_value(self.model, self.batch, self.local)
+        return self.measure()
 
 
 class StepRule(ABC):
@@ -171,16 +164,21 @@ class CurvatureStep(StepRule):
             float((a.detach().float() - b.float()).square().sum())
             for a, b in zip(after, before, strict=True)
         )
-        values: dict[str, Value] = {
-            "energy": short(energy),
-            "gain": short(trained.first_loss - trained.loss()),
-        }
-        if not self.shared:
-            values["signs"] = self._common_signs(after, before, plan)
+        signs = {} if self.shared else {"signs": self._common_signs(after, before, plan)}
+        last_loss = trained.loss()
         with torch.no_grad():
             for start, end in zip(before, after, strict=True):
                 end.lerp_(start, 0.5)
-        values["gain_halfway"] = short(trained.first_loss - trained.loss())
+        loss_halfway, first_loss = trained.loss(), trained.first_loss
+        if first_loss is None:
+            _copy(before, after)
+            first_loss = trained.loss()
+        values: dict[str, Value] = {
+            "energy": short(energy),
+            "gain": short(first_loss - last_loss),
+            **signs,
+            "gain_halfway": short(first_loss - loss_halfway),
+        }
         state = StepMemory.of(last)
         noise = energy * self._noise_share(state.agreement, self.cohort_size) / coordinates
         sigma = max(_step(state, coordinates), _SMALLEST) * math.sqrt(noise)
@@ -189,7 +187,7 @@ class CurvatureStep(StepRule):
         for signed in (sigma, -sigma):
             _copy(before, after)
             perturb_(after, stream, signed)
-            cost += trained.loss() - trained.first_loss
+            cost += trained.loss() - first_loss
         _copy(before, after)
         values["trace"] = short(cost / sigma**2) if sigma > 0 else 0.0
         return values

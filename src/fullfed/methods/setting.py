@@ -11,6 +11,7 @@ from fullfed.config import FederationTable, LocalTable, MemoryTable
 from fullfed.methods.aggregation import Aggregation, WeightedMean
 from fullfed.methods.codecs.codec import Codec
 from fullfed.methods.codecs.dense import Dense
+from fullfed.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Setting:
         layers: the names of those in each of the model's layers; empty if it has none.
         head: the names of those that every block trains with its own, because they begin at
             random: an encoder's new classification head. None of a language model's do.
+        trainer: a user's own, for methods whose clients train by gradients; None for ours.
         replicated: the shapes of what an update changes, by name; only a method whose updates
             change more than its visits train needs them.
     """
@@ -40,6 +42,7 @@ class Setting:
     layers: tuple[tuple[str, ...], ...] = ()
     head: tuple[str, ...] = ()
     replicated: Mapping[str, torch.Size] = field(default_factory=dict)
+    trainer: Trainer | None = None
 
     @property
     def seed(self) -> int:

@@ -21,14 +21,16 @@ from fullfed.federation.client import States, Worker
 from fullfed.federation.replica import Replica, Rounding
 from fullfed.headway import Observer, unobserved
 from fullfed.hub import absolute
-from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, load_plugins
+from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS, load_plugins
 from fullfed.methods.composition import Composition
+from fullfed.methods.own_training import OwnTraining
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
 from fullfed.runs.checkpoint import check_passing_over
 from fullfed.runs.loading import BUILTIN, load_model, read_data, tokenize_data
 from fullfed.training.layers import layer_names
 from fullfed.training.optimizers import check_optimizer
+from fullfed.training.trainer import OWN, Trainer
 from fullfed.validation import describe_validation, keys_of
 
 
@@ -39,12 +41,14 @@ class Choices:
     Attributes:
         method, codec, aggregation: the options; the codec's are None where the method has a codec
             of its own.
+        trainer: what trains in visits; None for the method's own work.
         tables: the same as tables, every option spelled out.
     """
 
     method: Any
     codec: Any
     aggregation: Any
+    trainer: Trainer | None
     tables: Mapping[str, NamedTable | None]
 
 
@@ -67,13 +71,16 @@ class Assembly:
     method: Composition
 
 
-def assemble(recipe: Recipe) -> Assembly:
+def assemble(recipe: Recipe, own: Trainer | None = None) -> Assembly:
     """Load what a recipe names and build its method.
+
+    Args:
+        own: takes the place of the recipe's trainer, or of the method's own gradient steps.
 
     Raises:
         UserError: anything in it is unknown, missing or does not fit.
     """
-    recipe, choices = with_template(dated(recipe)), choose(recipe)
+    recipe, choices = with_template(dated(recipe)), choose(recipe, own)
     divided = read_data(recipe)  # before the model, whose loading may take minutes
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
@@ -110,8 +117,28 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
     return Assembly(resolved(recipe, choices), model, tokenizer, data, method)
 
 
-def choose(recipe: Recipe) -> Choices:
-    """Method, codec and aggregation of a recipe, their options validated. Loads no model.
+def check_brought(recipe: Recipe, trainer: Trainer | None) -> None:
+    """See that a trainer is given where the recipe's clients train with one that must be, and only
+    there.
+
+    Raises:
+        UserError: it is not.
+    """
+    named = recipe.trainer is not None and recipe.trainer.name == OWN
+    if named and trainer is None:
+        raise UserError(
+            "trainer.name: the clients of this recipe train with a function of yours; give it in "
+            "Python, as local=, or name another trainer."
+        )
+    if trainer is not None and not named:
+        raise UserError("trainer.name: the run began with a trainer of its recipe's; give none.")
+
+
+def choose(recipe: Recipe, own: Trainer | None = None) -> Choices:
+    """Method, codec, rule and trainer of a recipe, their options validated. Loads no model.
+
+    Args:
+        own: takes the place of the recipe's trainer, or of the method's own gradient steps.
 
     Raises:
         UserError: an unknown name or option, a value out of range, or what does not go together.
@@ -128,8 +155,18 @@ def choose(recipe: Recipe) -> Choices:
             f"codec: {recipe.method.name} has a codec of its own; leave the table out, or take "
             "another method."
         )
-    tables = {"method": method_table, "aggregation": rule_table, "codec": codec_table}
-    return Choices(method, codec, aggregation, tables)
+    trainer, trainer_table = None, None
+    if recipe.trainer is not None:
+        entry_options, trainer_table = _options("trainer", recipe.trainer, TRAINERS)
+        TRAINERS[recipe.trainer.name].check(recipe.local)
+        trainer = TRAINERS[recipe.trainer.name].build(entry_options)
+    tables = {
+        "method": method_table,
+        "aggregation": rule_table,
+        "codec": codec_table,
+        "trainer": trainer_table,
+    }
+    return Choices(method, codec, aggregation, trainer if own is None else own, tables)
 
 
 def _options(key: str, table: NamedTable, known: Mapping[str, Any]) -> tuple[Any, NamedTable]:
@@ -230,7 +267,12 @@ def build_method(
     table = choices.tables["codec"]
     if table is not None:
         setting = replace(setting, codec=CODECS[table.name].build(seed, choices.codec))
-    method = entry.build(setting, choices.method)
+    method = entry.build(replace(setting, trainer=choices.trainer), choices.method)
+    if choices.trainer is not None and not isinstance(method.local, OwnTraining):
+        raise UserError(
+            f"trainer: clients of {recipe.method.name} train in a way of its own; leave the table "
+            "out, or take another method."
+        )
     if not method.blocks:
         _check_memory(recipe, model, setting)
     return method

@@ -147,7 +147,13 @@ def tokenize_data(
     Raises:
         UserError: they do not fit the model.
     """
-    data = federate(*divided, recipe.data, tokenizer, max_tokens(recipe, model))
+    data = federate(
+        *divided,
+        recipe.data,
+        tokenizer,
+        max_tokens(recipe, model),
+        keep_examples=recipe.trainer is not None,
+    )
     for examples in (data.test, *(client.examples for client in data.clients)):
         check_tokens(model, examples)
     compared = [metric for metric in recipe.evaluation.metrics if METRICS[metric].score]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fullfed.config import Recipe
+from fullfed.config import NamedTable, Recipe
 from fullfed.engines.simulation import simulate
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate, recorded
@@ -18,12 +18,13 @@ from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.server import Engine, RoundResult, Traffic, run_round
 from fullfed.headway import Headway
-from fullfed.runs.assembly import Assembly, assemble, make_replica, make_worker
+from fullfed.runs.assembly import Assembly, assemble, check_brought, make_replica, make_worker
 from fullfed.runs.binding import changes_since
 from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import check_recorded
 from fullfed.runs.rollback import finish_rollback
+from fullfed.training.trainer import OWN, Trainer
 
 _SECONDS = ("train", "encode", "aggregate", "evaluate")  # what a round's time is spent on
 
@@ -67,26 +68,44 @@ class Callback:
         """The run is over, and ``summary`` is what summary.json holds."""
 
 
-def start(recipe: Recipe, path: Path, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+def start(
+    recipe: Recipe,
+    path: Path,
+    callbacks: Sequence[Callback] = (),
+    trainer: Trainer | None = None,
+) -> dict[str, Any]:
     """Carry out a recipe into a new folder; return the summary.
+
+    Args:
+        trainer: the clients', in the place of the recipe's.
 
     Raises:
         UserError: bad input, or a round in which no client could work.
     """
-    assembly = assemble(recipe)
+    if trainer is not None:
+        recipe = recipe.model_copy(update={"trainer": NamedTable(name=OWN)})
+    check_brought(recipe, trainer)
+    assembly = assemble(recipe, trainer)
     folder = RunFolder(path)
     folder.create(assembly.recipe)
     return carry_out(folder, assembly, callbacks)
 
 
-def resume(path: Path, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+def resume(
+    path: Path, callbacks: Sequence[Callback] = (), trainer: Trainer | None = None
+) -> dict[str, Any]:
     """Carry a run on from where it stopped; return the summary.
+
+    Args:
+        trainer: the clients', where the run began with one that was given.
 
     Raises:
         UserError: there is no run here, or it is damaged.
     """
     folder = RunFolder(path)
-    return carry_out(folder, assemble(folder.recipe()), callbacks)
+    recipe = folder.recipe()
+    check_brought(recipe, trainer)
+    return carry_out(folder, assemble(recipe, trainer), callbacks)
 
 
 # Makes a run's engine from its recipe, the server's replica with the data of the clients in this

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 
@@ -32,17 +32,24 @@ class Improvement:
     """What a visit's training came to, besides the parameters it changed.
 
     Attributes:
-        losses: of every step, nats per answer token.
+        losses: of every step, nats per answer token; or their mean alone.
+        first_known: whether the first of them is that of the visit's first batch before any step.
         steps: of zeroth-order training, in their order: the direction's number and the derivative
             along it, float32.
         exact: the trained values in float32, by name, where parameters themselves are coarser.
         state: what the client's next visit of the same kind may go on from.
+        measure: what computes the loss that was trained, on some samples of the visit, at the
+            parameters as they then are; None for that of answers on the first batch.
+        metrics: what else there is to say; for the client alone.
     """
 
     losses: list[float]
     steps: tuple[tuple[int, float], ...] = ()
     exact: Mapping[str, Tensor] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    measure: Callable[[], float] | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    first_known: bool = True
 
 
 def train(

@@ -1,0 +1,216 @@
+"""Training that users bring: what a visit hands to their code, and what it takes from it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pkgutil
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fullfed.config import LocalTable, MemoryTable
+from fullfed.data.client_dataset import ClientDataset
+from fullfed.errors import UserError
+from fullfed.training.first_order import Improvement, TrainingError
+from fullfed.training.layers import training_only
+
+OWN = "own"  # the name of a trainer that whoever carries a recipe out brings
+
+
+@dataclass(frozen=True)
+class VisitContext:
+    """What a visit is about, for the code that trains in it.
+
+    Attributes:
+        client: the client's number.
+        round: from 0.
+        rounds: how many there are to be.
+        seed: of this visit, below 2**31. Python's, NumPy's and torch's own generators begin from it
+            while the trainer runs.
+        local: the recipe's table, with the learning rate that its schedule has for the round.
+        memory: the recipe's table.
+        tokenizer: the model's.
+        log: to be told the loss of every step, for progress.
+    """
+
+    client: int
+    round: int
+    rounds: int
+    seed: int
+    local: LocalTable
+    memory: MemoryTable
+    tokenizer: PreTrainedTokenizerBase
+    log: Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a trainer says of its visit.
+
+    Attributes:
+        loss: the mean over the visit; what the report tells the server.
+        metrics: whatever else there is to say; it stays with the client.
+        measure: computes, without gradients, the loss that was trained on some samples of the
+            visit, for the model as it then is. An automatic server step calls it a few times. Where
+            it is None, the loss of answers on the visit's first batch is taken.
+    """
+
+    loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    measure: Callable[[], float] | None = None
+
+
+class Trainer(Protocol):
+    """A client's local work, as a function or an object of the user's."""
+
+    def __call__(
+        self, model: PreTrainedModel, dataset: ClientDataset, context: VisitContext, /
+    ) -> LocalResult | Mapping[str, float]:
+        """Train the parameters of ``model`` that require gradients, in place.
+
+        The model is the visit's to do with as it likes, but that its parameters stay the same
+        tensors, and that those without gradients stay as they are.
+
+        Returns:
+            the result, or a table with at least the mean ``loss``.
+        """
+
+
+@dataclass(frozen=True)
+class BroughtTraining:
+    """Stands in a recipe for what whoever carries it out brings."""
+
+    def __call__(
+        self, model: PreTrainedModel, dataset: ClientDataset, context: VisitContext
+    ) -> LocalResult:
+        raise UserError(
+            "trainer.name: clients train with a function of their owners'; on a node name it in "
+            'node.toml (trainer = "module:function").'
+        )
+
+
+def named_trainer(name: str) -> Trainer:
+    """The function or object that "module:name" names.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"trainer: {name} cannot be imported ({error}); write module:function, of a module "
+            "that Python finds."
+        ) from error
+    if not callable(found):
+        raise UserError(f"trainer: {name} is no function; name one.")
+    return cast(Trainer, found)
+
+
+def train_with(
+    trainer: Trainer,
+    model: PreTrainedModel,
+    parameters: Mapping[str, Tensor],
+    dataset: ClientDataset,
+    context: VisitContext,
+    exact: Mapping[str, Tensor],
+) -> Improvement:
+    """Have a trainer train ``parameters``, in place.
+
+    What it does to the model besides (wrappers, hooks, modes) is gone afterwards.
+
+    Args:
+        exact: float32, by name: what parameters in 16 bits are rounded from. What the trainer adds
+            to a parameter is added to it.
+
+    Raises:
+        TrainingError: it returned no finite loss, or changed what it must not.
+    """
+    trained = list(parameters.values())
+    before = {name: parameters[name].detach().clone() for name in exact}
+    shown = _view(model)
+    frozen = _versions(model, parameters)
+    with training_only(model, trained), _seeded(context.seed):
+        returned = trainer(shown, dataset, context)
+    result = _result(returned)
+    _check_model(model, shown, parameters, frozen)
+    for parameter in model.parameters():
+        parameter.grad = None
+    moved = {
+        name: value + (parameters[name].detach().float() - before[name].float())
+        for name, value in exact.items()
+    }
+    return Improvement(
+        [result.loss],
+        exact=moved,
+        measure=result.measure,
+        metrics=result.metrics,
+        first_known=False,
+    )
+
+
+def _view(model: PreTrainedModel) -> PreTrainedModel:
+    """Another object of the model, with the same tensors."""
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def _versions(model: PreTrainedModel, parameters: Mapping[str, Tensor]) -> dict[str, int]:
+    """How often each tensor that stays as it is was changed so far, as torch counts it."""
+    named = chain(model.named_parameters(), model.named_buffers())
+    return {name: tensor._version for name, tensor in named if name not in parameters}
+
+
+def _result(returned: LocalResult | Mapping[str, float]) -> LocalResult:
+    if isinstance(returned, Mapping) and "loss" in returned:
+        metrics = {name: float(value) for name, value in returned.items() if name != "loss"}
+        returned = LocalResult(float(returned["loss"]), metrics)
+    if not isinstance(returned, LocalResult):
+        raise TrainingError("the trainer returned no loss; return {'loss': ...}, of the visit")
+    if not math.isfinite(returned.loss):
+        raise TrainingError("the training loss is not finite; lower local.learning_rate")
+    return returned
+
+
+def _check_model(
+    model: PreTrainedModel,
+    shown: PreTrainedModel,
+    parameters: Mapping[str, Tensor],
+    frozen: Mapping[str, int],
+) -> None:
+    own = dict(shown.named_parameters())
+    for name, parameter in model.named_parameters():
+        if own.get(name) is not parameter:
+            raise TrainingError(
+                f"the trainer put another tensor in the place of {name}; train the model's own"
+            )
+    changed = [name for name, n in _versions(model, parameters).items() if n != frozen[name]]
+    if changed:
+        raise TrainingError(
+            f"the trainer changed {changed[0]}, which this visit does not train; leave what "
+            "requires no gradient as it is"
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside, the global generators begin from a seed; afterwards they are where they were."""
+    python, numpy_ = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_)
