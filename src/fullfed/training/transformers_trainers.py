@@ -18,7 +18,7 @@ from fullfed.training.trainer import LocalResult, VisitContext
 
 # Optimizers of torch.optim that transformers names, and what it calls them.
 OPTIMIZERS = {
-    "adamw": "adamw_torch",
+    "adamw": "adamw_torch_fused",  # their own default
     "adagrad": "adagrad",
     "rmsprop": "rmsprop",
     "sgd": "sgd",
