@@ -16,8 +16,14 @@ Recipes: ``load_recipe`` makes a ``Recipe`` of a TOML file or nested dicts. ``es
 Beyond one run: ``compare`` carries out several methods on one recipe; ``simulate`` a recipe in
 Flower's simulation; ``sketch`` has the random projections alone.
 
-Extensions: ``register_method``, ``register_codec``, ``register_aggregation`` let recipes name your
-own, described by a ``MethodEntry``, ``CodecEntry`` or ``AggregationEntry``.
+Training of your own: ``run(..., local=train)`` has clients trained by a function that is given a
+model, a ``ClientDataset`` and a ``VisitContext``, and returns a ``LocalResult`` or a dict with the
+loss. A ``Client`` is a node of a federation in a program with a loop of its own, which it hands one
+``ClientVisit`` after another.
+
+Extensions: ``register_method``, ``register_codec``, ``register_aggregation``, ``register_trainer``
+let recipes name your own, described by a ``MethodEntry``, ``CodecEntry``, ``AggregationEntry`` or
+``TrainerEntry``.
 
 What is wrong with a recipe, data or a folder is a ``UserError`` of one sentence.
 
@@ -34,31 +40,42 @@ if TYPE_CHECKING:
     from fullfed import sketch
     from fullfed.api import compare, evaluate, export, resume, run, simulate
     from fullfed.config import Recipe
+    from fullfed.data.client_dataset import ClientDataset
+    from fullfed.deployment.client import Client, ClientVisit
     from fullfed.errors import UserError
     from fullfed.methods.catalogue import (
         AggregationEntry,
         CodecEntry,
         MethodEntry,
+        TrainerEntry,
         register_aggregation,
         register_codec,
         register_method,
+        register_trainer,
     )
     from fullfed.recipe_file import load_recipe
     from fullfed.runs.estimate import Estimate, estimate
     from fullfed.runs.result import RunResult
     from fullfed.runs.run import Callback
+    from fullfed.training.trainer import LocalResult, VisitContext
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AggregationEntry",
     "Callback",
+    "Client",
+    "ClientDataset",
+    "ClientVisit",
     "CodecEntry",
     "Estimate",
+    "LocalResult",
     "MethodEntry",
     "Recipe",
     "RunResult",
+    "TrainerEntry",
     "UserError",
+    "VisitContext",
     "compare",
     "estimate",
     "evaluate",
@@ -67,6 +84,7 @@ __all__ = [
     "register_aggregation",
     "register_codec",
     "register_method",
+    "register_trainer",
     "resume",
     "run",
     "simulate",
@@ -77,13 +95,16 @@ _HOMES = {
     **dict.fromkeys(("compare", "evaluate", "export", "resume", "run", "simulate"), "fullfed.api"),
     **dict.fromkeys(
         (
-            *("AggregationEntry", "CodecEntry", "MethodEntry"),
-            *("register_aggregation", "register_codec", "register_method"),
+            *("AggregationEntry", "CodecEntry", "MethodEntry", "TrainerEntry"),
+            *("register_aggregation", "register_codec", "register_method", "register_trainer"),
         ),
         "fullfed.methods.catalogue",
     ),
     **dict.fromkeys(("Estimate", "estimate"), "fullfed.runs.estimate"),
+    **dict.fromkeys(("Client", "ClientVisit"), "fullfed.deployment.client"),
+    **dict.fromkeys(("LocalResult", "VisitContext"), "fullfed.training.trainer"),
     "Callback": "fullfed.runs.run",
+    "ClientDataset": "fullfed.data.client_dataset",
     "Recipe": "fullfed.config",
     "RunResult": "fullfed.runs.result",
     "UserError": "fullfed.errors",

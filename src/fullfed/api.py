@@ -24,6 +24,7 @@ from fullfed.runs.folder import RunFolder, unused
 from fullfed.runs.given import Given, Records, start_with
 from fullfed.runs.result import RunResult
 from fullfed.runs.run import Callback
+from fullfed.training.trainer import Trainer
 
 
 def run(
@@ -34,6 +35,7 @@ def run(
     tokenizer: PreTrainedTokenizerBase | None = None,
     clients: Mapping[str, Records] | None = None,
     test: Records | None = None,
+    local: Trainer | None = None,
     callbacks: Sequence[Callback] = (),
     overrides: Sequence[str] = (),
 ) -> RunResult:
@@ -53,6 +55,9 @@ def run(
             and ``data.clients``. Records are a list of dicts, a ``datasets.Dataset``, or the path
             of a file; the recipe's ``data.columns`` says what their fields are called.
         test: the records of the test set, in place of ``data.test``.
+        local: a function that trains in a client's visit, in the place of the recipe's optimizer:
+            ``local(model, dataset, context)`` trains what of the model requires gradients, in
+            place, and returns ``{"loss": ...}``; docs/trainers.md has more.
         callbacks: are told how the run gets on.
         overrides: changes of the recipe, such as ``["federation.rounds=3"]``.
 
@@ -80,18 +85,24 @@ def run(
     path = unused(Path("runs") / title_of(recipe)) if out is None else Path(out)
     given = Given(model, tokenizer, clients, test)
     if given.nothing:
-        runs.start(load_recipe(recipe, overrides), path, callbacks)
+        runs.start(load_recipe(recipe, overrides), path, callbacks, local)
     else:
-        start_with(given, recipe, path, callbacks, overrides)
+        start_with(given, recipe, path, callbacks, overrides, local)
     return RunResult(path)
 
 
-def resume(run: str | Path | RunResult, callbacks: Sequence[Callback] = ()) -> RunResult:
+def resume(
+    run: str | Path | RunResult,
+    callbacks: Sequence[Callback] = (),
+    *,
+    local: Trainer | None = None,
+) -> RunResult:
     """Carry a run on from where it stopped, to the end that it would have had.
 
     Args:
         run: its folder.
         callbacks: are told how the run gets on.
+        local: the function that its clients train with, if they do.
 
     Raises:
         UserError: there is no run here, or it is damaged.
@@ -100,7 +111,7 @@ def resume(run: str | Path | RunResult, callbacks: Sequence[Callback] = ()) -> R
         >>> fullfed.resume("runs/first")["rounds"]  # it has ended, so nothing is left to do
         2
     """
-    runs.resume(_folder(run), callbacks)
+    runs.resume(_folder(run), callbacks, local)
     return RunResult(_folder(run))
 
 

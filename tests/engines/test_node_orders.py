@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullfed.config import parse_recipe
-from fullfed.engines.node_messages import Answer, Order, decode_settings, encode_settings
+from fullfed.config import Recipe, parse_recipe
+from fullfed.config_data import DataTable
+from fullfed.engines.node_messages import (
+    _DATA,
+    _TABLES,
+    Answer,
+    Order,
+    decode_settings,
+    encode_settings,
+)
 from fullfed.errors import MessageError, UserError
 from fullfed.quickstart import quickstart_recipe
 
@@ -96,11 +104,14 @@ def test_a_node_has_the_recipe_but_for_model_and_data_of_its_own() -> None:
             "model": {
                 "path": "here", "device": "cpu", "dtype": "bfloat16", "rounding": "stochastic"
             },
-            "data": {"train": "ours.jsonl", "template": "alpaca", "max_length": 99},
+            "data": {
+                "train": "ours.jsonl", "template": "alpaca", "answers": "last", "max_length": 99
+            },
             "federation": {"rounds": 3, "clients_per_round": 2, "seed": 8},
             "local": {"optimizer": "adamw", "learning_rate": 0.5, "steps": 4, "clip_by": "tensor"},
             "memory": {"optimizer_in_backward": True, "frozen": "int4", "cache_inputs": "1MiB"},
             "method": {"name": "fedcybgd", "surrogate": 0.5},
+            "trainer": {"name": "dpo", "beta": 0.2},
         },
         "a test",
     )  # fmt: skip
@@ -109,6 +120,16 @@ def test_a_node_has_the_recipe_but_for_model_and_data_of_its_own() -> None:
     model = recipe.model.model_copy(update={"path": "there", "device": "auto"})
     data = recipe.data.model_copy(update={"train": "mine.jsonl"})
     assert settings.recipe == recipe.model_copy(update={"model": model, "data": data})
+
+
+def test_whatever_a_recipe_says_is_told_or_is_no_affair_of_nodes() -> None:
+    """A new key is one of the two; nodes that are not told train something else."""
+    assert set(Recipe.model_fields) == {
+        *_TABLES, "model", "data", "evaluation", "simulation", "deployment"
+    }  # fmt: skip
+    whose = {"partition", "by", "clients", "clients_per_source", "alpha", "min_samples"}
+    where = {"train", "test", "sources", "columns", "ignore", "hold_out", "test_samples"}
+    assert set(DataTable.model_fields) == {*_DATA, *whose, *where}
 
 
 SETTINGS = encode_settings(quickstart_recipe("ferret"), 7, HASH)

@@ -35,15 +35,23 @@ _PATIENCE = 300.0  # seconds; a busy machine is slow to start a dozen processes
 
 
 def write_ingredients(folder: Path) -> None:
-    """model/, a file of training data for each partner and for all, and test data."""
+    """model/, a file of training data for each partner and for all, and test data: preferences, of
+    which all but one trainer learn the chosen answers."""
     write_model(folder / "model")
     write_data(folder / "all.jsonl")
-    lines = (folder / "all.jsonl").read_text().splitlines(keepends=True)
+    read = map(json.loads, (folder / "all.jsonl").read_text().splitlines())
+    lines = [json.dumps(_preference(record)) + "\n" for record in read]
     of = {name: [line for line in lines if f'"{name}"' in line] for name in CATEGORIES}
     for name in CATEGORIES:
         assert all(json.loads(line)["category"] == name for line in of[name])
         (folder / f"{name}.jsonl").write_text("".join(of[name]))
     (folder / "train.jsonl").write_text("".join(line for name in PARTNERS for line in of[name]))
+
+
+def _preference(record: dict[str, str]) -> dict[str, str]:
+    names = {"instruction": "prompt", "output": "chosen"}
+    renamed = {names.get(name, name): value for name, value in record.items()}
+    return {**renamed, "rejected": "No."}
 
 
 def write_recipe(folder: Path, **changes: dict[str, Any]) -> Path:

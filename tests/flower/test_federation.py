@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,10 +42,17 @@ from fullfed.deployment.server import registered
 from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.replay import verify
 
-METHODS = {
-    "ferret": {"name": "ferret", "coordinates": 300},
-    "fedavg": {"name": "fedavg"},
+METHODS: dict[str, dict[str, Any]] = {
+    "ferret": {"method": {"name": "ferret", "coordinates": 300}},
+    "fedavg": {"method": {"name": "fedavg"}},
+    "fedavg, trained by TRL's DPOTrainer": {
+        "method": {"name": "fedavg"},
+        "trainer": {"name": "dpo"},
+        "local": {"optimizer": "adamw", "learning_rate": 1e-3},
+        "federation": {"rounds": 1, "clients_per_round": 2},
+    },
 }  # FedCyBGD is what is killed
 MESSAGE = 24 << 10  # bytes that a visit may cost beyond its frames, each way
 NODE_SECOND = 2 << 10  # bytes a second that a node may cost by asking for messages, each way
@@ -70,8 +79,7 @@ def test_log_and_traffic_are_those_of_a_run_in_one_process(
     recipe = write_recipe(
         federation.folder,
         model={"path": "builtin"},
-        method=METHODS[method],
-        federation={"rounds": 2, "clients_per_round": 3},
+        **{"federation": {"rounds": 2, "clients_per_round": 3}, **METHODS[method]},
     )
     logs = {name: _worker_log(federation, name) for name in PARTNERS}
     passed, began = _passed(federation), time.monotonic()
@@ -273,3 +281,45 @@ def _worker_log(federation: Federation, name: str) -> str:
 
 def _lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+LOOP = """
+import sys, torch, fullfed
+
+with fullfed.Client(sys.argv[1], data=sys.argv[2]) as client:
+    for visit in client:
+        optimizer = torch.optim.SGD(visit.model.parameters(), lr=visit.context.local.learning_rate)
+        batch = visit.dataset.collate(visit.dataset[:4])
+        loss = visit.model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        visit.finish(loss=loss.item())
+        print("finished round", visit.context.round, flush=True)
+"""
+
+
+def test_a_programs_own_loop_takes_a_nodes_place(federation: Federation, tmp_path: Path) -> None:
+    name, script, said = PARTNERS[1], tmp_path / "loop.py", tmp_path / "loop.out"
+    federation.nodes[name].stop()
+    script.write_text(LOOP)
+    command = [sys.executable, script, federation.partner(name)]
+    data = federation.folder / f"{name}.jsonl"
+    recipe = write_recipe(
+        federation.folder,
+        model={"path": "builtin"},
+        method={"name": "fedavg"},
+        federation={"rounds": 2, "clients_per_round": 4},
+    )
+    with said.open("wb") as output:
+        loop = subprocess.Popen([*command, data], stdout=output, stderr=output)
+    try:
+        wait_until(lambda: "connected to" in said.read_text(), "the connection")
+        start(federation.server_folder, load_recipe(recipe), tmp_path / "real", print)
+    finally:
+        loop.terminate()
+        loop.wait(30)
+    assert [record["aggregated"] for record in _lines(tmp_path / "real")] == [[0, 1, 2, 3]] * 2
+    assert said.read_text().count("finished round") == 2
+    assert verify(RunFolder(tmp_path / "real")) == 3
+    federation.nodes[name] = federation.join(federation.partner(name), name)
+    federation.nodes[name].says("connected to")

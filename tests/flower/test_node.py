@@ -57,7 +57,7 @@ def test_a_nodes_data_may_be_many_files_with_other_fields(
 ) -> None:
     lines = (folder / f"{PARTNERS[1]}.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    renamed = [{"q": r["instruction"], "a": r["output"], "ward": 1} for r in records]
+    renamed = [{"q": r["prompt"], "a": r["chosen"], "ward": 1} for r in records]
     (tmp_path / "data/2").mkdir(parents=True)
     (tmp_path / "data/1.json").write_text(json.dumps(renamed[:3]))
     with (tmp_path / "data/2/rest.csv").open("w", newline="") as file:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from fullfed.data.sources import find_files
@@ -62,42 +64,75 @@ def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) ->
     """
     settings = configured(folder, data, model)
     folder.write(settings)
+    wait_for_server(folder, settings, say)
+    own = ["fullfed", "worker", str(folder.path)]
+    say(shown(own))
+    say(shown(relay(folder)))
+    worker = Child(own, folder.path / "worker.log", os.environ)
+    with running(worker), link(folder) as node:
+        while True:
+            pause()
+            for error in errors(worker.news()):
+                say(error)
+            keep_running(folder, node, say)
+            if worker.exit_code == _USER_ERROR:
+                raise UserError(worker.said().strip().splitlines()[-1].removeprefix("error: "))
+            if worker.exit_code is not None:
+                say("the worker has died and is started again")
+                time.sleep(_RESTART_SECONDS)
+                worker.start()
+
+
+def wait_for_server(folder: NodeFolder, settings: NodeFile, say: Print) -> None:
+    """Return when the server is there.
+
+    Raises:
+        UserError: it is not the federation's.
+    """
     say(f"node.toml allows: {settings.limits}")
     if not check_server(settings.server, folder.authority):
         say(f"waiting for the server at {settings.server}")
     while not check_server(settings.server, folder.authority):
         pause()
-    folder.flower.mkdir(exist_ok=True, mode=0o700)
-    own = ["fullfed", "worker", str(folder.path)]
-    say(shown(own))
-    say(shown(relay(folder)))
-    worker = Child(own, folder.path / "worker.log", os.environ)
+
+
+@dataclass
+class RunningLink:
+    """The process that is a node's link to the server.
+
+    Attributes:
+        process: it.
+        connected: Flower's number of the node that it is; 0 before it is connected.
+    """
+
+    process: Child
+    connected: int = 0
+
+
+@contextmanager
+def link(folder: NodeFolder) -> Iterator[RunningLink]:
+    """Inside, the node's link to the server runs."""
     node = Child(relay(folder), folder.path / "node.log", environment(folder.flower))
-    with running(worker, node):
-        _watch(folder, worker, node, say)
+    with private_files():
+        folder.flower.mkdir(exist_ok=True)
+        node.start()
+    try:
+        yield RunningLink(node)
+    finally:
+        node.stop()
 
 
-def _watch(folder: NodeFolder, worker: Child, node: Child, say: Print) -> None:
-    connected = 0  # as which Flower node
-    while True:
-        pause()
-        for error in errors(worker.news()):
-            say(error)
-        for line in node.news():
-            if line.startswith(TOLD):
-                say(line.removeprefix(TOLD))
-                found = re.search(r"^connected .*\(node (\d+)\)", line.removeprefix(TOLD))
-                connected = int(found[1]) if found else connected
-        if worker.exit_code == _USER_ERROR:
-            raise UserError(worker.said().strip().splitlines()[-1].removeprefix("error: "))
-        if worker.exit_code is not None:
-            say("the worker has died and is started again")
-            time.sleep(_RESTART_SECONDS)
-            worker.start()
-        if node.exit_code is not None:
-            say("the link to the server has died and is started again")
-            time.sleep(_RESTART_SECONDS)
-            node.start(relay(folder, connected))
+def keep_running(folder: NodeFolder, node: RunningLink, say: Print) -> None:
+    """Tell what a link tells, and start it again where it has died."""
+    for line in node.process.news():
+        if line.startswith(TOLD):
+            say(line.removeprefix(TOLD))
+            found = re.search(r"^connected .*\(node (\d+)\)", line.removeprefix(TOLD))
+            node.connected = int(found[1]) if found else node.connected
+    if node.process.exit_code is not None:
+        say("the link to the server has died and is started again")
+        time.sleep(_RESTART_SECONDS)
+        node.process.start(relay(folder, node.connected))
 
 
 def errors(lines: Sequence[str]) -> list[str]:

@@ -35,6 +35,7 @@ _SIZES_LIMIT = 1 << 20  # bytes of the list of names and sizes
 _ANSWER_LIMIT = 1 << 36  # bytes of an answer: 64 GiB, more than any model trained in full here
 _PATIENCE = 30.0  # seconds that the two sides may take to come to the point, ...
 _SLOWEST = 1 << 20  # ... and bytes a second from there on
+_LOOK_SECONDS = 0.5  # between two looks whether to stop
 _AT_ONCE = 16  # connections that are not requests yet
 _PATH_LIMIT = 100  # bytes of a socket's path; systems allow 104 or 108
 _SOCKET = "worker"
@@ -68,12 +69,14 @@ class _Request:
         self.connection.close()
 
 
-def serve(address_file: Path, handler: Handler) -> None:
-    """Answer one request after another in this thread, for ever.
+def serve(address_file: Path, handler: Handler, stop: threading.Event | None = None) -> None:
+    """Answer one request after another in this thread.
 
     Args:
         address_file: says where the socket is, and the secret; readable by this user alone.
+        stop: once it is set no more are answered; None for ever.
     """
+    stop = stop or threading.Event()
     _clear(address_file)
     secret, requests = secrets.token_bytes(_NONCE), queue.Queue[_Request](_AT_ONCE)
     with (
@@ -86,8 +89,12 @@ def serve(address_file: Path, handler: Handler) -> None:
         write_atomically(address_file, json.dumps(about).encode(), mode=0o600)
         accept = threading.Thread(target=_accept, args=(listener, secret, requests), daemon=True)
         accept.start()
-        while True:
-            with closing(requests.get()) as request, suppress(OSError, ChannelError):
+        while not stop.is_set():
+            try:
+                due = requests.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                continue
+            with closing(due) as request, suppress(OSError, ChannelError):
                 _answer(request, handler)
 
 
@@ -110,7 +117,10 @@ def _accept(listener: socket.socket, secret: bytes, requests: queue.Queue[_Reque
             room.release()
 
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # it was closed
+            return
         if room.acquire(blocking=False):
             threading.Thread(target=admit, args=(connection,), daemon=True).start()
         else:

@@ -8,6 +8,7 @@ loaded, wherever that can be. docs/flower.md says what each is for.
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
@@ -156,11 +157,16 @@ class Limits(BaseModel):
 
     @contextmanager
     def in_time(self) -> Iterator[None]:
-        """Interrupt what is done inside when it takes too long; for the main thread alone.
+        """Interrupt what is done inside when it takes too long. Only a process's main thread can be
+        interrupted; in another one nothing is.
 
         Raises:
             OverdueError: it did. Whatever was at work may be half-way.
         """
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
         def interrupt(*_: object) -> None:
             raise OverdueError

@@ -26,10 +26,11 @@ _DESCRIPTION_LIMIT = 1 << 16  # bytes
 _SETTINGS_LIMIT = 1 << 20  # bytes
 _VERSION_LIMIT = 2**32
 # Of the recipe, what nodes are told; a method with a codec of its own has no table for one.
-_TABLES = ("federation", "local", "memory", "method", "codec", "aggregation")
+_TABLES = ("federation", "local", "memory", "method", "codec", "aggregation", "trainer")
+_DATA = ("template", "answers", "max_length", "date")  # of its table data
 _SETTINGS_KEYS = (
-    *("clients", "base_hash", "dtype", "rounding", "template", "max_length", "date"),
-    "tables",
+    *("clients", "base_hash", "dtype", "rounding", "tables"),
+    *_DATA,
 )
 
 
@@ -217,6 +218,7 @@ def encode_settings(recipe: Recipe, clients: int, base_hash: str) -> bytes:
         "dtype": recipe.model.dtype,
         "rounding": recipe.model.rounding,
         "template": recipe.data.template,
+        "answers": recipe.data.answers,
         "max_length": recipe.data.max_length,
         "date": recipe.data.date and recipe.data.date.isoformat(),
         "tables": {name: tables[name] for name in _TABLES if name in tables},
@@ -260,7 +262,7 @@ def decode_settings(data: bytes, model: str, device: str, train: str) -> TaskSet
             raise ValueError(f"there is no table {min(unknown)[:40]!r}")
         tables["model"] = {name: sent[name] for name in ("dtype", "rounding")}
         tables["model"] |= {"path": model, "device": device}
-        tables["data"] = {name: sent[name] for name in ("template", "max_length", "date")}
+        tables["data"] = {name: sent[name] for name in _DATA}
         tables["data"] |= {"train": train}
         clients, base_hash = sent["clients"], sent["base_hash"]
         if type(clients) is not int or not 0 < clients < 2**32:

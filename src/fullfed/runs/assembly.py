@@ -117,6 +117,18 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
     return Assembly(resolved(recipe, choices), model, tokenizer, data, method)
 
 
+def with_trainer(recipe: Recipe, trainer: Trainer | None) -> Recipe:
+    """The recipe of a new run that is given a trainer, which takes the place of its own.
+
+    Raises:
+        UserError: none is given, and the recipe's clients train with one that must be.
+    """
+    if trainer is not None:
+        recipe = recipe.model_copy(update={"trainer": NamedTable(name=OWN)})
+    check_brought(recipe, trainer)
+    return recipe
+
+
 def check_brought(recipe: Recipe, trainer: Trainer | None) -> None:
     """See that a trainer is given where the recipe's clients train with one that must be, and only
     there.

@@ -27,9 +27,17 @@ from fullfed.config import Recipe, parse_recipe
 from fullfed.data.record_files import stem_of
 from fullfed.errors import UserError
 from fullfed.recipe_file import RecipeSource, expand_variables, load_tables, source_of
-from fullfed.runs.assembly import assemble, choose, dated, resolved
+from fullfed.runs.assembly import (
+    assemble,
+    choose,
+    dated,
+    resolved,
+    with_template,
+    with_trainer,
+)
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.run import Callback, carry_out
+from fullfed.training.trainer import Trainer
 
 # Somebody's records: dicts, or what gives dicts when it is gone through, as a datasets.Dataset
 # does; or the path of a file that data.train could name.
@@ -116,8 +124,12 @@ def start_with(
     path: Path,
     callbacks: Sequence[Callback] = (),
     overrides: Sequence[str] = (),
+    trainer: Trainer | None = None,
 ) -> dict[str, Any]:
     """Carry out a recipe into a new folder, with what is given; return the summary.
+
+    Args:
+        trainer: as for ``runs.run.start``.
 
     Raises:
         UserError: bad input, or a round in which no client could work.
@@ -130,15 +142,16 @@ def start_with(
     tables = expand_variables(tables)
 
     def naming(where: Path) -> Recipe:
-        return parse_recipe(given.completed(tables, where), source_of(recipe))
+        named = parse_recipe(given.completed(tables, where), source_of(recipe))
+        return with_trainer(named, trainer)
 
     # Made beside its final place and moved there, so that no half of a run is ever found.
     shutil.rmtree(begun, ignore_errors=True)  # of a process that was killed
     try:
         there = naming(begun)
         given.write(begun)
-        assembly = assemble(there)
-        moved = dated(naming(path), assembly.recipe.data.date)
+        assembly = assemble(there, trainer)
+        moved = with_template(dated(naming(path), assembly.recipe.data.date))
         moved = resolved(moved, choose(moved))
         RunFolder(begun).write_recipe(moved)
         if path.exists():

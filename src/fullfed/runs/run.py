@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fullfed.config import NamedTable, Recipe
+from fullfed.config import Recipe
 from fullfed.engines.simulation import simulate
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate, recorded
@@ -18,13 +18,20 @@ from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.server import Engine, RoundResult, Traffic, run_round
 from fullfed.headway import Headway
-from fullfed.runs.assembly import Assembly, assemble, check_brought, make_replica, make_worker
+from fullfed.runs.assembly import (
+    Assembly,
+    assemble,
+    check_brought,
+    make_replica,
+    make_worker,
+    with_trainer,
+)
 from fullfed.runs.binding import changes_since
 from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import check_recorded
 from fullfed.runs.rollback import finish_rollback
-from fullfed.training.trainer import OWN, Trainer
+from fullfed.training.trainer import Trainer
 
 _SECONDS = ("train", "encode", "aggregate", "evaluate")  # what a round's time is spent on
 
@@ -82,9 +89,7 @@ def start(
     Raises:
         UserError: bad input, or a round in which no client could work.
     """
-    if trainer is not None:
-        recipe = recipe.model_copy(update={"trainer": NamedTable(name=OWN)})
-    check_brought(recipe, trainer)
+    recipe = with_trainer(recipe, trainer)
     assembly = assemble(recipe, trainer)
     folder = RunFolder(path)
     folder.create(assembly.recipe)
