@@ -54,9 +54,9 @@ if TYPE_CHECKING:
         register_trainer,
     )
     from fullfed.recipe_file import load_recipe
+    from fullfed.runs.callback import Callback
     from fullfed.runs.estimate import Estimate, estimate
     from fullfed.runs.result import RunResult
-    from fullfed.runs.run import Callback
     from fullfed.training.trainer import LocalResult, VisitContext
 
 __version__ = "0.1.0"
@@ -103,7 +103,7 @@ _HOMES = {
     **dict.fromkeys(("Estimate", "estimate"), "fullfed.runs.estimate"),
     **dict.fromkeys(("Client", "ClientVisit"), "fullfed.deployment.client"),
     **dict.fromkeys(("LocalResult", "VisitContext"), "fullfed.training.trainer"),
-    "Callback": "fullfed.runs.run",
+    "Callback": "fullfed.runs.callback",
     "ClientDataset": "fullfed.data.client_dataset",
     "Recipe": "fullfed.config",
     "RunResult": "fullfed.runs.result",

@@ -20,10 +20,10 @@ from fullfed.reports.comparison_page import write_page
 from fullfed.reports.comparison_text import comparison_document
 from fullfed.runs import replay
 from fullfed.runs import run as runs
+from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder, unused
 from fullfed.runs.given import Given, Records, start_with
 from fullfed.runs.result import RunResult
-from fullfed.runs.run import Callback
 from fullfed.training.trainer import Trainer
 
 

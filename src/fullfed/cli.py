@@ -21,7 +21,8 @@ from fullfed.files import private_files
 from fullfed.recipe_file import load_recipe
 
 if TYPE_CHECKING:
-    from fullfed.runs.run import Callback
+    from fullfed.methods.catalogue import AggregationEntry, CodecEntry, TrainerEntry
+    from fullfed.runs.callback import Callback
 
 app = typer.Typer(
     help="Federated full-parameter fine-tuning of language models in kilobytes a round.",
@@ -180,8 +181,8 @@ def compare(
 
 @app.command()
 def methods() -> None:
-    """What methods, codecs and aggregation rules there are, and their options."""
-    from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, load_plugins
+    """What methods, codecs, aggregation rules and trainers there are, and their options."""
+    from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS, load_plugins
 
     load_plugins()
     table = Table("method", "paper", "composition", "options")
@@ -190,7 +191,8 @@ def methods() -> None:
             name, method.paper, method.composition, ", ".join(method.options.__dataclass_fields__)
         )
     Console().print(table)
-    for kind, entries in (("codec", CODECS), ("aggregation", AGGREGATIONS)):
+    entries: Mapping[str, CodecEntry | AggregationEntry | TrainerEntry]
+    for kind, entries in (("codec", CODECS), ("aggregation", AGGREGATIONS), ("trainer", TRAINERS)):
         table = Table(kind, "what it does", "options")
         for name, entry in entries.items():
             table.add_row(name, entry.description, ", ".join(entry.options.__dataclass_fields__))

@@ -7,12 +7,13 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fullfed
 from api.conftest import PAGE, ROOT
-from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS
+from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS
 
 # ``run`` comes first: it makes the run that others show.
 NAMES = sorted(fullfed.__all__, key=lambda name: (name != "run", name))
@@ -21,7 +22,7 @@ NAMES = sorted(fullfed.__all__, key=lambda name: (name != "run", name))
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
     """What an example registers goes with it."""
-    tables = (METHODS, CODECS, AGGREGATIONS)
+    tables = (METHODS, CODECS, AGGREGATIONS, TRAINERS)
     before = [set(table) for table in tables]
     yield
     for table, names in zip(tables, before, strict=True):
@@ -52,6 +53,14 @@ def test_the_page_does_what_it_shows(
     assert lines[0].startswith("<ferret, 2 rounds, loss 2.885 -> 2.808, 15.8 KiB up, ")
     assert lines[-1].startswith("runs/first: there is a run here already; resume it, ")
     assert Path("runs/first-compared/comparison.html").exists()
+
+
+def test_the_page_on_trainers_does_what_it_shows(workplace: Path) -> None:
+    page = (ROOT / "docs" / "trainers.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks), names)
+    assert len({*names["run"].losses}) == 3, "each round changed the model"
 
 
 def test_the_names_on_other_pages_are_public() -> None:

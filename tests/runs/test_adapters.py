@@ -16,9 +16,9 @@ from fullfed.errors import UserError
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
 from fullfed.runs import run
+from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import export, measure, replay, verify
-from fullfed.runs.run import Callback
 from runs.small import ROUNDS, recipe
 
 NAMES = ("fedit", "flora", "ffa-lora")

@@ -15,9 +15,9 @@ from fullfed.errors import UserError
 from fullfed.reports.runs import plot_runs
 from fullfed.runs import run
 from fullfed.runs.binding import FREE, flat
+from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import export, measure, verify
-from fullfed.runs.run import Callback
 from runs.small import recipe
 from runs.test_resume import assert_same_run, stop_after
 

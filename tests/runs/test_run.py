@@ -16,9 +16,9 @@ from fullfed.federation.messages import Update, decode
 from fullfed.randomness import Purpose, Stream, uniforms
 from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
+from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify
-from fullfed.runs.run import Callback
 from runs.small import ROUNDS, recipe
 
 BFLOAT16 = {"name": "dense", "precision": "bfloat16"}

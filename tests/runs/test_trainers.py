@@ -28,6 +28,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.randomness import Purpose, Stream, uniforms
 from fullfed.runs import run
 from fullfed.runs.assembly import Assembly
+from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify
 from fullfed.training.trainer import LocalResult, VisitContext
@@ -68,7 +69,7 @@ def one_client(folder: Path, trainer: str | None = None, **changes: Any) -> Reci
     return made.model_copy(update={"trainer": table or None})
 
 
-class Keep(run.Callback):
+class Keep(Callback):
     """Keeps the run's objects, and what its visits said."""
 
     def on_run_begin(self, assembly: Assembly, version: int) -> None:

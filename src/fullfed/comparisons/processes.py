@@ -23,7 +23,7 @@ from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival
 from fullfed.runs import run as runs
 from fullfed.runs.assembly import Assembly
-from fullfed.runs.run import Callback
+from fullfed.runs.callback import Callback
 
 Say = Callable[..., None]  # the name of a hook of ComparisonCallback, and what it is told
 

@@ -24,6 +24,15 @@ class ClientDataset(Sequence[Features]):
     ``dataset[i]`` is a table of int64 tensors of shape (length,): ``input_ids``,
     ``attention_mask``, and ``labels``, which are -100 where nothing is learned.
 
+    Example:
+        >>> def look(model, dataset, context):
+        ...     batch = dataset.collate(dataset[:4])
+        ...     print(batch["labels"].shape == batch["input_ids"].shape, dataset.records[0].keys())
+        ...     return {"loss": 0.0}
+        >>> one = ["federation.rounds=1", "federation.clients_per_round=1"]
+        >>> run = fullfed.run("first.toml", local=look, overrides=one)
+        True dict_keys(['prompt', 'completion'])
+
     Attributes:
         records: the samples before they are tokenised, in the forms that TRL names: ``prompt``,
             ``chosen`` and ``rejected``; ``prompt`` and ``completion``; ``messages``; or ``text``.

@@ -28,7 +28,12 @@ _LOOK_SECONDS = 0.5  # between two looks at the link while no visit is due
 
 
 class ClientVisit:
-    """A visit that waits to be trained.
+    """A visit that waits to be trained; a ``Client`` gives one after another.
+
+    Example:
+        >>> def train(visit):
+        ...     loss = 0.0  # ... train visit.model on visit.dataset
+        ...     visit.finish(loss=loss)
 
     Attributes:
         model: the round's; train those of its parameters that require gradients, in place.
@@ -109,12 +114,14 @@ class Client:
     ``limits.most_seconds`` cannot interrupt the program's own loop. The run's method must be one
     whose clients train by gradients.
 
-        with fullfed.Client("partners/north", data="north.jsonl") as client:
-            for visit in client:
-                loss = train(visit.model, visit.dataset)
-                visit.finish(loss=loss)
-
     The loop goes on from run to run until the program leaves it.
+
+    Example:
+        >>> def take_part(train):
+        ...     with fullfed.Client("federation/partners/north", data="north.jsonl") as client:
+        ...         for visit in client:
+        ...             loss = train(visit.model, visit.dataset)
+        ...             visit.finish(loss=loss)
 
     Args:
         folder: the partner's, as ``fullfed federation init`` makes it.

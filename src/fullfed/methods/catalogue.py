@@ -105,6 +105,11 @@ class TrainerEntry:
         options: the dataclass of its options, which may be the trainer itself.
         build: makes it from the options.
         check: sees that it does what the recipe's table ``local`` asks; raises a UserError.
+
+    Example:
+        >>> def train(model, dataset, context):
+        ...     return {"loss": 0.0}  # it trains nothing
+        >>> entry = fullfed.TrainerEntry("no training", dict, lambda options: train)
     """
 
     description: str

@@ -35,8 +35,9 @@ from fullfed.runs.assembly import (
     with_template,
     with_trainer,
 )
+from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.run import Callback, carry_out
+from fullfed.runs.run import carry_out
 from fullfed.training.trainer import Trainer
 
 # Somebody's records: dicts, or what gives dicts when it is gone through, as a datasets.Dataset

@@ -16,7 +16,7 @@ from fullfed.evaluation.metrics import METRICS
 from fullfed.federation.inbox import Arrival
 from fullfed.headway import QUIET_SECONDS, Headway, NowAndThen
 from fullfed.runs.assembly import Assembly
-from fullfed.runs.run import Callback
+from fullfed.runs.callback import Callback
 from fullfed.sketch.compilation import compilation
 from fullfed.units import bytes_text, seconds_text
 

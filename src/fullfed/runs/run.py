@@ -27,6 +27,7 @@ from fullfed.runs.assembly import (
     with_trainer,
 )
 from fullfed.runs.binding import changes_since
+from fullfed.runs.callback import Callback
 from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import check_recorded
@@ -34,45 +35,6 @@ from fullfed.runs.rollback import finish_rollback
 from fullfed.training.trainer import Trainer
 
 _SECONDS = ("train", "encode", "aggregate", "evaluate")  # what a round's time is spent on
-
-
-class Callback:
-    """Is called as a run goes on; a subclass overrides the hooks that it needs.
-
-    What a hook raises ends the run, which can be resumed.
-
-    Example:
-        >>> class Print(fullfed.Callback):
-        ...     def on_round_end(self, record):
-        ...         print("round", record["round"] + 1, "sent", record["bytes"]["up"], "bytes")
-        >>> run = fullfed.run("first.toml", callbacks=[Print()])
-        round 1 sent 8080 bytes
-        round 2 sent 8080 bytes
-    """
-
-    def on_run_begin(self, assembly: Assembly, version: int) -> None:
-        """The run starts, or goes on, at model version ``version``; nothing is measured yet."""
-
-    def on_notice(self, text: str) -> None:
-        """Something that a person should know of the run, in one sentence."""
-
-    def on_round_begin(self, round: int) -> None:
-        """The cohort is about to be asked."""
-
-    def on_headway(self, version: int, headway: Headway) -> None:
-        """Work on model version ``version`` has come a step further.
-
-        It is called very often: a hook that takes long, or reads a loss each time, slows the run.
-        """
-
-    def on_visit_end(self, round: int, arrival: Arrival) -> None:
-        """A client's answer has arrived."""
-
-    def on_round_end(self, record: dict[str, Any]) -> None:
-        """A round is over, and ``record`` is its line of metrics.jsonl."""
-
-    def on_run_end(self, summary: dict[str, Any]) -> None:
-        """The run is over, and ``summary`` is what summary.json holds."""
 
 
 def start(

@@ -30,6 +30,15 @@ OWN = "own"  # the name of a trainer that whoever carries a recipe out brings
 class VisitContext:
     """What a visit is about, for the code that trains in it.
 
+    Example:
+        >>> def look(model, dataset, context):
+        ...     print(context.round, context.rounds, context.local.learning_rate)
+        ...     return {"loss": 0.0}
+        >>> alone = ["federation.clients_per_round=1"]
+        >>> run = fullfed.run("first.toml", local=look, overrides=alone)
+        0 2 0.3
+        1 2 0.3
+
     Attributes:
         client: the client's number.
         round: from 0.
@@ -55,6 +64,13 @@ class VisitContext:
 @dataclass(frozen=True)
 class LocalResult:
     """What a trainer says of its visit.
+
+    Example:
+        >>> def train(model, dataset, context):
+        ...     return fullfed.LocalResult(loss=0.5, metrics={"steps": 0})
+        >>> run = fullfed.run("first.toml", local=train)
+        >>> run.history[0]["train_loss"]
+        0.5
 
     Attributes:
         loss: the mean over the visit; what the report tells the server.
