@@ -63,3 +63,11 @@ def test_the_notebook_is_one_and_holds_no_outputs() -> None:
         if cell["cell_type"] == "code":
             assert (cell["outputs"], cell["execution_count"]) == ([], None)
             compile("".join(cell["source"]), cell["id"], "exec")
+
+
+def test_the_shops_come_to_prefer_short_answers(tmp_path: Path) -> None:
+    program = (EXAMPLES / "preferences.py").read_text()
+    lines = [line for line in carried_out(program, tmp_path) if " -> " in line][-3:]
+    margins = [re.findall(r"(-?\d+\.\d+) -> (-?\d+\.\d+)", line)[0] for line in lines]
+    assert len(margins) == 3
+    assert all(float(after) > float(before) + 0.1 for before, after in margins)

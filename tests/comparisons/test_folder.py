@@ -11,7 +11,7 @@ from fullfed.comparisons.folder import ComparisonFolder
 from fullfed.comparisons.plan import contestants
 from fullfed.comparisons.search import Trial
 from fullfed.errors import UserError
-from fullfed.runs.assembly import dated
+from fullfed.runs.assembly import settled
 
 
 def tables(rounds: int = 4, **compare: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def test_it_gives_back_every_methods_recipe(folder: ComparisonFolder) -> None:
     for contestant in contestants(tables(), ["fedavg", "ferret"], "the test"):
         given_back = folder.recipe(contestant.label)
         assert given_back.data.date is not None  # that of the day the comparison began on
-        assert given_back == dated(contestant.recipe, given_back.data.date)
+        assert given_back == settled(contestant.recipe, given_back.data.date)
     assert folder.budget() == (3, 2)
 
 

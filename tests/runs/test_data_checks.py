@@ -16,7 +16,9 @@ from fullfed.comparisons.plan import contestants
 from fullfed.engines.node_messages import decode_settings, encode_settings
 from fullfed.errors import UserError
 from fullfed.runs import assembly, run
+from fullfed.runs.folder import RunFolder
 from fullfed.runs.progress import describe
+from fullfed.runs.replay import export, measure
 
 from .small import recipe, tables, write_data, write_ingredients
 
@@ -95,7 +97,7 @@ DATED = (
 
 
 @pytest.fixture
-def dated(tmp_path: Path) -> Path:
+def settled(tmp_path: Path) -> Path:
     """Ingredients whose chat template writes the date."""
     folder = write_ingredients(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -139,7 +141,7 @@ def test_a_run_that_goes_on_another_day_is_the_run_it_was(
 
 
 def test_nodes_are_told_the_date(dated: Path) -> None:
-    told = assembly.dated(recipe(dated), date(2026, 3, 1))
+    told = assembly.settled(recipe(dated), date(2026, 3, 1))
     settings = decode_settings(encode_settings(told, 3, "0" * 64), "builtin", "cpu", "x.jsonl")
     assert settings.recipe.data.date == date(2026, 3, 1)
 
@@ -153,3 +155,38 @@ def test_a_comparison_that_goes_on_another_day_is_the_same(
         on(day, monkeypatch)
         folder.accept(contestants(tables(dated), ["fedavg"], "the test"), 3, 2)
         assert folder.recipe("fedavg").data.date == date(2026, 3, 1)
+
+
+WORDS = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+)
+
+
+def test_a_template_of_a_file_is_the_runs_and_the_exported_models(
+    ingredients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ours.jinja").write_text(WORDS)
+    run.start(recipe(ingredients, data={"template": "ours.jinja"}), tmp_path / "run")
+    Path("ours.jinja").unlink()
+    run.resume(tmp_path / "run")
+    export(RunFolder(tmp_path / "run"), tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    said = tokenizer.apply_chat_template([{"role": "user", "content": "Hi."}], tokenize=False)
+    assert said == "<s><user>Hi.</s>"
+    measured = measure(str(tmp_path / "run"), RunFolder(tmp_path / "run").recipe())
+    assert measured["loss"] == RunFolder(tmp_path / "run").summary()["loss"]["final"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "ours.jinja cannot be read"), ("no words", "this is no chat template in Jinja")],
+)
+def test_a_file_that_is_no_template_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("ours.jinja").write_text(content)
+    with pytest.raises(UserError, match=message):
+        run.start(recipe(tmp_path, data={"template": "ours.jinja"}), tmp_path / "run")

@@ -21,7 +21,7 @@ from fullfed.comparisons.search import Trial, best
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
 from fullfed.files import locked, write_json
-from fullfed.runs.assembly import dated
+from fullfed.runs.assembly import settled
 from fullfed.runs.binding import flat
 from fullfed.runs.folder import RunFolder
 
@@ -76,7 +76,7 @@ class ComparisonFolder:
             UserError: there is another comparison here.
         """
         there_already = self.plan_file.exists()  # with the day on which it began
-        chosen = {c.label: c.recipe if there_already else dated(c.recipe) for c in contestants}
+        chosen = {c.label: c.recipe if there_already else settled(c.recipe) for c in contestants}
         recipes = {
             label: recipe.model_dump(mode="json", exclude_none=True)
             for label, recipe in chosen.items()

@@ -16,7 +16,7 @@ from fullfed.runs.assembly import choose, resolved
 from fullfed.runs.binding import flat
 
 # The tables in which the methods of a comparison may differ; a recipe need not have all of them.
-OWN = ("local", "memory", "method", "codec", "aggregation")
+OWN = ("local", "memory", "method", "codec", "aggregation", "trainer")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

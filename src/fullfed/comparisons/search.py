@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.comparisons.plan import changed
 from fullfed.config import Recipe
-from fullfed.data.tokens import PackedExamples, TokenizedExample
+from fullfed.data.tokens import PackedExamples, TokenizedExample, subset
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate_loss
@@ -166,7 +166,7 @@ def hold_out(
     count = min(_MOST, -(-len(row) // _SHARE))
     chosen = {row[position * len(row) // count] for position in range(count)}
     kept = [
-        PackedExamples([e for i, e in enumerate(examples) if (number, i) not in chosen])
+        subset(examples, [i for i in range(len(examples)) if (number, i) not in chosen])
         for number, examples in enumerate(clients)
     ]
     return kept, [clients[number][i] for number, i in sorted(chosen)]

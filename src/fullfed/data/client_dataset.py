@@ -37,7 +37,7 @@ class ClientDataset(Sequence[Features]):
         records: the samples before they are tokenised, in the forms that TRL names: ``prompt``,
             ``chosen`` and ``rejected``; ``prompt`` and ``completion``; ``messages``; or ``text``.
             All are of one form: of messages where the run words them by a chat template, else of
-            texts. A sample that is too long to be tokenised is among them.
+            texts. A long text, which is several samples, is there once.
         tokenizer: the model's; its chat template is the one that the run uses, if any.
     """
 
@@ -81,7 +81,7 @@ class ClientDataset(Sequence[Features]):
 def records_of(source: Untokenized) -> list[dict[str, Any]]:
     """Examples in the forms that TRL names, all in one of them: of messages where the tokenizer has
     a chat template, else of texts, worded as Alpaca's."""
-    examples = source.examples
+    examples = list({id(example): example for example in source.examples}.values())
     last_alone = all(_learns_last_alone(example) for example in examples)
     if source.tokenizer.chat_template:
         return [_of_messages(example, last_alone) for example in examples]

@@ -160,16 +160,15 @@ def federate(
     refuse_empty("The training data", list(held.values()))
     refuse_empty("The test set", [tested])
     everything = [*held.values(), tested]
-    sources = (
-        Untokenized.of([train[i] for i in part.indices], tokenizer, table.template, table.answers)
-        if keep_examples
-        else None
-        for part in parts
-    )
-    clients = tuple(
-        ClientData(name, PackedExamples(own.examples, source))
-        for (name, own), source in zip(held.items(), sources, strict=True)
-    )
+
+    def packed(part: Part) -> PackedExamples:
+        own, source = held[part.name], None
+        if keep_examples:
+            examples = [train[i] for i in part.indices]
+            source = Untokenized.of(own, examples, tokenizer, table.template, table.answers)
+        return PackedExamples(own.examples, source)
+
+    clients = tuple(ClientData(part.name, packed(part)) for part in parts)
     return FederatedData(
         clients=clients,
         test=tested.examples,

@@ -72,12 +72,14 @@ class Tokenized:
         shortened: how many of them lost earlier turns, or a part of their prompt.
         dropped: how many were left out because their answer alone does not fit.
         empty: how many of the kept ones have answers of nothing but white space.
+        origins: for each of the kept ones, which of the examples it was made of.
     """
 
     examples: tuple[TokenizedExample, ...]
     shortened: int
     dropped: int
     empty: int = 0
+    origins: tuple[int, ...] = ()
 
 
 def tokenize(
@@ -111,10 +113,13 @@ def tokenize(
     fitted = _Fitting(wording, max_length).fit(talks) if wording else []
     shortened, remaining = sum(cut for _, cut in fitted), iter(fitted)
     kept: list[TokenizedExample] = []
+    origins: list[int] = []
     dropped = empty = 0
-    for example in examples:
+    for number, example in enumerate(examples):
         if example.is_text:
-            kept += next(pieces)
+            parts = next(pieces)
+            kept += parts
+            origins += [number] * len(parts)
             continue
         worded, _ = next(remaining)
         if worded is None:
@@ -123,7 +128,8 @@ def tokenize(
         empty += example.empty
         assert wording is not None
         kept.append(_tokenized(worded, example.references, wording.opening))
-    return Tokenized(tuple(kept), shortened, dropped, empty)
+        origins.append(number)
+    return Tokenized(tuple(kept), shortened, dropped, empty, tuple(origins))
 
 
 def learned(examples: Sequence[Example], answers: Literal["all", "last"]) -> list[Example]:
@@ -226,7 +232,7 @@ class Untokenized:
     """What tokenised samples were made of, for trainers that read it.
 
     Attributes:
-        examples: as the data have them.
+        examples: for each tokenised sample, what it was made of.
         tokenizer: the model's; its chat template is the one that words them, if any.
     """
 
@@ -236,18 +242,20 @@ class Untokenized:
     @classmethod
     def of(
         cls,
+        tokenized: Tokenized,
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
         template: str,
         answers: Literal["all", "last"],
     ) -> Untokenized:
-        """Examples that are worded and learned as for ``tokenize``."""
+        """What ``tokenize`` has made of these examples, which the other arguments are of."""
         own = copy.copy(tokenizer)
         if template == "alpaca":
             own.chat_template = None
         elif template not in TEMPLATES:
             own.chat_template = template
-        return cls(learned(examples, answers), own)
+        taught = learned(examples, answers)
+        return cls([taught[i] for i in tokenized.origins], own)
 
 
 class PackedExamples(Sequence[TokenizedExample]):
@@ -289,3 +297,11 @@ class PackedExamples(Sequence[TokenizedExample]):
         bits = np.unpackbits(self._learned[start // 8 : -(-end // 8)])
         learned = bits[start % 8 : start % 8 + end - start].astype(np.bool_)
         return TokenizedExample(self._ids[start:end].astype(np.int32), learned)
+
+
+def subset(examples: Sequence[TokenizedExample], indices: Sequence[int]) -> PackedExamples:
+    """Some of the examples, with what they were made of if that is known."""
+    source = examples.source if isinstance(examples, PackedExamples) else None
+    if source is not None:
+        source = replace(source, examples=[source.examples[i] for i in indices])
+    return PackedExamples([examples[i] for i in indices], source)

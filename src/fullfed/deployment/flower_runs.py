@@ -66,10 +66,10 @@ from fullfed.runs.assembly import (
     assemble_server,
     build_method,
     choose,
-    dated,
     make_replica,
     make_worker,
     resolved,
+    settled,
 )
 from fullfed.runs.binding import check_bound
 from fullfed.runs.folder import RunFolder
@@ -102,7 +102,7 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
         finish_rollback(run)
     begun = run.begun  # where a run did not, another recipe may mend what was wrong
     chosen = _chosen(folder, recipe, read_members(run.path) if begun else None)
-    chosen = dated(chosen, run.recipe().data.date if begun else None)
+    chosen = settled(chosen, run.recipe().data.date if begun else None)
     if begun:
         check_bound(chosen, run.base()["recipe"], path)
     if status.alive and run.recipe() != chosen:
@@ -311,7 +311,7 @@ class TaskLoader:
         source = None
         if choices.trainer is not None:
             words = self._examples, tokenizer, table.template, table.answers
-            source = Untokenized.of(*words)
+            source = Untokenized.of(own, *words)
         examples = PackedExamples(own.examples, source)
         return NodeTask(model, method, replica, examples, device, every, known)
 

@@ -80,7 +80,7 @@ def assemble(recipe: Recipe, own: Trainer | None = None) -> Assembly:
     Raises:
         UserError: anything in it is unknown, missing or does not fit.
     """
-    recipe, choices = with_template(dated(recipe)), choose(recipe, own)
+    recipe, choices = settled(recipe), choose(recipe, own)
     divided = read_data(recipe)  # before the model, whose loading may take minutes
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
@@ -100,7 +100,7 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
     Raises:
         UserError: anything in it is unknown, missing or does not fit.
     """
-    recipe, choices = with_template(dated(recipe)), choose(recipe)
+    recipe, choices = settled(recipe), choose(recipe)
     table = recipe.data
     examples = None
     if table.test is not None:
@@ -224,28 +224,22 @@ def resolved(recipe: Recipe, choices: Choices) -> Recipe:
     )
 
 
-def dated(recipe: Recipe, day: date | None = None) -> Recipe:
-    """The recipe with a date: its own, or else the given one, or else today's."""
-    if recipe.data.date is not None:
-        return recipe
-    data = recipe.data.model_copy(update={"date": day or date.today()})
-    return recipe.model_copy(update={"data": data})
-
-
-def with_template(recipe: Recipe) -> Recipe:
-    """The recipe with the content of the template's file, where it names one.
+def settled(recipe: Recipe, day: date | None = None) -> Recipe:
+    """The recipe with what another day or another folder would change said in full: the date (its
+    own, or else the given one, or else today's), and the template of a file.
 
     Raises:
-        UserError: the file cannot be read, or is no template.
+        UserError: the template's file cannot be read, or is no template.
     """
-    template = recipe.data.template
-    if template in TEMPLATES or is_jinja(template):
-        return recipe
-    content = read_text(Path(template))
-    if not is_jinja(content):
-        raise UserError(f"{template}: this is no chat template in Jinja; correct data.template.")
-    data = recipe.data.model_copy(update={"template": content})
-    return recipe.model_copy(update={"data": data})
+    table = recipe.data
+    changes: dict[str, Any] = {"date": table.date or day or date.today()}
+    if table.template not in TEMPLATES and not is_jinja(table.template):
+        changes["template"] = read_text(Path(table.template))
+        if not is_jinja(changes["template"]):
+            raise UserError(
+                f"{table.template}: this is no chat template in Jinja; correct data.template."
+            )
+    return recipe.model_copy(update={"data": table.model_copy(update=changes)})
 
 
 def build_method(

@@ -30,9 +30,8 @@ from fullfed.recipe_file import RecipeSource, expand_variables, load_tables, sou
 from fullfed.runs.assembly import (
     assemble,
     choose,
-    dated,
     resolved,
-    with_template,
+    settled,
     with_trainer,
 )
 from fullfed.runs.callback import Callback
@@ -152,7 +151,7 @@ def start_with(
         there = naming(begun)
         given.write(begun)
         assembly = assemble(there, trainer)
-        moved = with_template(dated(naming(path), assembly.recipe.data.date))
+        moved = settled(naming(path), assembly.recipe.data.date)
         moved = resolved(moved, choose(moved))
         RunFolder(begun).write_recipe(moved)
         if path.exists():

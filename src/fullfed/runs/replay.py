@@ -12,13 +12,14 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.config import Recipe
+from fullfed.config_data import is_jinja
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
 from fullfed.headway import Observer, unobserved
-from fullfed.runs.assembly import build_method, choose, dated, make_replica, scope_of
+from fullfed.runs.assembly import build_method, choose, make_replica, scope_of, settled
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model, read_data, tokenize_data
 
@@ -39,7 +40,7 @@ def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTo
 
 
 def replay(folder: RunFolder) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The run's newest model and its tokenizer.
+    """The run's newest model and its tokenizer, with the chat template that the run was given.
 
     Raises:
         UserError: there is no run here, or its log is damaged or does not belong to it.
@@ -48,6 +49,9 @@ def replay(folder: RunFolder) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     updates = _updates(folder)
     for update in deque(updates, maxlen=1) if replica.method.cumulative else updates:
         replica.apply(update)
+    template = folder.recipe().data.template
+    if is_jinja(template):
+        tokenizer.chat_template = template
     return model, tokenizer
 
 
@@ -122,14 +126,16 @@ def measure(
         UserError: there is no such model or run, or the recipe's data are bad.
     """
     divided = read_data(recipe)
+    day = None
     if isinstance(model_or_run, tuple):
         model, tokenizer = model_or_run
     elif (folder := RunFolder(Path(model_or_run))).recipe_file.exists():
         model, tokenizer = replay(folder)
-        recipe = dated(recipe, folder.recipe().data.date)
+        day = folder.recipe().data.date
     else:
         table = recipe.model
         model, tokenizer = load_model(str(model_or_run), table.dtype, table.device)
+    recipe = settled(recipe, day)
     data = tokenize_data(recipe, divided, model, tokenizer)
     together = recipe.evaluated_together
     return evaluate(model, tokenizer, data.test, recipe.evaluation, together, observer)
