@@ -37,7 +37,7 @@ base, tokenizer = (
 run = fullfed.run(
     {
         "federation": {"rounds": 3, "clients_per_round": 3},
-        "local": {"optimizer": "adamw", "learning_rate": 3e-4, "steps": 4, "batch_size": 3},
+        "local": {"optimizer": "adamw", "learning_rate": 1e-3, "steps": 4, "batch_size": 3},
         "method": {"name": "ferret", "upload": "64KiB"},  # of a client in a round
         "trainer": {"name": "dpo", "beta": 0.1},
     },
@@ -47,7 +47,7 @@ run = fullfed.run(
     clients={shop: preferences(thing, QUESTIONS[:3]) for shop, thing in SHOPS.items()},
     test=[pair for thing in SHOPS.values() for pair in preferences(thing, QUESTIONS[3:])],
 )
-print(run)
+print(run)  # its loss is that of the chosen answers alone, which DPO lets rise
 trained, _ = run.model()
 for thing in SHOPS.values():
     (pair,) = preferences(thing, QUESTIONS[3:])

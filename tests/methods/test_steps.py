@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from fullfed.methods.server_step import (
 )
 from fullfed.sketch import SHARED, SignBasis
 from fullfed.training.first_order import train
+from fullfed.training.loss import loss_value
 from methods.tiny import (
     Federation,
     flat,
@@ -305,13 +307,11 @@ def test_a_clients_measurement_is_right() -> None:
                 parameter.copy_(after[name])
         values = rule().measure(
             Trained(
-                model,
                 dict(model.named_parameters()),
                 before,
                 dict(model.named_parameters()),
-                batch,
-                first_loss,
-                LocalTable(),
+                partial(loss_value, model, batch, LocalTable()),
+                first_loss if round % 2 else None,  # which the rule then measures
             ),
             Plan(round, 0),
             last,

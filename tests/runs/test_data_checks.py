@@ -97,7 +97,7 @@ DATED = (
 
 
 @pytest.fixture
-def settled(tmp_path: Path) -> Path:
+def dated(tmp_path: Path) -> Path:
     """Ingredients whose chat template writes the date."""
     folder = write_ingredients(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")

@@ -180,7 +180,7 @@ def _header(message: bytes) -> str:
 class _Loader(TaskLoader):
     def __init__(self, subject: Subject) -> None:
         self._data, self._model, self._device = "data", "model", "cpu"
-        self._limits, self._subject = LIMITS, subject
+        self._limits, self._subject, self._trainer = LIMITS, subject, None
         self._examples = data(CLIENTS)[0]  # type: ignore[assignment]
 
     def _load(self, told: TaskSettings, choices: Choices, has_replica: bool) -> NodeTask:
