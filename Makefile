@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The oldest and the newest version of Flower that are supported.
 FLOWER := 1.41.0 1.42.0
 
-.PHONY: quickstart smollm2 test test-flower lint format clean
+.PHONY: quickstart smollm2 test test-flower lint format docs package lock clean
 
 quickstart: .venv/run.stamp ## FedAvg beside Ferret on the embedded model and tasks
 	$(BIN)/fullfed quickstart
@@ -29,6 +29,23 @@ format: .venv/dev.stamp
 	$(BIN)/ruff check --fix src tests benchmarks scripts examples
 	$(BIN)/ruff format src tests benchmarks scripts examples
 
+docs: .venv/dev.stamp ## the pages, in site/; a link that leads nowhere is an error
+	$(BIN)/mkdocs build --strict
+
+package: .venv/dev.stamp ## the sdist and the wheel, in dist/; the quickstart from the wheel in an empty environment
+	rm -rf dist .venv-wheel
+	$(BIN)/pyproject-build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet --constraint constraints.txt torch
+	.venv-wheel/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	cd $${TMPDIR:-/tmp} && rm -rf fullfed-wheel && $(CURDIR)/.venv-wheel/bin/fullfed quickstart --out fullfed-wheel
+
+lock: .venv/dev.stamp ## constraints.txt: the versions that are installed here, of everything
+	{ sed -n '/^#/p' constraints.txt; \
+	  $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^fullfed'; } > constraints.new
+	mv constraints.new constraints.txt
+
 # torch alone first: its pin decides that no other package brings another build of it.
 .venv/run.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -51,4 +68,4 @@ format: .venv/dev.stamp
 	touch $@
 
 clean:
-	rm -rf .venv .venv-flower-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-flower-* .venv-wheel dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

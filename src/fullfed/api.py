@@ -64,7 +64,7 @@ def run(
     Raises:
         UserError: bad input, or a round in which no client could work.
 
-    Example:
+    Examples:
         >>> run = fullfed.run("first.toml", "runs/first")
         >>> run["rounds"], run["bytes"]["up"]
         (2, 16160)
@@ -107,7 +107,7 @@ def resume(
     Raises:
         UserError: there is no run here, or it is damaged.
 
-    Example:
+    Examples:
         >>> fullfed.resume("runs/first")["rounds"]  # it has ended, so nothing is left to do
         2
     """
@@ -135,7 +135,7 @@ def evaluate(
     Raises:
         UserError: there is no such model or run, or the recipe's data are bad.
 
-    Example:
+    Examples:
         >>> measured = fullfed.evaluate("runs/first")
         >>> measured["loss"] == fullfed.RunResult("runs/first").losses[-1]
         True
@@ -167,7 +167,7 @@ def export(run: str | Path | RunResult, target: str | Path) -> Path:
     Raises:
         UserError: the target has something in it, or the run cannot be replayed.
 
-    Example:
+    Examples:
         >>> fullfed.export("runs/first", "my-model").name
         'my-model'
         >>> from transformers import AutoModelForCausalLM
@@ -213,7 +213,7 @@ def compare(
     Raises:
         UserError: bad input, there is something else in the folder, or every run fails.
 
-    Example:
+    Examples:
         >>> data = fullfed.compare("first.toml", ["ferret"], trials=1)
         >>> [(method["label"], len(method["runs"])) for method in data["methods"]]
         [('ferret', 1)]
@@ -246,7 +246,7 @@ def simulate(
     Raises:
         UserError: bad input, Flower or Ray is not installed, or the run stops.
 
-    Example:
+    Examples:
         >>> run = fullfed.simulate("first.toml", "runs/in-flower")  # doctest: +SKIP
     """
     # Flower is an extra.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fullfed import __version__
 from fullfed.deployment import commands
 from fullfed.deployment.commands import Overrides, RecipeFile, say, show_end
 from fullfed.errors import UserError
@@ -28,13 +32,37 @@ app = typer.Typer(
     help="Federated full-parameter fine-tuning of language models in kilobytes a round.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The run's folder, new or empty.")
 ]
+
+
+def _show_versions(asked: bool) -> None:
+    """Print fullfed's version, and those of what a run's bits depend on."""
+    if not asked:
+        return
+    say(f"fullfed {__version__}")
+    for name in ("torch", "transformers", "numba", "flwr", "trl"):
+        with suppress(PackageNotFoundError):
+            say(f"{name} {version(name)}")
+    say(f"Python {platform.python_version()} on {platform.platform()}")
+    raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version_: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_versions, is_eager=True, help="Print versions and end."
+        ),
+    ] = False,
+) -> None:
+    """Federated full-parameter fine-tuning of language models in kilobytes a round."""
 
 
 @app.command()

@@ -203,7 +203,7 @@ class Recipe(RecipeTable):
     codec: how changes become bytes; None for the method's own default. aggregation: how the server
     combines reports. trainer: what trains in visits in the place of a method's own gradient steps.
 
-    Example:
+    Examples:
         >>> recipe = fullfed.load_recipe("first.toml")
         >>> recipe.method.name, recipe.federation.rounds, recipe.local.batch_size
         ('ferret', 2, 4)

@@ -6,7 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
 
-    Example:
+    Examples:
         >>> try:
         ...     fullfed.load_recipe("no.toml")
         ... except fullfed.UserError as error:

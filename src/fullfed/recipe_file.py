@@ -33,7 +33,7 @@ def load_recipe(recipe: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: the file is missing or not TOML, a key is unknown, a value is out of range.
 
-    Example:
+    Examples:
         >>> recipe = fullfed.load_recipe("first.toml", ["federation.rounds=2"])
         >>> recipe.federation.rounds
         2

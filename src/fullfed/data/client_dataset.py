@@ -24,7 +24,7 @@ class ClientDataset(Sequence[Features]):
     ``dataset[i]`` is a table of int64 tensors of shape (length,): ``input_ids``,
     ``attention_mask``, and ``labels``, which are -100 where nothing is learned.
 
-    Example:
+    Examples:
         >>> def look(model, dataset, context):
         ...     batch = dataset.collate(dataset[:4])
         ...     print(batch["labels"].shape == batch["input_ids"].shape, dataset.records[0].keys())

@@ -30,7 +30,7 @@ _LOOK_SECONDS = 0.5  # between two looks at the link while no visit is due
 class ClientVisit:
     """A visit that waits to be trained; a ``Client`` gives one after another.
 
-    Example:
+    Examples:
         >>> def train(visit):
         ...     loss = 0.0  # ... train visit.model on visit.dataset
         ...     visit.finish(loss=loss)
@@ -116,7 +116,7 @@ class Client:
 
     The loop goes on from run to run until the program leaves it.
 
-    Example:
+    Examples:
         >>> def take_part(train):
         ...     with fullfed.Client("federation/partners/north", data="north.jsonl") as client:
         ...         for visit in client:

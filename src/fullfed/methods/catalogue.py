@@ -44,7 +44,7 @@ class MethodEntry:
             which is meant for gradients of every parameter.
         scope: from the recipe's seed and the options, which parameters train.
 
-    Example:
+    Examples:
         >>> from fullfed.methods.catalogue import METHODS
         >>> METHODS["ferret"].paper
         'Shu et al. 2024, arXiv 2409.06277'
@@ -69,7 +69,7 @@ class CodecEntry:
         options: the dataclass of its options, which may be the codec itself.
         build: makes it from the recipe's seed and the options.
 
-    Example:
+    Examples:
         >>> from fullfed.methods.catalogue import CODECS
         >>> CODECS["topk"].description
         'the largest numbers and where they are'
@@ -85,7 +85,7 @@ class AggregationEntry:
     """An aggregation rule as the catalogue shows it; attributes as for ``CodecEntry``, but that
     ``build`` is given the options alone.
 
-    Example:
+    Examples:
         >>> from fullfed.methods.catalogue import AGGREGATIONS
         >>> AGGREGATIONS["mean"].description
         'the mean, weighted by samples'
@@ -106,7 +106,7 @@ class TrainerEntry:
         build: makes it from the options.
         check: sees that it does what the recipe's table ``local`` asks; raises a UserError.
 
-    Example:
+    Examples:
         >>> def train(model, dataset, context):
         ...     return {"loss": 0.0}  # it trains nothing
         >>> entry = fullfed.TrainerEntry("no training", dict, lambda options: train)
@@ -268,7 +268,7 @@ def register_method(name: str, entry: MethodEntry) -> None:
     Raises:
         UserError: there is one of this name already.
 
-    Example:
+    Examples:
         >>> from dataclasses import make_dataclass
         >>> from fullfed.methods.composition import averaging
         >>> def build(setting, options):
@@ -295,7 +295,7 @@ def register_codec(name: str, entry: CodecEntry) -> None:
     Raises:
         UserError: there is one of this name already.
 
-    Example:
+    Examples:
         >>> from dataclasses import make_dataclass
         >>> from fullfed.methods.codecs.dense import Dense
         >>> def build(seed, options):
@@ -315,7 +315,7 @@ def register_aggregation(name: str, entry: AggregationEntry) -> None:
     Raises:
         UserError: there is one of this name already.
 
-    Example:
+    Examples:
         >>> from dataclasses import make_dataclass
         >>> from fullfed.methods.aggregation import WeightedMean
         >>> def build(options):
@@ -334,7 +334,7 @@ def register_trainer(name: str, entry: TrainerEntry) -> None:
     Raises:
         UserError: there is one of this name already.
 
-    Example:
+    Examples:
         >>> from dataclasses import make_dataclass
         >>> def train(model, dataset, context):
         ...     return {"loss": 0.0}  # it trains nothing

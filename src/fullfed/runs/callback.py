@@ -14,7 +14,7 @@ class Callback:
 
     What a hook raises ends the run, which can be resumed.
 
-    Example:
+    Examples:
         >>> class Print(fullfed.Callback):
         ...     def on_round_end(self, record):
         ...         print("round", record["round"] + 1, "sent", record["bytes"]["up"], "bytes")

@@ -46,7 +46,7 @@ class Estimate:
         memory_bytes: the peak of a visit, but for activations, which depend on the samples
             (docs/memory.md).
 
-    Example:
+    Examples:
         >>> print(fullfed.estimate("first.toml"))
         967,808 parameters, 967,808 trained in a visit of 3 steps; 24 clients
         ...
@@ -96,7 +96,7 @@ def estimate(
     Raises:
         UserError: bad input, or a method whose clients hold no replica (``method.surrogate``).
 
-    Example:
+    Examples:
         >>> cost = fullfed.estimate("first.toml", overrides=["method.name=fedavg"])
         >>> cost.bytes_up // cost.parameters  # a report has every parameter, in 4 bytes
         4

@@ -29,7 +29,7 @@ class RunResult(Mapping[str, Any]):
     Raises:
         UserError: when it is asked for: the run has not ended, or its folder is damaged.
 
-    Example:
+    Examples:
         >>> run = fullfed.RunResult("runs/first")
         >>> run.losses[-1] < run.losses[0]
         True

@@ -30,7 +30,7 @@ OWN = "own"  # the name of a trainer that whoever carries a recipe out brings
 class VisitContext:
     """What a visit is about, for the code that trains in it.
 
-    Example:
+    Examples:
         >>> def look(model, dataset, context):
         ...     print(context.round, context.rounds, context.local.learning_rate)
         ...     return {"loss": 0.0}
@@ -65,7 +65,7 @@ class VisitContext:
 class LocalResult:
     """What a trainer says of its visit.
 
-    Example:
+    Examples:
         >>> def train(model, dataset, context):
         ...     return fullfed.LocalResult(loss=0.5, metrics={"steps": 0})
         >>> run = fullfed.run("first.toml", local=train)
