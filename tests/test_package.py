@@ -53,8 +53,8 @@ recipe = {
     "data": {"train": "builtin", "test_samples": 8},
     "federation": {"rounds": 1, "clients_per_round": 2},
     "local": {"steps": 1},
-    "method": {"name": "ferret", "upload": "4KiB"},
+    "method": {"name": "fedavg"},
 }
 print(fullfed.run(recipe, "run"))
 """
-    assert done([installed / "python", "-c", code], tmp_path).startswith("<ferret, 1 round")
+    assert done([installed / "python", "-c", code], tmp_path).startswith("<fedavg, 1 round")
