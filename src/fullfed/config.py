@@ -150,19 +150,39 @@ class MemoryTable(RecipeTable):
     cache_inputs: Bytes = 0
 
 
+Metric = Literal["loss", "rouge_l", "exact_match", "gsm8k"]
+
+
 class EvaluationTable(RecipeTable):
     """What is measured on the held-out set: before, every ``every`` rounds, and after.
 
     batch_size: as many tokens are computed together, padding included, as so many of the longest
     samples have; those of a visit's batch (or micro-batch) where it is not said, so that measuring
-    needs no more memory than a visit does.
+    needs no more memory than a visit does. best_by: the metric by which a round's model is the
+    best; the first of ``metrics`` where it is not said. patience: the run ends early when so many
+    measurements in a row have brought nothing better.
     """
 
     every: Positive = 1
-    metrics: tuple[Literal["loss", "rouge_l", "exact_match", "gsm8k"], ...] = ("loss",)
+    metrics: tuple[Metric, ...] = ("loss",)
     generation_samples: Positive = 100
     max_new_tokens: Positive = 64
     batch_size: Positive | None = None
+    best_by: Metric | None = None
+    patience: Positive | None = None
+
+    @property
+    def decides(self) -> str:
+        """The metric by which a round's model is the best."""
+        return self.best_by or next(iter(self.metrics), "loss")
+
+    @model_validator(mode="after")
+    def _decides_by_what_is_measured(self) -> EvaluationTable:
+        if self.best_by is not None and self.best_by not in self.metrics:
+            raise ValueError(f"best_by is one of metrics, and {self.best_by} is not among them")
+        if self.patience is not None and not self.metrics:
+            raise ValueError("patience needs a metric; name one in metrics")
+        return self
 
 
 class SimulationTable(RecipeTable):

@@ -27,6 +27,8 @@ FREE = (
     "memory.cache_inputs",
     "evaluation.every",
     "evaluation.batch_size",
+    "evaluation.best_by",
+    "evaluation.patience",
     "deployment.quorum",
     "deployment.deadline_seconds",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,14 +40,19 @@ def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTo
     return replica, model, tokenizer
 
 
-def replay(folder: RunFolder) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The run's newest model and its tokenizer, with the chat template that the run was given.
+def replay(
+    folder: RunFolder, version: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The run's model and its tokenizer, with the chat template that the run was given.
+
+    Args:
+        version: the model after so many rounds; None for the newest.
 
     Raises:
         UserError: there is no run here, or its log is damaged or does not belong to it.
     """
     replica, model, tokenizer = load_base(folder)
-    updates = _updates(folder)
+    updates = islice(_updates(folder), version)
     for update in deque(updates, maxlen=1) if replica.method.cumulative else updates:
         replica.apply(update)
     template = folder.recipe().data.template

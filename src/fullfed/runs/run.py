@@ -26,6 +26,7 @@ from fullfed.runs.assembly import (
     make_worker,
     with_trainer,
 )
+from fullfed.runs.best import best_version, is_over
 from fullfed.runs.binding import changes_since
 from fullfed.runs.callback import Callback
 from fullfed.runs.environment import PeakMemory, arithmetic
@@ -141,13 +142,25 @@ class _Run:
             engine = self.connect(self.recipe, self.worker, log, traffic)
             if self.replica.version < self.recipe.federation.rounds:
                 self.folder.summary_file.unlink(missing_ok=True)  # of fewer rounds
-            while self.replica.version < self.recipe.federation.rounds:
+            while self.replica.version < self.recipe.federation.rounds and not self._over(base):
                 self._round(log, engine)
         summary = self._summary(base)
         self.folder.write_summary(summary)
         for callback in self.callbacks:
             callback.on_run_end(summary)
         return summary
+
+    def _over(self, base: Mapping[str, Any]) -> bool:
+        """Whether the run ends before its last round, and if so says it."""
+        over = is_over(base, self.folder.metrics(), self.recipe.evaluation)
+        if over:
+            table = self.recipe.evaluation
+            for callback in self.callbacks:
+                callback.on_notice(
+                    f"{table.decides} has not become better in {table.patience} measurements, so "
+                    "the run ends"
+                )
+        return over
 
     def _evaluate_base(self) -> dict[str, Any]:
         """What is known of the base model, measured unless it was before the run stopped."""
@@ -313,6 +326,7 @@ class _Run:
             "method": self.recipe.method.name,
             "parameters": sum(p.numel() for p in self.replica.model.parameters()),
             "rounds": len(records),
+            "best": best_version(base, records, self.recipe.evaluation),
             **{
                 metric: {"initial": base[metric], "final": records[-1][metric]}
                 for metric in self.recipe.evaluation.metrics

@@ -1,0 +1,47 @@
+"""Which round's model was best by a metric, and whether a run has gone on for long enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fullfed.config import EvaluationTable
+from fullfed.evaluation.metrics import METRICS
+
+
+def best_version(
+    base: Mapping[str, Any], records: Sequence[Mapping[str, Any]], table: EvaluationTable
+) -> int | None:
+    """The model version with the best value of ``table.best_by``; the earliest of several.
+
+    Args:
+        base, records: what base.json and metrics.jsonl hold.
+
+    Returns:
+        0 for the base model; None where nothing was measured.
+    """
+    measured = _measured(base, records, table)
+    if not measured:
+        return None
+    sign = -1.0 if METRICS[table.decides].more_is_better else 1.0
+    return min(measured, key=lambda version: (sign * measured[version], version))
+
+
+def is_over(
+    base: Mapping[str, Any], records: Sequence[Mapping[str, Any]], table: EvaluationTable
+) -> bool:
+    """Whether the newest ``table.patience`` measurements have brought nothing better."""
+    best = best_version(base, records, table)
+    if table.patience is None or best is None:
+        return False
+    later = [version for version in _measured(base, records, table) if version > best]
+    return len(later) >= table.patience
+
+
+def _measured(
+    base: Mapping[str, Any], records: Sequence[Mapping[str, Any]], table: EvaluationTable
+) -> dict[int, float]:
+    """The values of the metric that decides, by model version."""
+    values = {0: base.get(table.decides)}
+    values |= {record["round"] + 1: record.get(table.decides) for record in records}
+    return {version: value for version, value in values.items() if value is not None}
