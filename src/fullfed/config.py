@@ -73,20 +73,21 @@ class LocalTable(RecipeTable):
     optimizer: one of torch.optim's, in capitals or not. learning_rate, momentum, weight_decay,
     arguments: what it is called with; the rate's default depends on the optimizer, momentum is for
     those that take one. schedule: the rate of the first round falls to nothing after the last, in a
-    line or half a cosine's wave. warmup_steps: of each visit, in which the rate rises to the
-    round's. optimizer_state: whether the optimizer begins anew at every visit, or goes on from
-    where the client's last visit (to the same block) ended. clip: the largest norm that gradients
-    keep. clip_by: of all of the model's together, or of each tensor's own.
-    micro_batch_size: samples of a batch that are computed together; fewer need less memory, and the
-    step is the same. precision: what float32 weights compute in; they and their steps stay float32.
-    "bfloat16" is torch's autocast, "tf32" what matrix units of GPUs do with float32 (on a CPU it is
-    float32). Methods without gradients take the rate, the duration, the sizes of batches and the
-    precision only.
+    line or half a cosine's wave. warmup_rounds: the first ones, in which the rate rises.
+    warmup_steps: of each visit, in which the rate rises to the round's. optimizer_state: whether
+    the optimizer begins anew at every visit, or goes on from where the client's last visit (to the
+    same block) ended. clip: the largest norm that gradients keep. clip_by: of all of the model's
+    together, or of each tensor's own. micro_batch_size: samples of a batch that are computed
+    together; fewer need less memory, and the step is the same. precision: what float32 weights
+    compute in; they and their steps stay float32. "bfloat16" is torch's autocast, "tf32" what
+    matrix units of GPUs do with float32 (on a CPU it is float32). Methods without gradients take
+    the rate, the duration, the sizes of batches and the precision only.
     """
 
     optimizer: str = "sgd"
     learning_rate: PositiveFloat = 0.1  # _usual_rate has others
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_rounds: Annotated[int, Field(ge=0)] = 0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -122,11 +123,14 @@ class LocalTable(RecipeTable):
 
     def in_round(self, round: int, rounds: int) -> LocalTable:
         """The table with the learning rate that the schedule has for a round, from 0."""
-        share = 1.0
-        if self.schedule == "linear":
-            share = 1 - round / rounds
-        if self.schedule == "cosine":
-            share = (1 + math.cos(math.pi * round / rounds)) / 2
+        warmup = self.warmup_rounds
+        share, progress = 1.0, (round - warmup) / max(rounds - warmup, 1)
+        if round < warmup:
+            share = (round + 1) / (warmup + 1)
+        elif self.schedule == "linear":
+            share = 1 - progress
+        elif self.schedule == "cosine":
+            share = (1 + math.cos(math.pi * progress)) / 2
         return self.model_copy(update={"learning_rate": self.learning_rate * share})
 
     def warmup(self, step: int) -> float:

@@ -50,6 +50,7 @@ BOUND: dict[str, Any] = {
     "local.steps": 3,
     "local.precision": "bfloat16",
     "local.schedule": "linear",
+    "local.warmup_rounds": 1,
     "local.warmup_steps": 1,
     "local.optimizer_state": "kept",
     "local.micro_batch_size": 1,
@@ -132,6 +133,8 @@ def free_values(copied: Path, ingredients: Path) -> dict[str, Any]:
         "federation.snapshot_every": 3,
         "memory.checkpoint_activations": True,
         "evaluation.batch_size": 16,
+        "evaluation.best_by": "loss",
+        "evaluation.patience": 9,
         "deployment.quorum": 0.7,
         "deployment.deadline_seconds": 5.0,
     }

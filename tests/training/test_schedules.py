@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
 from fullfed.config import LocalTable, MemoryTable, parse_recipe
 from fullfed.data.batches import collate, training_batches
@@ -18,17 +22,27 @@ from methods.tiny import Federation, adamw, make_fedavg, same, samples, setting,
 ROUNDS = 7
 
 
+@pytest.mark.parametrize("warmup", [0, 2])
 @pytest.mark.parametrize(
     ("schedule", "reference"),
-    [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)],
+    [
+        ("constant", get_constant_schedule_with_warmup),
+        ("linear", get_linear_schedule_with_warmup),
+        ("cosine", get_cosine_schedule_with_warmup),
+    ],
 )
-def test_rates_over_rounds_are_those_of_transformers(schedule: Any, reference: Any) -> None:
+def test_rates_over_rounds_are_those_of_transformers(
+    schedule: Any, reference: Any, warmup: int
+) -> None:
+    """But that ours do not begin at zero when they rise."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    expected = reference(optimizer, num_warmup_steps=0, num_training_steps=ROUNDS)
-    local = LocalTable(learning_rate=0.3, schedule=schedule)
+    whole = {} if schedule == "constant" else {"num_training_steps": ROUNDS}
+    expected = reference(optimizer, num_warmup_steps=warmup, **whole)
+    local = LocalTable(learning_rate=0.3, schedule=schedule, warmup_rounds=warmup)
     for round in range(ROUNDS):
         rate = local.in_round(round, ROUNDS).learning_rate
-        assert rate == pytest.approx(expected.get_last_lr()[0])
+        rising = 0.3 * (round + 1) / (warmup + 1)
+        assert rate == pytest.approx(rising if round < warmup else expected.get_last_lr()[0])
         assert 0 < rate <= 0.3
         optimizer.step()
         expected.step()

@@ -99,6 +99,7 @@ def check_without_gradients(local: LocalTable) -> None:
     """
     asked = {
         "schedule": local.schedule != "constant",
+        "warmup_rounds": local.warmup_rounds > 0,
         "warmup_steps": local.warmup_steps > 0,
         "optimizer_state": local.optimizer_state == "kept",
     }
