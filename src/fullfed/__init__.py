@@ -8,7 +8,8 @@
 
 Runs: ``run`` carries out a recipe, with models and datasets of your own if you like; ``resume``
 carries on a run that was stopped; ``RunResult`` is a run that has ended; ``evaluate`` measures a
-model; ``export`` writes a run's model for transformers; a ``Callback`` is told how a run gets on.
+model; ``export`` writes a run's model for transformers. A ``Callback`` is told how a run gets on;
+``TensorBoard`` and ``WeightsAndBiases`` are two.
 
 Recipes: ``load_recipe`` makes a ``Recipe`` of a TOML file or nested dicts. ``estimate`` makes an
 ``Estimate``: what a recipe costs in bytes, steps and memory, before anything is trained.
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from fullfed.runs.callback import Callback
     from fullfed.runs.estimate import Estimate, estimate
     from fullfed.runs.result import RunResult
+    from fullfed.runs.tracking import TensorBoard, WeightsAndBiases
     from fullfed.training.trainer import LocalResult, VisitContext
 
 __version__ = "0.1.0"
@@ -73,9 +75,11 @@ __all__ = [
     "MethodEntry",
     "Recipe",
     "RunResult",
+    "TensorBoard",
     "TrainerEntry",
     "UserError",
     "VisitContext",
+    "WeightsAndBiases",
     "compare",
     "estimate",
     "evaluate",
@@ -102,6 +106,7 @@ _HOMES = {
     ),
     **dict.fromkeys(("Estimate", "estimate"), "fullfed.runs.estimate"),
     **dict.fromkeys(("Client", "ClientVisit"), "fullfed.deployment.client"),
+    **dict.fromkeys(("TensorBoard", "WeightsAndBiases"), "fullfed.runs.tracking"),
     **dict.fromkeys(("LocalResult", "VisitContext"), "fullfed.training.trainer"),
     "Callback": "fullfed.runs.callback",
     "ClientDataset": "fullfed.data.client_dataset",

@@ -65,24 +65,32 @@ def main_options(
     """Federated full-parameter fine-tuning of language models in kilobytes a round."""
 
 
+Wandb = Annotated[
+    str | None,
+    typer.Option("--wandb", metavar="PROJECT", help="Tell Weights & Biases of it as well."),
+]
+
+
 @app.command()
-def run(recipe: RecipeFile, set_: Overrides = None, out: Out = None) -> None:
+def run(recipe: RecipeFile, set_: Overrides = None, out: Out = None, wandb: Wandb = None) -> None:
     """Carry out a recipe."""
     from fullfed import api
     from fullfed.runs.folder import unused
 
     directory = out or unused(Path("runs") / recipe.stem)
     _carry_out(
-        directory, lambda told: api.run(recipe, directory, callbacks=told, overrides=set_ or ())
+        directory,
+        lambda told: api.run(recipe, directory, callbacks=told, overrides=set_ or ()),
+        wandb=wandb,
     )
 
 
 @app.command()
-def resume(directory: RunDirectory) -> None:
+def resume(directory: RunDirectory, wandb: Wandb = None) -> None:
     """Carry a stopped run on to its end."""
     from fullfed import api
 
-    _carry_out(directory, partial(api.resume, directory))
+    _carry_out(directory, partial(api.resume, directory), wandb=wandb)
 
 
 @app.command()
@@ -265,6 +273,7 @@ def _carry_out(
     work: Callable[[list[Callback]], Mapping[str, Any]],
     table: bool = True,
     again: str | None = None,
+    wandb: str | None = None,
 ) -> Mapping[str, Any]:
     """Do the work of the run in a folder; show its progress and its end; return the summary.
 
@@ -272,13 +281,14 @@ def _carry_out(
 
     Args:
         again: the command that goes on; None for ``fullfed resume``.
+        wandb: the project of Weights & Biases that is told of it.
     """
     from fullfed.reports.runs import can_plot, plot_runs
     from fullfed.runs.folder import RunFolder
     from fullfed.runs.progress import progress_callbacks
 
     try:
-        with progress_callbacks(Console(), directory) as callbacks:
+        with progress_callbacks(Console(), directory, wandb=wandb) as callbacks:
             summary = work(callbacks)
     except KeyboardInterrupt:
         say(f"stopped; carry on with: {again or f'fullfed resume {directory}'}")

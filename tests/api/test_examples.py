@@ -33,7 +33,9 @@ def clean() -> Iterator[None]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_in_the_docstring_does_what_it_shows(name: str, workplace: Path) -> None:
     text = inspect.getdoc(getattr(fullfed, name)) or ""
-    test = doctest.DocTestParser().get_doctest(text, {"fullfed": fullfed}, name, None, None)
+    test = doctest.DocTestParser().get_doctest(
+        text, {"fullfed": fullfed, "Path": Path}, name, None, None
+    )
     assert test.examples
     said: list[str] = []
     failed, _ = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)

@@ -1,4 +1,4 @@
-"""Callbacks that show how a run is getting on: a line a round, a live bar, TensorBoard events."""
+"""Callbacks that show how a run is getting on: a line a round, a live bar."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.headway import QUIET_SECONDS, Headway, NowAndThen
 from fullfed.runs.assembly import Assembly
 from fullfed.runs.callback import Callback
+from fullfed.runs.tracking import TensorBoard, WeightsAndBiases
 from fullfed.sketch.compilation import compilation
 from fullfed.units import bytes_text, seconds_text
 
@@ -25,11 +26,21 @@ _REDRAWN_SECONDS = 0.5  # after which a bar says how far a visit is
 
 @contextmanager
 def progress_callbacks(
-    console: Console, folder: Path, clock: Callable[[], float] = time.monotonic
+    console: Console,
+    folder: Path,
+    clock: Callable[[], float] = time.monotonic,
+    wandb: str | None = None,
 ) -> Iterator[list[Callback]]:
-    """What shows the run of a folder on a console, and writes its TensorBoard events if it can."""
-    tracked = find_spec("tensorboard") is not None
-    events = [TensorBoard(folder / "tensorboard")] if tracked else []
+    """What shows the run of a folder on a console, and writes its TensorBoard events if it can.
+
+    Args:
+        wandb: the project of Weights & Biases that is told of it as well.
+    """
+    trackers: list[Callback] = []
+    if find_spec("tensorboard") is not None:
+        trackers.append(TensorBoard(folder / "tensorboard"))
+    if wandb is not None:
+        trackers.append(WeightsAndBiases(wandb, folder))
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -43,7 +54,7 @@ def progress_callbacks(
     lines = RoundLines(bar, clock)
     try:
         with compilation(lines.on_compilation):
-            yield [lines, *events]
+            yield [lines, *trackers]
     finally:
         bar.stop()
 
@@ -184,30 +195,3 @@ def _refusals(refused: Sequence[Mapping[str, Any]]) -> str:
     reasons = [f"client {', '.join(who)}: {why}" for why, who in clients.items()]
     shown = "; ".join(reasons[:3]) + ("; ..." if len(reasons) > 3 else "")
     return f"{len(refused)} refused ({shown})"
-
-
-class TensorBoard(Callback):
-    """Writes every round's numbers as TensorBoard events into a folder (extra ``tracking``)."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def on_run_begin(self, assembly: Assembly, version: int) -> None:
-        # Only now is it certain that there is a run whose folder this belongs into.
-        from tensorboard.summary import Writer
-
-        self._writer: Any = Writer(str(self._folder))
-
-    def on_round_end(self, record: dict[str, Any]) -> None:
-        step = record["round"] + 1
-        for name, value in record.items():
-            if isinstance(value, float):
-                self._writer.add_scalar(name, value, step)
-        for way in ("up", "down"):
-            self._writer.add_scalar(f"bytes/{way}", record["bytes"][way], step)
-        for part, seconds in record["seconds"].items():
-            self._writer.add_scalar(f"seconds/{part}", seconds, step)
-        self._writer.flush()
-
-    def on_run_end(self, summary: dict[str, Any]) -> None:
-        self._writer.close()
