@@ -10,9 +10,13 @@ import pytest
 from rich.console import Console
 
 from fullfed.errors import UserError
+from fullfed.federation.inbox import Arrival
+from fullfed.federation.messages import Plan, encode
 from fullfed.headway import Headway
 from fullfed.runs import run
+from fullfed.runs.folder import RunFolder
 from fullfed.runs.progress import describe_round, progress_callbacks
+from fullfed.runs.visits_table import VisitsTable
 from runs.small import ROUNDS, recipe, write_ingredients
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -131,3 +135,34 @@ def test_a_round_says_who_was_refused_and_why() -> None:
         "3 refused (client 1, 4: its base model is not the one the run begins with; "
         "client 2: the node was not there)  1 counted as fewer samples"
     )
+
+
+def test_a_terminal_has_a_table_of_the_rounds_visits(ingredients: Path, tmp_path: Path) -> None:
+    text = CONTROL.sub("", shown(ingredients, tmp_path / "run", terminal=True, failures=0.2))
+    lines = RunFolder(tmp_path / "run").metrics()
+    assert re.search(r"client +samples +train loss +sent +took", text)
+    number = r"[\d.]+"
+    rows = re.findall(rf"(\w+) +8 +({number}) +{number} KiB +{number} ms", text)
+    losses = {float(loss) for _, loss in rows}
+    alone = [record for record in lines if len(record["aggregated"]) == 1]
+    assert alone, "a round of one client, whose loss is the round's"
+    for record in alone:
+        assert round(record["train_loss"], 4) in losses
+    assert re.search(r"\w+ +failed: \w+", text)
+
+
+@pytest.mark.parametrize("payload", [b"", b"nonsense", encode(Plan(0, 0))])
+def test_whatever_a_client_sends_has_a_row(payload: bytes) -> None:
+    table = VisitsTable()
+    table.add("north", Arrival(0, payload))
+    text = io.StringIO()
+    Console(file=text, width=100).print(table)
+    assert re.search(r"north +\? +\? +[\d.]+ B", text.getvalue())
+
+
+def test_the_newest_visits_of_a_large_round_are_shown() -> None:
+    table, text = VisitsTable(), io.StringIO()
+    for number in range(20):
+        table.add(f"client-{number}", Arrival(number, None, failure="it is off"))
+    Console(file=text, width=100).print(table)
+    assert re.findall(r"client-(\d+)", text.getvalue()) == [str(n) for n in range(12, 20)]

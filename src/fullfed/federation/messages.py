@@ -115,7 +115,7 @@ def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Me
     """
     if limit is not None and len(data) > limit:
         raise MessageError(f"the message has {len(data)} bytes, more than the {limit} allowed")
-    header = _header(data)
+    header = header_of(data)
     if header.pop("protocol", None) != PROTOCOL:
         raise MessageError(f"the message does not follow protocol {PROTOCOL}")
     if header.pop("kind", None) != expected.kind:
@@ -133,7 +133,12 @@ def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Me
     return expected(tensors=tensors, **_checked_fields(header, expected))
 
 
-def _header(data: bytes) -> dict[str, Any]:
+def header_of(data: bytes) -> dict[str, Any]:
+    """What a message says of itself, without its tensors; nothing of it is checked but its form.
+
+    Raises:
+        MessageError: it has no header.
+    """
     if len(data) < 8:
         raise MessageError("the message is shorter than its header")
     (length,) = struct.unpack("<Q", data[:8])

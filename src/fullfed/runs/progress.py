@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from fullfed.evaluation.metrics import METRICS
 from fullfed.federation.inbox import Arrival
@@ -18,6 +18,7 @@ from fullfed.headway import QUIET_SECONDS, Headway, NowAndThen
 from fullfed.runs.assembly import Assembly
 from fullfed.runs.callback import Callback
 from fullfed.runs.tracking import TensorBoard, WeightsAndBiases
+from fullfed.runs.visits_table import RunProgress
 from fullfed.sketch.compilation import compilation
 from fullfed.units import bytes_text, seconds_text
 
@@ -41,7 +42,7 @@ def progress_callbacks(
         trackers.append(TensorBoard(folder / "tensorboard"))
     if wandb is not None:
         trackers.append(WeightsAndBiases(wandb, folder))
-    bar = Progress(
+    bar = RunProgress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -60,7 +61,7 @@ def progress_callbacks(
 
 
 class RoundLines(Callback):
-    """Prints one line a round, in a terminal above a bar of visits.
+    """Prints one line a round, in a terminal above a table of its visits and a bar.
 
     The bar says how far a visit or an evaluation is. Where there is no terminal, a line says it
     when nothing else was printed for a while, so that short ones have none.
@@ -70,7 +71,7 @@ class RoundLines(Callback):
         clock: seconds from some point on.
     """
 
-    def __init__(self, bar: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, bar: RunProgress, clock: Callable[[], float] = time.monotonic) -> None:
         self._bar, self._clock = bar, clock
         every = QUIET_SECONDS if bar.disable else _REDRAWN_SECONDS
         self._watch = NowAndThen(self._show, every, clock)
@@ -100,6 +101,7 @@ class RoundLines(Callback):
     def on_round_begin(self, round: int) -> None:
         self._began = self._began or (self._clock(), round)
         self._visits = 0
+        self._bar.visits.clear()
         self._bar.update(self._task, description=f"round {round + 1}")
 
     def on_headway(self, version: int, headway: Headway) -> None:
@@ -109,6 +111,7 @@ class RoundLines(Callback):
     def on_visit_end(self, round: int, arrival: Arrival) -> None:
         self._visits += 1
         name = self._clients[arrival.sender].name
+        self._bar.visits.add(name, arrival)
         what = "failed" if arrival.payload is None else f"sent {bytes_text(len(arrival.payload))}"
         text = f"round {round + 1}: {name[:32]} {what}"
         completed = round * self._cohort + self._visits
