@@ -118,6 +118,13 @@ FORMS = {
     "query and response": Form(
         {"query": USER["content"], "response": BOT["content"]}, [USER, BOT], (1,)
     ),
+    "question and response": Form(
+        {"question": USER["content"], "response": BOT["content"], "system": "Be brief."},
+        [SYSTEM, USER, BOT], (2,),
+    ),
+    "input and output": Form(
+        {"input": USER["content"], "output": BOT["content"]}, [USER, BOT], (1,)
+    ),
     "Alpaca": Form(
         {"instruction": "Add.", "input": "1, 2", "output": "3"},
         [{"role": "user", "content": "Add.\n\n1, 2"}, {"role": "assistant", "content": "3"}], (1,),
@@ -144,6 +151,15 @@ FORMS = {
     ),
     "a preference of texts": Form(
         {"prompt": USER["content"], "chosen": BOT["content"], "rejected": "No."}, [USER, BOT], (1,)
+    ),
+    "a preference of Alpaca's": Form(
+        {"instruction": "Who?", "input": "She came.", "chosen": "She.", "rejected": "No."},
+        PASSAGE, (1,),
+    ),
+    "a preference with a question and a system prompt": Form(
+        {"system": "Be brief.", "question": USER["content"], "chosen": BOT["content"],
+         "rejected": "No."},
+        [SYSTEM, USER, BOT], (2,),
     ),
     "a preference of messages": Form(
         {"prompt": TALK[:4], "chosen": [LAST], "rejected": [BOT]}, TALK, (4,)
@@ -212,7 +228,7 @@ def test_a_rejected_answer_is_kept_beside_the_chosen_one(tmp_path: Path) -> None
         assert (rejected.role, rejected.learned) == ("assistant", False)
         assert rejected.content in ("No.", BOT["content"], LAST["content"])
         assert rejected.content != example.output
-    assert len(names) == 4
+    assert len(names) == 6
 
 
 def test_a_text_is_learned_from_its_second_token(tmp_path: Path) -> None:

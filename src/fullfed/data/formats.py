@@ -43,6 +43,16 @@ FORMATS = (
         _TALK,
     ),
     Format(
+        "preferences (Alpaca)",
+        {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"},
+        {"context": "input", **_TURNS},
+    ),
+    Format(
+        "preferences (questions)",
+        {"prompt": "question", "chosen": "chosen", "rejected": "rejected"},
+        _TURNS,
+    ),
+    Format(
         "preferences",
         {"chosen": "chosen", "rejected": "rejected"},
         {"prompt": "prompt", **_TALK},
@@ -78,6 +88,8 @@ FORMATS = (
     Format("prompts", {"prompt": "prompt", "completion": "completion"}, _TURNS | _TALK),
     Format("prompts", {"prompt": "prompt", "completion": "response"}, _TURNS),
     Format("queries", {"prompt": "query", "completion": "response"}, _TURNS),
+    Format("questions", {"prompt": "question", "completion": "response"}, _TURNS),
+    Format("pairs", {"prompt": "input", "completion": "output"}, _TURNS),
     Format("texts", {"text": "text"}, {"task": "task", "category": "category"}),
 )
 

@@ -159,7 +159,7 @@ def _preference(fields: _Fields) -> tuple[list[Turn], tuple[Turn, ...]]:
     if shared or fields.has("messages"):
         asked = fields.conversation("messages") if fields.has("messages") else chosen[:shared]
     else:
-        asked = fields.question()
+        asked = [*fields.history(), *fields.question()]
         if not asked:  # texts that begin with what was said before
             return (
                 [Turn(TEXT, m.content, learned=True) for m in chosen],
