@@ -364,8 +364,8 @@ def test_a_share_that_trims_nothing_or_all_is_refused(trim: float) -> None:
 
 
 def test_unknown_rules_and_options_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"there is no aggregation 'median'; choose among mean, tr"):
-        chosen("fedavg", aggregation={"name": "median"})
+    with pytest.raises(UserError, match=r"there is no aggregation 'bulyan'; choose among mean, tr"):
+        chosen("fedavg", aggregation={"name": "bulyan"})
     with pytest.raises(UserError, match=r"there is no key 'aggregation\.trim'"):
         chosen("fedavg", aggregation={"name": "mean", "trim": 0.2})
     with pytest.raises(UserError, match=r"^aggregation\.weights: "):

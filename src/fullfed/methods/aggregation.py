@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from statistics import median
@@ -34,6 +34,12 @@ def mean_near_median(numbers: Sequence[float]) -> float:
     middle = median(numbers)
     most = _NEAR * median(abs(number - middle) for number in numbers)
     return math.fsum(min(max(n, middle - most), middle + most) for n in numbers) / len(numbers)
+
+
+def left_out(share: float, clients: int) -> int:
+    """A share of clients, rounded down, but at least one."""
+    # As written: in binary 0.29 of 100 is below 29.
+    return max(int(Decimal(str(share)) * clients), 1)
 
 
 class Sum(Protocol):
@@ -62,6 +68,18 @@ class Aggregation(ABC):
     def weight(self, report: Report) -> float:
         """How much a report counts, against others, where the rule only weighs."""
         return 1.0
+
+    def shares(
+        self, reports: Sequence[Report], norms: Callable[[], Sequence[float]]
+    ) -> list[float]:
+        """What each report counts for in a sum, where the rule only weighs.
+
+        Args:
+            norms: returns the norm of each report's change.
+        """
+        weights = [self.weight(report) for report in reports]
+        total = math.fsum(weights)
+        return [weight / total for weight in weights]
 
     @abstractmethod
     def begin(self) -> Sum:
@@ -98,7 +116,7 @@ class WeightedMean(Aggregation):
     def weight(self, report: Report) -> float:
         return float(report.samples) if self.weights == "samples" else 1.0
 
-    def begin(self) -> RunningMean:
+    def begin(self) -> Sum:
         return RunningMean(self)
 
 
@@ -154,8 +172,7 @@ class TrimmedMean(Aggregation):
 
     def left_out(self, clients: int) -> int:
         """How many numbers are left out at either end; one at least, whoever drops out."""
-        share = Decimal(str(self.trim))  # as written: in binary 0.29 of 100 is below 29
-        return max(int(share * clients), 1)
+        return left_out(self.trim, clients)
 
     def kept(self, clients: int) -> int:
         """How many numbers are averaged."""

@@ -17,6 +17,7 @@ from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
 from fullfed.methods.codecs.topk import TopK
 from fullfed.methods.composition import Composition
+from fullfed.methods.robust import ClippedMean, CoordinateMedian, GeometricMedian, MultiKrum
 from fullfed.methods.scopes import Adapters, Everything, LoraOptions, Scope
 from fullfed.methods.setting import Setting
 from fullfed.training.trainer import OWN, BroughtTraining, Trainer
@@ -235,6 +236,16 @@ AGGREGATIONS: dict[str, AggregationEntry] = {
         "number by number, the mean without the smallest and the largest",
         TrimmedMean,
         lambda rule: rule,
+    ),
+    "median": AggregationEntry("number by number, the median", CoordinateMedian, lambda rule: rule),
+    "krum": AggregationEntry(
+        "the mean of the reports closest to their neighbours", MultiKrum, lambda rule: rule
+    ),
+    "geometric-median": AggregationEntry(
+        "the point closest to all reports", GeometricMedian, lambda rule: rule
+    ),
+    "clipped-mean": AggregationEntry(
+        "the mean of changes no longer than the median one", ClippedMean, lambda rule: rule
     ),
 }
 

@@ -349,10 +349,17 @@ class _Part:
         if self._sum is not None:
             aggregate = self._sum.result()
             return self._codec.encode_update(aggregate, self._plan, self.shapes, last)
-        weights = [self._rule.weight(report) for report in self._reports]
-        total = math.fsum(weights)
-        weighted = [(w / total, own) for w, own in zip(weights, self._reports, strict=True)]
+        shares = self._rule.shares(self._reports, self._norms)
+        weighted = list(zip(shares, self._reports, strict=True))
         return self._codec.stack(weighted, self._plan, self.shapes, last)
+
+    def _norms(self) -> list[float]:
+        """Of the reports' changes, by a codec that tells them without the model."""
+        plans = (replace(self._plan, client=report.client) for report in self._reports)
+        return [
+            self._codec.norm(report, plan, self.shapes, {})
+            for report, plan in zip(self._reports, plans, strict=True)
+        ]
 
 
 def averaging(

@@ -1,0 +1,236 @@
+"""Aggregation rules that bound what lying clients can do to the result.
+
+They hold all contributions of a part until the last has come, and weigh clients alike, whatever
+samples a client claims, but for the clipped mean. The distances that they ask for are those of
+coordinates where clients share directions: n^2 K numbers are looked at, not n^2 d.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median, median_low
+
+import torch
+from torch import Tensor
+
+from fullfed.errors import UserError
+from fullfed.federation.messages import Report
+from fullfed.methods.aggregation import Aggregation, Sum, WeightedMean, left_out
+from fullfed.methods.codecs.codec import Contribution
+
+_ROUNDS, _SETTLED = 1000, 1e-9  # of Weiszfeld's algorithm: at most, and the change that ends it
+
+
+Weigh = Callable[[Sequence[Report], Sequence[Contribution]], list[float]]
+
+
+class HeldContributions:
+    """All contributions, until what each counts for can be found.
+
+    Args:
+        weigh: finds it.
+    """
+
+    def __init__(self, weigh: Weigh) -> None:
+        self._weigh = weigh
+        self._reports: list[Report] = []
+        self._all: list[Contribution] = []
+
+    def add(self, report: Report, contribution: Contribution) -> None:
+        self._reports.append(report)
+        self._all.append(contribution)
+
+    def result(self) -> Contribution:
+        weights = self._weigh(self._reports, self._all)
+        counting = [(w, c) for w, c in zip(weights, self._all, strict=True) if w]
+        first = self._all[0]
+        return Contribution(
+            {name: _sum((w, c.tensors[name]) for w, c in counting) for name in first.tensors},
+            math.fsum(w**2 * c.noise for w, c in counting),
+            {name: _sum((1.0, c.sums[name]) for _, c in counting) for name in first.sums},
+        )
+
+
+def gram(contributions: Sequence[Contribution]) -> Tensor:
+    """<x_i - x_0, x_j - x_0> of contributions: float64, shape (n, n).
+
+    Weights differ little from client to client: distances from one of them lose no digits.
+    """
+    total = torch.zeros(len(contributions), len(contributions), dtype=torch.float64)
+    for name, origin in contributions[0].tensors.items():
+        rows = torch.stack([(c.tensors[name] - origin).double().flatten() for c in contributions])
+        total += (rows @ rows.T).cpu()
+    return total
+
+
+def _sum(weighted: Iterable[tuple[float, Tensor]]) -> Tensor:
+    (weight, first), *others = weighted
+    total = first * weight
+    for weight, tensor in others:
+        total.add_(tensor, alpha=weight)
+    return total
+
+
+def _squared_distances(products: Tensor) -> Tensor:
+    squares = products.diagonal()
+    return (squares[:, None] + squares[None, :] - 2 * products).clamp_(min=0)
+
+
+@dataclass(frozen=True)
+class MultiKrum(Aggregation):
+    """The mean of the reports that lie closest to their neighbours (Blanchard et al. 2017,
+    "Machine learning with adversaries", section 4; the neighbours of a report are the n - f that
+    are nearest to it, itself among them, as in Farhadkhani et al. 2022, arXiv 2205.12173).
+
+    Attributes:
+        liars: f, as a share of the reports, rounded down, but at least one.
+    """
+
+    liars: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.liars < 0.5:
+            raise ValueError("liars is a share above 0 and below 0.5")
+
+    def begin(self) -> Sum:
+        return HeldContributions(lambda reports, held: self.weights(gram(held)))
+
+    def weights(self, products: Tensor) -> list[float]:
+        """What each of n reports counts for, of ``gram``'s products."""
+        count = len(products)
+        self.check(count)
+        kept = count - left_out(self.liars, count)
+        nearest = _squared_distances(products).sort(dim=1).values[:, :kept]
+        # Of equal scores the first client's counts as smaller, on every machine.
+        chosen = set(nearest.sum(dim=1).argsort(stable=True)[:kept].tolist())
+        return [1 / kept if number in chosen else 0.0 for number in range(count)]
+
+    def check(self, clients: int) -> None:
+        if 2 * left_out(self.liars, clients) >= clients:
+            raise UserError(
+                "aggregation.name: krum leaves out those who stand apart from the others, and "
+                f"{clients} of the same parameters are too few; have at least 3 clients train "
+                "them, or take aggregation.name = 'mean'."
+            )
+
+
+@dataclass(frozen=True)
+class GeometricMedian(Aggregation):
+    """The point whose distances from all reports have the least sum (Pillutla et al. 2022, "Robust
+    aggregation for federated learning", arXiv 1912.13445), by Weiszfeld's algorithm, whose points
+    are all means of reports: it needs their inner products alone."""
+
+    def begin(self) -> Sum:
+        return HeldContributions(lambda reports, held: self.weights(gram(held)))
+
+    def weights(self, products: Tensor) -> list[float]:
+        """What each of n reports counts for, of ``gram``'s products."""
+        count = len(products)
+        report = _median_report(products)
+        if report is not None:
+            return [1.0 if number == report else 0.0 for number in range(count)]
+        weights = torch.full((count,), 1 / count, dtype=torch.float64)
+        nearest = float(products.diagonal().max()) * _SETTLED**2  # no division by zero
+        for _ in range(_ROUNDS):
+            inner = products @ weights
+            squares = products.diagonal() - 2 * inner + weights @ inner
+            closeness = squares.clamp(min=nearest).rsqrt()
+            moved = closeness / closeness.sum()
+            if float((moved - weights).abs().max()) < _SETTLED:
+                break
+            weights = moved
+        found: list[float] = weights.tolist()
+        return found
+
+
+def _median_report(products: Tensor) -> int | None:
+    """The number of a report that is the geometric median itself, if one is: the unit vectors to it
+    from all others have a sum no longer than as many of it as there are (Vardi and Zhang 2000).
+    Weiszfeld's algorithm comes near it too slowly."""
+    squares = _squared_distances(products)
+    for number in range(len(products)):
+        apart = squares[number] > squares.max() * _SETTLED**2
+        unit = torch.zeros_like(squares[number])
+        unit[apart] = squares[number][apart].rsqrt()
+        # <x_k - x_i, x_k - x_j> of all i and j, k being the number.
+        row = products[number]
+        inner = products[number, number] - row[None, :] - row[:, None] + products
+        pull = float(unit @ inner @ unit)
+        if pull <= float((~apart).sum()) ** 2:
+            return number
+    return None
+
+
+@dataclass(frozen=True)
+class ClippedMean(WeightedMean):
+    """The mean of changes none of which is longer than the cohort's lower median one: longer ones
+    are scaled down to it.
+
+    It needs no distances, so that it works with each client's own directions, too.
+    """
+
+    @property
+    def needs_changes(self) -> bool:
+        return True
+
+    def shares(
+        self, reports: Sequence[Report], norms: Callable[[], Sequence[float]]
+    ) -> list[float]:
+        found = norms()
+        most = median_low(found)
+        return [
+            share * (most / norm if norm > most else 1.0)
+            for share, norm in zip(super().shares(reports, norms), found, strict=True)
+        ]
+
+    def begin(self) -> Sum:
+        return HeldContributions(
+            lambda reports, held: self.shares(reports, lambda: [_norm(c) for c in held])
+        )
+
+
+def _norm(contribution: Contribution) -> float:
+    return math.sqrt(
+        math.fsum(float(t.double().square().sum()) for t in contribution.tensors.values())
+    )
+
+
+@dataclass(frozen=True)
+class CoordinateMedian(Aggregation):
+    """For each number the clients' median; of an even number of clients the mean of the two in the
+    middle (Yin et al. 2018, arXiv 1803.01498, definition 1)."""
+
+    def begin(self) -> Sum:
+        return MiddleNumbers()
+
+    def scalar(self, numbers: Sequence[float]) -> float:
+        return float(median(numbers))
+
+
+class MiddleNumbers:
+    """All contributions, until their middle can be found number by number."""
+
+    def __init__(self) -> None:
+        self._all: list[Contribution] = []
+
+    def add(self, report: Report, contribution: Contribution) -> None:
+        self._all.append(contribution)
+
+    def result(self) -> Contribution:
+        count = len(self._all)
+        return Contribution(
+            {name: _middle([c.tensors[name] for c in self._all]) for name in self._all[0].tensors},
+            # The variance of the median of n normal numbers is pi/2 times that of their mean.
+            math.pi / 2 * math.fsum(c.noise for c in self._all) / count**2,
+            {
+                name: count * _middle([c.sums[name].double() for c in self._all])
+                for name in self._all[0].sums
+            },
+        )
+
+
+def _middle(tensors: Sequence[Tensor]) -> Tensor:
+    rows, count = torch.stack(list(tensors)).sort(dim=0).values, len(tensors)
+    return (rows[(count - 1) // 2] + rows[count // 2]) / 2
