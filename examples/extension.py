@@ -99,8 +99,8 @@ def register_all() -> None:
         fullfed.CodecEntry("the change in float16", NoOptions, lambda seed, options: Halves()),
     )
     fullfed.register_aggregation(
-        "median",
-        fullfed.AggregationEntry("the median, number by number", NoOptions, lambda o: Median()),
+        "lower-median",
+        fullfed.AggregationEntry("the lower median", NoOptions, lambda o: Median()),
     )
     fullfed.register_method(
         "matrices",
@@ -123,7 +123,7 @@ RECIPE = {
     "local": {"learning_rate": 0.5, "steps": 4},
     "method": {"name": "matrices"},
     "codec": {"name": "halves"},
-    "aggregation": {"name": "median"},
+    "aggregation": {"name": "lower-median"},
 }
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_a_method_with_a_codec_of_its_own_refuses_another(name: str) -> None:
     [
         ({"method": {"name": "sgd"}}, "method.name: there is no method 'sgd'; choose among"),
         ({"codec": {"name": "zip"}}, "codec.name: there is no codec 'zip'; choose among dense"),
-        ({"aggregation": {"name": "krum"}}, "aggregation.name: there is no aggregation 'krum'"),
+        ({"aggregation": {"name": "bulyan"}}, "aggregation.name: there is no aggregation 'bulyan'"),
         ({"codec": {"name": "dense", "bits": 3}}, "there is no key 'codec.bits'"),
         ({"codec": {"name": "topk"}}, "codec: give upload or count"),
         ({"codec": {"name": "dense", "precision": "int4"}}, "codec.precision: input should be"),
