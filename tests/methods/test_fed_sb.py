@@ -154,6 +154,29 @@ def test_reported_gradients_are_torchs(make: Any) -> None:
             torch.testing.assert_close(ours, wanted.T if conv else wanted, rtol=0, atol=1e-6)
 
 
+def test_the_first_round_computes_as_the_recipe_says() -> None:
+    """In parts of one sample, so in the memory of later rounds; and in the recipe's precision."""
+    model = tiny_model()
+    alone = copy.deepcopy(model)
+    federation = federate(model, clients=1, local=adamw(0.03, micro_batch_size=1))
+    sizes = list[int]()
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    [report] = reports(federation)
+    hook.remove()
+    assert set(sizes) == {1}
+    theirs = gradients(alone, 0, 0)
+    for name, ours in report.tensors.items():
+        wanted = theirs[name.replace(".base_layer", "")]
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
+    rounded = federate(tiny_model(), clients=1, local=adamw(0.03, precision="bfloat16"))
+    [other] = reports(rounded)
+    for name, ours in other.tensors.items():
+        assert not torch.equal(ours, report.tensors[name])
+        torch.testing.assert_close(ours, report.tensors[name], rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("memory", [MemoryTable(), MemoryTable(checkpoint_activations=True)])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_factors_are_the_best_of_their_rank(optimizer: Any, memory: MemoryTable) -> None:

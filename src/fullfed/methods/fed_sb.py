@@ -153,9 +153,14 @@ class GradientFirst(FirstOrder):
     ) -> Improvement:
         if plan.values.get(_FIRST) is not True:
             return super().improve(model, parameters, batches, plan, state, exact, on_step)
-        still = LocalTable(optimizer="sgd", clip=None).model_copy(update={"learning_rate": 0.0})
+        local, memory = self.setting.local, self.setting.memory
+        still = LocalTable(
+            optimizer="sgd",
+            clip=None,
+            precision=local.precision,
+            micro_batch_size=local.micro_batch_size,
+        ).model_copy(update={"learning_rate": 0.0})
         with matrix_gradients(model) as sums:
-            memory = self.setting.memory
             losses = train(model, parameters, batches, still, memory, on_step=on_step).losses
         return Improvement(losses, exact={name: g / len(losses) for name, g in sums.items()})
 
