@@ -7,11 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from fullfed.federation.client import Worker
 from fullfed.federation.messages import Report, decode, encode
-from fullfed.federation.replica import norm
-from fullfed.methods import fedkseed
+from fullfed.federation.replica import Replica, Rounding, norm
+from fullfed.methods import fedcybgd, fedkseed
+from fullfed.training.layers import layer_names
 from methods.lora import effective, federate
 from methods.tiny import Federation, flat, make_fedavg, samples, setting, sgd, tiny_model, weights
+from training.architectures import make
 
 DATA = [samples(9, seed=0)]
 
@@ -34,11 +37,12 @@ def told(federation: Federation) -> float:
     [plan] = federation.method.plans(0, None)
     payload = federation.worker.visit(encode(plan)).payload
     assert payload is not None
-    return federation.method.norm(decode(payload, Report), plan, federation.model)
+    report, exact = decode(payload, Report), federation.worker.replica.exact
+    return federation.method.norm(report, plan, federation.model, exact)
 
 
 @pytest.mark.parametrize(
-    ("make", "tolerance"),
+    ("begin", "tolerance"),
     [
         (lambda: averaged(name="dense"), 1e-6),
         (lambda: averaged(name="dense", precision="bfloat16"), 1e-3),
@@ -51,9 +55,9 @@ def told(federation: Federation) -> float:
     ids=["float32", "bfloat16", "int8", "top-k", "seeds", "fedit", "ffa-lora"],
 )
 def test_the_norm_of_a_change_is_how_far_the_model_goes(
-    make: Callable[[], Federation], tolerance: float
+    begin: Callable[[], Federation], tolerance: float
 ) -> None:
-    federation = make()
+    federation = begin()
     said, before = told(federation), flat(weights(federation.model))
     federation.round()
     gone = float((flat(weights(federation.model)) - before).norm())
@@ -67,6 +71,30 @@ def test_the_norm_of_stacked_factors_is_that_of_what_they_add_to_the_matrices() 
     federation.round()
     gone = float((flat(effective(federation.model)) - before).norm())
     assert said == pytest.approx(gone, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["master", "stochastic", "no replica"])
+def test_the_norm_of_weights_sent_from_16_bits_is_that_of_the_change_alone(kind: str) -> None:
+    """A visit begins at numbers that round to the model, and not at the model: the way between
+    them is thousands of times as long as this change."""
+
+    def sent(precision: str) -> float:
+        model = make("llama").bfloat16()
+        shared = {"codec": {"name": "dense", "precision": precision}, "local": sgd(1e-5)}
+        if kind == "no replica":
+            options = fedcybgd.FedCyBGDOptions(surrogate=0.4, order="permutation")
+            layers = tuple(layer_names(model))
+            method = fedcybgd.build(setting(model, layers=layers, **shared), options)
+        else:
+            method = make_fedavg(setting(model, **shared))
+        federation = Federation(model, method, DATA)
+        if kind == "stochastic":
+            replica = Replica(model, method, Rounding("stochastic"))
+            federation.worker = Worker(replica, method, dict(enumerate(DATA)))
+        return told(federation)
+
+    assert 0 < sent("bfloat16") < 0.01
+    assert sent("float32") == pytest.approx(sent("bfloat16"), rel=0.01)
 
 
 @pytest.mark.parametrize("basis", ["sign", "normal"])

@@ -144,7 +144,13 @@ class Federation:
         number = self.worker.replica.version
         engine = Simulation(self.worker)
         result = run_round(
-            self.method, engine, number, self.last, self.model, samples=self._samples
+            self.method,
+            engine,
+            number,
+            self.last,
+            self.model,
+            samples=self._samples,
+            exact=self.worker.replica.exact,
         )
         self.worker.deliver(encode(result.update))
         return result

@@ -5,17 +5,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
+from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import read_log
-from fullfed.federation.messages import Update, decode
+from fullfed.federation.messages import Report, Update, decode, encode
 from fullfed.methods.codecs.dense import Dense
 from fullfed.reports.runs import plot_runs, summary_table
 from fullfed.runs import run
+from fullfed.runs.assembly import assemble
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.progress import describe_round
 from fullfed.runs.replay import verify
@@ -47,6 +52,32 @@ def test_a_loss_that_is_not_finite_is_recorded_as_missing_and_the_run_goes_on(
     strict = {"parse_constant": lambda name: pytest.fail(name)}
     for file in folder.path.glob("*.json"):
         json.loads(file.read_text(), **strict)
+
+
+class Liar(Simulation):
+    """Its last client's change is 1,000 times as large as it was."""
+
+    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+        *others, last = super().exchange(plans)
+        yield from others
+        report, start = decode(last.payload or b"", Report), self.worker.replica.exact
+        far = {n: start[n] + 1000 * (t - start[n]) for n, t in report.tensors.items()}
+        yield replace(last, payload=encode(replace(report, tensors=far)))
+
+
+def test_a_report_far_beyond_the_cohorts_is_refused_in_16_bits_too(
+    ingredients: Path, tmp_path: Path
+) -> None:
+    """Replicas' exact weights are further from their rounded ones than a small rate's steps go."""
+    changes = {"model": {"dtype": "bfloat16"}, "local": {"learning_rate": 1e-4}}
+    made = recipe(ingredients, method={"name": "fedavg"}, **changes)
+    folder, assembly = RunFolder(tmp_path / "run"), assemble(made)
+    folder.create(assembly.recipe)
+    run.carry_out(folder, assembly, connect=lambda recipe, worker, log, traffic: Liar(worker))
+    for record in folder.metrics():
+        assert len(record["aggregated"]) == 1
+        (refused,) = record["refused"]
+        assert "times as large as the median of the cohort" in refused["reason"]
 
 
 def test_an_update_beyond_what_16_bits_hold_is_not_logged(

@@ -130,7 +130,14 @@ class Trials:
         samples = {client: len(examples) for client, examples in self._clients.items()}
         for number in range(self._rounds):
             result = run_round(
-                method, engine, number, worker.last, model, self._on_arrival, samples=samples
+                method,
+                engine,
+                number,
+                worker.last,
+                model,
+                self._on_arrival,
+                samples=samples,
+                exact=worker.replica.exact,
             )
             worker.deliver(encode(result.update))
         return evaluate_loss(model, self._validation, recipe.evaluated_together)

@@ -16,11 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median_low
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, decode
-from fullfed.federation.method import Method
+from fullfed.federation.method import NOTHING, Method
 from fullfed.federation.replica import norm
 
 LARGEST_CHANGE = 1.0  # of a report, as a share of the model's own norm
@@ -83,6 +84,7 @@ class Inbox:
         model: the server's, at the version that the plans start from.
         samples: how many each client has, as far as somebody other than the client says so.
         folder: where reports wait that do not fit into memory; None for the system's.
+        exact: what the model's weights in 16 bits are rounded from, as far as that is kept.
 
     Attributes:
         refused: (client, reason) of each arrival that was not let in.
@@ -97,10 +99,11 @@ class Inbox:
         model: PreTrainedModel,
         samples: Mapping[int, int] | None = None,
         folder: Path | None = None,
+        exact: Mapping[str, Tensor] = NOTHING,
     ) -> None:
         self._method = method
         self._plans = {plan.client: plan for plan in plans}
-        self._model = model
+        self._model, self._exact = model, exact
         self._samples = samples or {}
         self._folder = str(folder or tempfile.gettempdir())
         self._seen: set[int] = set()
@@ -181,7 +184,8 @@ class Inbox:
         return report, arrival.payload
 
     def _change(self, report: Report, plan: Plan) -> float:
-        change, most = self._method.norm(report, plan, self._model), self._largest
+        change = self._method.norm(report, plan, self._model, self._exact)
+        most = self._largest
         if not change <= most:
             raise MessageError(
                 f"the report's change has a norm of {change:.4g}, more than the model's own, "

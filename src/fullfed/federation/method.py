@@ -138,11 +138,18 @@ class Method(Protocol):
     def part(self, plan: Plan) -> int | None:
         """Which part of the model a visit trains: reports on the same one are alike."""
 
-    def norm(self, report: Report, plan: Plan, model: PreTrainedModel) -> float:
+    def norm(
+        self,
+        report: Report,
+        plan: Plan,
+        model: PreTrainedModel,
+        exact: Mapping[str, Tensor] = NOTHING,
+    ) -> float:
         """The Euclidean norm of the change that a checked report is about, as far as it tells.
 
         Args:
             model: at version ``plan.round``.
+            exact: as for ``train``.
         """
 
     def aggregate(

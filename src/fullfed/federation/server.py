@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import Report, Update, encode
-from fullfed.federation.method import Method
+from fullfed.federation.method import NOTHING, Method
 from fullfed.headway import Headway, Observer, unobserved
 from fullfed.sketch.checks import is_finite
 
@@ -71,6 +72,7 @@ def run_round(
     samples: Mapping[int, int] | None = None,
     folder: Path | None = None,
     observer: Observer = unobserved,
+    exact: Mapping[str, Tensor] = NOTHING,
 ) -> RoundResult:
     """Run one round and return its update; appending it to the log is the caller's.
 
@@ -79,7 +81,7 @@ def run_round(
         model: the server's, at version ``round``; is only looked at.
         on_arrival: called with each arrival, for progress.
         quorum: the share of the cohort that must have sent a usable report.
-        samples, folder: as for ``Inbox``.
+        samples, folder, exact: as for ``Inbox``.
         observer: is told how the aggregation gets on.
 
     Raises:
@@ -89,7 +91,7 @@ def run_round(
     started = time.perf_counter()
     plans = method.plans(round, last)
     outgoing = {plan.client: encode(plan) for plan in plans}
-    inbox = Inbox(method, plans, model, samples, folder)
+    inbox = Inbox(method, plans, model, samples, folder, exact)
     account = _Account(outgoing, on_arrival)
     arrivals = account.of_arrivals(engine.exchange(outgoing))
     reports = account.of_reports(inbox, arrivals, observer)

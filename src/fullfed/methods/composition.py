@@ -153,9 +153,7 @@ class Composition:
         try:
             self._checks.plan(plan)
             own = {name: trained[name] for name in self._shapes(plan)}
-            exact = {name: exact[name] for name in own if name in exact}
-            if not (exact or self.offload):
-                exact = self._dithered(own, plan)
+            exact = self._start(own, plan, exact)
             with (
                 restored(own, exact, self.offload) as before,
                 self._held(model, plan, list(own.values())),
@@ -211,11 +209,16 @@ class Composition:
             metrics=done.metrics,
         )
 
-    def _dithered(self, own: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-        """Exact values for a visit where the replica keeps none: others at every visit, so that
-        each sees small steps on average."""
-        stream = Stream(self.setting.seed, Purpose.DITHER, plan.round, plan.client)
-        return dithered(own, stream)
+    def _start(
+        self, own: Mapping[str, Tensor], plan: Plan, exact: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Exact values that a visit begins from. Where a client's replica keeps none, they are
+        others at every visit, so that each sees small steps on average."""
+        replica = "dropped" not in plan.values
+        kept = {name: exact[name] for name in own if name in exact} if replica else {}
+        if kept or self.offload:
+            return kept
+        return dithered(own, Stream(self.setting.seed, Purpose.DITHER, plan.round, plan.client))
 
     def _held(
         self, model: PreTrainedModel, plan: Plan, trained: list[Tensor]
@@ -240,9 +243,18 @@ class Composition:
     def part(self, plan: Plan) -> int | None:
         return self._block(plan)
 
-    def norm(self, report: Report, plan: Plan, model: PreTrainedModel) -> float:
+    def norm(
+        self,
+        report: Report,
+        plan: Plan,
+        model: PreTrainedModel,
+        exact: Mapping[str, Tensor] = NOTHING,
+    ) -> float:
         trained, shapes = self.scope.trained(model), self._shapes(plan)
-        return self.codec.norm(report, plan, shapes, {name: trained[name] for name in shapes})
+        own = {name: trained[name] for name in shapes}
+        if self.codec.sends_weights:
+            own |= self._start(own, plan, exact)
+        return self.codec.norm(report, plan, shapes, own)
 
     def aggregate(
         self, plans: Sequence[Plan], reports: Iterable[Report], last: Update | None

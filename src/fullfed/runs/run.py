@@ -247,6 +247,7 @@ class _Run:
             self.samples,
             self.folder.path,
             self._observe,
+            self.replica.exact,
         )
         payload = encode(result.update)
         account = {
