@@ -66,6 +66,11 @@ _RATES = {
 }
 
 
+def _usual_rate(said: dict[str, Any]) -> float:
+    """The rate of a table that says none; ``said``: its keys before the rate."""
+    return _RATES.get(said.get("optimizer", "").lower(), 0.1)
+
+
 class LocalTable(RecipeTable):
     """A client's work in one visit: ``steps`` batches, or ``epochs`` over its samples (1 if neither
     is said).
@@ -85,7 +90,7 @@ class LocalTable(RecipeTable):
     """
 
     optimizer: str = "sgd"
-    learning_rate: PositiveFloat = 0.1  # _usual_rate has others
+    learning_rate: PositiveFloat = Field(default_factory=_usual_rate)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_rounds: Annotated[int, Field(ge=0)] = 0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -100,14 +105,6 @@ class LocalTable(RecipeTable):
     batch_size: Positive = 4
     micro_batch_size: Positive | None = None
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _usual_rate(cls, table: Any) -> Any:
-        if not isinstance(table, dict) or "learning_rate" in table:
-            return table
-        rate = _RATES.get(str(table.get("optimizer")).lower())
-        return table if rate is None else {**table, "learning_rate": rate}
 
     @model_validator(mode="after")
     def _one_duration(self) -> LocalTable:

@@ -14,6 +14,7 @@ from transformers import (
 
 from fullfed.config import LocalTable, MemoryTable, parse_recipe
 from fullfed.data.batches import collate, training_batches
+from fullfed.recipe_file import load_recipe
 from fullfed.sketch import Purpose, Stream
 from fullfed.training.first_order import train
 from fullfed.training.loss import answer_loss
@@ -95,3 +96,19 @@ def test_the_usual_rate_depends_on_the_optimizer() -> None:
     }
     for local, rate in (({}, 0.1), ({"optimizer": "adafactor"}, 1e-3)):
         assert parse_recipe({**tables, "local": local}, "r.toml").local.learning_rate == rate
+
+
+def test_another_optimizer_in_a_recipe_object_has_its_own_usual_rate() -> None:
+    """As in the file that the recipe came from: a rate that nobody said is nobody's."""
+    tables = {
+        "model": {"path": "builtin"},
+        "data": {"train": "builtin"},
+        "federation": {"rounds": 1, "clients_per_round": 1},
+        "method": {"name": "fedavg"},
+        "local": {"optimizer": "adamw"},
+    }
+    for source in (tables, load_recipe(tables)):
+        assert load_recipe(source, ["local.optimizer=sgd"]).local.learning_rate == 0.1
+        assert load_recipe(source, ["local.steps=3"]).local.learning_rate == 2e-5
+    said = load_recipe(load_recipe(tables, ["local.learning_rate=0.5"]), ["local.optimizer=sgd"])
+    assert said.local.learning_rate == 0.5
