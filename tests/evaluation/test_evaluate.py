@@ -52,16 +52,18 @@ def test_an_observer_sees_every_batch_and_every_token_of_answers(
     ]
 
 
-@pytest.mark.parametrize(("said", "expected"), [({}, 6), ({"batch_size": 9}, 9)])
+@pytest.mark.parametrize(
+    ("said", "parts", "expected"), [({}, None, 6), ({}, 2, 2), ({"batch_size": 9}, 2, 9)]
+)
 def test_evaluation_is_as_large_as_a_visit_unless_the_recipe_says_otherwise(
-    said: dict[str, int], expected: int
+    said: dict[str, int], parts: int | None, expected: int
 ) -> None:
     recipe = Recipe(
         model={"path": "builtin"},
         data={"train": "builtin"},
         federation={"rounds": 1, "clients_per_round": 1},
         method={"name": "fedavg"},
-        local={"batch_size": 6},
+        local={"batch_size": 6, "micro_batch_size": parts},
         evaluation=said,
     )
     assert recipe.evaluated_together == expected

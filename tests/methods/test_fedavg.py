@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from transformers import LlamaForCausalLM
 from fullfed.config import LocalTable
 from fullfed.data.batches import collate, training_batches
 from fullfed.errors import UserError
-from fullfed.federation.messages import Report, Update, decode, encode
+from fullfed.federation.client import Worker
+from fullfed.federation.messages import Plan, Report, Update, decode, encode
+from fullfed.federation.replica import Replica, Rounding
 from fullfed.sketch import Purpose, Stream
 from fullfed.training.loss import answer_loss
 from methods.tiny import (
@@ -220,3 +223,19 @@ def test_a_report_is_the_trained_weights() -> None:
 def test_a_step_that_leads_nowhere_is_refused(step: float) -> None:
     with pytest.raises(UserError, match=r"^method: server_step is a positive number or 'auto'\.$"):
         method_options("fedavg", server_step=step)
+
+
+def test_visits_without_exact_weights_begin_at_others_each() -> None:
+    """At a rate of next to nothing a report holds the numbers that its visit began with."""
+    model = tiny_model().bfloat16()
+    method = make_fedavg(setting(model, clients=2, local=sgd(1e-30)))
+    worker = Worker(Replica(model, method, Rounding("stochastic")), method, dict(enumerate(data())))
+    began = []
+    for round, client in ((0, 0), (0, 1), (1, 0)):
+        payload = worker.visit(encode(Plan(round, client))).payload
+        began.append(decode(payload or b"", Report).tensors)
+    for sent in began:
+        for name, parameter in model.named_parameters():
+            assert torch.equal(sent[name].bfloat16(), parameter)
+    for one, other in itertools.combinations(began, 2):
+        assert not same(dict(one), dict(other))

@@ -23,6 +23,7 @@ from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify
 from fullfed.sketch import Purpose, Stream
 from fullfed.sketch.entries import NORMALS
+from fullfed.training.exact import dithered
 from fullfed.training.loss import answer_loss_value
 from fullfed.training.zeroth_order import Neighbourhood
 from methods.tiny import (
@@ -164,3 +165,16 @@ def test_a_whole_run_verifies(tmp_path: Path) -> None:
     local = {"learning_rate": 1e-4, "steps": 2}
     run.start(recipe(tmp_path, method={"name": "fedzo"}, local=local), tmp_path / "run")
     assert verify(RunFolder(tmp_path / "run")) == 4
+
+
+def test_a_model_of_16_bits_follows_the_exact_values_that_steps_are_taken_on() -> None:
+    model = tiny_model().bfloat16()
+    own = dict(model.named_parameters())
+    exact = dithered(own, Stream(1, Purpose.DITHER))
+    before = {name: value.clone() for name, value in exact.items()}
+    local = AlongSpheres(seed=1, directions=1, rms=0.01, local=LocalTable(learning_rate=0.1))
+    done = local.improve(model, own, [collate(samples(4))] * 2, Plan(0, 0), {}, exact)
+    assert same(exact, before)
+    assert not same(dict(done.exact), before)
+    for name, parameter in own.items():
+        assert torch.equal(parameter, done.exact[name].bfloat16())

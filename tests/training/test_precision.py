@@ -92,6 +92,23 @@ def test_what_torch_does_with_float32_factors_is_put_back() -> None:
     assert same(weights(model), weights(other))  # on a CPU it is float32
 
 
+def test_matrix_units_serve_forward_and_backward_passes_and_what_is_measured() -> None:
+    model, seen = make("llama"), list[str]()
+
+    def look(*_: Any) -> None:
+        seen.append(torch.get_float32_matmul_precision())
+
+    model.register_forward_pre_hook(look)
+    weight = next(model.parameters())
+    weight.register_hook(look)
+    for precision, expected in (("tf32", "high"), ("float32", "highest")):
+        local = LOCAL.model_copy(update={"precision": precision})
+        train(model, dict(model.named_parameters()), BATCHES[:1], local, MemoryTable())
+        loss_value(model, BATCHES[0], local)
+        assert seen == [expected] * 3
+        seen.clear()
+
+
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 def test_it_is_for_float32_weights(precision: str) -> None:
     tables = {

@@ -12,13 +12,23 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from fullfed.config import LocalTable, MemoryTable, parse_recipe
+from fullfed.config import FederationTable, LocalTable, MemoryTable, parse_recipe
 from fullfed.data.batches import collate, training_batches
 from fullfed.recipe_file import load_recipe
 from fullfed.sketch import Purpose, Stream
 from fullfed.training.first_order import train
 from fullfed.training.loss import answer_loss
-from methods.tiny import Federation, adamw, make_fedavg, same, samples, setting, tiny_model, weights
+from methods.tiny import (
+    Federation,
+    adamw,
+    make_fedavg,
+    same,
+    samples,
+    setting,
+    sgd,
+    tiny_model,
+    weights,
+)
 
 ROUNDS = 7
 
@@ -47,6 +57,22 @@ def test_rates_over_rounds_are_those_of_transformers(
         assert 0 < rate <= 0.3
         optimizer.step()
         expected.step()
+
+
+def test_the_rounds_of_a_run_have_the_schedules_rates() -> None:
+    """One client of FedAvg, four rounds: SGD at 0.3, 0.225, 0.15 and 0.075."""
+    model, alone = tiny_model(), tiny_model()
+    table = FederationTable(rounds=4, clients_per_round=1, seed=5)
+    made = setting(model, local=sgd(0.3, schedule="linear"), federation=table)
+    federation = Federation(model, make_fedavg(made), [samples(9)])
+    for round in range(4):
+        federation.round()
+        stream = Stream(5, Purpose.BATCHES, round, 0)
+        for batch in training_batches(samples(9), made.local.batch_size, 1, stream):
+            answer_loss(alone, batch).backward()
+            torch.optim.SGD(alone.parameters(), lr=0.3 * (1 - round / 4)).step()
+            alone.zero_grad()
+    assert same(weights(model), weights(alone))
 
 
 def test_a_visit_warms_up_to_the_rounds_rate() -> None:
