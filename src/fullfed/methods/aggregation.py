@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from statistics import median
 from typing import Literal, Protocol
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
-from fullfed.federation.messages import Report
-from fullfed.methods.codecs.codec import Contribution
+from fullfed.federation.messages import Plan, Report, Update
+from fullfed.methods.codecs.codec import Codec, Contribution, Encoded, Shapes
 
 _NEAR = 5.0  # times the median distance from the median: 3.4 standard deviations if normal
 
@@ -217,3 +217,42 @@ class SortedNumbers:
                 for name in self._all[0].sums
             },
         )
+
+
+class PartReports:
+    """What a round's reports on one part of the model come to.
+
+    Reports are decoded as they come and combined by the rule; or kept as they are, with their
+    weights, where the codec stacks and the rule only weighs.
+
+    Args:
+        plan: one of the part's.
+        shapes: of the part.
+    """
+
+    def __init__(self, codec: Codec, rule: Aggregation, plan: Plan, shapes: Shapes) -> None:
+        self._codec, self._rule, self._plan, self.shapes = codec, rule, plan, shapes
+        self._sum = None if codec.stacks and rule.weights_only else rule.begin()
+        self._reports: list[Report] = []
+
+    def add(self, report: Report, plan: Plan) -> None:
+        if self._sum is None:
+            self._reports.append(report)
+        else:
+            self._sum.add(report, self._codec.decode(report, plan, self.shapes))
+
+    def encoded(self, last: Update | None) -> Encoded:
+        if self._sum is not None:
+            aggregate = self._sum.result()
+            return self._codec.encode_update(aggregate, self._plan, self.shapes, last)
+        shares = self._rule.shares(self._reports, self._norms)
+        weighted = list(zip(shares, self._reports, strict=True))
+        return self._codec.stack(weighted, self._plan, self.shapes, last)
+
+    def _norms(self) -> list[float]:
+        """Of the reports' changes, by a codec that tells them without the model."""
+        plans = (replace(self._plan, client=report.client) for report in self._reports)
+        return [
+            self._codec.norm(report, plan, self.shapes, {})
+            for report, plan in zip(self._reports, plans, strict=True)
+        ]

@@ -20,7 +20,7 @@ from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import SKIPPED, Plan, Report, Update, Value
 from fullfed.federation.method import NOTHING, Visit, VisitError
 from fullfed.headway import Observer, unobserved
-from fullfed.methods.aggregation import Aggregation
+from fullfed.methods.aggregation import Aggregation, PartReports
 from fullfed.methods.checks import (
     BLOCKS,
     CLIENTS,
@@ -261,13 +261,13 @@ class Composition:
     ) -> Update:
         last = _changing(last)
         plan_of = {plan.client: plan for plan in plans}
-        parts: dict[int | None, _Part] = {}
+        parts: dict[int | None, PartReports] = {}
         light: list[Report] = []  # without their tensors
         for report in reports:
             plan = plan_of[report.client]
             block = self._block(plan)
             if block not in parts:
-                parts[block] = _Part(self.codec, self.aggregation, plan, self._shapes(plan))
+                parts[block] = PartReports(self.codec, self.aggregation, plan, self._shapes(plan))
             parts[block].add(report, plan)
             light.append(replace(report, tensors={}))
         values: dict[str, Value] = {}
@@ -333,45 +333,6 @@ class Composition:
 
     def _coordinates(self, shapes: Shapes) -> float:
         return 0.0 if self.codec.directions is None else self.codec.coordinates(shapes)
-
-
-class _Part:
-    """What a round's reports on one part of the model come to.
-
-    Reports are decoded as they come and combined by the rule; or kept as they are, with their
-    weights, where the codec stacks and the rule only weighs.
-
-    Args:
-        plan: one of the part's.
-        shapes: of the part.
-    """
-
-    def __init__(self, codec: Codec, rule: Aggregation, plan: Plan, shapes: Shapes) -> None:
-        self._codec, self._rule, self._plan, self.shapes = codec, rule, plan, shapes
-        self._sum = None if codec.stacks and rule.weights_only else rule.begin()
-        self._reports: list[Report] = []
-
-    def add(self, report: Report, plan: Plan) -> None:
-        if self._sum is None:
-            self._reports.append(report)
-        else:
-            self._sum.add(report, self._codec.decode(report, plan, self.shapes))
-
-    def encoded(self, last: Update | None) -> Encoded:
-        if self._sum is not None:
-            aggregate = self._sum.result()
-            return self._codec.encode_update(aggregate, self._plan, self.shapes, last)
-        shares = self._rule.shares(self._reports, self._norms)
-        weighted = list(zip(shares, self._reports, strict=True))
-        return self._codec.stack(weighted, self._plan, self.shapes, last)
-
-    def _norms(self) -> list[float]:
-        """Of the reports' changes, by a codec that tells them without the model."""
-        plans = (replace(self._plan, client=report.client) for report in self._reports)
-        return [
-            self._codec.norm(report, plan, self.shapes, {})
-            for report, plan in zip(self._reports, plans, strict=True)
-        ]
 
 
 def averaging(
