@@ -12,7 +12,8 @@ model; ``export`` writes a run's model for transformers. A ``Callback`` is told 
 ``TensorBoard`` and ``WeightsAndBiases`` are two.
 
 Recipes: ``load_recipe`` makes a ``Recipe`` of a TOML file or nested dicts. ``estimate`` makes an
-``Estimate``: what a recipe costs in bytes, steps and memory, before anything is trained.
+``Estimate``: what a recipe costs in bytes, steps and memory, before anything is trained. ``check``
+makes a ``Check``: whether it can be carried out here, its samples, and how long it takes.
 
 Beyond one run: ``compare`` carries out several methods on one recipe; ``simulate`` a recipe in
 Flower's simulation; ``sketch`` has the random projections alone.
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         register_method,
         register_trainer,
     )
+    from fullfed.preflight.check import Check, check
     from fullfed.recipe_file import load_recipe
     from fullfed.runs.callback import Callback
     from fullfed.runs.estimate import Estimate, estimate
@@ -66,6 +68,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AggregationEntry",
     "Callback",
+    "Check",
     "Client",
     "ClientDataset",
     "ClientVisit",
@@ -80,6 +83,7 @@ __all__ = [
     "UserError",
     "VisitContext",
     "WeightsAndBiases",
+    "check",
     "compare",
     "estimate",
     "evaluate",
@@ -104,6 +108,7 @@ _HOMES = {
         ),
         "fullfed.methods.catalogue",
     ),
+    **dict.fromkeys(("Check", "check"), "fullfed.preflight.check"),
     **dict.fromkeys(("Estimate", "estimate"), "fullfed.runs.estimate"),
     **dict.fromkeys(("Client", "ClientVisit"), "fullfed.deployment.client"),
     **dict.fromkeys(("TensorBoard", "WeightsAndBiases"), "fullfed.runs.tracking"),

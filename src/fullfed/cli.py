@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fullfed import __version__
+from fullfed import __version__, recipe_commands
 from fullfed.deployment import commands
 from fullfed.deployment.commands import Overrides, RecipeFile, say, show_end
 from fullfed.errors import UserError
@@ -265,6 +265,7 @@ def quickstart(out: Out = None) -> None:
     Console().print(summary_table(summaries, "Tasks of 24 clients, learned without their data"))
 
 
+recipe_commands.register(app)
 commands.register(app)
 
 

@@ -90,11 +90,23 @@ def training_batches(
         examples: at least one.
         stream: fixes the order; epoch e uses its blocks 2e and 2e + 1.
     """
+    lengths = [len(example) for example in examples]
+    for indices in training_order(lengths, batch_size, steps, stream):
+        yield collate([examples[i] for i in indices])
+
+
+def training_order(
+    lengths: Sequence[int], batch_size: int, steps: int, stream: Stream
+) -> Iterator[list[int]]:
+    """Which examples each of ``training_batches`` holds, by their numbers.
+
+    Args:
+        lengths: of the examples, in ids; the rest as for ``training_batches``.
+    """
     epoch = 0
     while steps > 0:
-        batches = _epoch(examples, batch_size, stream, epoch)
-        for indices in batches[:steps]:
-            yield collate([examples[i] for i in indices])
+        batches = _epoch(lengths, batch_size, stream, epoch)
+        yield from batches[:steps]
         steps -= len(batches)
         epoch += 1
 
@@ -119,16 +131,14 @@ def evaluation_batches(examples: Sequence[TokenizedExample], batch_size: int) ->
     yield collate(batch)
 
 
-def _epoch(
-    examples: Sequence[TokenizedExample], batch_size: int, stream: Stream, epoch: int
-) -> list[list[int]]:
+def _epoch(lengths: Sequence[int], batch_size: int, stream: Stream, epoch: int) -> list[list[int]]:
     """The indices of each batch of one epoch."""
-    order = permutation(replace(stream, block=2 * epoch), len(examples)).tolist()
+    order = permutation(replace(stream, block=2 * epoch), len(lengths)).tolist()
     quarter = len(order) // (4 * batch_size)  # so that batches differ from epoch to epoch
     window = min(max(quarter, _WINDOW[0]), _WINDOW[-1]) * batch_size
     bucketed: list[int] = []
     for start in range(0, len(order), window):
-        bucketed += sorted(order[start : start + window], key=lambda i: len(examples[i]))
+        bucketed += sorted(order[start : start + window], key=lambda i: lengths[i])
     batches = [bucketed[i : i + batch_size] for i in range(0, len(bucketed), batch_size)]
     shuffled = permutation(replace(stream, block=2 * epoch + 1), len(batches))
     return [batches[i] for i in shuffled]

@@ -71,11 +71,7 @@ def generate(
         UserError: `max_new_tokens` leaves no room for a prompt.
     """
     context = context_length(model)
-    if context is not None and max_new_tokens >= context:
-        raise UserError(
-            f"max_new_tokens is {max_new_tokens} and the model's context {context}; "
-            "ask for fewer new tokens."
-        )
+    check_room(context, max_new_tokens)
     prompts = [example.ids[: example.prompt_length].tolist() for example in examples]
     if context is not None:
         prompts = [shorten(prompt, context - max_new_tokens) for prompt in prompts]
@@ -91,6 +87,15 @@ def generate(
                 text = str(tokenizer.decode(answer, skip_special_tokens=True))
                 answers[index] = text.strip().removeprefix(examples[index].opening).strip()
     return answers
+
+
+def check_room(context: int | None, max_new_tokens: int) -> None:
+    """Raise a UserError if so many new tokens leave no room in the context for a prompt."""
+    if context is not None and max_new_tokens >= context:
+        raise UserError(
+            f"max_new_tokens is {max_new_tokens} and the model's context {context}; "
+            "ask for fewer new tokens."
+        )
 
 
 def _together(lengths: Sequence[int], most: int) -> Iterator[list[int]]:

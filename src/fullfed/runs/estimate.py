@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fullfed.config import Recipe, parse_recipe
-from fullfed.data.federated import Divided
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, encode
 from fullfed.federation.server import Traffic
@@ -112,7 +111,7 @@ def estimate(
         choose(parsed)
         divided = read_data(parsed)
     blank = load_blank(parsed.model.path)[0] if model is None else _without_weights(model)
-    return _estimate(parsed, divided, blank)
+    return reckon(parsed, [len(part.indices) for part in divided.parts], blank)
 
 
 def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
@@ -121,8 +120,16 @@ def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
     return blank
 
 
-def _estimate(recipe: Recipe, divided: Divided, model: PreTrainedModel) -> Estimate:
-    samples = [len(part.indices) for part in divided.parts]
+def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Estimate:
+    """What a recipe costs; see ``estimate``.
+
+    Args:
+        samples: of each client.
+        model: without weights; the method adds what it trains besides.
+
+    Raises:
+        UserError: the method does not fit the model, or its clients hold no replica.
+    """
     steps = fmean(recipe.local.batches(count) for count in samples)
     local = recipe.local.model_copy(update={"steps": round(steps), "epochs": None})
     recipe = recipe.model_copy(update={"local": local})

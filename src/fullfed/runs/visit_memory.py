@@ -14,6 +14,7 @@ from fullfed.config import LocalTable, MemoryTable
 from fullfed.methods.codecs.codec import Shapes
 from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import FirstOrder
+from fullfed.methods.own_training import OwnTraining
 from fullfed.training.layers import layer_names
 from fullfed.training.optimizers import make_optimizers
 
@@ -25,14 +26,17 @@ def visit_bytes(
     method: Composition,
     shapes: Shapes,
     rounding: Literal["master", "stochastic"],
+    graph: int = 0,
 ) -> int:
-    """The peak of a visit, activations apart.
+    """The peak of a visit.
 
     Args:
         model: in the replicas' dtype, with what the method's scope added; may be without weights.
         method: the recipe's; its setting has the tables.
         shapes: what the visit trains, by name.
         rounding: the recipe's ``model.rounding``.
+        graph: bytes of the passes of a batch, as ``graph_memory.graph_bytes`` has them; without
+            them activations are left out.
     """
     trained = {name: p for name, p in method.scope.trained(model).items() if name in shapes}
     held = sum(p.nbytes for p in model.parameters())
@@ -40,14 +44,15 @@ def visit_bytes(
         held += _copies(method.replicated(model))
     before = 0 if method.offload else _values_before(trained, rounding)
     memory = method.setting.memory
-    if isinstance(method.local, FirstOrder):
+    if isinstance(method.local, FirstOrder | OwnTraining):
         hidden = {name for layer in layer_names(model) for name in layer}
-        working = _copies(trained) + _gradients(trained, memory) + memory.cache_inputs
+        # When gradients are all there, activations are gone.
+        working = _copies(trained) + max(_gradients(trained, memory), graph) + memory.cache_inputs
         working += optimizer_bytes(method.setting.local, shapes, hidden)
     else:
         # Losses are of perturbed copies, one part of the model at a time.
         exact = 0 if method.offload else _copies(trained)
-        working = exact + max(p.nbytes for p in model.parameters())
+        working = exact + max(p.nbytes for p in model.parameters()) + graph
     if memory.frozen == "exact":
         return held + before + working
     frozen = [p for name, p in model.named_parameters() if name not in trained]

@@ -1,0 +1,1 @@
+"""Before a run: what a recipe would do, checked and told without a trace."""
