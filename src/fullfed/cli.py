@@ -25,7 +25,6 @@ from fullfed.files import private_files
 from fullfed.recipe_file import load_recipe
 
 if TYPE_CHECKING:
-    from fullfed.methods.catalogue import AggregationEntry, CodecEntry, TrainerEntry
     from fullfed.runs.callback import Callback
 
 app = typer.Typer(
@@ -213,26 +212,6 @@ def compare(
     api.write_reports(data, folder)
     Console().print(comparison_table(data))
     say(f"written to {folder.path}: comparison.html, comparison.md, comparison.json, runs/")
-
-
-@app.command()
-def methods() -> None:
-    """What methods, codecs, aggregation rules and trainers there are, and their options."""
-    from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS, load_plugins
-
-    load_plugins()
-    table = Table("method", "paper", "composition", "options")
-    for name, method in METHODS.items():
-        table.add_row(
-            name, method.paper, method.composition, ", ".join(method.options.__dataclass_fields__)
-        )
-    Console().print(table)
-    entries: Mapping[str, CodecEntry | AggregationEntry | TrainerEntry]
-    for kind, entries in (("codec", CODECS), ("aggregation", AGGREGATIONS), ("trainer", TRAINERS)):
-        table = Table(kind, "what it does", "options")
-        for name, entry in entries.items():
-            table.add_row(name, entry.description, ", ".join(entry.options.__dataclass_fields__))
-        Console().print(table)
 
 
 @app.command()

@@ -30,10 +30,13 @@ def _check_device(name: str) -> str:
 class ModelTable(RecipeTable):
     """The base model everybody holds.
 
-    path: a folder or hub name that transformers loads, or "builtin" for the embedded one.
-    dtype: of the replicas, in training too. device: "auto" is a GPU if there is one.
-    rounding: of updates too small for 16 bits: "master" keeps exact weights beside them, at 4 more
-    bytes a parameter; "stochastic" rounds bfloat16 up or down at random, alike everywhere.
+    Attributes:
+        path: a folder or hub name that transformers loads, or "builtin" for the embedded one.
+        dtype: of the replicas, in training too.
+        rounding: of updates too small for 16 bits: "master" keeps exact weights beside them, at 4
+            more bytes a parameter; "stochastic" rounds bfloat16 up or down at random, alike
+            everywhere.
+        device: where to compute; "auto" is a GPU if there is one.
     """
 
     path: Source
@@ -49,7 +52,14 @@ class ModelTable(RecipeTable):
 
 
 class FederationTable(RecipeTable):
-    """Rounds, cohorts, and the seed that everything random flows from."""
+    """Rounds, cohorts, and the seed that everything random flows from.
+
+    Attributes:
+        rounds: how often a cohort trains and the server combines what it reports.
+        clients_per_round: how many clients train in a round.
+        seed: what everything random follows from.
+        snapshot_every (rounds): between snapshots, which make replays of the log shorter.
+    """
 
     rounds: Positive
     clients_per_round: Positive
@@ -73,20 +83,31 @@ def _usual_rate(said: dict[str, Any]) -> float:
 
 class LocalTable(RecipeTable):
     """A client's work in one visit: ``steps`` batches, or ``epochs`` over its samples (1 if neither
-    is said).
+    is said). Methods without gradients take the rate, the duration, the sizes of batches and the
+    precision only.
 
-    optimizer: one of torch.optim's, in capitals or not. learning_rate, momentum, weight_decay,
-    arguments: what it is called with; the rate's default depends on the optimizer, momentum is for
-    those that take one. schedule: the rate of the first round falls to nothing after the last, in a
-    line or half a cosine's wave. warmup_rounds: the first ones, in which the rate rises.
-    warmup_steps: of each visit, in which the rate rises to the round's. optimizer_state: whether
-    the optimizer begins anew at every visit, or goes on from where the client's last visit (to the
-    same block) ended. clip: the largest norm that gradients keep. clip_by: of all of the model's
-    together, or of each tensor's own. micro_batch_size: samples of a batch that are computed
-    together; fewer need less memory, and the step is the same. precision: what float32 weights
-    compute in; they and their steps stay float32. "bfloat16" is torch's autocast, "tf32" what
-    matrix units of GPUs do with float32 (on a CPU it is float32). Methods without gradients take
-    the rate, the duration, the sizes of batches and the precision only.
+    Attributes:
+        optimizer: one of torch.optim's, in capitals or not.
+        learning_rate: of the optimizer; what is usual for it where none is given.
+        schedule: of the rate from round to round: it stays, or falls to nothing after the last, in
+            a line or half a cosine's wave.
+        warmup_rounds (rounds): the first ones, in which the rate rises.
+        warmup_steps (steps): of each visit, in which the rate rises to the round's.
+        momentum: for optimizers that take one.
+        weight_decay: as the optimizer takes it.
+        arguments: what else the optimizer is called with.
+        optimizer_state: whether the optimizer begins anew at every visit, or goes on from where
+            the client's last visit (to the same block) ended.
+        clip: the largest norm that gradients keep.
+        clip_by: whether that is the norm of all of the model's together, or each tensor's own.
+        steps: batches of a visit.
+        epochs: of a visit, in place of steps.
+        batch_size (samples): of a step.
+        micro_batch_size (samples): of a batch, computed together; fewer need less memory, and the
+            step is the same.
+        precision: what float32 weights compute in; they and their steps stay float32. "bfloat16"
+            is torch's autocast, "tf32" what matrix units of GPUs do with float32 (on a CPU it is
+            float32).
     """
 
     optimizer: str = "sgd"
@@ -138,11 +159,14 @@ class LocalTable(RecipeTable):
 class MemoryTable(RecipeTable):
     """What a client trades for memory in a visit; docs/memory.md has the prices.
 
-    optimizer_in_backward: each tensor steps as soon as its gradient is there, so that one gradient
-    lives at a time; its norm can only be clipped by itself. checkpoint_activations: layers keep
-    their inputs and compute again in the backward pass. frozen: how what is not trained is held
-    while a visit lasts. cache_inputs: bytes for what comes into the first trained layer, such as
-    "256MiB", so that later epochs do not compute the layers before it.
+    Attributes:
+        optimizer_in_backward: whether each tensor steps as soon as its gradient is there, so that
+            one gradient lives at a time; its norm can only be clipped by itself.
+        checkpoint_activations: whether layers keep their inputs alone, and compute again in the
+            backward pass.
+        frozen: how what is not trained is held while a visit lasts.
+        cache_inputs (bytes): for what comes into the first trained layer, such as "256MiB", so
+            that later epochs do not compute the layers before it.
     """
 
     optimizer_in_backward: bool = False
@@ -155,13 +179,20 @@ Metric = Literal["loss", "rouge_l", "exact_match", "gsm8k"]
 
 
 class EvaluationTable(RecipeTable):
-    """What is measured on the held-out set: before, every ``every`` rounds, and after.
+    """What is measured on the held-out set: before the first round, every few, and after the last.
 
-    batch_size: as many tokens are computed together, padding included, as so many of the longest
-    samples have; those of a visit's batch (or micro-batch) where it is not said, so that measuring
-    needs no more memory than a visit does. best_by: the metric by which a round's model is the
-    best; the first of ``metrics`` where it is not said. patience: the run ends early when so many
-    measurements in a row have brought nothing better.
+    Attributes:
+        every (rounds): between measurements.
+        metrics: what is measured.
+        generation_samples (samples): for whose prompts answers are written, for metrics of texts.
+        max_new_tokens (tokens): of an answer that is written, at most.
+        batch_size (samples): of the longest may be as many tokens, padding included, as are
+            computed together; that of a visit's batch (or micro-batch) where it is not said, so
+            that measuring needs no more memory than a visit does.
+        best_by: the metric by which a round's model is the best; the first of metrics where it is
+            not said.
+        patience (measurements): the run ends early when so many in a row have brought nothing
+            better.
     """
 
     every: Positive = 1
@@ -189,7 +220,8 @@ class EvaluationTable(RecipeTable):
 class SimulationTable(RecipeTable):
     """What simulated clients suffer; real ones see to that themselves.
 
-    failures: the share of visits, drawn afresh each round, that end without a report.
+    Attributes:
+        failures (share): of visits, drawn afresh each round, that end without a report.
     """
 
     failures: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -200,6 +232,10 @@ class DeploymentTable(RecipeTable):
 
     A round ends when the whole cohort has reported, and at the latest ``deadline_seconds`` after
     it began, if at least the share ``quorum`` of the cohort has reported by then.
+
+    Attributes:
+        quorum (share): of a cohort, whose reports are enough.
+        deadline_seconds (seconds): from the beginning of a round on.
     """
 
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -207,7 +243,11 @@ class DeploymentTable(RecipeTable):
 
 
 class NamedTable(BaseModel):
-    """The name of a method, codec, rule or trainer, and the options it validates itself."""
+    """The name of a method, codec, rule or trainer, and the options it validates itself.
+
+    Attributes:
+        name: as ``fullfed methods`` lists it.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -221,8 +261,19 @@ class Recipe(RecipeTable):
     """One experiment. ``load_recipe`` reads it from TOML or nested tables; it cannot be changed,
     but ``load_recipe(recipe, ["federation.rounds=3"])`` makes another of it.
 
-    codec: how changes become bytes; None for the method's own default. aggregation: how the server
-    combines reports. trainer: what trains in visits in the place of a method's own gradient steps.
+    Attributes:
+        model: the base model everybody holds.
+        data: where examples come from, how they are worded and who holds them.
+        federation: rounds, cohorts and the seed.
+        method: how clients train and what they send.
+        codec: how changes become bytes; the method's own default where it is not said.
+        trainer: what trains in visits in the place of a method's own gradient steps.
+        aggregation: how the server combines reports.
+        local: a client's work in one visit.
+        memory: what a client trades for memory.
+        evaluation: what is measured, and when.
+        simulation: what simulated clients suffer.
+        deployment: how long the server of a real federation waits.
 
     Examples:
         >>> recipe = fullfed.load_recipe("first.toml")

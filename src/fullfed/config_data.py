@@ -34,11 +34,20 @@ def _check_source_name(name: str) -> str:
 class ColumnsTable(RecipeTable):
     """What a record's fields are called, where the record's format does not say it.
 
-    prompt, context, completion: what is asked, what it is about, and the answer that is trained on;
-    texts, or lists of messages. messages: a whole conversation. text: what is learned as it is.
-    chosen, rejected: two answers, of which the first is liked better. system: what the assistant is
-    told to be. history: pairs of earlier questions and answers. tools: what the assistant may call.
-    references: the list of all accepted answers. task, category: their names.
+    Attributes:
+        prompt: what is asked; a text, or a list of messages.
+        context: what the prompt is about.
+        completion: the answer that is learned; a text, or messages.
+        messages: a whole conversation.
+        text: what is learned as it is.
+        chosen: of two answers, the one that is liked better.
+        rejected: of two answers, the other.
+        system: what the assistant is told to be.
+        history: pairs of earlier questions and answers.
+        tools: what the assistant may call.
+        references: the list of all accepted answers.
+        task: the name of the record's task.
+        category: the name of its category.
     """
 
     prompt: str | None = None
@@ -57,8 +66,14 @@ class ColumnsTable(RecipeTable):
 
 
 class SourceTable(RecipeTable):
-    """One of several sources of training data: its name, where it is (as ``data.train``), and what
-    is said of its records' fields, where it is not what the table ``data`` says."""
+    """One of several sources of training data.
+
+    Attributes:
+        name: of the source, without slashes.
+        path: where it is, as ``data.train``.
+        columns: what its records' fields are called, where it is not what the table ``data`` says.
+        ignore: fields of its records, in place of those of the table ``data``.
+    """
 
     name: Annotated[str, AfterValidator(_check_source_name)]
     path: Source
@@ -69,16 +84,30 @@ class SourceTable(RecipeTable):
 class DataTable(RecipeTable):
     """Where examples come from, how they are worded and who holds them.
 
-    train, test: a file, a folder, a pattern of file names, a hub name, or "builtin". sources:
-    several of them in place of ``train``. Without ``test`` the evaluation set is held out of the
-    training data: the category named by ``hold_out``, or ``test_samples`` at random.
-    columns, ignore: of records; a field that has text in it and is neither in their format nor in
-    one of these is refused. template: "chat" is the tokenizer's own chat template, "alpaca"
-    Stanford Alpaca's, "auto" the first where there is one; or a file of a chat template in Jinja
-    (.jinja), or its content. answers: which of a conversation's are learned. date: what a chat
-    template that writes the date is told; the day a run begins on, which its folder records, where
-    it is not said. by: the field whose values are the clients of the partition "column".
-    clients_per_source: into how many clients the partition "source" divides each.
+    Attributes:
+        train: a file, a folder, a pattern of file names, a hub name, or "builtin".
+        sources: several of them, in place of train.
+        test: the evaluation set, as train. Without it that is held out of the training data.
+        columns: what records' fields are called, where their format does not say it.
+        ignore: fields of records that are not read. One that has text in it and is neither in the
+            format nor here nor in columns is refused.
+        hold_out: the category that is the evaluation set.
+        template: "chat" is the tokenizer's own chat template, "alpaca" Stanford Alpaca's, "auto"
+            the first where there is one; or a file of a chat template in Jinja (.jinja), or its
+            content.
+        answers: which of a conversation's answers are learned.
+        max_length (tokens): of a sample, at most; what the model reads at once where it is not
+            said.
+        date: what a chat template that writes the date is told; the day a run begins on, which its
+            folder records, where it is not said.
+        partition: what makes a client.
+        by: the field whose values are the clients of the partition "column".
+        clients_per_source: into how many clients the partition "source" divides each source.
+        clients: how many clients the partitions "iid", "quantity" and "dirichlet" make.
+        alpha: of the Dirichlet distribution of the partitions "quantity" and "dirichlet"; the
+            smaller, the more unequal.
+        min_samples (samples): that every client has at least.
+        test_samples (samples): of the evaluation set, at random; all where it is not said.
     """
 
     train: Source | None = None

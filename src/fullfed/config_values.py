@@ -6,7 +6,7 @@ import os
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 NOT_BOTH = "not both (on the command line --set KEY= leaves a key of the recipe out)"
 _UNITS = {
@@ -32,7 +32,12 @@ def parse_bytes(amount: str | int) -> int:
 Positive = Annotated[int, Field(gt=0)]
 Source = Annotated[str, AfterValidator(os.path.expanduser)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes)]
+Bytes = Annotated[
+    int,
+    Field(ge=0),
+    BeforeValidator(parse_bytes),
+    WithJsonSchema({"type": ["integer", "string"], "minimum": 0}),
+]
 
 
 class RecipeTable(BaseModel):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from fullfed.deployment.commands import Overrides, RecipeFile
+from fullfed.deployment.commands import Overrides, RecipeFile, say
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program's."""
-    app.command()(check)
+    for command in (check, methods, schema):
+        app.command()(command)
 
 
 def check(
@@ -30,3 +34,53 @@ def check(
     found = check_recipe(recipe, step=step, overrides=set_ or ())
     colour = console.color_system is not None
     console.print(report(found, colour), highlight=False, soft_wrap=True)
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One of them, to see its options.")
+    ] = None,
+) -> None:
+    """What methods, codecs, aggregation rules and trainers there are, and their options."""
+    if name is None:
+        _list_methods()
+    else:
+        _show_options(name)
+
+
+def _list_methods() -> None:
+    from fullfed.methods.catalogue import METHODS, load_plugins
+    from fullfed.schema.recipe_schema import NAMED
+
+    load_plugins()
+    table = Table("method", "paper", "composition", "options")
+    for name, method in METHODS.items():
+        table.add_row(
+            name, method.paper, method.composition, ", ".join(method.options.__dataclass_fields__)
+        )
+    Console().print(table)
+    for kind in ("codec", "aggregation", "trainer"):
+        table = Table(kind, "what it does", "options")
+        for name, entry in NAMED[kind].items():
+            table.add_row(name, entry.description, ", ".join(entry.options.__dataclass_fields__))
+        Console().print(table)
+
+
+def _show_options(name: str) -> None:
+    from fullfed.schema.recipe_schema import options_schema
+    from fullfed.schema.reference import COLUMNS, described, entries_called, keys
+
+    for kind, entry in entries_called(name).items():
+        say(f"{kind} {name}: {described(entry)}")
+        table = Table(*COLUMNS)
+        for key in keys(options_schema(entry.options), entry.options):
+            table.add_row(*map(escape, key))
+        if table.row_count:
+            Console().print(table)
+
+
+def schema() -> None:
+    """The JSON schema of recipes, with which editors complete them and see mistakes."""
+    from fullfed.schema.recipe_schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))

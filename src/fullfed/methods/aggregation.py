@@ -154,7 +154,7 @@ class TrimmedMean(Aggregation):
     has come.
 
     Attributes:
-        trim: the share of reports left out at either end, rounded down, but at least one.
+        trim (share): of reports left out at either end, rounded down, but at least one.
     """
 
     trim: float = 0.2

@@ -34,8 +34,8 @@ class FedCyBGDOptions:
         blocks: runs of layers that the model is divided into; None for every layer alone.
         outer: whether embeddings, final norm and head are one more block; the paper never
             trains them.
-        clients_per_block: clients who train the same block at once, and are averaged.
-        surrogate: rho, the share of the other blocks that a client gets, in 8 or 4 bits; 1 for the
+        clients_per_block (clients): who train the same block at once, and are averaged.
+        surrogate (share): rho, of the other blocks, that a client gets, in 8 or 4 bits; 1 for the
             whole model, which clients keep up to date by the log (submodel.py).
         server_step: how much of a block's change is applied; "auto" is all of it, or with a
             sketch what the measured curvature allows.

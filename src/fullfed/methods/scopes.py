@@ -66,7 +66,8 @@ class Everything:
 class LoraOptions:
     """
     Attributes:
-        rank, alpha: r and alpha; the product of the factors is scaled by alpha / r.
+        rank: r, the smaller side of both factors.
+        alpha: the product of the factors is scaled by alpha / r.
         targets: the linear layers that get an adapter, by the last parts of their names.
     """
 

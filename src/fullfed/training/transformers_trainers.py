@@ -59,8 +59,8 @@ class DpoTraining:
     Attributes:
         beta: how strongly the model is held to the reference.
         loss: of TRL's names.
-        label_smoothing: the share of preferences that may be the wrong way round.
-        max_length: tokens of a prompt with an answer; None for no limit.
+        label_smoothing (share): of preferences, that may be the wrong way round.
+        max_length (tokens): of a prompt with an answer.
     """
 
     beta: float = 0.1

@@ -58,9 +58,9 @@ REPORT_HEADER = 448  # most bytes of a report that are not coordinates, whatever
 class SketchOptions:
     """
     Attributes:
-        coordinates: K, the numbers a client sends; or instead of it
-        upload: the bytes of a client's report, such as "32KiB", from which K and its code follow.
-        bits: of each of so many coordinates, 1 to 4 or 32, which is float32.
+        coordinates (numbers): K, that a client sends; in place of upload.
+        upload (bytes): of a client's report, such as "32KiB", from which K and its code follow.
+        bits (bits): of each coordinate, where K is given: 1 to 4 or 32, which is float32.
         basis: "sign" (ours: one pass over memory whatever K is) or "normal" (the Ferret paper's).
         seeds: each "client"'s own directions, as in the paper (noise averages out; everybody
             downloads K numbers for each client of the cohort), or "shared" ones (K numbers).

@@ -88,10 +88,9 @@ class TopK(Codec):
     2508.15706, has 0.95).
 
     Attributes:
-        upload: the bytes of a client's report, such as "32KiB", from which k follows; or instead
-            of it
-        count: k, the numbers a client sends.
-        bits: of each value: 1 to 8, of which one is its sign, or 32, which is float32.
+        upload (bytes): of a client's report, such as "32KiB", from which k follows.
+        count (numbers): k, that a client sends; in place of upload.
+        bits (bits): of each value: 1 to 8, of which one is its sign, or 32, which is float32.
         error_feedback: whether clients keep what was not sent and add it to their next change (of
             the same block).
         decay: what was kept is multiplied by this first.

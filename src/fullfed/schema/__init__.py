@@ -1,0 +1,1 @@
+"""The keys of a recipe, described for editors and for people."""
