@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,8 +16,32 @@ from fullfed.deployment.commands import Overrides, RecipeFile, say
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program's."""
-    for command in (check, methods, schema):
+    for command in (init, check, methods, schema):
         app.command()(command)
+
+
+def init(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a hub name, or builtin.")
+    ],
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="A file, a folder, a pattern, a hub name, or builtin."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The recipe, a new file.")
+    ] = Path("recipe.toml"),
+    method: Annotated[
+        str, typer.Option("--method", metavar="NAME", help="See fullfed methods.")
+    ] = "ferret",
+) -> None:
+    """Write a commented recipe for a model and data."""
+    from fullfed.preflight.draft import write_draft
+
+    found = write_draft(model, data, out, method)
+    counted = f", {found.samples:,} samples" if found.samples else ""
+    say(f"{data}: {found.format}{counted}")
+    say(f"{out}: written; see what it would do with: fullfed check {out}")
 
 
 def check(
