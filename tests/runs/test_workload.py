@@ -17,7 +17,7 @@ from fullfed.data.batches import IGNORED, Batch
 from fullfed.headway import Headway
 from fullfed.runs.assembly import assemble
 from fullfed.runs.graph_memory import graph_bytes
-from fullfed.runs.workload import Rows, workload
+from fullfed.runs.workload import BatchShape, workload
 from fullfed.training.layers import training_only
 from fullfed.training.loss import answer_loss
 from fullfed.training.memory import checkpointed
@@ -59,7 +59,7 @@ def test_work_is_that_of_the_run(
 
 
 def test_the_largest_is_a_micro_batch_where_there_are_some(ingredients: Path) -> None:
-    def largest(**local: Any) -> Rows:
+    def largest(**local: Any) -> BatchShape:
         table = {"steps": 2, "batch_size": 8, **local}
         assembly = assemble(recipe(ingredients, local=table))
         return workload(assembly.recipe, assembly.data.clients, assembly.method).largest
@@ -84,7 +84,7 @@ def llama(**changes: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def batch(rows: Rows) -> Batch:
+def batch(rows: BatchShape) -> Batch:
     """With so many samples and tokens, the last of each learned."""
     ids = torch.ones((rows.samples, rows.length), dtype=torch.int64)
     labels = torch.full_like(ids, IGNORED)
@@ -102,7 +102,7 @@ def measured(model: LlamaForCausalLM, trained: list[str], local: LocalTable, aga
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
         with autocast(local.precision, CPU):
-            loss = answer_loss(model, batch(ROWS))
+            loss = answer_loss(model, batch(SHAPE))
         loss.backward()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
@@ -113,7 +113,7 @@ def measured(model: LlamaForCausalLM, trained: list[str], local: LocalTable, aga
     return peak
 
 
-ROWS = Rows(4, 100, 200)
+SHAPE = BatchShape(4, 100, 200)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -129,7 +129,7 @@ def test_passes_are_reckoned_as_torch_allocates(
     local, memory = LocalTable(precision=precision), MemoryTable(checkpoint_activations=again)
     with torch.device("meta"):
         blank = LlamaForCausalLM(model.config)
-    told = graph_bytes(blank, trained, ROWS, local, memory, CPU)
+    told = graph_bytes(blank, trained, SHAPE, local, memory, CPU)
     assert told == pytest.approx(measured(model, trained, local, again), rel=0.1)
 
 
@@ -137,7 +137,7 @@ def test_what_is_not_kept_is_not_counted() -> None:
     def told(trained: list[str], memory: MemoryTable) -> int:
         with torch.device("meta"):
             blank = llama()
-        return graph_bytes(blank, trained, ROWS, LocalTable(), memory, CPU)
+        return graph_bytes(blank, trained, SHAPE, LocalTable(), memory, CPU)
 
     names = [name for name, _ in llama().named_parameters()]
     whole = told(names, MemoryTable())

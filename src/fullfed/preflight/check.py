@@ -84,8 +84,8 @@ class Check:
 
     Example:
         >>> found = fullfed.check("first.toml", step=False)
-        >>> found.samples.by_client["add"], found.work.steps
-        (47, 12)
+        >>> found.samples.longest_tokens, found.work.visits, found.work.steps
+        (40, 4, 12)
     """
 
     recipe: Recipe

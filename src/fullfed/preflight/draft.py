@@ -71,7 +71,8 @@ def _recipe(model: _Model, data: str, found: Survey, method: str, out: Path) -> 
         clients = max(min(_CLIENTS, (found.samples - tested) // 4), 1)
     else:
         clients = found.clients
-    cohort = min(clients, _COHORT)
+    # In a cycle of blocks one client trains at a time, as published.
+    cohort = 1 if "cycle" in METHODS[method].composition else min(clients, _COHORT)
     parts = [
         f"# {METHODS[method].title} on {model.path}, {model.parameters:,} parameters.",
         "#",

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from fullfed.config import LocalTable, MemoryTable
-from fullfed.runs.workload import Rows
+from fullfed.runs.workload import BatchShape
 from fullfed.training.layers import training_only
 from fullfed.training.memory import checkpointed
 from fullfed.training.precision import autocast
@@ -29,7 +29,7 @@ from fullfed.training.precision import autocast
 def graph_bytes(
     model: PreTrainedModel,
     trained: Collection[str],
-    rows: Rows,
+    shape: BatchShape,
     local: LocalTable,
     memory: MemoryTable,
     device: torch.device,
@@ -40,7 +40,7 @@ def graph_bytes(
         model: on the meta device, in the replicas' dtype, with what the method's scope added; it
             is moved to ``device``, without numbers.
         trained: names of the parameters that get gradients; none where training needs no graph.
-        rows: the batch.
+        shape: the batch.
         local, memory: the recipe's tables.
         device: that would compute.
     """
@@ -58,17 +58,17 @@ def graph_bytes(
         stack.enter_context(live)
         with nullcontext() if parameters else torch.no_grad():
             with autocast(local.precision, device):
-                loss = _loss(model, rows, device)
+                loss = _loss(model, shape, device)
             if parameters:
                 loss.backward()  # type: ignore[no-untyped-call]
     return live.peak
 
 
-def _loss(model: PreTrainedModel, rows: Rows, device: torch.device) -> Tensor:
+def _loss(model: PreTrainedModel, shape: BatchShape, device: torch.device) -> Tensor:
     """As ``training.loss.answer_loss``, with as many predictions as the batch has learned tokens;
     which ones they are makes no difference."""
-    ids = torch.zeros((rows.samples, rows.length), dtype=torch.int64, device=device)
-    targets = torch.zeros(rows.learned, dtype=torch.int64, device=device)
+    ids = torch.zeros((shape.samples, shape.length), dtype=torch.int64, device=device)
+    targets = torch.zeros(shape.learned, dtype=torch.int64, device=device)
 
     def narrow(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (inputs[0].flatten(0, 1)[targets].unsqueeze(0),)
@@ -77,7 +77,7 @@ def _loss(model: PreTrainedModel, rows: Rows, device: torch.device) -> Tensor:
     with head.register_forward_pre_hook(narrow) if head is not None else nullcontext():
         logits = model(input_ids=ids, use_cache=False).logits
     logits = logits.flatten(0, 1)[targets] if head is None else logits[0]
-    return cross_entropy(logits.float(), targets, reduction="sum") / rows.learned
+    return cross_entropy(logits.float(), targets, reduction="sum") / shape.learned
 
 
 def _move(model: PreTrainedModel, device: torch.device) -> None:

@@ -17,7 +17,7 @@ from fullfed.methods.composition import Composition
 from fullfed.randomness import Purpose, Stream
 
 
-class Rows(NamedTuple):
+class BatchShape(NamedTuple):
     """Samples that are computed together.
 
     Attributes:
@@ -49,7 +49,7 @@ class Workload:
     steps: int
     tokens: int
     padded: int
-    largest: Rows
+    largest: BatchShape
     plan: Plan
 
 
@@ -58,7 +58,7 @@ def workload(recipe: Recipe, clients: Sequence[ClientData], method: Composition)
     ours."""
     local, seed = recipe.local, recipe.federation.seed
     visits = steps = tokens = padded = 0
-    largest = Rows(0, 0, 0)
+    largest = BatchShape(0, 0, 0)
     plan_of: dict[int, Plan] = {}  # by the part of the model
     lengths = [[len(example) for example in client.examples] for client in clients]
     learned = [[example.learned_tokens for example in client.examples] for client in clients]
@@ -72,8 +72,8 @@ def workload(recipe: Recipe, clients: Sequence[ClientData], method: Composition)
             for part in _parts(batch, own, local.micro_batch_size):
                 longest = max(own[i] for i in part)
                 padded += len(part) * longest
-                rows = Rows(len(part), longest, sum(learned[plan.client][i] for i in part))
-                largest = max(largest, rows, key=lambda r: (r.samples * r.length, r.learned))
+                shape = BatchShape(len(part), longest, sum(learned[plan.client][i] for i in part))
+                largest = max(largest, shape, key=lambda r: (r.samples * r.length, r.learned))
     parts = sorted(plan_of)
     typical = plan_of[parts[len(parts) // 2]]
     return Workload(visits, steps, tokens, padded, largest, typical)
