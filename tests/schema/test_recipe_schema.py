@@ -60,7 +60,7 @@ MISTAKES = [
     ("method", "seed", "client"),  # an option of no method
     ("method", "rank", 8),  # an option of another method
     ("codec", "name", "zip"),
-    ("aggregation", "name", "median"),
+    ("aggregation", "name", "majority"),
     ("trainer", "name", "peft"),
     ("evaluation", "metrics", ["bleu"]),
     ("memory", "cache_inputs", -1),

@@ -85,7 +85,7 @@ class MultiKrum(Aggregation):
     are nearest to it, itself among them, as in Farhadkhani et al. 2022, arXiv 2205.12173).
 
     Attributes:
-        liars: f, as a share of the reports, rounded down, but at least one.
+        liars (share): f, of the reports, rounded down, but at least one.
     """
 
     liars: float = 0.2

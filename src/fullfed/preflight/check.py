@@ -82,7 +82,7 @@ class Check:
         memory: of a visit, by formula; None as above.
         timing: what was measured; None if nothing was.
 
-    Example:
+    Examples:
         >>> found = fullfed.check("first.toml", step=False)
         >>> found.samples.longest_tokens, found.work.visits, found.work.steps
         (40, 4, 12)
@@ -111,7 +111,7 @@ def check(recipe: RecipeSource, *, step: bool = True, overrides: Sequence[str] =
     Raises:
         UserError: whatever ``run`` would raise before its first round.
 
-    Example:
+    Examples:
         >>> fullfed.check("first.toml").costs.bytes_up < 4096
         True
     """
