@@ -27,8 +27,7 @@ from fullfed.runs.assembly import (
     build_method,
     check_brought,
     choose,
-    dated,
-    with_template,
+    settled,
 )
 from fullfed.runs.environment import PeakMemory
 from fullfed.runs.estimate import Estimate, reckon
@@ -115,7 +114,7 @@ def check(recipe: RecipeSource, *, step: bool = True, overrides: Sequence[str] =
         >>> fullfed.check("first.toml").costs.bytes_up < 4096
         True
     """
-    parsed = with_template(dated(load_recipe(recipe, overrides)))
+    parsed = settled(load_recipe(recipe, overrides))
     choices, device = choose(parsed), find_device(parsed.model.device)
     if step:
         check_brought(parsed, None)
