@@ -57,7 +57,7 @@ def check(
 
     console = Console()
     found = check_recipe(recipe, step=step, overrides=set_ or ())
-    colour = console.color_system is not None
+    colour = console.color_system is not None and not console.no_color
     console.print(report(found, colour), highlight=False, soft_wrap=True)
 
 

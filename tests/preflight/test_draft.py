@@ -88,8 +88,8 @@ def test_fields_that_are_not_read_are_left_out_and_offered_as_clients() -> None:
     write_draft("builtin", "data.jsonl", Path("recipe.toml"))
     assert fullfed.load_recipe("recipe.toml").data.ignore == ("ward", "note")
     text = Path("recipe.toml").read_text()
-    (line,) = [line for line in text.splitlines() if "would make" in line]
-    assert line == '# partition = "column", by = "ward"   would make 2 clients'
+    (line,) = [line for line in text.splitlines() if '"column"' in line]
+    assert line == '# partition = "column"      # with by = "ward": 2'
     changes = ["data.partition=column", "data.by=ward", "data.clients="]
     changes.append("federation.clients_per_round=2")
     found = fullfed.check("recipe.toml", step=False, overrides=changes)
@@ -101,8 +101,8 @@ def test_tasks_and_categories_are_offered() -> None:
         {"instruction": f"Say {n}.", "response": str(n), "category": "ab"[n % 2]} for n in range(20)
     ]
     write(Path("data.jsonl"), records)
-    assert write_draft("builtin", "data.jsonl", Path("recipe.toml")).others == {"category": 2}
-    assert '# partition = "category"   would make 2 clients' in Path("recipe.toml").read_text()
+    assert write_draft("builtin", "data.jsonl", Path("recipe.toml")).labels == {"category": 2}
+    assert '# partition = "category"    # would make 2 clients' in Path("recipe.toml").read_text()
 
 
 @pytest.mark.parametrize("count", [2, 3, 9])

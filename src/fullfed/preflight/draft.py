@@ -123,8 +123,10 @@ def _data(model: _Model, data: str, found: Survey, tested: int, clients: int) ->
     lines.append(_line(f'partition = "{found.partition}"', "what makes a client"))
     if found.partition == "iid":
         lines.append(f"clients = {clients}")
-    for name, count in found.others.items():
-        lines.append(f'# partition = "{name}"   would make {count} clients')
+    for name, count in found.labels.items():
+        lines.append(_line(f'# partition = "{name}"', f"would make {count} clients"))
+    for name, count in found.fields.items():
+        lines.append(_line('# partition = "column"', f"with by = {json.dumps(name)}: {count}"))
     worded = "the tokenizer's own" if model.chat else "Alpaca's; the tokenizer has none"
     lines.append(_line('template = "auto"', worded))
     if model.context is None or model.context > _LENGTH:

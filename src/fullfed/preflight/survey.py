@@ -29,7 +29,9 @@ class Survey:
             the embedded tasks.
         clients: how many files, folders or tasks there are; 0 for "iid".
         ignore: fields of records that are not read.
-        others: further partitions that make some clients, and how many.
+        labels: how many clients the partitions "task" and "category" would make, where these are
+            neither too few nor too many.
+        fields: the same of the partition "column" by each of these fields.
     """
 
     format: str
@@ -37,7 +39,8 @@ class Survey:
     partition: str
     clients: int
     ignore: tuple[str, ...]
-    others: dict[str, int]
+    labels: dict[str, int]
+    fields: dict[str, int]
 
 
 def survey(source: str) -> Survey:
@@ -47,19 +50,26 @@ def survey(source: str) -> Survey:
         UserError: as for ``read_examples``, but fields that would not be read are told.
     """
     if source == "builtin":
-        return Survey("generated tasks", 0, "task", len(FEDERATED), (), {})
+        return Survey("generated tasks", 0, "task", len(FEDERATED), (), {}, {})
     if is_on_hub(source):
         examples = read_examples(source)
-        return Survey("a dataset of the hub", len(examples), "iid", 0, (), _groups(examples))
+        return Survey("a dataset of the hub", len(examples), "iid", 0, (), _labels(examples), {})
     files = [file.path for file in find_files(source)]
     format_, fields = "tasks", _Fields()
     for file in files:
         for place, record in _records(file):
             format_ = fields.add(place, record)
     examples = read_examples(source, ignore=tuple(fields.unread))
-    others = _groups(examples) | fields.groups()
     partition, clients = _by_files(source)
-    return Survey(format_, len(examples), partition, clients, tuple(fields.unread), others)
+    return Survey(
+        format=format_,
+        samples=len(examples),
+        partition=partition,
+        clients=clients,
+        ignore=tuple(fields.unread),
+        labels=_labels(examples),
+        fields=fields.groups(),
+    )
 
 
 def _records(file: Path) -> Iterator[Placed]:
@@ -97,16 +107,15 @@ class _Fields:
         return found.name
 
     def groups(self) -> dict[str, int]:
-        """Fields that are not read whose values may be clients, as recipes write it."""
+        """Fields that are not read, and how many values each has, if these may be clients."""
         return {
-            f'column", by = "{name}': len(values)
+            name: len(values)
             for name, values in self._values.items()
             if _FEWEST <= len(values) <= min(_MOST, self._records // 2)
         }
 
 
-def _groups(examples: list[Example]) -> dict[str, int]:
-    """How many clients the partitions "task" and "category" would make."""
+def _labels(examples: list[Example]) -> dict[str, int]:
     counts = {
         "task": len({example.task for example in examples} - {""}),
         "category": len({example.category for example in examples} - {""}),
