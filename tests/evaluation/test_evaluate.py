@@ -25,7 +25,7 @@ def test_metrics_come_by_name_in_the_order_asked_for(
         for i, (one, answer) in enumerate(zip(random_examples, answers, strict=True))
     ]
     table = EvaluationTable(metrics=("exact_match", "loss", "gsm8k"), max_new_tokens=8)
-    results = evaluate(tiny_llama, byte_tokenizer, examples, table, 4)
+    results = evaluate(tiny_llama, byte_tokenizer, examples, table, 4).metrics
     assert list(results) == ["exact_match", "loss", "gsm8k"]
     assert results["exact_match"] >= 6 / 11
     assert results["loss"] == evaluate_loss(tiny_llama, examples, 4)
@@ -38,7 +38,7 @@ def test_an_observer_sees_every_batch_and_every_token_of_answers(
 ) -> None:
     examples, seen = random_examples[:5], list[Headway]()
     table = EvaluationTable(metrics=("loss", "exact_match"), max_new_tokens=2)
-    results = evaluate(tiny_llama, byte_tokenizer, examples, table, 5, seen.append)
+    results = evaluate(tiny_llama, byte_tokenizer, examples, table, 5, seen.append).metrics
     first, last, *answers = seen
     tokens = sum(map(len, examples))
     assert (first.work, first.done, first.of, first.tokens) == ("evaluate", 0, 5, 0)

@@ -1,12 +1,13 @@
-"""All asked-for measurements of a model at once; the loss among them."""
+"""All asked-for measurements of a model at once, and the answers that they are of."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from operator import truediv
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,6 +18,39 @@ from fullfed.evaluation.generation import evaluating, generate
 from fullfed.evaluation.metrics import METRICS
 from fullfed.headway import Headway, Observer, unobserved
 from fullfed.training.loss import answer_loss_sum
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answered to one sample.
+
+    Attributes:
+        sample: its number in the evaluation set, from 0.
+        prompt: all that comes before the answer, special tokens spelled out.
+        references: the accepted answers.
+        answer: the model's.
+    """
+
+    sample: int
+    prompt: str
+    references: tuple[str, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a model.
+
+    Attributes:
+        metrics: by name, in the order asked for: "loss" in nats, the others between 0 and 1.
+        predictions: the answers that were compared, in the order of the samples; empty where no
+            metric is of answers.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[Prediction]
 
 
 def evaluate_loss(
@@ -56,8 +90,8 @@ def evaluate(
     table: EvaluationTable,
     batch_size: int,
     observer: Observer = unobserved,
-) -> dict[str, float]:
-    """The metrics of a model, by name, in the order asked for.
+) -> Evaluation:
+    """The metrics of a model, and the answers that they were made of.
 
     Args:
         examples: at least one. The loss is over all of them; for the metrics of texts as many as
@@ -66,23 +100,24 @@ def evaluate(
         batch_size: so many of the longest may be computed together.
         observer: is told how far it is.
 
-    Returns:
-        "loss" in nats, the others between 0 and 1.
-
     Raises:
         UserError: no room for answers in the model's context, or an extra is not installed.
     """
     results: dict[str, float] = {}
+    predictions: list[Prediction] = []
     if "loss" in table.metrics:
         results["loss"] = evaluate_loss(model, examples, batch_size, observer)
     scores = {name: score for name in table.metrics if (score := METRICS[name].score)}
     if scores:
-        sample = evenly_spaced(examples, table.generation_samples)
+        numbers = evenly_spaced(range(len(examples)), table.generation_samples)
+        sample = [examples[number] for number in numbers]
         most = table.max_new_tokens
         answers = generate(model, tokenizer, sample, most, batch_size, observer)
         references = [e.references for e in sample]
         results |= {name: score(answers, references) for name, score in scores.items()}
-    return {metric: results[metric] for metric in table.metrics}
+        prompts = (str(tokenizer.decode(e.ids[: e.prompt_length].tolist())) for e in sample)
+        predictions = list(map(Prediction, numbers, prompts, references, answers))
+    return Evaluation({metric: results[metric] for metric in table.metrics}, predictions)
 
 
 def recorded(metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -93,7 +128,7 @@ def recorded(metrics: Mapping[str, float]) -> dict[str, Any]:
     return {**values, "unmeasured": missing} if missing else values
 
 
-def evenly_spaced(examples: Sequence[TokenizedExample], count: int) -> list[TokenizedExample]:
-    """At most `count` of the examples, spread over all of them."""
-    count = min(count, len(examples))
-    return [examples[i * len(examples) // count] for i in range(count)]
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, spread over all of them."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]

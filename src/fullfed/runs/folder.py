@@ -4,6 +4,7 @@ recipe.toml     the resolved recipe; ``fullfed run`` takes it again
 updates.log     the log: with the base model, the whole run
 base.json       the base model's hash, the data's, and the measurements before round 0
 metrics.jsonl   one object a round
+predictions.jsonl   where metrics are of answers: the answers (``runs.predictions``)
 summary.json    first and last measurements, traffic, seconds; written when the run ends
 snapshot.safetensors   a recent model, to shorten replay
 account.json    the newest round's line of metrics.jsonl but for what is measured on the model;
@@ -19,9 +20,9 @@ members.json    of a real federation: the run's name and its clients (``deployme
 Each file is bound to the others, so that none can be damaged, or be another run's, unnoticed.
 base.json has the recipe and the hash of members.json. The JSON objects are sealed
 (``fullfed.files``): the first line of metrics.jsonl follows base.json, each other line the one
-before, account.json and summary.json the last. Each line has its log record's digest. The snapshot
-and the states are of the run that base.json's checksum names, and the snapshot has the hash that
-its round's line has.
+before, account.json and summary.json the last. Each line has its log record's digest, and like
+base.json the hash of its version's answers. The snapshot and the states are of the run that
+base.json's checksum names, and the snapshot has the hash that its round's line has.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def measure(
     recipe = settled(recipe, day)
     data = tokenize_data(recipe, divided, model, tokenizer)
     together = recipe.evaluated_together
-    return evaluate(model, tokenizer, data.test, recipe.evaluation, together, observer)
+    return evaluate(model, tokenizer, data.test, recipe.evaluation, together, observer).metrics
 
 
 def export(folder: RunFolder, target: Path) -> None:

@@ -1,9 +1,9 @@
 """Taking a run back to an earlier version of its model.
 
-The log is cut at the version, and what later rounds left behind goes: their lines of metrics, the
-account, the summary, the states of clients, and the snapshot if it is of a later version. What was
-cut from the log stays in the run's folder, and rollbacks.json says who cut it, when and why. The
-nodes of a federation are told by their next orders, and follow.
+The log is cut at the version, and what later rounds left behind goes: their lines of metrics, their
+answers, the account, the summary, the states of clients, and the snapshot if it is of a later
+version. What was cut from the log stays in the run's folder, and rollbacks.json says who cut it,
+when and why. The nodes of a federation are told by their next orders, and follow.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fullfed.federation.log import Log
 from fullfed.federation.replica import snapshot_version
 from fullfed.files import read_sealed, write_sealed
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.predictions import forget_predictions
 
 
 def roll_back(folder: RunFolder, version: int, why: str = "") -> None:
@@ -69,6 +70,7 @@ def finish_rollback(folder: RunFolder) -> None:
         folder.states().forget(version)
         folder.account_file.unlink(missing_ok=True)
         folder.rewrite_metrics([r for r in folder.lines() if r["round"] < version])
+        forget_predictions(folder, version)
         if len(log) > version:
             log.cut(version, kept)
         earlier = [r for r in rollbacks(folder) if r["cut"] != record["cut"]]

@@ -31,6 +31,7 @@ from fullfed.runs.binding import changes_since
 from fullfed.runs.callback import Callback
 from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.predictions import forget_predictions, write_predictions
 from fullfed.runs.replay import check_recorded
 from fullfed.runs.rollback import finish_rollback
 from fullfed.training.trainer import Trainer
@@ -197,6 +198,7 @@ class _Run:
                 check_recorded(self.folder, self.replica, recorded[self.replica.version])
         self._check_states(records)
         self.folder.rewrite_metrics(records)
+        forget_predictions(self.folder, len(records))
         if len(records) < len(log):
             account = self.folder.account()
             if account["log"] != log.digest:
@@ -301,6 +303,7 @@ class _Run:
             self.replica.save_snapshot(self.folder.snapshot_file, self.folder.run())
 
     def _evaluate(self) -> dict[str, Any]:
+        """The metrics of the model as it is now, its answers kept."""
         ours, recipe = self.assembly, self.recipe
         measured = evaluate(
             ours.model,
@@ -310,7 +313,8 @@ class _Run:
             recipe.evaluated_together,
             self._observe,
         )
-        return recorded(measured)
+        kept = write_predictions(self.folder, self.replica.version, measured.predictions)
+        return {**recorded(measured.metrics), **kept}
 
     def _observe(self, headway: Headway) -> None:
         for callback in self.callbacks:
