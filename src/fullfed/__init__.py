@@ -8,8 +8,8 @@
 
 Runs: ``run`` carries out a recipe, with models and datasets of your own if you like; ``resume``
 carries on a run that was stopped; ``RunResult`` is a run that has ended; ``evaluate`` measures a
-model; ``export`` writes a run's model for transformers. A ``Callback`` is told how a run gets on;
-``TensorBoard`` and ``WeightsAndBiases`` are two.
+model; ``export`` writes a run's model for transformers, and ``report`` a page about the run. A
+``Callback`` is told how a run gets on; ``TensorBoard`` and ``WeightsAndBiases`` are two.
 
 Recipes: ``load_recipe`` makes a ``Recipe`` of a TOML file or nested dicts. ``estimate`` makes an
 ``Estimate``: what a recipe costs in bytes, steps and memory, before anything is trained. ``check``
@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fullfed import sketch
-    from fullfed.api import compare, evaluate, export, resume, run, simulate
+    from fullfed.api import compare, evaluate, export, report, resume, run, simulate
     from fullfed.config import Recipe
     from fullfed.data.client_dataset import ClientDataset
     from fullfed.deployment.client import Client, ClientVisit
@@ -93,6 +93,7 @@ __all__ = [
     "register_codec",
     "register_method",
     "register_trainer",
+    "report",
     "resume",
     "run",
     "simulate",
@@ -100,7 +101,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("compare", "evaluate", "export", "resume", "run", "simulate"), "fullfed.api"),
+    **dict.fromkeys(
+        ("compare", "evaluate", "export", "report", "resume", "run", "simulate"), "fullfed.api"
+    ),
     **dict.fromkeys(
         (
             *("AggregationEntry", "CodecEntry", "MethodEntry", "TrainerEntry"),

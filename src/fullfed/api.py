@@ -16,8 +16,10 @@ from fullfed.comparisons.folder import ComparisonFolder
 from fullfed.errors import UserError
 from fullfed.files import write_atomically
 from fullfed.recipe_file import RecipeSource, load_recipe, source_of, title_of
-from fullfed.reports.comparison_page import write_page
+from fullfed.reports.comparison_page import comparison_page
 from fullfed.reports.comparison_text import comparison_document
+from fullfed.reports.pages import write_page
+from fullfed.reports.run_page import run_page
 from fullfed.runs import replay
 from fullfed.runs import run as runs
 from fullfed.runs.callback import Callback
@@ -178,6 +180,29 @@ def export(run: str | Path | RunResult, target: str | Path) -> Path:
     return Path(target)
 
 
+def report(run: str | Path | RunResult, out: str | Path | None = None) -> Path:
+    """Write a page about a run that opens in a browser, from one file and without a network.
+
+    Args:
+        run: a run, ended or not, or its folder.
+        out: the page's file; by default ``report.html`` in the run's folder.
+
+    Returns:
+        The page's file.
+
+    Raises:
+        UserError: there is no such run, or it has not begun, or the page cannot be written.
+
+    Example:
+        >>> fullfed.report("runs/first").name
+        'report.html'
+    """
+    folder = _folder(run)
+    path = folder / "report.html" if out is None else Path(out)
+    write_page(run_page(RunFolder(folder)), path)
+    return path
+
+
 def compare(
     recipe: RecipeSource,
     methods: Sequence[str],
@@ -230,7 +255,7 @@ def compare(
 def write_reports(data: Mapping[str, Any], folder: ComparisonFolder) -> None:
     """Write comparison.md and comparison.html of a comparison beside its comparison.json."""
     write_atomically(folder.markdown_file, comparison_document(data).encode())
-    write_page(data, folder.page_file)
+    write_page(comparison_page(data), folder.page_file)
 
 
 def simulate(

@@ -150,6 +150,19 @@ def export(
 
 
 @app.command()
+def report(
+    directory: RunDirectory,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page; DIR/report.html.")
+    ] = None,
+) -> None:
+    """Write a page about a run: curves, answers, clients, traffic, time, recipe, hashes."""
+    from fullfed import api
+
+    say(f"{api.report(directory, out)}: written; open it in a browser")
+
+
+@app.command()
 def plot(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs' folders.")],
     out: Annotated[Path, typer.Option("--out", help="Where the pictures go.")] = Path(),

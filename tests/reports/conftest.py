@@ -12,7 +12,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from fullfed.reports.comparison_page import write_page
+from fullfed.reports.comparison_page import comparison_page
+from fullfed.reports.pages import write_page
 
 FLAGS = (
     "--headless",
@@ -45,11 +46,13 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def open_page(chromium: webdriver.Chrome, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Opens a comparison's page from disk; whatever was done there, the console stays empty."""
+    """Opens a page, or a comparison's, from disk; the console stays empty all the while."""
 
-    def open_at(data: dict[str, Any], width: int = 1200, dark: bool = False) -> webdriver.Chrome:
-        path = tmp_path / "comparison.html"
-        write_page(data, path)
+    def open_at(
+        page: dict[str, Any] | str, width: int = 1200, dark: bool = False
+    ) -> webdriver.Chrome:
+        path = tmp_path / "page.html"
+        write_page(page if isinstance(page, str) else comparison_page(page), path)
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

@@ -15,7 +15,9 @@ from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 
 from fullfed.errors import UserError
-from fullfed.reports.comparison_page import comparison_page, write_page
+from fullfed.reports.comparison_page import comparison_page
+from fullfed.reports.pages import write_page
+from reports.contrast import poor_contrasts
 from reports.invented import METHODS, comparison, fail
 
 Open = Callable[..., Chrome]
@@ -289,6 +291,16 @@ def test_it_fits_a_phone_and_a_wide_screen(open_page: Open) -> None:
         assert len(lefts) == columns
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_texts_stand_out(open_page: Open, dark: bool) -> None:
+    assert poor_contrasts(open_page(comparison(), dark=dark)) == []
+
+
+def test_a_window_too_narrow_for_names_still_has_its_plots(open_page: Open) -> None:
+    page = open_page(comparison(), width=150)
+    assert count(page, ".mean") == 18
+
+
 def test_it_follows_the_reader_s_colour_scheme(open_page: Open) -> None:
     colours = []
     for dark in (False, True):
@@ -316,4 +328,4 @@ def test_the_page_holds_the_data_itself() -> None:
 
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no/page.html: cannot be written"):
-        write_page(comparison(methods=1), tmp_path / "no" / "page.html")
+        write_page(comparison_page(comparison(methods=1)), tmp_path / "no" / "page.html")

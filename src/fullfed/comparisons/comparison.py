@@ -22,13 +22,13 @@ from fullfed.methods.catalogue import METHODS
 from fullfed.recipe_file import RecipeSource, load_tables, source_of, title_of
 from fullfed.runs.assembly import build_method, choose
 from fullfed.runs.environment import environment
+from fullfed.runs.history import PARTS, base_numbers, round_numbers
 from fullfed.runs.loading import load_model, read_data, tokenize_data
 
 TARGET_SHARE = 0.9  # of the way from the base model's loss to the best method's
-_PARTS = ("train", "encode", "aggregate")
 _COLUMNS = (
     *("rounds_to_target", "up_bytes", "down_bytes"),
-    *(f"{part}_seconds" for part in (*_PARTS, "total")),
+    *(f"{part}_seconds" for part in (*PARTS, "total")),
     "peak_memory_bytes",
 )
 
@@ -239,20 +239,9 @@ def _run(
         "seed": seed,
         "folder": str(run.path.relative_to(folder.path)),
         "failed": failed,
-        "base": {m: base[m] for m in metrics if base.get(m) is not None},
-        "rounds": [_round(record, metrics) for record in records],
+        "base": base_numbers(base, metrics),
+        "rounds": [round_numbers(record, metrics) for record in records],
         "peak_memory_bytes": max((r["peak_memory_bytes"] for r in records), default=0),
-    }
-
-
-def _round(record: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
-    return {
-        "round": record["round"] + 1,
-        **{metric: record.get(metric) for metric in metrics},
-        "up": record["bytes"]["up"],
-        "down": record["bytes"]["down"],
-        "seconds": {part: record["seconds"][part] for part in _PARTS},
-        "refused": len(record["refused"]),
     }
 
 
@@ -299,7 +288,7 @@ def _columns(
 
 def _values(run: Mapping[str, Any], metrics: Sequence[str], target: float) -> dict[str, Any]:
     rounds = run["rounds"]
-    seconds = {part: sum(r["seconds"][part] for r in rounds) for part in _PARTS}
+    seconds = {part: sum(r["seconds"][part] for r in rounds) for part in PARTS}
     reached = (r["round"] for r in rounds if r["loss"] is not None and r["loss"] <= target)
     return {
         **{metric: rounds[-1][metric] for metric in metrics},

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
@@ -79,8 +79,8 @@ def plot_runs(runs: Mapping[str, RunFolder], target: Path) -> list[Path]:
     traffic = {name: _loss_against_bytes(run) for name, run in runs.items()}
     target.mkdir(parents=True, exist_ok=True)
     return [
-        _plot(rounds, "rounds", "linear", target / "loss-against-rounds.png"),
-        _plot(traffic, "bytes up and down, all clients", "log", target / "loss-against-bytes.png"),
+        _plot(rounds, "rounds", target / "loss-against-rounds.png"),
+        _plot(traffic, "bytes", target / "loss-against-bytes.png"),
     ]
 
 
@@ -108,9 +108,10 @@ def _loss_against_bytes(run: RunFolder) -> Curve:
     ]
 
 
-def _plot(curves: Mapping[str, Curve], label: str, scale: str, path: Path) -> Path:
+def _plot(curves: Mapping[str, Curve], against: Literal["rounds", "bytes"], path: Path) -> Path:
     # The object interface: pyplot would keep figures in a global list.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -118,9 +119,14 @@ def _plot(curves: Mapping[str, Curve], label: str, scale: str, path: Path) -> Pa
         axes.plot(
             [x for x, _ in points], [y for _, y in points], marker="o", markersize=3, label=name
         )
-    axes.set_xscale(scale)
-    axes.set_xlabel(label)
-    axes.set_ylabel("evaluation loss, nats per token")
+    if against == "rounds":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("rounds")
+    else:
+        axes.set_xscale("log")
+        axes.set_xlabel("bytes up and down so far, all clients")
+    axes.set_title(f"Loss on the test set against {against}")
+    axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -178,6 +178,13 @@ class RunFolder:
         """Names the run: its own alone, whatever its recipe."""
         return str(self.base()["checksum"])
 
+    def clients(self) -> list[dict[str, Any]]:
+        """The run's clients by their numbers: "name", and "samples" where that is known; empty for
+        a run of an earlier version, which wrote none down."""
+        base, members = self.base(), self._members_file
+        listed = json.loads(members.read_bytes()) if members.exists() else base
+        return list(listed.get("clients", ()))
+
     def states(self) -> StatesOnDisk:
         """What the run's simulated clients keep."""
         return StatesOnDisk(self._states_folder, self.run())

@@ -170,7 +170,11 @@ class _Run:
             started = time.perf_counter()
             base = {"model_hash": model_hash, "data_hash": data_hash, **self._evaluate()}
             base["seconds"] = {"evaluate": time.perf_counter() - started}
-            self.folder.write_base({**base, "arithmetic": self.arithmetic})
+            clients = [
+                {"name": client.name, "samples": len(client.examples)}
+                for client in self.assembly.data.clients
+            ]
+            self.folder.write_base({**base, "clients": clients, "arithmetic": self.arithmetic})
         base = self.folder.base()
         if base["data_hash"] != data_hash:
             sources = ", ".join(s.path for s in self.recipe.data.training_sources())

@@ -176,7 +176,9 @@ function quietPlace(polylines, left, right, y, width) {
       places.push({ x: end, y: base, covered: dots.filter(covers).length });
     }
   }
-  const best = places.reduce((best, place) => (place.covered < best.covered ? place : best));
+  // In a plot narrower than the name there is no such place; it goes to the right end.
+  const narrow = { x: right, y: y - 5, covered: Infinity };
+  const best = places.reduce((best, place) => (place.covered < best.covered ? place : best), narrow);
   return { x: best.x, y: best.y };
 }
 
