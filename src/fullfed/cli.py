@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fullfed import __version__, recipe_commands
+from fullfed.chat import chat
 from fullfed.deployment import commands
 from fullfed.deployment.commands import Overrides, RecipeFile, say, show_end
 from fullfed.errors import UserError
@@ -258,6 +259,7 @@ def quickstart(out: Out = None) -> None:
 
 
 recipe_commands.register(app)
+app.command()(chat)
 commands.register(app)
 
 

@@ -1,8 +1,8 @@
-"""Greedy answers, many at a time."""
+"""Greedy answers: many at a time, or one as it is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
@@ -83,9 +83,7 @@ def generate(
             written = _generate_batch(model, [prompts[i] for i in chosen], watch)
             watch.finished += len(chosen)
             for index, ids in zip(chosen, written, strict=True):
-                answer = list(takewhile(lambda number: number not in ends, ids))
-                text = str(tokenizer.decode(answer, skip_special_tokens=True))
-                answers[index] = text.strip().removeprefix(examples[index].opening).strip()
+                answers[index] = _text(tokenizer, ids, ends, examples[index].opening)
     return answers
 
 
@@ -96,6 +94,42 @@ def check_room(context: int | None, max_new_tokens: int) -> None:
             f"max_new_tokens is {max_new_tokens} and the model's context {context}; "
             "ask for fewer new tokens."
         )
+
+
+def generate_aloud(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    example: TokenizedExample,
+    max_new_tokens: int,
+    say: Callable[[str], None],
+) -> str:
+    """What ``generate`` gives for one example, told piece by piece while it is written.
+
+    Args:
+        example: leaves at least `max_new_tokens` of the model's context for the answer.
+        say: is given the next piece; all pieces together are the answer.
+    """
+    prompt = example.ids[: example.prompt_length].tolist()
+    ends = _ends(model, tokenizer, [example])
+
+    def text_of(ids: list[int]) -> str:
+        return _text(tokenizer, ids, ends, example.opening)
+
+    speech = _Speech(len(prompt), text_of, example.opening, say)
+    with evaluating(model), _greedy(model, ends, max_new_tokens):
+        (ids,) = _generate_batch(model, [prompt], speech)
+    answer = text_of(ids)
+    say(answer.removeprefix(speech.said))
+    return answer
+
+
+def _text(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: set[int], opening: str
+) -> str:
+    """The answer that ids spell, up to the first end."""
+    answer = list(takewhile(lambda number: number not in ends, ids))
+    text = str(tokenizer.decode(answer, skip_special_tokens=True))
+    return text.strip().removeprefix(opening).strip()
 
 
 def _together(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
@@ -142,8 +176,35 @@ class _AnswerWatch(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
+class _Speech(StoppingCriteria):
+    """Stops nothing: is called for every token of one answer, and says what is new.
+
+    Args:
+        start: how many ids come before the answer.
+        text: of ids, as the answer so far.
+        opening: of an answer, which is no part of it.
+
+    Attributes:
+        said: so far.
+    """
+
+    def __init__(
+        self, start: int, text: Callable[[list[int]], str], opening: str, say: Callable[[str], None]
+    ) -> None:
+        self._start, self._text, self._opening, self._say = start, text, opening, say
+        self.said = ""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        # The last token may be half a character, which decodes to a replacement character.
+        text = self._text(input_ids[0, self._start :].tolist()).rstrip("\ufffd")
+        if text.startswith(self.said) and not self._opening.startswith(text):
+            self._say(text.removeprefix(self.said))
+            self.said = text
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 def _generate_batch(
-    model: PreTrainedModel, prompts: Sequence[list[int]], watch: _AnswerWatch
+    model: PreTrainedModel, prompts: Sequence[list[int]], watch: StoppingCriteria
 ) -> list[list[int]]:
     """What comes after each prompt: ids, an end among them if the model came to one."""
     length = max(map(len, prompts))
