@@ -20,6 +20,7 @@ from fullfed.reports.comparison_page import comparison_page
 from fullfed.reports.comparison_text import comparison_document
 from fullfed.reports.pages import write_page
 from fullfed.reports.run_page import run_page
+from fullfed.runs import export as exports
 from fullfed.runs import replay
 from fullfed.runs import run as runs
 from fullfed.runs.callback import Callback
@@ -154,20 +155,31 @@ def evaluate(
     return replay.measure(path, load_recipe(recipe, overrides))
 
 
-def export(run: str | Path | RunResult, target: str | Path) -> Path:
-    """Write a run's newest model and its tokenizer as a folder that transformers loads.
+def export(
+    run: str | Path | RunResult,
+    target: str | Path,
+    push: str | None = None,
+    *,
+    private: bool = False,
+) -> Path:
+    """Write a run's newest model, its tokenizer and a model card as a folder that transformers
+    loads.
 
-    A trained adapter is merged into the model, and saved by itself in ``target/adapter`` for PEFT.
+    The tokenizer has the chat template that the run trained on. A trained adapter is merged into
+    the model, and saved by itself in ``target/adapter`` for PEFT. The card, README.md, names no
+    path of this machine and no client.
 
     Args:
         run: a run, or its folder.
         target: a new folder.
+        push: "OWNER/NAME", a repository of the Hugging Face hub to upload the folder to.
+        private: whether the repository is to be private.
 
     Returns:
         The target.
 
     Raises:
-        UserError: the target has something in it, or the run cannot be replayed.
+        UserError: the target has something in it, the run cannot be replayed, or the hub refuses.
 
     Examples:
         >>> fullfed.export("runs/first", "my-model").name
@@ -176,7 +188,13 @@ def export(run: str | Path | RunResult, target: str | Path) -> Path:
         >>> AutoModelForCausalLM.from_pretrained("my-model").num_parameters()
         967808
     """
-    replay.export(RunFolder(_folder(run)), Path(target))
+    if private and push is None:
+        raise UserError("A model is private on the hub; say with push where to upload it.")
+    if push is not None:
+        exports.check_repository(push)
+    exports.export(RunFolder(_folder(run)), Path(target), push and push.rpartition("/")[2])
+    if push is not None:
+        exports.push(Path(target), push, private)
     return Path(target)
 
 

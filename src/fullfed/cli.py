@@ -142,12 +142,19 @@ def evaluate(
 def export(
     directory: RunDirectory,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder.")],
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="Upload it to the hub as well."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="For the owner alone.")] = False,
 ) -> None:
-    """Write a run's model as a checkpoint that transformers loads."""
+    """Write a run's model and a model card as a checkpoint that transformers loads."""
     from fullfed import api
 
-    api.export(directory, target)
+    api.export(directory, target, push, private=private)
     say(f"{target}: written; load it with AutoModelForCausalLM.from_pretrained")
+    if push is not None:
+        say(f"{push}: pushed to the hub")
 
 
 @app.command()

@@ -17,8 +17,9 @@ from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
 from fullfed.runs import run
 from fullfed.runs.callback import Callback
+from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.replay import export, measure, replay, verify
+from fullfed.runs.replay import measure, replay, verify
 from runs.small import ROUNDS, recipe
 
 NAMES = ("fedit", "flora", "ffa-lora")
@@ -117,7 +118,7 @@ def test_an_export_loads_as_a_checkpoint_and_as_an_adapter(
         assert not (target / "adapter").exists()
         return
     about = json.loads((target / "adapter" / "adapter_config.json").read_text())
-    assert about["base_model_name_or_path"] == str(ingredients / "model")
+    assert about["base_model_name_or_path"] is None, "no path of this machine"
     adapted = PeftModel.from_pretrained(base, target / "adapter")
     assert torch.equal(logits(adapted, tokenizer), expected)
 

@@ -16,8 +16,9 @@ from fullfed.reports.runs import plot_runs
 from fullfed.runs import run
 from fullfed.runs.binding import FREE, flat
 from fullfed.runs.callback import Callback
+from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.replay import export, measure, verify
+from fullfed.runs.replay import measure, verify
 from runs.small import recipe
 from runs.test_resume import assert_same_run, stop_after
 

@@ -11,8 +11,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from fullfed.runs import run
+from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.replay import export, measure, replay, verify
+from fullfed.runs.replay import measure, replay, verify
 from runs.small import ROUNDS
 from runs.test_adapters import StopAfter, logits, of, untimed
 

@@ -14,9 +14,9 @@ from fullfed.config import Recipe
 from fullfed.errors import UserError
 from fullfed.evaluation.metrics import exact_match
 from fullfed.runs import predictions, run
+from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.predictions import read_predictions
-from fullfed.runs.replay import export
 from fullfed.runs.rollback import roll_back
 from runs.small import recipe
 

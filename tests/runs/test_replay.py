@@ -22,8 +22,9 @@ from fullfed.federation.messages import Plan, encode
 from fullfed.federation.replica import content_hash
 from fullfed.files import seal
 from fullfed.runs import run
+from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.replay import export, measure, replay, verify
+from fullfed.runs.replay import measure, replay, verify
 from runs.small import ROUNDS, recipe, write_model
 
 

@@ -37,9 +37,10 @@ from fullfed.data.batches import collate
 from fullfed.errors import UserError
 from fullfed.quickstart import MODEL_PATH
 from fullfed.runs import run
+from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model, read_data, tokenize_data
-from fullfed.runs.replay import export, replay
+from fullfed.runs.replay import replay
 from fullfed.training.loss import answer_loss_value
 from runs.small import recipe, write_data
 

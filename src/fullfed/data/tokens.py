@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -13,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from fullfed.config_data import TEMPLATES
 from fullfed.data.examples import Example
-from fullfed.data.wording import TextWording, choose_wording
+from fullfed.data.wording import TextWording, choose_wording, with_template
 from fullfed.data.words import Worded, Wording
 
 
@@ -249,13 +247,8 @@ class Untokenized:
         answers: Literal["all", "last"],
     ) -> Untokenized:
         """What ``tokenize`` has made of these examples, which the other arguments are of."""
-        own = copy.copy(tokenizer)
-        if template == "alpaca":
-            own.chat_template = None
-        elif template not in TEMPLATES:
-            own.chat_template = template
         taught = learned(examples, answers)
-        return cls([taught[i] for i in tokenized.origins], own)
+        return cls([taught[i] for i in tokenized.origins], with_template(tokenizer, template))
 
 
 class PackedExamples(Sequence[TokenizedExample]):

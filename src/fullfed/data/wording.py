@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from datetime import date
 
 from transformers import PreTrainedTokenizerBase
 
+from fullfed.config_data import TEMPLATES
 from fullfed.data.chat import ChatWording
 from fullfed.data.examples import Example, Turn
 from fullfed.data.tokenizer import encode, end_of_sequence
@@ -37,11 +39,22 @@ def choose_wording(
             f"The tokenizer of {tokenizer.name_or_path} has no chat template; "
             'choose the template "alpaca" or "auto".'
         )
-    if template not in ("auto", "chat", "alpaca"):
+    if template not in TEMPLATES:
         return ChatWording(tokenizer, today, template)
     if has_chat and template != "alpaca":
         return ChatWording(tokenizer, today)
     return AlpacaWording(tokenizer)
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer whose chat template is the one that words its samples, None if
+    Alpaca's words do; ``template`` as for ``choose_wording``."""
+    own = copy.copy(tokenizer)
+    if template == "alpaca":
+        own.chat_template = None
+    elif template not in TEMPLATES:
+        own.chat_template = template
+    return own
 
 
 class AlpacaWording:

@@ -8,6 +8,7 @@ factors are float32 whatever the model is, which is PEFT's own rule.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -170,8 +171,12 @@ def adapted(names: Iterable[str]) -> list[str]:
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter where ``PeftModel.from_pretrained`` loads it."""
-    model.peft_config[_ADAPTER].save_pretrained(str(folder))
+    """Write the adapter where ``PeftModel.from_pretrained`` loads it; a base model of the hub is
+    named in it, and the path of one on this machine is not."""
+    config = copy.copy(model.peft_config[_ADAPTER])
+    if Path(str(config.base_model_name_or_path)).exists():
+        config.base_model_name_or_path = None
+    config.save_pretrained(str(folder))
     factors = {
         f"base_model.model.{name}".replace(f".{_ADAPTER}.", "."): p.detach().cpu().contiguous()
         for name, p in model.named_parameters()

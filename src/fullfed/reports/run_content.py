@@ -9,7 +9,6 @@ from typing import Any
 
 from fullfed.config import Recipe
 from fullfed.evaluation.evaluate import Prediction
-from fullfed.evaluation.metrics import METRICS
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.history import base_numbers, round_numbers
 from fullfed.runs.predictions import read_predictions
@@ -64,34 +63,6 @@ class RunRecord:
         """A client's name, or its number where no name is known."""
         known = number < len(self.listed)
         return str(self.listed[number]["name"]) if known else f"client {number}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """A metric's values.
-
-    Attributes:
-        metric: its name.
-        base: of the base model. last, best: of the measured rounds, with the round of each,
-            counted from 1. None where there is none.
-    """
-
-    metric: str
-    base: float | None
-    last: tuple[float, int] | None
-    best: tuple[float, int] | None
-
-
-def results(run: RunRecord) -> list[Result]:
-    """Each metric before, at last and at its best."""
-    found = []
-    for name in run.metrics:
-        values = [(r[name], r["round"] + 1) for r in run.rounds if r.get(name) is not None]
-        better = max if METRICS[name].more_is_better else min
-        best = better(values, key=lambda value: value[0], default=None)
-        last = values[-1] if values else None
-        found.append(Result(name, run.base.get(name), last, best))
-    return found
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from fullfed.reports.run_content import (
     curves,
     hashes,
     refusals,
-    results,
     time_by_part,
     traffic,
 )
 from fullfed.runs.binding import tables_of
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.history import results
 from fullfed.units import bytes_text, seconds_text
 
 _CLIENT_COLUMNS = (
@@ -80,7 +80,7 @@ def _heading(name: str) -> Heading:
 def _results(run: RunRecord) -> list[list[list[str]]]:
     """Metric, base model, last and best; each cell's lines."""
     rows = []
-    for one in results(run):
+    for one in results(run.base, run.rounds, run.metrics):
         metric = METRICS[one.metric]
         values = ([_number(one.base)], *map(_at_round, (one.last, one.best)))
         rows.append([[metric.heading, metric.unit], *values])

@@ -1,9 +1,12 @@
-"""A run's rounds in the few numbers that curves are drawn from."""
+"""A run's rounds in few numbers: those of curves, and each metric before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from fullfed.evaluation.metrics import METRICS
 
 PARTS = ("train", "encode", "aggregate")  # of a round's time; evaluation is apart
 
@@ -24,3 +27,33 @@ def round_numbers(record: Mapping[str, Any], metrics: Sequence[str]) -> dict[str
         "seconds": {part: record["seconds"][part] for part in PARTS},
         "refused": len(record["refused"]),
     }
+
+
+@dataclass(frozen=True)
+class Result:
+    """A metric's values.
+
+    Attributes:
+        metric: its name.
+        base: of the base model; None where it was no finite number.
+        last, best: of the measured rounds, with the round of each, counted from 1; None where there
+            is none.
+    """
+
+    metric: str
+    base: float | None
+    last: tuple[float, int] | None
+    best: tuple[float, int] | None
+
+
+def results(
+    base: Mapping[str, Any], records: Sequence[Mapping[str, Any]], metrics: Sequence[str]
+) -> list[Result]:
+    """Each metric before, at last and at its best; ``records``: the lines of metrics.jsonl."""
+    found = []
+    for name in metrics:
+        values = [(r[name], r["round"] + 1) for r in records if r.get(name) is not None]
+        better = max if METRICS[name].more_is_better else min
+        best = better(values, key=lambda value: value[0], default=None)
+        found.append(Result(name, base.get(name), values[-1] if values else None, best))
+    return found

@@ -1,15 +1,13 @@
-"""Rebuilding a run's model from its base and its log, without its data: verify, measure, export."""
+"""Rebuilding a run's model from its base and its log, without its data: verify, measure."""
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.config import Recipe
@@ -145,35 +143,3 @@ def measure(
     data = tokenize_data(recipe, divided, model, tokenizer)
     together = recipe.evaluated_together
     return evaluate(model, tokenizer, data.test, recipe.evaluation, together, observer).metrics
-
-
-def export(folder: RunFolder, target: Path) -> None:
-    """Write the run's newest model and its tokenizer where ``from_pretrained`` loads them.
-
-    A trained adapter is merged into the model, and saved by itself in ``target / "adapter"``
-    where ``PeftModel.from_pretrained`` loads it.
-
-    Raises:
-        UserError: the target has something in it, or the run cannot be replayed.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: there is something here already; name a new folder.")
-    scope = scope_of(folder.recipe())
-    model, tokenizer = replay(folder)
-    # Written beside its final place and moved there, so that no half of a model is ever found.
-    target = target.absolute()
-    partial = target.with_name(target.name + ".partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        scope.detach(model, partial / "adapter")
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"{target}: the model cannot be written ({reason}); name another folder."
-        ) from error
