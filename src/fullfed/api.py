@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fullfed.comparisons.comparison import Comparison
 from fullfed.comparisons.folder import ComparisonFolder
 from fullfed.errors import UserError
+from fullfed.evaluation.harness import check_tasks, measure_tasks
 from fullfed.files import write_atomically
 from fullfed.recipe_file import RecipeSource, load_recipe, source_of, title_of
 from fullfed.reports.comparison_page import comparison_page
@@ -123,9 +124,10 @@ def evaluate(
     recipe: RecipeSource | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    tasks: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Measure a model on a recipe's test set; return each of its metrics by name.
+    """Measure a model on a recipe's test set, or on benchmarks; return each metric by name.
 
     Args:
         model: a run, whose newest model it is, or a run's folder; a model's folder or hub name; or
@@ -133,26 +135,36 @@ def evaluate(
         recipe: as for ``run``; says the test set and ``evaluation.metrics``. A run's own where
             none is given.
         tokenizer: of a transformers model.
+        tasks: of the LM Evaluation Harness (extra ``lm-eval``), by name or as task files, in the
+            place of a recipe's test set. The values are named "task metric".
         overrides: changes of the recipe.
 
     Raises:
-        UserError: there is no such model or run, or the recipe's data are bad.
+        UserError: there is no such model, run or task, or the recipe's data are bad.
 
     Examples:
         >>> measured = fullfed.evaluate("runs/first")
         >>> measured["loss"] == fullfed.RunResult("runs/first").losses[-1]
         True
     """
+    if tasks is not None and (recipe is not None or overrides):
+        raise UserError("A model is measured by a recipe or on tasks; give one of the two.")
+    named: replay.ModelOrRun
     if isinstance(model, PreTrainedModel):
-        if tokenizer is None or recipe is None:
+        if tokenizer is None or (recipe is None and tasks is None):
             raise UserError("A model is measured with its tokenizer, by a recipe; give both.")
-        return replay.measure((model, tokenizer), load_recipe(recipe, overrides))
-    path = _folder(model)
+        named = model, tokenizer
+    else:
+        named = _folder(model)
+    if tasks is not None:
+        check_tasks(tasks)
+        return measure_tasks(*replay.load(named), tasks)
     if recipe is None:
-        folder = RunFolder(path)
+        assert isinstance(named, Path)  # a model comes with a recipe
+        folder = RunFolder(named)
         folder.recipe()  # is there, and is the run's
         recipe = folder.recipe_file
-    return replay.measure(path, load_recipe(recipe, overrides))
+    return replay.measure(named, load_recipe(recipe, overrides))
 
 
 def export(

@@ -23,7 +23,6 @@ from fullfed.deployment import commands
 from fullfed.deployment.commands import Overrides, RecipeFile, say, show_end
 from fullfed.errors import UserError
 from fullfed.files import private_files
-from fullfed.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from fullfed.runs.callback import Callback
@@ -123,17 +122,35 @@ def rollback(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A model or a run.")],
-    recipe: RecipeFile,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A TOML file; a run's own.")
+    ] = None,
     set_: Overrides = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", metavar="A,B.yaml", help="Tasks of lm-eval, and task files."),
+    ] = None,
 ) -> None:
-    """Measure a model, or a run's newest one, on a recipe's evaluation set."""
+    """Measure a model, or a run's newest one, on a recipe's evaluation set or on benchmarks."""
+    from fullfed import api
     from fullfed.headway import QUIET_SECONDS, NowAndThen
+    from fullfed.recipe_file import load_recipe
+    from fullfed.runs.folder import RunFolder
     from fullfed.runs.replay import measure
 
     console = Console(stderr=True)
     watch = NowAndThen(lambda _, text: console.print(text, highlight=False), QUIET_SECONDS)
+    if tasks is not None:
+        names = [name for part in tasks.split(",") if (name := part.strip())]
+        measured = api.evaluate(model, recipe, tasks=names, overrides=set_ or ())
+    else:
+        if recipe is None:
+            folder = RunFolder(Path(model))
+            folder.recipe()  # is there, and is the run's
+            recipe = folder.recipe_file
+        measured = measure(model, load_recipe(recipe, set_ or ()), watch)
     table = Table("metric", "value")
-    for name, value in measure(model, load_recipe(recipe, set_ or ()), watch).items():
+    for name, value in measured.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
 

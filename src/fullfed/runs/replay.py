@@ -115,13 +115,14 @@ def check_recorded(folder: RunFolder, replica: Replica, expected: str) -> None:
         )
 
 
+ModelOrRun = str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A model's folder, a hub name, a run's folder, or a model with its tokenizer."""
+
+
 def measure(
-    model_or_run: str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase],
-    recipe: Recipe,
-    observer: Observer = unobserved,
+    model_or_run: ModelOrRun, recipe: Recipe, observer: Observer = unobserved
 ) -> dict[str, float]:
-    """The recipe's metrics of a model folder, a hub name, a run's newest model, or a model with its
-    tokenizer.
+    """The recipe's metrics of a model, or of a run's newest one.
 
     A model is loaded with the recipe's dtype and on its device, a run's as the run holds it, and
     one that is loaded is measured as it is. The observer is told how far it is.
@@ -130,16 +131,35 @@ def measure(
         UserError: there is no such model or run, or the recipe's data are bad.
     """
     divided = read_data(recipe)
-    day = None
-    if isinstance(model_or_run, tuple):
-        model, tokenizer = model_or_run
-    elif (folder := RunFolder(Path(model_or_run))).recipe_file.exists():
-        model, tokenizer = replay(folder)
-        day = folder.recipe().data.date
-    else:
-        table = recipe.model
-        model, tokenizer = load_model(str(model_or_run), table.dtype, table.device)
-    recipe = settled(recipe, day)
+    run, table = _run_of(model_or_run), recipe.model
+    recipe = settled(recipe, run.recipe().data.date if run else None)
+    model, tokenizer = load(model_or_run, table.dtype, table.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
     together = recipe.evaluated_together
     return evaluate(model, tokenizer, data.test, recipe.evaluation, together, observer).metrics
+
+
+def load(
+    model_or_run: ModelOrRun, dtype: str = "auto", device: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with its tokenizer.
+
+    Args:
+        dtype, device: as for ``load_model``; a run's model is as the run holds it, and one that is
+            loaded is as it is.
+
+    Raises:
+        UserError: there is no such model or run.
+    """
+    if isinstance(model_or_run, tuple):
+        return model_or_run
+    if (folder := _run_of(model_or_run)) is not None:
+        return replay(folder)
+    return load_model(str(model_or_run), dtype, device)
+
+
+def _run_of(model_or_run: ModelOrRun) -> RunFolder | None:
+    if isinstance(model_or_run, tuple):
+        return None
+    folder = RunFolder(Path(model_or_run))
+    return folder if folder.recipe_file.exists() else None
