@@ -46,7 +46,6 @@ def test_the_wheel_brings_the_embedded_model_and_the_pages(installed: Path, tmp_
     assert said.splitlines()[0] == f"fullfed {__version__}"
     code = """
 import fullfed
-from fullfed.reports.comparison_page import write_page
 assert "site-packages" in fullfed.__file__ and "/env/" in fullfed.__file__, fullfed.__file__
 recipe = {
     "model": {"path": "builtin"},
@@ -56,5 +55,6 @@ recipe = {
     "method": {"name": "fedavg"},
 }
 print(fullfed.run(recipe, "run"))
+fullfed.report("run")
 """
     assert done([installed / "python", "-c", code], tmp_path).startswith("<fedavg, 1 round")

@@ -223,7 +223,7 @@ def report(run: str | Path | RunResult, out: str | Path | None = None) -> Path:
     Raises:
         UserError: there is no such run, or it has not begun, or the page cannot be written.
 
-    Example:
+    Examples:
         >>> fullfed.report("runs/first").name
         'report.html'
     """

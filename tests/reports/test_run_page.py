@@ -224,6 +224,14 @@ def test_a_run_in_its_midst_has_a_page(ingredients: Path, tmp_path: Path) -> Non
         assert lede in run_page(RunFolder(out))
 
 
+def test_a_run_that_ended_early_is_over(ingredients: Path, tmp_path: Path) -> None:
+    """Its clients train nothing, so that nothing gets better."""
+    early = {"every": 1, "patience": 1}
+    one = recipe(ingredients, evaluation=early, method={"name": "fedavg"})
+    run.start(one, tmp_path / "run", trainer=lambda *_: {"loss": 1.0})
+    assert "fedavg, 1 round with 2 of 4 clients" in run_page(RunFolder(tmp_path / "run"))
+
+
 def test_the_command_and_the_function(measured: Path, page: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(measured), "--out", str(tmp_path / "p.html")])
     assert result.exit_code == 0, result.output

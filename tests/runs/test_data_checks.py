@@ -16,9 +16,10 @@ from fullfed.comparisons.plan import contestants
 from fullfed.engines.node_messages import decode_settings, encode_settings
 from fullfed.errors import UserError
 from fullfed.runs import assembly, run
+from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.progress import describe
-from fullfed.runs.replay import export, measure
+from fullfed.runs.replay import measure
 
 from .small import recipe, tables, write_data, write_ingredients
 

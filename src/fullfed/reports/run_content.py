@@ -29,6 +29,7 @@ class RunRecord:
 
     Attributes:
         name: the folder's.
+        ended: whether the run has.
         recipe: the run's.
         base: base.json.
         rounds: the lines of metrics.jsonl; there may be none yet.
@@ -37,6 +38,7 @@ class RunRecord:
     """
 
     name: str
+    ended: bool
     recipe: Recipe
     base: Mapping[str, Any]
     rounds: Sequence[Mapping[str, Any]]
@@ -50,9 +52,15 @@ class RunRecord:
             UserError: there is no run, it has not begun, or its files are damaged.
         """
         base, rounds = folder.base(), folder.metrics()
-        name = folder.path.resolve().name
-        predictions = read_predictions(folder)
-        return cls(name, folder.recipe(), base, rounds, folder.clients(), predictions)
+        return cls(
+            name=folder.path.resolve().name,
+            ended=folder.summary_file.exists(),
+            recipe=folder.recipe(),
+            base=base,
+            rounds=rounds,
+            listed=folder.clients(),
+            predictions=read_predictions(folder),
+        )
 
     @property
     def metrics(self) -> tuple[str, ...]:

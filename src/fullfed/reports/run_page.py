@@ -66,7 +66,8 @@ def run_page(folder: RunFolder) -> str:
 
 def _lede(run: RunRecord) -> str:
     done, asked = len(run.rounds), run.recipe.federation.rounds
-    rounds = f"{done} rounds" if done >= asked else f"{done} of {asked} rounds so far"
+    over = f"{done} round" + "s" * (done != 1)
+    rounds = over if run.ended else f"{done} of {asked} rounds so far"
     each = run.recipe.federation.clients_per_round
     return f"{run.recipe.method.name}, {rounds} with {each} of {len(client_totals(run))} clients"
 
