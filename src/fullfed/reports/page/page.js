@@ -41,6 +41,7 @@ function range() {
 }
 
 function draw() {
+  if (plots[0].svg.clientWidth === 0) return; // not laid out yet; showCurves draws again once it is
   prepare();
   for (const plot of plots) plot.draw(view);
   look(null, null);
