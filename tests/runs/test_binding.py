@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -12,9 +13,10 @@ import pytest
 import tomli_w
 
 from fullfed.errors import UserError
+from fullfed.recipe_file import load_recipe
 from fullfed.reports.runs import plot_runs
 from fullfed.runs import run
-from fullfed.runs.binding import FREE, flat
+from fullfed.runs.binding import FREE, check_bound, flat
 from fullfed.runs.callback import Callback
 from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
@@ -215,3 +217,17 @@ def test_a_machine_that_adds_up_otherwise_is_told(
     assert "threads was 1 and is 7" in text
     assert_same_run(copied, finished)
     assert RunFolder(copied).base()["arithmetic"]["threads"] == 1
+
+
+def test_a_run_that_began_before_a_key_was_there_goes_on(copied: Path) -> None:
+    """What it did not say then is the default now."""
+    stop_after(copied, 1)
+    base = json.loads((copied / "base.json").read_text())
+    del base["recipe"]["local"]["warmup_rounds"]
+    del base["recipe"]["data"]["answers"]
+    folder = RunFolder(copied)
+    recipe = load_recipe(copied / "recipe.toml")
+    check_bound(recipe, base["recipe"], folder.recipe_file)
+    other = load_recipe(copied / "recipe.toml", ["local.warmup_rounds=2"])
+    with pytest.raises(UserError, match=r"local\.warmup_rounds was 0 and is 2"):
+        check_bound(other, base["recipe"], folder.recipe_file)

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from fullfed.config import Recipe
+from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
 
 FREE = (
@@ -77,13 +77,18 @@ def check_bound(recipe: Recipe, began: Mapping[str, Any], file: Path) -> None:
     Raises:
         UserError: a key differs; names each with both values.
     """
-    changes = _changes(tables_of(recipe), began)
+    changes = _changes(tables_of(recipe), _spelled(began, file))
     differing = [change for key, change in changes.items() if not is_among(key, free_keys(recipe))]
     if differing:
         raise UserError(
             f"{file}: this is not the recipe that the run began with ({'; '.join(differing)}); "
             "put that back, or begin a new run."
         )
+
+
+def _spelled(began: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The tables that a run began with, and the defaults of keys that there were not yet then."""
+    return tables_of(parse_recipe(dict(began), str(file)))
 
 
 def changes_since(
@@ -95,9 +100,10 @@ def changes_since(
         base: what base.json holds.
         recipe, arithmetic: as they are now; see ``environment.arithmetic``.
     """
+    began = _spelled(base["recipe"], Path("base.json"))
     changes = [
         f"the recipe is not quite the one that the run began with: {change}"
-        for key, change in _changes(tables_of(recipe), base["recipe"]).items()
+        for key, change in _changes(tables_of(recipe), began).items()
         if is_among(key, FREE)
     ]
     differing = _changes(arithmetic, base["arithmetic"]).values()
