@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +24,7 @@ from fullfed.reports.run_page import run_page
 from fullfed.runs import export as exports
 from fullfed.runs import replay
 from fullfed.runs import run as runs
+from fullfed.runs.best import version_of
 from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder, unused
 from fullfed.runs.given import Given, Records, start_with
@@ -173,6 +174,7 @@ def export(
     push: str | None = None,
     *,
     private: bool = False,
+    round: int | Literal["best"] | None = None,
 ) -> Path:
     """Write a run's newest model, its tokenizer and a model card as a folder that transformers
     loads.
@@ -186,12 +188,15 @@ def export(
         target: a new folder.
         push: "OWNER/NAME", a repository of the Hugging Face hub to upload the folder to.
         private: whether the repository is to be private.
+        round: the model after so many rounds, or the one that measured best by the recipe's
+            ``evaluation.best_by``; the newest where it is not said.
 
     Returns:
         The target.
 
     Raises:
-        UserError: the target has something in it, the run cannot be replayed, or the hub refuses.
+        UserError: the target has something in it, the run cannot be replayed or has no such round,
+            or the hub refuses.
 
     Examples:
         >>> fullfed.export("runs/first", "my-model").name
@@ -204,7 +209,9 @@ def export(
         raise UserError("A model is private on the hub; say with push where to upload it.")
     if push is not None:
         exports.check_repository(push)
-    exports.export(RunFolder(_folder(run)), Path(target), push and push.rpartition("/")[2])
+    folder = RunFolder(_folder(run))
+    title = push and push.rpartition("/")[2]
+    exports.export(folder, Path(target), title, version_of(folder, round))
     if push is not None:
         exports.push(Path(target), push, private)
     return Path(target)

@@ -164,11 +164,18 @@ def export(
         typer.Option("--push", metavar="OWNER/NAME", help="Upload it to the hub as well."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="For the owner alone.")] = False,
+    round_: Annotated[
+        str | None,
+        typer.Option("--round", metavar="N", help="The model after so many rounds, or 'best'."),
+    ] = None,
 ) -> None:
     """Write a run's model and a model card as a checkpoint that transformers loads."""
     from fullfed import api
 
-    api.export(directory, target, push, private=private)
+    if round_ is not None and round_ != "best" and not round_.isdecimal():
+        raise UserError(f"--round {round_}: write a number of rounds, or 'best'.")
+    number: Any = int(round_) if round_ and round_.isdecimal() else round_
+    api.export(directory, target, push, private=private, round=number)
     say(f"{target}: written; load it with AutoModelForCausalLM.from_pretrained")
     if push is not None:
         say(f"{push}: pushed to the hub")

@@ -12,14 +12,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
+import fullfed
 from fullfed.config import EvaluationTable
 from fullfed.data.client_dataset import ClientDataset
+from fullfed.errors import UserError
 from fullfed.runs import run
 from fullfed.runs.best import best_version, is_over
 from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.loading import load_model
 from fullfed.runs.replay import measure, replay
 from fullfed.training.trainer import VisitContext
+from methods.tiny import same, weights
 
 from .small import recipe
 
@@ -117,3 +121,22 @@ def test_an_earlier_model_can_be_had(ingredients: Path, tmp_path: Path) -> None:
         assert measured["loss"] == lines[version - 1]["loss"]
     base, _ = replay(folder, 0)
     assert measure((base, replay(folder)[1]), made)["loss"] == folder.base()["loss"]
+
+
+def test_the_best_model_can_be_exported(ingredients: Path, tmp_path: Path) -> None:
+    made = recipe(ingredients, evaluation={"every": 1}, method={"name": "fedavg"})
+    run.start(made, tmp_path / "run", trainer=climb)
+    result = fullfed.RunResult(tmp_path / "run")
+    assert result.best == 0, "every round is worse"
+    fullfed.export(result, tmp_path / "best", round="best")
+    fullfed.export(result, tmp_path / "second", round=2)
+    base, _ = load_model(made.model.path)
+    exported, _ = load_model(str(tmp_path / "best"))
+    assert same(weights(exported), weights(base))
+    assert same(weights(result.model("best")[0]), weights(base))
+    second, _ = load_model(str(tmp_path / "second"))
+    assert same(weights(second), weights(result.model(2)[0]))
+    assert "after 2 rounds" in (tmp_path / "second/README.md").read_text()
+    with pytest.raises(UserError, match="has 4 rounds, and no model after 5; name a round from 0"):
+        fullfed.export(result, tmp_path / "fifth", round=5)
+    assert not (tmp_path / "fifth").exists()

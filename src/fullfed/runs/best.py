@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fullfed.config import EvaluationTable
+from fullfed.errors import UserError
 from fullfed.evaluation.metrics import METRICS
+from fullfed.runs.folder import RunFolder
 
 
 def best_version(
@@ -25,6 +27,28 @@ def best_version(
         return None
     sign = -1.0 if METRICS[table.decides].more_is_better else 1.0
     return min(measured, key=lambda version: (sign * measured[version], version))
+
+
+def version_of(folder: RunFolder, round: int | Literal["best"] | None) -> int | None:
+    """The model version that is meant: after so many rounds, the best, or the newest for None.
+
+    Raises:
+        UserError: the run has no such version, or has measured nothing.
+    """
+    if round is None:
+        return None
+    records = folder.metrics()
+    if round != "best":
+        if not 0 <= round <= len(records):
+            raise UserError(
+                f"{folder.path}: the run has {len(records)} rounds, and no model after {round}; "
+                f"name a round from 0 to {len(records)}."
+            )
+        return round
+    best = best_version(folder.base(), records, folder.recipe().evaluation)
+    if best is None:
+        raise UserError(f"{folder.path}: the run has measured nothing; name a round by its number.")
+    return best
 
 
 def is_over(

@@ -17,7 +17,9 @@ from fullfed.runs.model_card import model_card
 from fullfed.runs.replay import replay
 
 
-def export(folder: RunFolder, target: Path, title: str | None = None) -> None:
+def export(
+    folder: RunFolder, target: Path, title: str | None = None, version: int | None = None
+) -> None:
     """Write the run's newest model, its tokenizer and a model card where ``from_pretrained`` loads
     them.
 
@@ -27,6 +29,7 @@ def export(folder: RunFolder, target: Path, title: str | None = None) -> None:
 
     Args:
         title: of the card; the target's name where it is None.
+        version: the model after so many rounds instead.
 
     Raises:
         UserError: the target has something in it, or the run cannot be replayed.
@@ -35,7 +38,7 @@ def export(folder: RunFolder, target: Path, title: str | None = None) -> None:
         raise UserError(f"{target}: there is something here already; name a new folder.")
     recipe = folder.recipe()
     scope = scope_of(recipe)
-    model, tokenizer = replay(folder)
+    model, tokenizer = replay(folder, version)
     tokenizer = with_template(tokenizer, recipe.data.template)
     # Written beside its final place and moved there, so that no half of a model is ever found.
     target = target.absolute()
@@ -45,7 +48,7 @@ def export(folder: RunFolder, target: Path, title: str | None = None) -> None:
         scope.detach(model, partial / "adapter")
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        card = model_card(folder, title or target.name, model, tokenizer)
+        card = model_card(folder, title or target.name, model, tokenizer, version)
         (partial / "README.md").write_text(card, encoding="utf-8")
         if target.exists():
             target.rmdir()

@@ -30,18 +30,23 @@ UNKNOWN = "unknown"  # the hub's word for a licence that is not said
 
 
 def model_card(
-    folder: RunFolder, title: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    folder: RunFolder,
+    title: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    version: int | None = None,
 ) -> str:
     """A run's card in Markdown, its facts for the hub on top in YAML.
 
     Args:
         title: the model's name.
         model: the exported one. tokenizer: with the chat template that the run trained on.
+        version: the model's, after so many rounds; None for the newest.
 
     Raises:
         UserError: there is no run here, or its files are damaged.
     """
-    recipe, base, records = folder.recipe(), folder.base(), folder.metrics()
+    recipe, base, records = folder.recipe(), folder.base(), folder.metrics()[:version]
     facts = _facts(recipe)
     rounds = f"{len(records):,} round" + "s" * (len(records) != 1)
     sections = {

@@ -59,13 +59,15 @@ def replay(
     return model, tokenizer
 
 
-def ordinary(folder: RunFolder) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def ordinary(
+    folder: RunFolder, version: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The same with adapters merged into the model, as transformers has it.
 
     Raises:
         UserError: as for ``replay``.
     """
-    model, tokenizer = replay(folder)
+    model, tokenizer = replay(folder, version)
     with TemporaryDirectory() as saved:
         scope_of(folder.recipe()).detach(model, Path(saved) / "adapter")
     return model, tokenizer

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fullfed.runs.best import version_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import ordinary
 from fullfed.units import bytes_text
@@ -70,12 +71,27 @@ class RunResult(Mapping[str, Any]):
         """What all clients were sent in all rounds."""
         return int(self["bytes"]["down"])
 
-    def model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    @property
+    def best(self) -> int | None:
+        """How many rounds led to the model that measured best by the recipe's
+        ``evaluation.best_by``; None where nothing was measured."""
+        best: int | None = self["best"]
+        return best
+
+    def model(
+        self, round: int | Literal["best"] | None = None
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The trained model, adapters merged into it, and its tokenizer, for transformers to use.
 
         The model is rebuilt from the base model and the log, anew at each call.
+
+        Args:
+            round: the model after so many rounds, or the ``best``; the newest if None.
+
+        Raises:
+            UserError: the run has no such model.
         """
-        return ordinary(self._files)
+        return ordinary(self._files, version_of(self._files, round))
 
     def __getitem__(self, key: str) -> Any:
         return self.summary[key]
