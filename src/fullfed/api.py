@@ -87,6 +87,7 @@ def run(
         >>> fullfed.run(recipe, "runs/fruit", clients=own).history[0]["cohort"]
         [0, 1]
     """
+    _check_arguments(overrides, callbacks)
     path = unused(Path("runs") / title_of(recipe)) if out is None else Path(out)
     given = Given(model, tokenizer, clients, test)
     if given.nothing:
@@ -320,6 +321,14 @@ def simulate(
     path = unused(Path("runs") / title_of(recipe)) if out is None else Path(out)
     flower_runs.simulate(load_recipe(recipe, overrides), path, lambda line: None)
     return RunResult(path)
+
+
+def _check_arguments(overrides: Sequence[str], callbacks: Sequence[Callback]) -> None:
+    """Raise a UserError for what is easily given otherwise: one text, one callback, or a class."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: {overrides!r} is one text; give a list of them.")
+    if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) for c in callbacks):
+        raise UserError("callbacks: give a list of objects of classes made from fullfed.Callback.")
 
 
 def _folder(run: str | Path | RunResult) -> Path:

@@ -169,7 +169,7 @@ GOOD = [{"instruction": f"Say {n}.", "output": str(n)} for n in range(4)]
         ({"clients": {"a": GOOD}}, {"partition": "iid"}, "data.partition: the recipe says 'iid'"),
         ({"clients": {"a": GOOD}}, {"clients": 2}, "data.clients: the recipe says 2"),
         ({"test": GOOD}, {"test": "x.jsonl"}, "data.test: the recipe says 'x.jsonl'"),
-        ({"model": "a/b", "tokenizer": 1}, {}, "model: this is str, not a transformers model"),
+        ({"model": "a/b", "tokenizer": 1}, {}, "model: a/b is a path; name it in the recipe"),
         ({"tokenizer": 1}, {}, "model: a model goes with its tokenizer"),
     ],
 )

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from fullfed.config_data import ColumnsTable
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import tokenize
+from fullfed.errors import UserError
 
 from .chat_templates import TOOLS, Kind, make_tokenizer
 
@@ -146,6 +147,11 @@ FORMS = {
         (1,),
         columns={"prompt": "q", "context": "passage", "completion": "a"}, ignore=("no",),
     ),
+    "messages with a function call as OpenAI had it": Form(
+        {"messages": [USER, {"role": "assistant", "content": None,
+                             "function_call": CALLS[0]["function"]}, RESULT, BOT]},
+        [USER, CALL, RESULT, BOT], (1, 3),
+    ),
     "a column of messages": Form(
         {"dialogue": TALK}, TALK, (2, 4), columns={"messages": "dialogue"}
     ),
@@ -245,9 +251,65 @@ def test_a_text_is_learned_from_its_second_token(tmp_path: Path) -> None:
     assert all(len(piece) <= 7 and piece.learned[1:].all() for piece in pieces)
 
 
+def test_a_preference_of_texts_answers_what_they_share(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    asked = "\n\nHuman: What is the capital?\n\nAssistant: "
+    record = {"chosen": f"{asked}It is Paris.", "rejected": f"{asked}It is not Rome."}
+    path.write_text(json.dumps(record) + "\n")
+    (example,) = read_examples(str(path))
+    assert [(turn.content, turn.learned) for turn in example.messages] == [
+        (f"{asked}It is ", False),
+        ("Paris.", True),
+    ]
+    assert [turn.content for turn in example.rejected] == ["not Rome."]
+    (got,) = tokenize([example], TOKENIZER, "auto", 10_000).examples
+    learned = got.ids[got.learned].tolist()
+    assert TOKENIZER.decode(learned) == "Paris.<|im_end|>"
+    assert TOKENIZER.decode(got.ids) == f"{asked}It is Paris.<|im_end|>"
+
+
+def test_an_unnamed_column_is_refused_and_not_read(tmp_path: Path) -> None:
+    for record in (
+        {"": "7", "prompt": "hi", "completion": "yo"},
+        {"": "7", "question": "hi", "answer": "yo"},
+        {"": "7", "text": "yo"},
+        {"": "7", "prompt": "hi", "chosen": "yo", "rejected": "no"},
+        {"": "7", "messages": [USER, BOT]},
+    ):
+        path = tmp_path / "data.jsonl"
+        path.write_text(json.dumps(record) + "\n")
+        with pytest.raises(UserError, match='line 1: "" would not be read'):
+            read_examples(str(path))
+        (example,) = read_examples(str(path), ignore=[""])
+        assert "7" not in "".join(turn.text for turn in example.messages)
+
+
+@pytest.mark.parametrize("template", ["{{ m.content }}", "{{ m.role }}: {{ m.content }}"])
+def test_a_template_that_leaves_out_tools_is_refused(tmp_path: Path, template: str) -> None:
+    path = tmp_path / "data.jsonl"
+    called = {"type": "function", "function": {"name": "look_up", "arguments": {}}}
+    talk = [USER, {"role": "assistant", "content": "", "tool_calls": [called]}, RESULT, BOT]
+    path.write_text(json.dumps({"messages": talk}) + "\n")
+    words = (
+        "{% for m in messages %}" + template + "{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{% endif %}"
+    )
+    with pytest.raises(UserError, match="it leaves out the tool 'look_up'"):
+        tokenize(read_examples(str(path)), TOKENIZER, words, 10_000)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
+        (
+            {"chosen": [USER, BOT], "rejected": [AGAIN, LAST]},
+            "'chosen' and 'rejected' are not two answers to the same",
+        ),
+        (
+            {"prompt": "Other.", "chosen": [USER, BOT], "rejected": [USER, LAST]},
+            "the prompt is not what both answers begin with",
+        ),
+        ({"chosen": "Paris.", "rejected": "Rome."}, "share no beginning that both answer"),
         ({"messages": [USER]}, "line 1: no message of an assistant's is there to learn"),
         ({"messages": []}, "line 1: field 'messages' is no list of messages"),
         ({"messages": "Hi."}, "line 1: field 'messages' is no list of messages"),

@@ -267,3 +267,16 @@ def test_what_reads_it_is_named_where_it_is_missing(
     monkeypatch.setattr(builtins, "__import__", without_pyarrow)
     with pytest.raises(UserError, match=r'pip install "fullfed\[files\]"'):
         list(read_records(tmp_path / name))
+
+
+def test_tables_within_parquet_have_the_fields_of_their_own_row(tmp_path: Path) -> None:
+    """Columnar files have every field of any row's table in all of them, empty."""
+    import pyarrow
+    from pyarrow import parquet
+
+    made = (("f", {"x": 1}), ("g", {"y": 2}))
+    calls = [{"function": {"name": name, "arguments": given}} for name, given in made]
+    rows = [{"id": str(n), "calls": [call]} for n, call in enumerate(calls)]
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    assert [record for _, record in read_records(file)] == rows

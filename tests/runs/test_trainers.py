@@ -257,7 +257,16 @@ def replaced(model: PreTrainedModel) -> None:
         (returning(None), "the trainer returned no loss"),
         (returning({"steps": 3}), "the trainer returned no loss"),
         (returning({"loss": float("nan")}), "the training loss is not finite"),
+        (returning({"loss": None}), "the trainer returned 'loss' as NoneType; return numbers"),
+        (returning({"loss": torch.zeros(3)}), "the trainer returned 'loss' as Tensor"),
+        (returning({"loss": 1.0, "note": "hi"}), "the trainer returned 'note' as str"),
         (returning({"loss": 1.0}, replaced), "put another tensor in the place of lm_head.weight"),
+        (returning({"loss": 1.0}, lambda model: model.bfloat16()), "made .* torch.bfloat16 of sha"),
+        (
+            returning({"loss": 1.0}, lambda model: model.resize_token_embeddings(1300)),
+            "made .* of shape|put another tensor in the place",
+        ),
+        ("sft", "local: 'sft' is no function; give one, or name a trainer"),
     ],
 )
 def test_a_trainer_that_does_not_do_its_part_is_told(
@@ -267,12 +276,23 @@ def test_a_trainer_that_does_not_do_its_part_is_told(
         run.start(one_client(ingredients), tmp_path / "run", trainer=trainer)
 
 
-def test_what_a_visit_does_not_train_must_stay(ingredients: Path, tmp_path: Path) -> None:
-    def touch(model: PreTrainedModel) -> None:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(1.0)
+def add(model: PreTrainedModel) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
 
+
+def scale_unseen(model: PreTrainedModel) -> None:
+    """As torch does not count it."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.mul_(2.0)
+
+
+@pytest.mark.parametrize("touch", [add, scale_unseen])
+def test_what_a_visit_does_not_train_must_stay(
+    ingredients: Path, tmp_path: Path, touch: Callable[[PreTrainedModel], None]
+) -> None:
     adapters = {"method": {"name": "fedit", "rank": 1}}
     with pytest.raises(UserError, match="which this visit does not train"):
         run.start(
@@ -347,9 +367,31 @@ def test_what_a_trainer_cannot_do_is_said_before_a_model_is_loaded(
         run.start(made, tmp_path / "run")
 
 
+def test_values_that_a_trainer_moves_are_the_visits(ingredients: Path, tmp_path: Path) -> None:
+    """Other memory for a parameter is as good as its own."""
+
+    def move(model: PreTrainedModel) -> None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data * 1.25
+
+    kept = Keep()
+    run.start(one_client(ingredients), tmp_path / "run", [kept], returning({"loss": 1.0}, move))
+    plain = dict(AutoModelForCausalLM.from_pretrained(ingredients / "model").named_parameters())
+    for name, parameter in kept.assembly.model.named_parameters():
+        assert torch.equal(parameter, plain[name] * 1.25)
+
+
+def test_a_function_and_a_trainer_by_name_are_one_too_many(
+    ingredients: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"that is given, or with sft; give one of the two"):
+        run.start(one_client(ingredients, "sft"), tmp_path / "run", trainer=train)
+
+
 def test_preferences_are_asked_for_where_there_are_none(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAIRS]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match="the data have no field 'rejected'"):
+    with pytest.raises(UserError, match=r"line 1: trainer.name: dpo learns from .* 'rejected'"):
         run.start(one_client(tmp_path, "dpo"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

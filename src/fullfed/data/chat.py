@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -112,6 +112,9 @@ class ChatWording:
     def _rendered(self, one: _Conversation) -> _Rendered:
         """The conversation, and for each learned message what the template asks for it with."""
         whole = self._render(one.messages, one)
+        lost = next((name for name in _called(one) if name not in whole), None)
+        if lost is not None:
+            raise self._failure(f"it leaves out the tool {lost!r}", one)
         asked = [self._render(one.messages[:n], one, asking=True) for n in one.learned]
         for text in asked:
             if not whole.startswith(text[: len(text) - self._tail]):
@@ -242,6 +245,15 @@ def _conversation(example: Example) -> _Conversation:
         learned,
         example.place,
     )
+
+
+def _called(one: _Conversation) -> Iterator[str]:
+    """The names of the tools that a conversation offers and calls."""
+    calls = (call for message in one.messages for call in message.get("tool_calls", ()))
+    for tool in (*one.tools, *calls):
+        match tool:
+            case {"function": {"name": str(name)}}:
+                yield name
 
 
 def on_date(template: str, today: date) -> str:

@@ -120,7 +120,9 @@ def _of_texts(example: Example, end: str) -> dict[str, Any]:
 
 def _text(example: Example) -> dict[str, Any]:
     if example.rejected:
-        return {"chosen": example.output, "rejected": example.rejected[-1].content}
+        prompt = "".join(turn.content for turn in example.messages if not turn.learned)
+        pair = {"chosen": example.output, "rejected": example.rejected[-1].content}
+        return {"prompt": prompt, **pair}
     return {"text": example.output}
 
 

@@ -54,6 +54,7 @@ def _message(place: str, value: object, ignore: Sequence[str]) -> Turn:
     speaker = next((fields.pop(name) for name in SPEAKER if name in fields), None)
     said = next((fields.pop(name) for name in _SAID if name in fields), "")
     weight = fields.pop("weight", 1)
+    call = fields.pop("function_call", None)  # as OpenAI had it before there were several
     if not isinstance(speaker, str) or speaker.lower() not in _ROLES:
         raise UserError(
             f"{place}: the role {speaker!r} is not known; write one of {', '.join(_ROLES)}."
@@ -68,6 +69,8 @@ def _message(place: str, value: object, ignore: Sequence[str]) -> Turn:
         )
     more = {name: fields[name] for name in _MORE if fields.get(name)}
     role, content = _ROLES[speaker.lower()], _content(place, said)
+    if isinstance(call, Mapping):
+        more["tool_calls"] = [{"type": "function", "function": dict(call)}]
     if speaker.lower() == "function_call":
         more["tool_calls"] = [{"type": "function", "function": _called(place, content)}]
         content = ""

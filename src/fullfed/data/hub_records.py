@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from fullfed.data.record_files import Placed
+from fullfed.data.record_files import Placed, without_nulls
 from fullfed.errors import UserError
 from fullfed.hub import is_reachable
 
@@ -46,4 +46,4 @@ def read_hub_records(source: str, split: str) -> Iterator[Placed]:
             f"that can be loaded from the hub ({str(error).splitlines()[0]})."
         ) from error
     for number, row in enumerate(rows, start=1):
-        yield f"{source}, split {split}, row {number}", dict(row)
+        yield f"{source}, split {split}, row {number}", without_nulls(dict(row))

@@ -241,8 +241,20 @@ def _parquet_rows(data: bytes, path: Path) -> Iterator[Placed]:
             for row in range(len(batch)):
                 number += 1
                 place = f"{path}, row {number}"
-                yield place, batch.slice(row, 1).to_pylist()[0]
+                yield place, without_nulls(batch.slice(row, 1).to_pylist()[0])
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, row {number}: a text is not UTF-8 ({error}).") from error
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is a damaged Parquet file; fetch it again ({error}).") from error
+
+
+def without_nulls(row: dict[str, object]) -> dict[str, object]:
+    """A row of a columnar table, whose tables within have every field of any row's: without those
+    that are empty in this row."""
+    return {name: _shorn(value) for name, value in row.items()}
+
+
+def _shorn(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _shorn(one) for name, one in value.items() if one is not None}
+    return [_shorn(one) for one in value] if isinstance(value, list) else value

@@ -17,6 +17,7 @@ from fullfed.data.conversations import (
 )
 from fullfed.data.examples import TEXT, Example, Turn
 from fullfed.data.formats import Format, formats_of, is_empty, recognise, refuse_lost
+from fullfed.data.tokenizer import shared_length
 from fullfed.errors import UserError
 
 # The samples of a task have these in common, and an instruction may be long: equal ones are kept
@@ -109,7 +110,7 @@ def _read(place: str, record: Mapping[str, Any], format_: Format, ignore: Sequen
     fields = _Fields(place, record, format_, ignore)
     rejected: tuple[Turn, ...] = ()
     if "chosen" in format_.required:
-        messages, rejected = _preference(fields)
+        messages, rejected = _preference(place, fields)
     elif "messages" in format_.required:
         messages = fields.conversation("messages")
     elif "text" in format_.required:
@@ -147,27 +148,54 @@ def _answered(place: str, messages: list[Turn]) -> list[Turn]:
     return messages
 
 
-def _preference(fields: _Fields) -> tuple[list[Turn], tuple[Turn, ...]]:
+def _preference(place: str, fields: _Fields) -> tuple[list[Turn], tuple[Turn, ...]]:
     """The prompt with the chosen answer, and the rejected answer.
 
-    Where both answers begin with the same messages, these are the prompt.
+    Where both answers begin with the same messages, or as texts of the same words, these are the
+    prompt.
+
+    Raises:
+        UserError: nothing says what both answer, or the record says it twice and differently.
     """
     chosen, rejected = fields.answer("chosen"), fields.answer("rejected")
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
-    if shared or fields.has("messages"):
-        asked = fields.conversation("messages") if fields.has("messages") else chosen[:shared]
+    if fields.has("messages"):
+        asked = fields.conversation("messages")
+    elif shared:
+        asked = chosen[:shared]
+        said = {turn.text.strip() for turn in asked}
+        if not said >= {turn.text.strip() for turn in fields.question()}:
+            raise UserError(
+                f"{place}: the prompt is not what both answers begin with; keep one of the two."
+            )
     else:
         asked = [*fields.history(), *fields.question()]
-        if not asked:  # texts that begin with what was said before
-            return (
-                [Turn(TEXT, m.content, learned=True) for m in chosen],
-                tuple(Turn(TEXT, m.content) for m in rejected),
-            )
+    if not asked and fields.are_texts("chosen", "rejected"):
+        return _text_preference(place, chosen[0].content, rejected[0].content)
+    chosen, rejected = chosen[shared:], rejected[shared:]
+    if not asked or chosen[0].role != "assistant" or rejected[0].role != "assistant":
+        raise UserError(
+            f"{place}: 'chosen' and 'rejected' are not two answers to the same; have them begin "
+            "with the same messages, or give a prompt."
+        )
     prompt = [replace(message, learned=False) for message in asked]
-    return [*prompt, *chosen[shared:]], tuple(
-        replace(message, learned=False) for message in rejected[shared:]
+    return [*prompt, *chosen], tuple(replace(message, learned=False) for message in rejected)
+
+
+def _text_preference(place: str, chosen: str, rejected: str) -> tuple[list[Turn], tuple[Turn, ...]]:
+    """Texts that have their prompt in them: it is what they share, up to a white space."""
+    shared = chosen[: shared_length(chosen, rejected)]
+    start = max((n + 1 for n, character in enumerate(shared) if character.isspace()), default=0)
+    prompt = chosen[:start]
+    if not prompt.strip():
+        raise UserError(
+            f"{place}: 'chosen' and 'rejected' share no beginning that both answer; give a prompt."
+        )
+    return (
+        [Turn(TEXT, prompt), Turn(TEXT, chosen[start:], learned=True)],
+        (Turn(TEXT, rejected[start:]),),
     )
 
 
@@ -188,7 +216,10 @@ class _Fields:
         return not is_empty(self._value(ours))
 
     def _value(self, ours: str) -> object:
-        return self._record.get(self._names.get(ours, ""))
+        return self._record.get(self._names[ours]) if ours in self._names else None
+
+    def are_texts(self, *ours: str) -> bool:
+        return all(isinstance(self._value(one), str) for one in ours)
 
     def text(self, ours: str) -> str:
         """A text; "" where a field that need not be there is not."""

@@ -142,10 +142,16 @@ class TextWording:
 
     def words(self, examples: Sequence[Example]) -> list[Worded]:
         """See Wording."""
-        texts = encode([e.output for e in examples], self._tokenizer, special=False)
-        return [self._worded(text) for text in texts]
+        turns = [turn for example in examples for turn in example.messages]
+        encoded = iter(encode([turn.content for turn in turns], self._tokenizer, special=False))
+        return [
+            self._worded([(next(encoded), turn.learned) for turn in example.messages])
+            for example in examples
+        ]
 
-    def _worded(self, text: Sequence[int]) -> Worded:
-        own = [*text, self._end]
-        ids = [*self._begin, *own]
-        return Worded(ids, [False] * len(self._begin) + [True] * len(own))
+    def _worded(self, parts: Sequence[tuple[list[int], bool]]) -> Worded:
+        ids, learned = list(self._begin), [False] * len(self._begin)
+        for own, is_learned in parts:
+            ids += own
+            learned += [is_learned] * len(own)
+        return Worded([*ids, self._end], [*learned, True])

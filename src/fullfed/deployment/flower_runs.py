@@ -65,6 +65,7 @@ from fullfed.runs.assembly import (
     assemble,
     assemble_server,
     build_method,
+    check_examples,
     choose,
     make_replica,
     make_worker,
@@ -270,6 +271,7 @@ class TaskLoader:
             self._limits.check_settings(told, has_replica)
             self._limits.check_work(told.recipe.local, len(self._examples))
             choices = choose(told.recipe, self._trainer)
+            check_examples(told.recipe, self._examples)
         except RefusalError:
             raise
         except UserError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from fullfed.config import LocalTable
+from fullfed.data.examples import Example
 from fullfed.errors import UserError
 from fullfed.methods import fed_sb, fedavg, fedcybgd, fedkseed, fedprox, fedzo, ferret, lora
 from fullfed.methods.aggregation import Aggregation, TrimmedMean, WeightedMean
@@ -26,6 +27,7 @@ from fullfed.training.transformers_trainers import (
     SftTraining,
     TransformersTraining,
     check_local,
+    check_preferences,
     check_trl_local,
 )
 
@@ -106,6 +108,7 @@ class TrainerEntry:
         options: the dataclass of its options, which may be the trainer itself.
         build: makes it from the options.
         check: sees that it does what the recipe's table ``local`` asks; raises a UserError.
+        check_examples: sees that it can learn from a client's examples; raises a UserError.
 
     Examples:
         >>> def train(model, dataset, context):
@@ -117,6 +120,7 @@ class TrainerEntry:
     options: type[Any]
     build: Callable[[Any], Trainer]
     check: Callable[[LocalTable], None] = lambda local: None
+    check_examples: Callable[[Sequence[Example]], None] = lambda examples: None
 
 
 Entry = TypeVar("Entry", MethodEntry, CodecEntry, AggregationEntry, TrainerEntry)
@@ -259,7 +263,11 @@ TRAINERS: dict[str, TrainerEntry] = {
     ),
     "sft": TrainerEntry("TRL's SFTTrainer", SftTraining, lambda trainer: trainer, check_trl_local),
     "dpo": TrainerEntry(
-        "TRL's DPOTrainer, on preferences", DpoTraining, lambda trainer: trainer, check_trl_local
+        "TRL's DPOTrainer, on preferences",
+        DpoTraining,
+        lambda trainer: trainer,
+        check_trl_local,
+        check_preferences,
     ),
     OWN: TrainerEntry(
         "what was given to fullfed.run, or what a node's owner has brought",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.config import NamedTable, Recipe
 from fullfed.config_data import TEMPLATES, is_jinja
+from fullfed.data.examples import Example
 from fullfed.data.federated import Divided, FederatedData
 from fullfed.data.record_files import read_text
 from fullfed.data.sources import read_examples
@@ -82,6 +83,7 @@ def assemble(recipe: Recipe, own: Trainer | None = None) -> Assembly:
     """
     recipe, choices = settled(recipe), choose(recipe, own)
     divided = read_data(recipe)  # before the model, whose loading may take minutes
+    check_examples(recipe, divided.train)
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
     method = build_method(recipe, choices, model, len(data.clients))
@@ -124,6 +126,16 @@ def with_trainer(recipe: Recipe, trainer: Trainer | None) -> Recipe:
         UserError: none is given, and the recipe's clients train with one that must be.
     """
     if trainer is not None:
+        if not callable(trainer):
+            raise UserError(
+                f"local: {trainer!r} is no function; give one, or name a trainer in the table "
+                "[trainer]."
+            )
+        if recipe.trainer is not None and recipe.trainer.name != OWN:
+            raise UserError(
+                f"trainer.name: clients train with a function that is given, or with "
+                f"{recipe.trainer.name}; give one of the two."
+            )
         recipe = recipe.model_copy(update={"trainer": NamedTable(name=OWN)})
     check_brought(recipe, trainer)
     return recipe
@@ -144,6 +156,16 @@ def check_brought(recipe: Recipe, trainer: Trainer | None) -> None:
         )
     if trainer is not None and not named:
         raise UserError("trainer.name: the run began with a trainer of its recipe's; give none.")
+
+
+def check_examples(recipe: Recipe, examples: Sequence[Example]) -> None:
+    """See that the recipe's trainer can learn from the clients' examples.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if recipe.trainer is not None:
+        TRAINERS[recipe.trainer.name].check_examples(examples)
 
 
 def choose(recipe: Recipe, own: Trainer | None = None) -> Choices:

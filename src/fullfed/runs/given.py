@@ -72,6 +72,11 @@ class Given:
             UserError: the recipe names something else for what is given, or a part is missing.
         """
         tables = copy.deepcopy(tables)
+        if isinstance(self.model, str | Path):
+            raise UserError(
+                f"model: {self.model} is a path; name it in the recipe, as model.path, or give the "
+                "loaded model."
+            )
         if (self.model is None) is not (self.tokenizer is None):
             raise UserError("model: a model goes with its tokenizer; give model= and tokenizer=.")
         if self.model is not None:

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.config import LocalTable, MemoryTable
@@ -153,14 +153,24 @@ def train_with(
     """
     trained = list(parameters.values())
     before = {name: parameters[name].detach().clone() for name in exact}
-    shown = _view(model)
-    frozen = _versions(model, parameters)
-    with training_only(model, trained), _seeded(context.seed):
-        returned = trainer(shown, dataset, context)
-    result = _result(returned)
-    _check_model(model, shown, parameters, frozen)
-    for parameter in model.parameters():
-        parameter.grad = None
+    shown, storage = _view(model), {p: p.data for p in model.parameters()}
+    frozen = _prints(model, parameters)
+    try:
+        with training_only(model, trained), _seeded(context.seed):
+            result = _result(trainer(shown, dataset, context))
+        _check_tensors(model, shown)
+        _put_back(model, storage)
+        changed = [
+            name for name, seen in _prints(model, parameters).items() if seen != frozen[name]
+        ]
+        if changed:
+            raise TrainingError(
+                f"the trainer changed {changed[0]}, which this visit does not train; leave what "
+                "requires no gradient as it is"
+            )
+    finally:
+        for parameter, values in storage.items():
+            parameter.data, parameter.grad = values, None
     moved = {
         name: value + (parameters[name].detach().float() - before[name].float())
         for name, value in exact.items()
@@ -180,16 +190,21 @@ def _view(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, shared)
 
 
-def _versions(model: PreTrainedModel, parameters: Mapping[str, Tensor]) -> dict[str, int]:
-    """How often each tensor that stays as it is was changed so far, as torch counts it."""
+def _prints(model: PreTrainedModel, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Of each tensor that stays as it is, sums of its bytes: two of all that are changed differ."""
     named = chain(model.named_parameters(), model.named_buffers())
-    return {name: tensor._version for name, tensor in named if name not in parameters}
+    return {name: _sums(tensor) for name, tensor in named if name not in parameters}
+
+
+def _sums(tensor: Tensor) -> tuple[int, ...]:
+    octets = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tuple(int(octets[start::3].sum(dtype=torch.int64)) for start in range(3))
 
 
 def _result(returned: LocalResult | Mapping[str, float]) -> LocalResult:
     if isinstance(returned, Mapping) and "loss" in returned:
-        metrics = {name: float(value) for name, value in returned.items() if name != "loss"}
-        returned = LocalResult(float(returned["loss"]), metrics)
+        numbers = {name: _number(name, value) for name, value in returned.items()}
+        returned = LocalResult(numbers.pop("loss"), numbers)
     if not isinstance(returned, LocalResult):
         raise TrainingError("the trainer returned no loss; return {'loss': ...}, of the visit")
     if not math.isfinite(returned.loss):
@@ -197,24 +212,37 @@ def _result(returned: LocalResult | Mapping[str, float]) -> LocalResult:
     return returned
 
 
-def _check_model(
-    model: PreTrainedModel,
-    shown: PreTrainedModel,
-    parameters: Mapping[str, Tensor],
-    frozen: Mapping[str, int],
-) -> None:
-    own = dict(shown.named_parameters())
-    for name, parameter in model.named_parameters():
+def _number(name: str, value: object) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TrainingError(
+            f"the trainer returned {name!r} as {type(value).__name__}; return numbers"
+        )
+    return float(value)
+
+
+def _check_tensors(model: PreTrainedModel, shown: PreTrainedModel) -> None:
+    """See that the trained parameters are the model's own, tied ones in each of their places."""
+    own = dict(shown.named_parameters(remove_duplicate=False))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         if own.get(name) is not parameter:
             raise TrainingError(
                 f"the trainer put another tensor in the place of {name}; train the model's own"
             )
-    changed = [name for name, n in _versions(model, parameters).items() if n != frozen[name]]
-    if changed:
-        raise TrainingError(
-            f"the trainer changed {changed[0]}, which this visit does not train; leave what "
-            "requires no gradient as it is"
-        )
+
+
+def _put_back(model: PreTrainedModel, storage: Mapping[nn.Parameter, Tensor]) -> None:
+    """Have the parameters' values where they were before: a trainer may have moved them."""
+    for name, parameter in model.named_parameters():
+        values = storage[parameter]
+        if (parameter.shape, parameter.dtype) != (values.shape, values.dtype):
+            raise TrainingError(
+                f"the trainer made {name} {parameter.dtype} of shape {tuple(parameter.shape)}; "
+                "leave the model's types and sizes as they are, and use torch.autocast"
+            )
+        if parameter.data_ptr() != values.data_ptr():
+            values.copy_(parameter.data)
 
 
 @contextmanager

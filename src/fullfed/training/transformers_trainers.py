@@ -5,6 +5,7 @@ Their libraries are imported when a visit begins (training/transformers_visits.p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from fullfed.config import LocalTable
 from fullfed.data.client_dataset import ClientDataset
+from fullfed.data.examples import Example
 from fullfed.errors import UserError
 from fullfed.training.trainer import LocalResult, VisitContext
 
@@ -127,3 +129,17 @@ def check_trl_local(local: LocalTable) -> None:
             'trainer.name: this trainer is TRL\'s; install it with pip install "fullfed[trl]".'
         )
     check_local(local)
+
+
+def check_preferences(examples: Sequence[Example]) -> None:
+    """
+    Raises:
+        UserError: an example has no answer that is liked less.
+    """
+    for number, example in enumerate(examples, start=1):
+        if not example.rejected:
+            raise UserError(
+                f"{example.place or f'Example {number}'}: trainer.name: dpo learns from "
+                "preferences, and there is no field 'rejected'; take other data, or another "
+                "trainer."
+            )

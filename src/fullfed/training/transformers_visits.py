@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback
 
 from fullfed.data.client_dataset import ClientDataset
-from fullfed.errors import UserError
 from fullfed.training.trainer import LocalResult, VisitContext
 from fullfed.training.transformers_trainers import OPTIMIZERS
 
@@ -69,26 +68,17 @@ def train_dpo(
 
     Args:
         own: arguments of DPOConfig.
-
-    Raises:
-        UserError: the data are no preferences.
     """
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    records = dataset.records
-    if not {"chosen", "rejected"} <= records[0].keys():
-        raise UserError(
-            "trainer.name: dpo learns from preferences, and the data have no field 'rejected'; "
-            "take other data, or another trainer."
-        )
     with _quiet(), _arguments(DPOConfig, model, context, **own) as arguments:
         trainer = DPOTrainer(
             model,
             ref_model=copy.deepcopy(model).requires_grad_(False),
             args=arguments,
-            train_dataset=Dataset.from_list(records),
+            train_dataset=Dataset.from_list(dataset.records),
             processing_class=_padding(dataset),
             callbacks=[_Log(context)],
         )
