@@ -14,8 +14,8 @@ COPY src ./src
 # torch alone first, from the index of its build, so that no other package brings another one.
 RUN pip install --no-cache-dir --constraint constraints.txt --index-url "$TORCH_INDEX" torch \
  && pip install --no-cache-dir --constraint constraints.txt ".[all]" \
- && useradd --create-home user
-USER user
+ && useradd --create-home --uid 1000 user
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["fullfed"]
 CMD ["--help"]

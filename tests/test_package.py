@@ -23,6 +23,11 @@ def done(command: list[str | Path], folder: Path) -> str:
     return result.stdout
 
 
+def test_the_dockerfile_is_as_it_should_be(tmp_path: Path) -> None:
+    """By hadolint; an image is built by whoever has a daemon."""
+    done([Path(sys.executable).with_name("hadolint"), ROOT / "Dockerfile"], tmp_path)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the wheel; the rest is what is here (`make package` has an empty one)."""

@@ -82,7 +82,7 @@ def climb(model: PreTrainedModel, dataset: ClientDataset, context: VisitContext)
     """A step up the loss: every round is worse than the one before."""
     loss = model(**dataset.collate(dataset[:4])).loss
     (-loss).backward()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
     return {"loss": float(loss.detach())}
 
 
