@@ -16,6 +16,7 @@ from fullfed.deployment.client import Handover
 from fullfed.deployment.flower_runs import TaskLoader
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_limits import Limits
+from fullfed.training.first_order import TrainingError
 from fullfed.training.trainer import Trainer, VisitContext
 
 pytestmark = pytest.mark.usefixtures("flower_process")
@@ -80,3 +81,25 @@ def test_a_visit_that_the_loop_does_not_finish_is_a_failure(
     assert record["aggregated"] == [0, 1, 2]
     [refused] = record["refused"]
     assert refused == {"client": 3, "reason": "the node's own loop did not finish the visit"}
+
+
+def test_a_program_that_leaves_its_loop_leaves_nobody_waiting() -> None:
+    """By an error in the loop, say: its iterator is still there, and its visit unfinished."""
+    handover, failures = Handover(), list[str]()
+
+    def visit() -> None:
+        try:
+            handover(None, None, None)  # type: ignore[arg-type]
+        except TrainingError as error:
+            failures.append(str(error))
+
+    threads = [threading.Thread(target=visit, daemon=True) for _ in range(2)]
+    threads[0].start()
+    visits = handover.visits(lambda: True)
+    next(visits)
+    handover.close()
+    threads[1].start()  # one that comes afterwards
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert failures == ["the node's own loop did not finish the visit"] * 2

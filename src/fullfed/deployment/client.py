@@ -80,13 +80,23 @@ class Handover:
 
     def __init__(self) -> None:
         self._due = queue.Queue[ClientVisit]()
+        self._newest: ClientVisit | None = None
+        self._closed = False
 
     def __call__(
         self, model: PreTrainedModel, dataset: ClientDataset, context: VisitContext
     ) -> LocalResult:
-        visit = ClientVisit(model, dataset, context)
+        visit = self._newest = ClientVisit(model, dataset, context)
         self._due.put(visit)
+        if self._closed:  # meanwhile
+            visit._end()
         return visit._wait()
+
+    def close(self) -> None:
+        """Nobody trains any more: the visit that waits fails, and so does any to come."""
+        self._closed = True
+        if self._newest is not None:
+            self._newest._end()
 
     def visits(self, going_on: Callable[[], bool]) -> Iterator[ClientVisit]:
         """One visit after another, each until the next is asked for.
@@ -174,6 +184,7 @@ class Client:
             thread = threading.Thread(target=self._serve, args=(worker,), daemon=True)
             inside.callback(thread.join)
             inside.callback(self._stop.set)
+            inside.callback(self._handover.close)  # or the thread would wait for the loop for ever
             thread.start()
             self._link = inside.enter_context(link(folder))
             self._inside = inside.pop_all()

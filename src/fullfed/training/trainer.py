@@ -191,7 +191,7 @@ def _view(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _prints(model: PreTrainedModel, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Of each tensor that stays as it is, sums of its bytes: two of all that are changed differ."""
+    """Sums of the bytes of each tensor that is to stay as it is, by which a change shows."""
     named = chain(model.named_parameters(), model.named_buffers())
     return {name: _sums(tensor) for name, tensor in named if name not in parameters}
 
