@@ -1,0 +1,192 @@
+"""Clients that send something else than they have learned, for benchmarks of aggregation rules.
+
+Every client whose number has a small remainder modulo ten lies, in every round that it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fullfed.data.batches import Batch
+from fullfed.data.federated import ClientData, FederatedData
+from fullfed.data.tokens import TokenizedExample
+from fullfed.engines.simulation import Simulation
+from fullfed.federation.inbox import Arrival
+from fullfed.federation.messages import Plan, Update, Value
+from fullfed.federation.method import NOTHING
+from fullfed.methods.composition import Composition
+from fullfed.methods.local_work import LocalWork
+from fullfed.methods.server_step import CurvatureStep, Trained
+from fullfed.randomness import Purpose, Stream
+from fullfed.runs.assembly import Assembly
+from fullfed.sketch import perturb_
+from fullfed.training.first_order import Improvement
+from fullfed.training.watch import OnStep, unwatched
+
+FACTORS = {"flip": -1.0, "flip x9": -9.0, "flip x100": -100.0, "boost x9": 9.0}
+# Xie et al. 2019 and Baruch et al. 2019, with the factors that byzfl has for defaults.
+OMNISCIENT = {"inner product": (-2.0, 0.0), "little is enough": (1.0, 1.5)}  # of mean, deviation
+ATTACKS = (*FACTORS, "random", *OMNISCIENT, "labels", "scalars")
+
+
+def lies(client: int, share: int) -> bool:
+    """Whether a client is one of ``share`` of ten."""
+    return client % 10 < share
+
+
+def made_to_lie(assembly: Assembly, share: int, attack: str) -> Assembly:
+    """The assembly, of whose clients ``share`` of ten carry out one of ``ATTACKS``; or "none"."""
+    if attack == "none":
+        return assembly
+    if attack == "labels":
+        return replace(assembly, data=mislabelled(assembly.data, share))
+    method = assembly.method
+    if attack == "scalars":
+        return replace(assembly, method=_exaggerating(method, share))
+    lying = Lying(method.local, share, attack)
+    return replace(assembly, method=replace(method, local=lying))
+
+
+def mislabelled(data: FederatedData, share: int) -> FederatedData:
+    """The data of a federation whose liars learn each prompt with the next sample's answer."""
+    clients = tuple(
+        ClientData(client.name, _mispaired(client.examples)) if lies(number, share) else client
+        for number, client in enumerate(data.clients)
+    )
+    return replace(data, clients=clients)
+
+
+def _mispaired(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+    answers = [example.ids[example.prompt_length :] for example in examples]
+    return [
+        TokenizedExample.pair(
+            np.concatenate([example.ids[: example.prompt_length], answer]), example.prompt_length
+        )
+        for example, answer in zip(examples, [*answers[1:], answers[0]], strict=True)
+    ]
+
+
+@dataclass
+class Moments:
+    """Of the honest changes of a round, number by number: how many, their sum and squares' sum."""
+
+    round: int = -1
+    count: int = 0
+    sums: list[Tensor] = field(default_factory=list)
+    squares: list[Tensor] = field(default_factory=list)
+
+    def add(self, round: int, changes: Sequence[Tensor]) -> None:
+        if self.round != round:
+            self.round, self.count = round, 0
+            self.sums = [torch.zeros_like(change) for change in changes]
+            self.squares = [torch.zeros_like(change) for change in changes]
+        self.count += 1
+        for change, total, square in zip(changes, self.sums, self.squares, strict=True):
+            total.add_(change)
+            square.addcmul_(change, change)
+
+    def combined(self, mean: float, deviation: float) -> list[Tensor]:
+        """So many times the mean and so many times the standard deviation."""
+        n = self.count
+        means = [total / n for total in self.sums]
+        variances = [
+            (square / n - m.square()).clamp(min=0) * n / max(n - 1, 1)
+            for square, m in zip(self.squares, means, strict=True)
+        ]
+        return [mean * m + deviation * v.sqrt() for m, v in zip(means, variances, strict=True)]
+
+
+@dataclass(frozen=True)
+class Lying(LocalWork):
+    """Honest work, after which liars put something else in the place of their change.
+
+    Attributes:
+        honest: the method's.
+        share: of ten clients.
+        attack: one of FACTORS or OMNISCIENT, or "random".
+        seen: what honest clients of the round have learned, which some liars know.
+    """
+
+    honest: LocalWork
+    share: int
+    attack: str
+    seen: Moments = field(default_factory=Moments)
+
+    def improve(
+        self,
+        model: PreTrainedModel,
+        parameters: Mapping[str, Tensor],
+        batches: Iterator[Batch],  # type: ignore[override]
+        plan: Plan,
+        state: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor] = NOTHING,
+        on_step: OnStep = unwatched,
+    ) -> Improvement:
+        before = [p.detach().clone() for p in parameters.values()]
+        done = self.honest.improve(model, parameters, batches, plan, state, exact, on_step)
+        after = [p.detach() for p in parameters.values()]
+        if lies(plan.client, self.share):
+            self._lie(after, before, plan)
+        elif self.attack in OMNISCIENT:
+            self.seen.add(plan.round, [a - b for a, b in zip(after, before, strict=True)])
+        return done
+
+    def _lie(self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan) -> None:
+        if self.attack in FACTORS:
+            for a, b in zip(after, before, strict=True):
+                a.copy_(b + FACTORS[self.attack] * (a - b))
+        elif self.attack in OMNISCIENT:
+            lie = self.seen.combined(*OMNISCIENT[self.attack])
+            for a, b, change in zip(after, before, lie, strict=True):
+                a.copy_(b + change)
+        else:  # noise as long as the change
+            squares = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True))
+            for a, b in zip(after, before, strict=True):
+                a.copy_(b)
+            size = (squares / sum(b.numel() for b in before)) ** 0.5
+            perturb_(list(after), Stream(7, Purpose.PROBE, plan.round, plan.client), size)
+
+
+@dataclass(frozen=True)
+class Exaggerating(CurvatureStep):
+    """The server step's measurements, of which liars say the most absurd.
+
+    Attributes:
+        share: of ten clients.
+    """
+
+    share: int
+
+    def measure(
+        self, trained: Trained, plan: Plan, last: Update | None, coordinates: float
+    ) -> dict[str, Value]:
+        values = super().measure(trained, plan, last, coordinates)
+        return {**values, "trace": 1e30} if lies(plan.client, self.share) else values
+
+
+def _exaggerating(method: Composition, share: int) -> Composition:
+    step = method.step
+    assert isinstance(step, CurvatureStep)
+    own = {f.name: getattr(step, f.name) for f in fields(step)}
+    return replace(method, step=Exaggerating(**own, share=share))
+
+
+@dataclass
+class LiarsLast(Simulation):
+    """A simulation that visits liars after all others, so that they may know what those send.
+
+    Attributes:
+        share: of ten clients.
+    """
+
+    share: int = 0
+
+    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+        for client in sorted(plans, key=lambda client: (lies(client, self.share), client)):
+            yield self._visit(client, plans[client])
