@@ -65,6 +65,15 @@ class Aggregation(ABC):
         needs codecs that decode what changed, not the weights themselves."""
         return False
 
+    @property
+    def votes(self) -> bool:
+        """Whether the rule counts bits, which it needs a codec of (``Codec.votes``)."""
+        return False
+
+    def coding(self, codec: Codec) -> Codec:
+        """The codec as the rule has clients use it."""
+        return codec
+
     def weight(self, report: Report) -> float:
         """How much a report counts, against others, where the rule only weighs."""
         return 1.0

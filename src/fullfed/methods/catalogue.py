@@ -18,6 +18,7 @@ from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
 from fullfed.methods.codecs.topk import TopK
 from fullfed.methods.composition import Composition
+from fullfed.methods.majority import MajorityVote
 from fullfed.methods.robust import ClippedMean, CoordinateMedian, GeometricMedian, MultiKrum
 from fullfed.methods.scopes import Adapters, Everything, LoraOptions, Scope
 from fullfed.methods.setting import Setting
@@ -250,6 +251,9 @@ AGGREGATIONS: dict[str, AggregationEntry] = {
     ),
     "clipped-mean": AggregationEntry(
         "the mean of changes no longer than the median one", ClippedMean, lambda rule: rule
+    ),
+    "majority-vote": AggregationEntry(
+        "of one-bit coordinates, the sign that most say", MajorityVote, lambda rule: rule
     ),
 }
 

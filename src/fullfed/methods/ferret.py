@@ -41,5 +41,5 @@ def build(setting: Setting, options: FerretOptions) -> Composition:
     Raises:
         UserError: more coordinates than parameters, or an upload too small for one.
     """
-    codec = Sketch(setting.seed, options, table="method")
+    codec = setting.aggregation.coding(Sketch(setting.seed, options, table="method"))
     return averaging(setting, codec=codec, step=options.server_step)

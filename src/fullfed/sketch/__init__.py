@@ -26,6 +26,7 @@ from fullfed.sketch.codes import (
 )
 from fullfed.sketch.directions import Distribution, accumulate_, dither_, perturb_, round_
 from fullfed.sketch.entries import second_moment
+from fullfed.sketch.votes import code_rotated, rotated_numbers
 
 __all__ = [
     "BITS",
@@ -45,10 +46,12 @@ __all__ = [
     "affordable",
     "allocate",
     "code_of",
+    "code_rotated",
     "decoded",
     "dither_",
     "permutation",
     "perturb_",
+    "rotated_numbers",
     "round_",
     "scales_fit",
     "second_moment",

@@ -106,6 +106,16 @@ class Codec(ABC):
         return False
 
     @property
+    def votes(self) -> bool:
+        """Whether what is decoded is one bit of each number, times a scale: a client's vote on its
+        sign, which means the same for all clients."""
+        return False
+
+    def voting(self) -> Codec:
+        """The same codec with reports that are votes; itself where they cannot be."""
+        return self
+
+    @property
     def stateful(self) -> bool:
         """Whether clients keep something between visits."""
         return False

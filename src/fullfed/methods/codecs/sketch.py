@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from pydantic import StrictInt
 from torch import Tensor
 
 from fullfed.config_values import NOT_BOTH, parse_bytes
-from fullfed.errors import MessageError, UserError
+from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, number, numbers
 from fullfed.methods.codecs.codec import (
     Change,
@@ -25,6 +25,7 @@ from fullfed.methods.codecs.codec import (
     check_tensors,
     elements,
 )
+from fullfed.methods.codecs.numbers import Numbers
 from fullfed.methods.codecs.split import (
     ALLOCATION,
     ENERGIES,
@@ -36,19 +37,16 @@ from fullfed.methods.codecs.split import (
 )
 from fullfed.sketch import (
     BITS,
-    LARGEST_SCALE,
     SHARED,
-    Code,
     Coded,
     NormalBasis,
-    Purpose,
     SignBasis,
-    Stream,
     affordable,
     allocate,
     code_of,
+    code_rotated,
     decoded,
-    scales_fit,
+    rotated_numbers,
 )
 
 REPORT_HEADER = 448  # most bytes of a report that are not coordinates, whatever its numbers
@@ -89,93 +87,6 @@ class SketchOptions:
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """How K float32 numbers are sent: as they are, or in a few bits each, and scales.
-
-    ``round`` and ``owner`` say whose numbers they are; the code's randomness follows from them.
-
-    Attributes:
-        seed: the recipe's.
-        code: None for float32.
-    """
-
-    seed: int
-    code: Code | None
-
-    @property
-    def fidelity(self) -> float:
-        """How many exact numbers a sent one is worth, at most 1."""
-        return self.code.fidelity if self.code else 1.0
-
-    def nbytes(self, count: int) -> int:
-        """Bytes of the tensors of ``count`` numbers."""
-        if self.code is None:
-            return 4 * count
-        return self.code.nbytes(count) + 4 * self.code.blocks(count)
-
-    def encode(self, numbers: Tensor, round: int, owner: int) -> dict[str, Tensor]:
-        """The tensors; their mean over the code's own randomness is decoded as the numbers."""
-        if self.code is None:
-            return {"coordinates": numbers}
-        coded = self.code.encode(numbers.cpu(), Stream(self.seed, Purpose.CODES, round, owner))
-        return {"codes": coded.codes, "scales": coded.scales}
-
-    def check(self, message: Report | Update, count: int) -> None:
-        """
-        Raises:
-            MessageError: the message's tensors cannot be those of ``count`` numbers.
-        """
-        check_tensors(message, self._kinds(count))
-        self._check_scales(message)
-
-    def check_stacked(self, update: Update, count: int) -> None:
-        """The same of an update that holds every client's, one beside another."""
-        clients = update.tensors.get("clients", torch.zeros(0))
-        each = {
-            name: ((clients.numel(), *shape), dtype)
-            for name, (shape, dtype) in self._kinds(count).items()
-        }
-        each["clients"] = (clients.numel(),), torch.int64
-        each["weights"] = (clients.numel(),), torch.float32
-        check_tensors(update, each)
-        if bool(((clients < 0) | (clients >= SHARED)).any()):
-            raise MessageError("the update names clients that cannot be")
-        self._check_scales(update)
-
-    def _kinds(self, count: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        if self.code is None:
-            return {"coordinates": ((count,), torch.float32)}
-        codes = (self.code.nbytes(count),), torch.uint8
-        return {"codes": codes, "scales": ((self.code.blocks(count),), torch.float32)}
-
-    def _check_scales(self, message: Report | Update) -> None:
-        if self.code is not None and not scales_fit(message.tensors["scales"]):
-            raise MessageError(
-                f"the {message.kind}'s scales are not between 0 and {LARGEST_SCALE:g}"
-            )
-
-    def room(self, count: int) -> Tensor | None:
-        """A buffer to decode several sets of ``count`` numbers in, one after another: new memory
-        is slower than decoding is."""
-        return torch.empty(self.code.padded(count)) if self.code else None
-
-    def decode(
-        self,
-        tensors: Mapping[str, Tensor],
-        count: int,
-        round: int,
-        owner: int,
-        room: Tensor | None = None,
-    ) -> Tensor | Coded:
-        """The numbers, float32, shape (count,), on the CPU; valid until ``room`` is used again."""
-        if self.code is None:
-            return tensors["coordinates"].cpu()
-        stream = Stream(self.seed, Purpose.CODES, round, owner)
-        codes, scales = tensors["codes"].cpu(), tensors["scales"].cpu()
-        return Coded(self.code, codes, scales, count, stream, room)
-
-
-@dataclass(frozen=True)
 class Sketch(Codec):
     """Sends K coordinates of the change; everyone reconstructs (Shu et al. 2024, arXiv 2409.06277,
     eqs. 2, 6 and 7).
@@ -192,11 +103,16 @@ class Sketch(Codec):
         seed: the recipe's.
         options: see there.
         table: the recipe's table that has them, for errors.
+        votes: whether reports are votes (``Codec.votes``).
     """
 
     seed: int
     options: SketchOptions
     table: Literal["codec", "method"] = "codec"
+    votes: bool = False
+
+    def voting(self) -> Sketch:
+        return replace(self, votes=self._shared and self.options.bits == 1)
 
     @property
     def comparable(self) -> bool:
@@ -215,9 +131,9 @@ class Sketch(Codec):
         return self.options.seeds
 
     def coordinates(self, shapes: Shapes) -> float:
-        """A mean of shared coordinates is coded once more than a client's own."""
+        """A mean of shared coordinates is coded once more than a client's own; a vote is not."""
         count, numbers = self._amount(shapes)
-        return count * numbers.fidelity ** (2 if self._shared else 1)
+        return count * numbers.fidelity ** (2 if self._shared and not self.votes else 1)
 
     def check_parts(self, parts: Sequence[Shapes]) -> None:
         least = min(elements(part) for part in parts)
@@ -291,7 +207,11 @@ class Sketch(Codec):
 
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         count, numbers = self._amount(shapes)
-        y = decoded(numbers.decode(report.tensors, count, report.round, report.client)).double()
+        coded = numbers.decode(report.tensors, count, report.round, report.client)
+        if self.votes and isinstance(coded, Coded):
+            y = rotated_numbers(coded)
+        else:
+            y = decoded(coded).double()
         return Contribution({"coordinates": y}, noise=(1 - numbers.fidelity) * float(y @ y))
 
     def norm(
@@ -313,7 +233,8 @@ class Sketch(Codec):
             energy = math.fsum(energies)
         values["energy"] = max(energy - aggregate.noise, 0.0)
         _, numbers = self._amount(shapes)
-        return Encoded(values, numbers.encode(y.float(), plan.round, SHARED))
+        coded = code_rotated(y) if self.votes else numbers.encode(y.float(), plan.round, SHARED)
+        return Encoded(values, coded)
 
     def stack(self, reports: Weighted, plan: Plan, shapes: Shapes, last: Update | None) -> Encoded:
         tensors = {
@@ -365,7 +286,7 @@ class Sketch(Codec):
                 f"{self.table}.upload: {self.options.upload} leaves no room for a coordinate "
                 f"beside the {REPORT_HEADER} bytes of a report's header; raise it."
             )
-        return count, numbers
+        return count, replace(numbers, votes=self.votes)
 
     def _basis(
         self, round: int, owner: int, message: Plan | Update, shapes: Shapes
