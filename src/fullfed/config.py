@@ -217,6 +217,25 @@ class EvaluationTable(RecipeTable):
         return self
 
 
+class CheckTable(RecipeTable):
+    """The held-out check: the server measures what each report does to the loss on samples of its
+    own, and leaves out those that do harm (docs/aggregation.md).
+
+    Attributes:
+        data: the samples, as data.test; without it they are held out of the training data.
+        samples (samples): of them, at random; two passes over so many for each report.
+        patience (visits): a client whose reports did harm so often in a row is left out from then
+            on.
+        trusted: clients, by name, whose reports are let in whatever they do; may be changed while
+            a run lasts.
+    """
+
+    data: Source | None = None
+    samples: Positive = 64
+    patience: Positive = 3
+    trusted: tuple[str, ...] = ()
+
+
 class SimulationTable(RecipeTable):
     """What simulated clients suffer; real ones see to that themselves.
 
@@ -269,6 +288,7 @@ class Recipe(RecipeTable):
         codec: how changes become bytes; the method's own default where it is not said.
         trainer: what trains in visits in the place of a method's own gradient steps.
         aggregation: how the server combines reports.
+        check: the held-out check of reports; none where it is not said.
         local: a client's work in one visit.
         memory: what a client trades for memory.
         evaluation: what is measured, and when.
@@ -288,6 +308,7 @@ class Recipe(RecipeTable):
     codec: NamedTable | None = None
     trainer: NamedTable | None = None
     aggregation: NamedTable = NamedTable(name="mean")
+    check: CheckTable | None = None
     local: LocalTable = LocalTable()
     memory: MemoryTable = MemoryTable()
     evaluation: EvaluationTable = EvaluationTable()

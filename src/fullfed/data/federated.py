@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from fullfed.config import CheckTable
 from fullfed.config_data import DataTable
 from fullfed.data.examples import Example
 from fullfed.data.owners import read_training
@@ -53,6 +54,7 @@ class FederatedData:
         shortened: how many prompts of clients and test lost their middle.
         dropped: how many examples of clients and test did not fit at all.
         empty: how many of theirs teach nothing but to say nothing.
+        check: what the server checks reports on, held out from every client and the test set.
     """
 
     clients: tuple[ClientData, ...]
@@ -60,11 +62,13 @@ class FederatedData:
     shortened: int
     dropped: int
     empty: int = 0
+    check: tuple[TokenizedExample, ...] = ()
 
     def content_hash(self) -> str:
-        """SHA-256 of who has which tokens, in which order, and of the test set; hexadecimal."""
+        """SHA-256 of who has which tokens, in which order, and of what is held out; hexadecimal."""
         digest = hashlib.sha256()
-        for name, examples in [*((c.name, c.examples) for c in self.clients), ("", self.test)]:
+        held_out = [("", self.test), *([("check", self.check)] if self.check else [])]
+        for name, examples in [*((c.name, c.examples) for c in self.clients), *held_out]:
             digest.update(f"{name!r} {len(examples)}\n".encode())
             for example in examples:
                 references = example.references
@@ -81,14 +85,18 @@ class Divided(NamedTuple):
         train: of all clients.
         test: held out from every client.
         parts: of ``train``, one a client.
+        check: what the server checks reports on.
     """
 
     train: Sequence[Example]
     test: Sequence[Example]
     parts: Sequence[Part]
+    check: Sequence[Example] = ()
 
 
-def divide(table: DataTable, seed: int, root: Path | None = None) -> Divided:
+def divide(
+    table: DataTable, seed: int, root: Path | None = None, check: CheckTable | None = None
+) -> Divided:
     """Reads the data of a run and says who has which.
 
     The test set is ``table.test`` (split "test" where it has splits); without one, the category
@@ -100,6 +108,7 @@ def divide(table: DataTable, seed: int, root: Path | None = None) -> Divided:
         table: the recipe's.
         seed: fixes who holds what.
         root: what relative paths are relative to.
+        check: the recipe's.
 
     Raises:
         UserError: bad input of any kind.
@@ -117,14 +126,38 @@ def divide(table: DataTable, seed: int, root: Path | None = None) -> Divided:
         train, test = hold_out_category(train, table.hold_out)
     else:
         train, test = hold_out_samples(train, table.test_samples)
-        _refuse_held_out_clients(train, test)
-    return Divided(train, test, partition(train, table, seed))
+        _refuse_held_out_clients(train, test, "data.test_samples")
+    left, checked = set_apart(train, check, table, root)
+    return Divided(left, test, partition(left, table, seed), checked)
+
+
+def set_apart(
+    train: Sequence[Example], check: CheckTable | None, table: DataTable, root: Path | None = None
+) -> tuple[Sequence[Example], list[Example]]:
+    """(what is left for clients, what the server checks reports on), the same ones in every run.
+
+    Args:
+        check: the recipe's; None for no check.
+        table, root: see ``divide``.
+
+    Raises:
+        UserError: bad data, or there is nothing left for a client.
+    """
+    if check is None:
+        return train, []
+    if check.data is None:
+        train, held_out = hold_out_samples(train, check.samples, "check.samples")
+        _refuse_held_out_clients(train, held_out, "check.samples")
+        return train, held_out
+    own = read_examples(check.data, "test", root, table.columns, table.ignore)
+    return train, [own[i] for i in _chosen(len(own), check.samples)]
 
 
 def federate(
     train: Sequence[Example],
     test: Sequence[Example],
     parts: Sequence[Part],
+    check: Sequence[Example],
     table: DataTable,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -133,14 +166,15 @@ def federate(
     """Tokenises examples that have been divided.
 
     Args:
-        train, test, parts: see `Divided`.
+        train, test, parts, check: see `Divided`; the server of a real federation has no train and
+            parts, and need not have the others.
         table: the recipe's.
         max_length: ids in a sequence, at most the model's context.
         keep_examples: whether clients keep theirs untokenised too, for trainers that read them.
 
     Raises:
-        UserError: no example of a client, or of the test set, has an answer that fits; or all
-            answers of the clients, or of the test set, are empty.
+        UserError: no example of a client, of the test set or of the check has an answer that fits;
+            or all answers of the clients, or of the test set, are empty.
     """
 
     def fitting(owner: str, own: Sequence[Example]) -> Tokenized:
@@ -156,10 +190,13 @@ def federate(
         part.name: fitting(f"Client {part.name}", [train[i] for i in part.indices])
         for part in parts
     }
-    tested = fitting("The test set", [test[i] for i in _chosen(len(test), table.test_samples)])
+    chosen = [test[i] for i in _chosen(len(test), table.test_samples)]
+    none = Tokenized((), 0, 0)
+    tested = fitting("The test set", chosen) if test else none
+    checked = fitting("The check's data", check) if check else none
     refuse_empty("The training data", list(held.values()))
     refuse_empty("The test set", [tested])
-    everything = [*held.values(), tested]
+    everything = [*held.values(), tested, checked]
 
     def packed(part: Part) -> PackedExamples:
         own, source = held[part.name], None
@@ -175,6 +212,7 @@ def federate(
         shortened=sum(own.shortened for own in everything),
         dropped=sum(own.dropped for own in everything),
         empty=sum(own.empty for own in everything),
+        check=checked.examples,
     )
 
 
@@ -208,9 +246,9 @@ def hold_out_category(
 
 
 def hold_out_samples(
-    examples: Sequence[Example], samples: int | None
+    examples: Sequence[Example], samples: int | None, key: str = "data.test_samples"
 ) -> tuple[list[Example], list[Example]]:
-    """(the rest, `samples` random examples), the same ones in every run.
+    """(the rest, `samples` random examples), the same ones in every run; ``key`` is the recipe's.
 
     Raises:
         UserError: either would be empty.
@@ -222,7 +260,7 @@ def hold_out_samples(
         )
     if samples >= len(examples):
         raise UserError(
-            f"data.test_samples: {samples} examples to hold out of {len(examples)} leave none to "
+            f"{key}: {samples} examples to hold out of {len(examples)} leave none to "
             "train on; lower it."
         )
     chosen = set(_chosen(len(examples), samples))
@@ -249,13 +287,15 @@ def _refuse_test_files(table: DataTable, test: str, root: Path | None) -> None:
                 )
 
 
-def _refuse_held_out_clients(train: Sequence[Example], test: Sequence[Example]) -> None:
+def _refuse_held_out_clients(
+    train: Sequence[Example], held_out: Sequence[Example], key: str
+) -> None:
     """UserError if all of an owner's examples are held out."""
-    gone = {example.owner for example in test} - {example.owner for example in train}
+    gone = {example.owner for example in held_out} - {example.owner for example in train}
     if gone:
         raise UserError(
-            f"Client {min(gone)} is left with no examples: all that it has are held out for the "
-            "test set; lower data.test_samples, or leave the client out of the data."
+            f"Client {min(gone)} is left with no examples: all that it has are held out; lower "
+            f"{key}, or leave the client out of the data."
         )
 
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median_low
+from typing import IO
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.errors import MessageError, UserError
+from fullfed.federation.held_out import Checked, HeldOutCheck, harmful
 from fullfed.federation.messages import Plan, Report, decode
 from fullfed.federation.method import NOTHING, Method
 from fullfed.federation.replica import norm
@@ -85,11 +87,13 @@ class Inbox:
         samples: how many each client has, as far as somebody other than the client says so.
         folder: where reports wait that do not fit into memory; None for the system's.
         exact: what the model's weights in 16 bits are rounded from, as far as that is kept.
+        check: what reports are measured by; None to let in what harms.
 
     Attributes:
         refused: (client, reason) of each arrival that was not let in.
         accepted: the clients whose reports were let in; in client order once all have arrived.
         limited: (samples that the client claimed, samples that its report counts as).
+        checked: what the check found, once all have arrived.
     """
 
     def __init__(
@@ -100,8 +104,9 @@ class Inbox:
         samples: Mapping[int, int] | None = None,
         folder: Path | None = None,
         exact: Mapping[str, Tensor] = NOTHING,
+        check: HeldOutCheck | None = None,
     ) -> None:
-        self._method = method
+        self._method, self._check = method, check
         self._plans = {plan.client: plan for plan in plans}
         self._model, self._exact = model, exact
         self._samples = samples or {}
@@ -110,6 +115,7 @@ class Inbox:
         self._kept: dict[int, _Kept] = {}
         self.refused: list[tuple[int, str]] = []
         self.limited: dict[int, tuple[int, int]] = {}
+        self.checked = Checked()
 
     @property
     def accepted(self) -> list[int]:
@@ -135,12 +141,16 @@ class Inbox:
                             f"put here ({error.strerror}); free some space and resume."
                         ) from error
             self._refuse_outliers()
+            if self._check is not None:
+                self._refuse_harmful(self._check, spool)
             counted = self._counted()
             for client in self.accepted:
-                kept = self._kept[client]
-                spool.seek(kept.start)
-                report = decode(spool.read(kept.length), Report)
-                yield replace(report, samples=counted[client])
+                yield replace(self._read(spool, client), samples=counted[client])
+
+    def _read(self, spool: IO[bytes], client: int) -> Report:
+        kept = self._kept[client]
+        spool.seek(kept.start)
+        return decode(spool.read(kept.length), Report)
 
     def _accept(self, arrival: Arrival, start: int) -> _Kept | None:
         try:
@@ -168,6 +178,12 @@ class Inbox:
         self._seen.add(arrival.sender)
         if arrival.payload is None:
             raise MessageError(arrival.failure)
+        if self._check is not None and arrival.sender in self._check.excluded:
+            self.checked.excluded.append(arrival.sender)
+            raise MessageError(
+                "the client's reports did harm to the held-out loss too often in a row; name it in "
+                "check.trusted to let it in again"
+            )
         report = decode(arrival.payload, Report, self._method.report_limit(plan))
         if report.client != arrival.sender:
             raise MessageError(f"the report claims to be client {report.client}'s")
@@ -219,6 +235,22 @@ class Inbox:
                     f"median of the cohort, more than {most:.4g} times"
                 )
                 self.refused.append((client, reason))
+
+    def _refuse_harmful(self, check: HeldOutCheck, spool: IO[bytes]) -> None:
+        """Refuse what raises the held-out loss, as ``harmful`` has it."""
+        parts: dict[int | None, list[int]] = {}
+        for client in self.accepted:
+            parts.setdefault(self._kept[client].part, []).append(client)
+        found = self.checked
+        for clients in parts.values():
+            reports = ((self._read(spool, client), self._plans[client]) for client in clients)
+            gains = check.gains(reports, len(clients))
+            found.gains |= gains
+            found.left_out += [c for c in harmful(gains) if c not in check.trusted]
+        for client in sorted(found.left_out):
+            del self._kept[client]
+            reason = f"with the report the held-out loss is {-found.gains[client]:.3g} nats higher"
+            self.refused.append((client, reason))
 
     def _counted(self) -> dict[int, int]:
         """The samples that each report counts as."""

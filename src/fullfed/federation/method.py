@@ -157,6 +157,15 @@ class Method(Protocol):
     ) -> Update:
         """One update from checked reports, which come in increasing order of clients."""
 
+    def alone(self, report: Report, plan: Plan, last: Update | None, share: float) -> Update:
+        """What adds to the model of version ``plan.round`` so much of a checked report's change as
+        if no other had come: for ``apply`` on that version, of a cumulative method too.
+
+        Args:
+            last: the previous round's update.
+            share: of what is applied of a change as a rule.
+        """
+
     def mean(self, numbers: Sequence[float]) -> float:
         """One number of many clients', as the aggregation rule has it: their losses."""
 

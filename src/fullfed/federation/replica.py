@@ -152,6 +152,26 @@ class Replica:
             ) from error
         self.version = update.round + 1
 
+    @contextmanager
+    def trial(self, update: Update) -> Iterator[None]:
+        """Inside, the model is as one more change of this version makes it; afterwards it is as it
+        was, bit for bit. Another copy of what updates change is held meanwhile.
+
+        Args:
+            update: of ``Method.alone``.
+        """
+        mine = self.parameters()
+        kept = {name: p.detach().clone() for name, p in mine.items()}
+        try:
+            with torch.no_grad(), self._widened(update.round):
+                self.method.apply(self.model, update)
+            yield
+        finally:
+            with torch.no_grad():
+                _copy(kept, mine)
+                with self._widened(update.round):
+                    pass  # the model itself is what its masters round to
+
     def _return_to_base(self) -> None:
         parameters = self.method.replicated(self.model)
         for name, fetch in self._base.items():

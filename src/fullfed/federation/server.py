@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.errors import UserError
+from fullfed.federation.held_out import Checked, HeldOutCheck
 from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import Report, Update, encode
 from fullfed.federation.method import NOTHING, Method
@@ -41,6 +42,7 @@ class RoundResult:
         refused: (client, reason) of everything that was not let in.
         limited: of each client whose report counts as fewer samples than it claims: (samples
             claimed, samples counted).
+        checked: what the held-out check found; None where there is none.
         loss: their mean training loss by the aggregation rule, nats per answer token; None if
             there are none.
         up: encoded bytes received from each client, refused ones included.
@@ -53,6 +55,7 @@ class RoundResult:
     aggregated: tuple[int, ...]
     refused: tuple[tuple[int, str], ...]
     limited: Mapping[int, tuple[int, int]]
+    checked: Checked | None
     loss: float | None
     up: Mapping[int, int]
     down: Mapping[int, int]
@@ -73,6 +76,7 @@ def run_round(
     folder: Path | None = None,
     observer: Observer = unobserved,
     exact: Mapping[str, Tensor] = NOTHING,
+    check: HeldOutCheck | None = None,
 ) -> RoundResult:
     """Run one round and return its update; appending it to the log is the caller's.
 
@@ -81,7 +85,7 @@ def run_round(
         model: the server's, at version ``round``; is only looked at.
         on_arrival: called with each arrival, for progress.
         quorum: the share of the cohort that must have sent a usable report.
-        samples, folder, exact: as for ``Inbox``.
+        samples, folder, exact, check: as for ``Inbox``.
         observer: is told how the aggregation gets on.
 
     Raises:
@@ -91,7 +95,7 @@ def run_round(
     started = time.perf_counter()
     plans = method.plans(round, last)
     outgoing = {plan.client: encode(plan) for plan in plans}
-    inbox = Inbox(method, plans, model, samples, folder, exact)
+    inbox = Inbox(method, plans, model, samples, folder, exact, check)
     account = _Account(outgoing, on_arrival)
     arrivals = account.of_arrivals(engine.exchange(outgoing))
     reports = account.of_reports(inbox, arrivals, observer)
@@ -115,6 +119,7 @@ def run_round(
         aggregated=tuple(inbox.accepted),
         refused=tuple(inbox.refused),
         limited=inbox.limited,
+        checked=None if check is None else inbox.checked,
         loss=method.mean(account.losses) if account.losses else None,
         up=account.up,
         down=account.down,

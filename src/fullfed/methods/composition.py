@@ -20,10 +20,11 @@ from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import SKIPPED, Plan, Report, Update, Value
 from fullfed.federation.method import NOTHING, Visit, VisitError
 from fullfed.headway import Observer, unobserved
-from fullfed.methods.aggregation import Aggregation, PartReports
+from fullfed.methods.aggregation import Aggregation, PartReports, WeightedMean
 from fullfed.methods.checks import (
     BLOCKS,
     CLIENTS,
+    STEP,
     MessageChecks,
     named,
     named_blocks,
@@ -86,6 +87,12 @@ class Composition:
             UserError: they do not.
         """
         self.codec.check_parts(self.blocks or (self.setting.shapes,))
+        if self.aggregation.votes and not self.codec.votes:
+            raise UserError(
+                "aggregation.name: a majority vote counts one bit of each coordinate on shared "
+                "directions; take a sketch with coordinates, bits = 1 and seeds = 'shared', or "
+                "another rule."
+            )
         if not self.codec.comparable and not self.aggregation.weights_only:
             raise UserError(
                 "aggregation.name: this rule compares clients number by number, which reports on "
@@ -291,6 +298,18 @@ class Composition:
         if self.stateful:
             values[CLIENTS] = [report.client for report in light]
         return Update(plans[0].round, values, tensors)
+
+    def alone(self, report: Report, plan: Plan, last: Update | None, share: float) -> Update:
+        block, shapes = self._block(plan), self._shapes(plan)
+        part = PartReports(self.codec, WeightedMean(), plan, shapes)
+        part.add(report, plan)
+        encoded, prefix = part.encoded(None), prefix_of(block)
+        known = self.step.known(_changing(last), self._coordinates(shapes))
+        values = {prefix + name: value for name, value in encoded.values.items()}
+        values[STEP] = share * known
+        if block is not None:
+            values[BLOCKS] = [block]
+        return Update(plan.round, values, _prefixed(prefix, encoded.tensors))
 
     def mean(self, numbers: Sequence[float]) -> float:
         return self.aggregation.scalar(numbers)

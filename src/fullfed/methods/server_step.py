@@ -82,6 +82,10 @@ class StepRule(ABC):
         """Raise MessageError unless the report holds what ``measure`` adds."""
 
     @abstractmethod
+    def known(self, last: Update | None, coordinates: float) -> float:
+        """The step as it is known before a round's reports are; as for ``measure``."""
+
+    @abstractmethod
     def check_update(self, update: Update) -> None:
         """Raise MessageError unless the update's values can be what ``decide`` says."""
 
@@ -109,6 +113,9 @@ class ConstantStep(StepRule):
     """The same step in every round."""
 
     step: float
+
+    def known(self, last: Update | None, coordinates: float) -> float:
+        return self.step
 
     def check_update(self, update: Update) -> None:
         if number(update, "server_step") != self.step:
@@ -196,6 +203,9 @@ class CurvatureStep(StepRule):
     def report_values(self) -> frozenset[str]:
         signs = [] if self.shared else ["signs"]
         return frozenset([*MEASURED, *signs])
+
+    def known(self, last: Update | None, coordinates: float) -> float:
+        return _step(StepMemory.of(last), coordinates)
 
     def check_update(self, update: Update) -> None:
         number(update, "rank")

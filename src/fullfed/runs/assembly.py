@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fullfed.config import NamedTable, Recipe
 from fullfed.config_data import TEMPLATES, is_jinja
 from fullfed.data.examples import Example
-from fullfed.data.federated import Divided, FederatedData
+from fullfed.data.federated import Divided, FederatedData, set_apart
 from fullfed.data.record_files import read_text
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
@@ -27,6 +27,7 @@ from fullfed.methods.composition import Composition
 from fullfed.methods.own_training import OwnTraining
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
+from fullfed.runs.checking import check_trusted
 from fullfed.runs.checkpoint import check_passing_over
 from fullfed.runs.loading import BUILTIN, load_model, read_data, tokenize_data
 from fullfed.training.layers import layer_names
@@ -83,6 +84,7 @@ def assemble(recipe: Recipe, own: Trainer | None = None) -> Assembly:
     """
     recipe, choices = settled(recipe), choose(recipe, own)
     divided = read_data(recipe)  # before the model, whose loading may take minutes
+    check_trusted(recipe, [part.name for part in divided.parts])
     check_examples(recipe, divided.train)
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
@@ -104,16 +106,20 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
     """
     recipe, choices = settled(recipe), choose(recipe)
     table = recipe.data
-    examples = None
+    examples: Sequence[Example] = ()
     if table.test is not None:
         examples = read_examples(table.test, "test", columns=table.columns, ignore=table.ignore)
+    if recipe.check is not None and recipe.check.data is None:
+        raise UserError(
+            "check.data: the server of a federation has no training data to hold samples out of; "
+            "name samples of its own, or leave the table check out."
+        )
+    _, checked = set_apart((), recipe.check, table)
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
-    if examples is None:
-        data = FederatedData((), (), 0, 0)
+    if table.test is None:
         unmeasured = recipe.evaluation.model_copy(update={"metrics": ()})
         recipe = recipe.model_copy(update={"evaluation": unmeasured})
-    else:
-        data = tokenize_data(recipe, Divided([], examples, []), model, tokenizer)
+    data = tokenize_data(recipe, Divided([], examples, [], checked), model, tokenizer)
     method = build_method(recipe, choices, model, clients)
     method.plans(0, None)  # a schedule that does not fit the federation shows at once
     return Assembly(resolved(recipe, choices), model, tokenizer, data, method)
@@ -237,10 +243,14 @@ def resolved(recipe: Recipe, choices: Choices) -> Recipe:
     elif table.train != BUILTIN:
         data["train"] = table.train and absolute(table.train)
     model = {} if path == BUILTIN else {"path": absolute(path)}
+    check = recipe.check
+    if check is not None and check.data is not None:
+        check = check.model_copy(update={"data": absolute(check.data)})
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update=model),
             "data": table.model_copy(update=data),
+            "check": check,
             **choices.tables,
         }
     )
@@ -294,7 +304,8 @@ def build_method(
     )
     table = choices.tables["codec"]
     if table is not None:
-        setting = replace(setting, codec=CODECS[table.name].build(seed, choices.codec))
+        codec = CODECS[table.name].build(seed, choices.codec)
+        setting = replace(setting, codec=setting.aggregation.coding(codec))
     method = entry.build(replace(setting, trainer=choices.trainer), choices.method)
     if choices.trainer is not None and not isinstance(method.local, OwnTraining):
         raise UserError(

@@ -21,6 +21,8 @@ FREE = (
     "data.train",  # base.json has the hash of the data
     "data.sources.*.path",
     "data.test",
+    "check.data",
+    "check.trusted",  # who is vouched for is the operator's to say at any time
     "federation.rounds",
     "federation.snapshot_every",
     "memory.checkpoint_activations",  # computes the same once more

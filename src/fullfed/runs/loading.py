@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fullfed.config import Recipe
-from fullfed.data.federated import Divided, FederatedData, divide, federate
+from fullfed.data.federated import Divided, FederatedData, divide, federate, set_apart
 from fullfed.data.partition import partition
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
@@ -133,7 +133,7 @@ def read_data(recipe: Recipe) -> Divided:
     """
     seed = recipe.federation.seed
     builtin = recipe.data.train == BUILTIN
-    divided = _quickstart_data(recipe) if builtin else divide(recipe.data, seed)
+    divided = _quickstart_data(recipe) if builtin else divide(recipe.data, seed, check=recipe.check)
     made = len(divided.parts)
     check_cohort(recipe, made, f"the data make only {made} clients")
     return divided
@@ -154,7 +154,7 @@ def tokenize_data(
         max_tokens(recipe, model),
         keep_examples=recipe.trainer is not None,
     )
-    for examples in (data.test, *(client.examples for client in data.clients)):
+    for examples in (data.test, data.check, *(client.examples for client in data.clients)):
         check_tokens(model, examples)
     compared = [metric for metric in recipe.evaluation.metrics if METRICS[metric].score]
     if compared and not all(example.references for example in data.test):
@@ -210,7 +210,10 @@ def max_tokens(recipe: Recipe, model: PreTrainedModel) -> int:
 
 
 def _quickstart_data(recipe: Recipe) -> Divided:
-    """One client a generated task. Training data follow the recipe's seed, test data do not."""
+    """One client a generated task. Training data follow the recipe's seed, test data do not.
+
+    What the server checks reports on are other samples of the same tasks.
+    """
     seed = recipe.federation.seed
     train = [
         example
@@ -222,4 +225,5 @@ def _quickstart_data(recipe: Recipe) -> Divided:
         for name, kind in FEDERATED.items()
         for example in draw_examples(name, kind, _QUICKSTART_TEST_SAMPLES, 0, "test")
     ]
-    return Divided(train, test, partition(train, recipe.data, seed))
+    left, checked = set_apart(train, recipe.check, recipe.data)
+    return Divided(left, test, partition(left, recipe.data, seed), checked)

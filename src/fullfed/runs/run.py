@@ -16,8 +16,9 @@ from fullfed.federation.client import Worker
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode, encode
-from fullfed.federation.server import Engine, RoundResult, Traffic, run_round
+from fullfed.federation.server import Engine, Traffic, run_round
 from fullfed.headway import Headway
+from fullfed.runs.account import account_of
 from fullfed.runs.assembly import (
     Assembly,
     assemble,
@@ -29,6 +30,7 @@ from fullfed.runs.assembly import (
 from fullfed.runs.best import best_version, is_over
 from fullfed.runs.binding import changes_since
 from fullfed.runs.callback import Callback
+from fullfed.runs.checking import round_check
 from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.predictions import forget_predictions, write_predictions
@@ -234,7 +236,7 @@ class _Run:
 
     def _round(self, log: Log, engine: Engine) -> None:
         """One round, committed by the log: before it nothing counts, after it nothing is lost."""
-        number = self.replica.version
+        number, last = self.replica.version, self.worker.last
         for callback in self.callbacks:
             callback.on_round_begin(number)
 
@@ -246,7 +248,7 @@ class _Run:
             self.assembly.method,
             _Measured(engine, self.peaks),
             number,
-            self.worker.last,
+            last,
             self.replica.model,
             on_arrival,
             self.quorum,
@@ -254,6 +256,7 @@ class _Run:
             self.folder.path,
             self._observe,
             self.replica.exact,
+            round_check(self.recipe, self.replica, self.assembly.data, self.folder, last),
         )
         payload = encode(result.update)
         account = {
@@ -365,33 +368,4 @@ def _most(rounds: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
     """The largest peak of each part; None where none is known."""
     return {
         part: max((peaks[part] or 0 for peaks in rounds), default=0) or None for part in rounds[0]
-    }
-
-
-def account_of(result: RoundResult, update_bytes: int) -> dict[str, Any]:
-    """A round's line of metrics.jsonl, but for what is measured on the updated model."""
-    values = result.update.values
-    return {
-        "round": result.update.round,
-        "cohort": list(result.down),
-        "aggregated": list(result.aggregated),
-        "refused": [{"client": c, "reason": reason} for c, reason in result.refused],
-        "limited": [
-            {"client": client, "claimed": claimed, "counted": counted}
-            for client, (claimed, counted) in sorted(result.limited.items())
-        ],
-        "train_loss": result.loss,
-        "step": {name: v for name, v in values.items() if isinstance(v, float)},
-        "bytes": {
-            "up": sum(result.up.values()),
-            "down": sum(result.down.values()),
-            "update": update_bytes,
-            "up_by_client": {str(client): n for client, n in result.up.items()},
-            "down_by_client": {str(client): n for client, n in result.down.items()},
-        },
-        "seconds": {
-            "train": result.train_seconds,
-            "encode": result.encode_seconds,
-            "aggregate": result.aggregate_seconds,
-        },
     }

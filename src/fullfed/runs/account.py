@@ -1,0 +1,47 @@
+"""The account of a round: its line of metrics.jsonl, but for what is measured on the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fullfed.federation.held_out import Checked
+from fullfed.federation.server import RoundResult
+
+
+def account_of(result: RoundResult, update_bytes: int) -> dict[str, Any]:
+    """A round's line of metrics.jsonl, but for what is measured on the updated model."""
+    values = result.update.values
+    return {
+        "round": result.update.round,
+        "cohort": list(result.down),
+        "aggregated": list(result.aggregated),
+        "refused": [{"client": c, "reason": reason} for c, reason in result.refused],
+        "limited": [
+            {"client": client, "claimed": claimed, "counted": counted}
+            for client, (claimed, counted) in sorted(result.limited.items())
+        ],
+        "check": None if result.checked is None else checked_as_recorded(result.checked),
+        "train_loss": result.loss,
+        "step": {name: v for name, v in values.items() if isinstance(v, float)},
+        "bytes": {
+            "up": sum(result.up.values()),
+            "down": sum(result.down.values()),
+            "update": update_bytes,
+            "up_by_client": {str(client): n for client, n in result.up.items()},
+            "down_by_client": {str(client): n for client, n in result.down.items()},
+        },
+        "seconds": {
+            "train": result.train_seconds,
+            "encode": result.encode_seconds,
+            "aggregate": result.aggregate_seconds,
+        },
+    }
+
+
+def checked_as_recorded(checked: Checked) -> dict[str, Any]:
+    """What the held-out check found, as a round's line has it."""
+    return {
+        "gains": {str(client): gain for client, gain in sorted(checked.gains.items())},
+        "left_out": sorted(checked.left_out),
+        "excluded": sorted(checked.excluded),
+    }
