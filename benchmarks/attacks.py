@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,81 +24,111 @@ from fullfed.config import parse_recipe
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate_loss
 from fullfed.federation.client import StatesInMemory
+from fullfed.federation.held_out import HeldOutCheck, persistent
 from fullfed.federation.messages import encode
 from fullfed.federation.server import run_round
 from fullfed.files import write_json
+from fullfed.runs.account import checked_as_recorded
 from fullfed.runs.assembly import assemble, make_replica, make_worker
-from liars import ATTACKS, LiarsLast, made_to_lie
+from liars import ATTACKS, LiarsLast, lies, made_to_lie
 from machine import machine
 
 ROWS = Path(__file__).resolve().parents[1] / "docs/results/attacks.json"
 COHORT, ROUNDS, STEPS = 10, 6, 6
-RULES = ("mean", "clipped-mean", "trimmed-mean", "median", "krum", "geometric-median")
-# Those of the methods whose numbers only some rules can combine, or that send no scalars.
-OWN, DENSE = "Ferret, own directions", "FedAvg"
-LIARS = (1, 3)
+CHECK = {"samples": 96}
+# Each column: the recipe's tables.
+RULES: Mapping[str, dict[str, Any]] = {
+    "mean": {"aggregation": {"name": "mean"}},
+    "clipped-mean": {"aggregation": {"name": "clipped-mean"}},
+    "clipped-mean, check": {"aggregation": {"name": "clipped-mean"}, "check": CHECK},
+    "trimmed-mean": {"aggregation": {"name": "trimmed-mean", "trim": 0.3}},
+    "median": {"aggregation": {"name": "median"}},
+    "krum": {"aggregation": {"name": "krum", "liars": 0.3}},
+    "geometric-median": {"aggregation": {"name": "geometric-median"}},
+    "majority-vote": {"aggregation": {"name": "majority-vote"}},
+}
+DEFAULT, CHECKED, VOTE = "clipped-mean", "clipped-mean, check", "majority-vote"
+DENSE, SHARED = "FedAvg", "Ferret, shared directions"
+OWN, ONE_BIT = "Ferret, own directions", "Ferret, shared directions, one bit"
 METHODS: Mapping[str, dict[str, Any]] = {
     DENSE: {
         "method": {"name": "fedavg"},
         "codec": {"name": "dense", "precision": "bfloat16"},
     },
-    "Ferret, shared directions": {
-        "method": {"name": "ferret", "upload": "32KiB", "seeds": "shared"}
-    },
+    SHARED: {"method": {"name": "ferret", "upload": "32KiB", "seeds": "shared"}},
     OWN: {"method": {"name": "ferret", "upload": "32KiB"}},
+    ONE_BIT: {  # 32 KiB as well
+        "method": {"name": "ferret", "coordinates": 258_000, "bits": 1, "seeds": "shared"}
+    },
 }
+COLUMNS: Mapping[str, Sequence[str]] = {  # of each method
+    DENSE: [rule for rule in RULES if rule != VOTE],
+    SHARED: [rule for rule in RULES if rule != VOTE],
+    OWN: ["mean", DEFAULT, CHECKED],  # whose numbers other rules cannot combine
+    ONE_BIT: ["mean", DEFAULT, VOTE],
+}
+LIARS = (1, 3)
 DATA: Mapping[str, dict[str, Any]] = {
     "random parts": {"partition": "iid", "clients": 20},
     "Dirichlet 0.1": {"partition": "dirichlet", "alpha": 0.1, "clients": 20},
 }
 Run = tuple[str, str, str, str, int]  # data, method, rule, attack, liars of ten
+HONEST = ("none", 0)
 
 
 def plan() -> Iterator[Run]:
     """All runs, the most telling ones first: what rules cost, then what bounds one liar of ten."""
-    honest = [("none", 0)]
     lying = [(attack, liars) for liars in LIARS for attack in ATTACKS]
-    first = ("mean", "clipped-mean")
-    others = [rule for rule in RULES if rule not in first]
-    for rules, cases in ((RULES, honest), (first, lying), (others, lying)):
-        for (attack, liars), data, method in product(cases, DATA, METHODS):
-            if not (attack == "scalars" and method == DENSE):
-                possible = [rule for rule in rules if method != OWN or rule in first]
+    first, second = (DEFAULT, CHECKED, VOTE), ("mean",)
+    others = [rule for rule in RULES if rule not in (*first, *second)]
+    for rules, cases in ((RULES, [HONEST]), (first, lying), (second, lying), (others, lying)):
+        for (attack, liars), method, data in product(cases, METHODS, reversed(DATA)):
+            if not (attack == "scalars" and method == DENSE):  # which sends none
+                possible = [rule for rule in rules if rule in COLUMNS[method]]
                 yield from ((data, method, rule, attack, liars) for rule in possible)
 
 
 def loss_of(run: Run) -> dict[str, Any]:
     """The loss before and after, and how many reports were refused."""
-    data, method, rule, attack, liars = run
+    data, method_name, rule, attack, liars = run
     tables = {
         "model": {"path": "builtin"},
         "data": {"train": "builtin", **DATA[data]},
         "federation": {"rounds": ROUNDS, "clients_per_round": COHORT},
         "local": {"learning_rate": 0.3, "momentum": 0.9, "steps": STEPS},
-        "aggregation": {"name": rule, **({"liars": 0.3} if rule == "krum" else {})},
-        **METHODS[method],
+        **RULES[rule],
+        **METHODS[method_name],
     }
-    if rule == "trimmed-mean":
-        tables["aggregation"]["trim"] = 0.3
     assembly = made_to_lie(assemble(parse_recipe(tables, "the benchmark")), liars, attack)
     test, model, method = assembly.data.test, assembly.model, assembly.method
     base = evaluate_loss(model, test, 16)
-    worker = make_worker(assembly, make_replica(assembly.recipe, model, method), StatesInMemory())
+    replica = make_replica(assembly.recipe, model, method)
+    worker = make_worker(assembly, replica, StatesInMemory())
     engine = LiarsLast(worker, share=liars)
     samples = {n: len(client.examples) for n, client in enumerate(assembly.data.clients)}
-    refused, why = 0, ""
+    refused, why, found = list[int](), "", list[dict[str, Any]]()
     for number in range(ROUNDS):
+        check = None
+        if assembly.recipe.check is not None:
+            loss = partial(evaluate_loss, model, assembly.data.check, 16)
+            out = persistent(found, assembly.recipe.check.patience)
+            check = HeldOutCheck(replica, loss, worker.last, out)
         try:
-            result = run_round(method, engine, number, worker.last, model, samples=samples)
+            result = run_round(
+                method, engine, number, worker.last, model, samples=samples, check=check
+            )
         except UserError as error:
             why = str(error)
             break
-        refused += len(result.refused)
+        refused += [client for client, _ in result.refused]
+        if result.checked is not None:
+            found.append(checked_as_recorded(result.checked))
         worker.deliver(encode(result.update))
     return {
         "base": base,
         "loss": evaluate_loss(model, test, 16),
-        "refused": refused,
+        "refused": len(refused),
+        "honest_refused": sum(not lies(client, liars) for client in refused),
         "stopped": why,
     }
 
@@ -115,17 +146,15 @@ def run_all(only: Sequence[str]) -> None:
 
 def table(rows: Mapping[str, Mapping[str, Any]], data: str, method: str) -> str:
     """Markdown: the share of the honest mean's drop in loss, a line an attack, a column a rule."""
-    rules = [r for r in RULES if " | ".join((data, method, r, "none", "0")) in rows]
+    rules = COLUMNS[method]
     whole = rows[" | ".join((data, method, "mean", "none", "0"))]
-    lines = [f"| {method}, {data} | {' | '.join(rules)} |", "|---" * (len(rules) + 1) + "|"]
-    cases = [("none", 0), *((attack, liars) for liars in LIARS for attack in ATTACKS)]
-    for attack, liars in cases:
-        cells = []
-        for rule in rules:
-            row = rows.get(" | ".join((data, method, rule, attack, str(liars))))
-            cells.append("" if row is None else _share(row, whole))
-        said = "nobody lies" if attack == "none" else f"{liars} of 10: {attack}"
-        lines.append(f"| {said} | {' | '.join(cells)} |")
+    lines = [f"| {method}; {data} | {' | '.join(rules)} |", "|---" * (len(rules) + 1) + "|"]
+    for attack, liars in (HONEST, *((a, n) for n in LIARS for a in ATTACKS)):
+        found = [rows.get(" | ".join((data, method, r, attack, str(liars)))) for r in rules]
+        if any(found):
+            said = "nobody lies" if liars == 0 else f"{liars} of 10: {attack}"
+            cells = ["" if row is None else _share(row, whole) for row in found]
+            lines.append(f"| {said} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -148,10 +177,9 @@ def main() -> None:
         run_all(options.only)
         return
     rows = json.loads(ROWS.read_text())
-    for data in DATA:
-        for method in METHODS:
-            if any(name.startswith(f"{data} | {method} | mean | none") for name in rows):
-                print(f"\n{table(rows, data, method)}")
+    for method, data in product(METHODS, DATA):
+        if f"{data} | {method} | mean | none | 0" in rows:
+            print(f"\n{table(rows, data, method)}")
 
 
 if __name__ == "__main__":
