@@ -287,7 +287,7 @@ class Recipe(RecipeTable):
         method: how clients train and what they send.
         codec: how changes become bytes; the method's own default where it is not said.
         trainer: what trains in visits in the place of a method's own gradient steps.
-        aggregation: how the server combines reports.
+        aggregation: how the server combines reports; the codec's own default where it is not said.
         check: the held-out check of reports; none where it is not said.
         local: a client's work in one visit.
         memory: what a client trades for memory.
@@ -307,7 +307,7 @@ class Recipe(RecipeTable):
     method: NamedTable
     codec: NamedTable | None = None
     trainer: NamedTable | None = None
-    aggregation: NamedTable = NamedTable(name="mean")
+    aggregation: NamedTable | None = None
     check: CheckTable | None = None
     local: LocalTable = LocalTable()
     memory: MemoryTable = MemoryTable()

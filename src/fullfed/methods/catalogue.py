@@ -47,6 +47,7 @@ class MethodEntry:
         learning_rate: where a search for the local learning rate starts; None for the recipe's,
             which is meant for gradients of every parameter.
         scope: from the recipe's seed and the options, which parameters train.
+        aggregation: the rule of a recipe that names none, for a method with a codec of its own.
 
     Examples:
         >>> from fullfed.methods.catalogue import METHODS
@@ -62,6 +63,7 @@ class MethodEntry:
     codec: Mapping[str, Any] | None = None
     learning_rate: float | None = None
     scope: Callable[[int, Any], Scope] = lambda seed, options: Everything()
+    aggregation: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class CodecEntry:
         description: for people.
         options: the dataclass of its options, which may be the codec itself.
         build: makes it from the recipe's seed and the options.
+        aggregation: the rule of a recipe that names none.
 
     Examples:
         >>> from fullfed.methods.catalogue import CODECS
@@ -82,6 +85,7 @@ class CodecEntry:
     description: str
     options: type[Any]
     build: Callable[[int, Any], Codec]
+    aggregation: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ METHODS: dict[str, MethodEntry] = {
         composition="everything x first-order x sketch x sampled cohort",
         options=ferret.FerretOptions,
         build=ferret.build,
+        aggregation="clipped-mean",
     ),
     "fedkseed": MethodEntry(
         title="FedKSeed",
@@ -231,7 +236,9 @@ METHODS: dict[str, MethodEntry] = {
 
 CODECS: dict[str, CodecEntry] = {
     "dense": CodecEntry("every number, in 32, 16 or 8 bits", Dense, lambda seed, codec: codec),
-    "sketch": CodecEntry("coordinates on shared random directions", SketchOptions, Sketch),
+    "sketch": CodecEntry(
+        "coordinates on shared random directions", SketchOptions, Sketch, "clipped-mean"
+    ),
     "topk": CodecEntry("the largest numbers and where they are", TopK, lambda seed, codec: codec),
 }
 

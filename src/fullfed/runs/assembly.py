@@ -186,7 +186,6 @@ def choose(recipe: Recipe, own: Trainer | None = None) -> Choices:
     load_plugins()
     check_optimizer(recipe.local)
     method, method_table = _options("method", recipe.method, METHODS)
-    aggregation, rule_table = _options("aggregation", recipe.aggregation, AGGREGATIONS)
     default, codec, codec_table = METHODS[recipe.method.name].codec, None, None
     if default is not None:
         codec, codec_table = _options("codec", recipe.codec or NamedTable(**default), CODECS)
@@ -195,6 +194,8 @@ def choose(recipe: Recipe, own: Trainer | None = None) -> Choices:
             f"codec: {recipe.method.name} has a codec of its own; leave the table out, or take "
             "another method."
         )
+    rule = recipe.aggregation or NamedTable(name=_usual_rule(recipe.method, codec_table))
+    aggregation, rule_table = _options("aggregation", rule, AGGREGATIONS)
     trainer, trainer_table = None, None
     if recipe.trainer is not None:
         entry_options, trainer_table = _options("trainer", recipe.trainer, TRAINERS)
@@ -207,6 +208,11 @@ def choose(recipe: Recipe, own: Trainer | None = None) -> Choices:
         "trainer": trainer_table,
     }
     return Choices(method, codec, aggregation, trainer if own is None else own, tables)
+
+
+def _usual_rule(method: NamedTable, codec: NamedTable | None) -> str:
+    """The aggregation rule of a recipe that names none."""
+    return METHODS[method.name].aggregation if codec is None else CODECS[codec.name].aggregation
 
 
 def _options(key: str, table: NamedTable, known: Mapping[str, Any]) -> tuple[Any, NamedTable]:
@@ -287,6 +293,8 @@ def build_method(
     entry, seed = METHODS[recipe.method.name], recipe.federation.seed
     scope = entry.scope(seed, choices.method)
     scope.attach(model)
+    rule = choices.tables["aggregation"]
+    assert rule is not None  # every recipe has one
     if recipe.memory.cache_inputs:
         check_passing_over(model, "memory.cache_inputs")
     if getattr(choices.method, "surrogate", 1.0) < 1.0:
@@ -298,7 +306,7 @@ def build_method(
         memory=recipe.memory,
         clients=clients,
         shapes=shapes,
-        aggregation=AGGREGATIONS[recipe.aggregation.name].build(choices.aggregation),
+        aggregation=AGGREGATIONS[rule.name].build(choices.aggregation),
         layers=tuple(tuple(n for n in layer if n in shapes) for layer in layer_names(model)),
         replicated={name: p.shape for name, p in scope.replicated(model).items()},
     )
