@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from fullfed.federation.held_out import HeldOutCheck, persistent
 from fullfed.federation.messages import encode
 from fullfed.federation.server import run_round
 from fullfed.files import write_json
+from fullfed.quickstart.kinds import draw_examples
+from fullfed.quickstart.tasks import FEDERATED
 from fullfed.runs.account import checked_as_recorded
 from fullfed.runs.assembly import assemble, make_replica, make_worker
 from liars import ATTACKS, LiarsLast, lies, made_to_lie
@@ -35,12 +38,11 @@ from machine import machine
 
 ROWS = Path(__file__).resolve().parents[1] / "docs/results/attacks.json"
 COHORT, ROUNDS, STEPS = 10, 6, 6
-CHECK = {"samples": 96}
 # Each column: the recipe's tables.
 RULES: Mapping[str, dict[str, Any]] = {
     "mean": {"aggregation": {"name": "mean"}},
     "clipped-mean": {"aggregation": {"name": "clipped-mean"}},
-    "clipped-mean, check": {"aggregation": {"name": "clipped-mean"}, "check": CHECK},
+    "clipped-mean, check": {"aggregation": {"name": "clipped-mean"}, "check": {"samples": 96}},
     "trimmed-mean": {"aggregation": {"name": "trimmed-mean", "trim": 0.3}},
     "median": {"aggregation": {"name": "median"}},
     "krum": {"aggregation": {"name": "krum", "liars": 0.3}},
@@ -88,8 +90,24 @@ def plan() -> Iterator[Run]:
                 yield from ((data, method, rule, attack, liars) for rule in possible)
 
 
-def loss_of(run: Run) -> dict[str, Any]:
-    """The loss before and after, and how many reports were refused."""
+def held_out(folder: Path) -> Path:
+    """A file of four cases of each task that neither clients nor the test set have."""
+    records = [
+        {"instruction": example.instruction, "input": example.input, "output": example.output}
+        for name, kind in FEDERATED.items()
+        for example in draw_examples(name, kind, 4, 1, "train")
+    ]
+    file = folder / "held-out.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+def loss_of(run: Run, folder: Path) -> dict[str, Any]:
+    """The loss before and after, and how many reports were refused.
+
+    Args:
+        folder: for the check's samples.
+    """
     data, method_name, rule, attack, liars = run
     tables = {
         "model": {"path": "builtin"},
@@ -99,6 +117,8 @@ def loss_of(run: Run) -> dict[str, Any]:
         **RULES[rule],
         **METHODS[method_name],
     }
+    if "check" in tables:
+        tables["check"] = {**tables["check"], "data": str(held_out(folder))}
     assembly = made_to_lie(assemble(parse_recipe(tables, "the benchmark")), liars, attack)
     test, model, method = assembly.data.test, assembly.model, assembly.method
     base = evaluate_loss(model, test, 16)
@@ -139,7 +159,8 @@ def run_all(only: Sequence[str]) -> None:
         name = " | ".join(map(str, run))
         if name in rows or not all(part in name for part in only):
             continue
-        rows[name] = {**loss_of(run), "machine": machine("cpu")}
+        with TemporaryDirectory() as folder:
+            rows[name] = {**loss_of(run, Path(folder)), "machine": machine("cpu")}
         write_json(ROWS, rows)
         print(f"{name}: {rows[name]['loss']:.3f}", flush=True)
 

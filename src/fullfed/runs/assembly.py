@@ -27,7 +27,7 @@ from fullfed.methods.composition import Composition
 from fullfed.methods.own_training import OwnTraining
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
-from fullfed.runs.checking import check_trusted
+from fullfed.runs.checking import check_cohort_of_check, check_trusted
 from fullfed.runs.checkpoint import check_passing_over
 from fullfed.runs.loading import BUILTIN, load_model, read_data, tokenize_data
 from fullfed.training.layers import layer_names
@@ -322,6 +322,7 @@ def build_method(
         )
     if not method.blocks:
         _check_memory(recipe, model, setting)
+    check_cohort_of_check(recipe, method.schedule.fewest_together)
     return method
 
 

@@ -13,7 +13,7 @@ from fullfed.config import Recipe
 from fullfed.data.federated import FederatedData
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate_loss
-from fullfed.federation.held_out import HeldOutCheck, persistent
+from fullfed.federation.held_out import FEWEST, HeldOutCheck, persistent
 from fullfed.federation.messages import Update
 from fullfed.federation.replica import Replica
 from fullfed.runs.folder import RunFolder
@@ -43,6 +43,20 @@ def round_check(
         frozenset(found) - trusted,
         trusted,
     )
+
+
+def check_cohort_of_check(recipe: Recipe, together: int) -> None:
+    """See that enough clients train the same parameters in a round to be compared.
+
+    Raises:
+        UserError: ``together`` are too few, and the recipe has a check.
+    """
+    if recipe.check is not None and together < FEWEST:
+        raise UserError(
+            f"check: a report is compared with the others on the same parameters, and {together} "
+            f"of them are too few; have at least {FEWEST} clients train them, or leave the table "
+            "out."
+        )
 
 
 def check_trusted(recipe: Recipe, names: Sequence[str]) -> None:
