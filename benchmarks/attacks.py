@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,18 +21,12 @@ from typing import Any
 import torch
 
 from fullfed.config import parse_recipe
-from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate_loss
-from fullfed.federation.client import StatesInMemory
-from fullfed.federation.held_out import HeldOutCheck, persistent
-from fullfed.federation.messages import encode
-from fullfed.federation.server import run_round
 from fullfed.files import write_json
 from fullfed.quickstart.kinds import draw_examples
 from fullfed.quickstart.tasks import FEDERATED
-from fullfed.runs.account import checked_as_recorded
-from fullfed.runs.assembly import assemble, make_replica, make_worker
-from liars import ATTACKS, LiarsLast, lies, made_to_lie
+from fullfed.runs.assembly import assemble
+from liars import ATTACKS, carry_out, made_to_lie
 from machine import machine
 
 ROWS = Path(__file__).resolve().parents[1] / "docs/results/attacks.json"
@@ -120,36 +113,13 @@ def loss_of(run: Run, folder: Path) -> dict[str, Any]:
     if "check" in tables:
         tables["check"] = {**tables["check"], "data": str(held_out(folder))}
     assembly = made_to_lie(assemble(parse_recipe(tables, "the benchmark")), liars, attack)
-    test, model, method = assembly.data.test, assembly.model, assembly.method
+    test, model = assembly.data.test, assembly.model
     base = evaluate_loss(model, test, 16)
-    replica = make_replica(assembly.recipe, model, method)
-    worker = make_worker(assembly, replica, StatesInMemory())
-    engine = LiarsLast(worker, share=liars)
-    samples = {n: len(client.examples) for n, client in enumerate(assembly.data.clients)}
-    refused, why, found = list[int](), "", list[dict[str, Any]]()
-    for number in range(ROUNDS):
-        check = None
-        if assembly.recipe.check is not None:
-            loss = partial(evaluate_loss, model, assembly.data.check, 16)
-            out = persistent(found, assembly.recipe.check.patience)
-            check = HeldOutCheck(replica, loss, worker.last, out)
-        try:
-            result = run_round(
-                method, engine, number, worker.last, model, samples=samples, check=check
-            )
-        except UserError as error:
-            why = str(error)
-            break
-        refused += [client for client, _ in result.refused]
-        if result.checked is not None:
-            found.append(checked_as_recorded(result.checked))
-        worker.deliver(encode(result.update))
+    outcome = carry_out(assembly, liars, ROUNDS)
     return {
         "base": base,
         "loss": evaluate_loss(model, test, 16),
-        "refused": len(refused),
-        "honest_refused": sum(not lies(client, liars) for client in refused),
-        "stopped": why,
+        **outcome,
     }
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +19,20 @@ from fullfed.data.batches import Batch
 from fullfed.data.federated import ClientData, FederatedData
 from fullfed.data.tokens import TokenizedExample
 from fullfed.engines.simulation import Simulation
+from fullfed.errors import UserError
+from fullfed.evaluation.evaluate import evaluate_loss
+from fullfed.federation.client import StatesInMemory
+from fullfed.federation.held_out import HeldOutCheck, persistent
 from fullfed.federation.inbox import Arrival
-from fullfed.federation.messages import Plan, Update, Value
+from fullfed.federation.messages import Plan, Update, Value, encode
 from fullfed.federation.method import NOTHING
+from fullfed.federation.server import run_round
 from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import LocalWork
 from fullfed.methods.server_step import CurvatureStep, Trained
 from fullfed.randomness import Purpose, Stream
-from fullfed.runs.assembly import Assembly
+from fullfed.runs.account import checked_as_recorded
+from fullfed.runs.assembly import Assembly, make_replica, make_worker
 from fullfed.sketch import perturb_
 from fullfed.training.first_order import Improvement
 from fullfed.training.watch import OnStep, unwatched
@@ -190,3 +198,36 @@ class LiarsLast(Simulation):
     def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
         for client in sorted(plans, key=lambda client: (lies(client, self.share), client)):
             yield self._visit(client, plans[client])
+
+
+def carry_out(assembly: Assembly, share: int, rounds: int) -> dict[str, Any]:
+    """Rounds in this process, without a folder; the model is then trained.
+
+    Returns:
+        how many reports were "refused", and how many of them were "honest_refused"; why the run
+        "stopped", empty if it did not.
+    """
+    model, method, table = assembly.model, assembly.method, assembly.recipe.check
+    replica = make_replica(assembly.recipe, model, method)
+    worker = make_worker(assembly, replica, StatesInMemory())
+    engine, refused = LiarsLast(worker, share=share), list[int]()
+    samples = {n: len(client.examples) for n, client in enumerate(assembly.data.clients)}
+    check, found, why = None, list[dict[str, Any]](), ""
+    for number in range(rounds):
+        if table is not None:
+            loss = partial(evaluate_loss, model, assembly.data.check, 16)
+            out = persistent(found, table.patience)
+            check = HeldOutCheck(replica, loss, worker.last, out)
+        try:
+            result = run_round(
+                method, engine, number, worker.last, model, samples=samples, check=check
+            )
+        except UserError as error:
+            why = str(error)
+            break
+        refused += [client for client, _ in result.refused]
+        if result.checked is not None:
+            found.append(checked_as_recorded(result.checked))
+        worker.deliver(encode(result.update))
+    honest = sum(not lies(client, share) for client in refused)
+    return {"refused": len(refused), "honest_refused": honest, "stopped": why}
