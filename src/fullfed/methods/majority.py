@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fullfed.federation.messages import Report
 from fullfed.methods.aggregation import Aggregation, Sum
-from fullfed.methods.codecs.codec import Codec, Contribution
+from fullfed.methods.codecs.codec import SCALES, SIGNS, Codec, Contribution
+from fullfed.sketch import energy_of
 
 _ENERGY = 2 / math.pi  # of normal numbers, as a share of what their unbiased one-bit code has
 
@@ -54,39 +55,24 @@ class Votes:
     """
 
     def __init__(self) -> None:
-        self._votes: dict[str, Tensor] = {}
-        self._sizes: dict[str, list[Tensor]] = {}
+        self._votes = torch.zeros(0, dtype=torch.int32)
+        self._scales: list[Tensor] = []
 
     def add(self, report: Report, contribution: Contribution) -> None:
-        for name, numbers in contribution.tensors.items():
-            signs = torch.where(numbers > 0, 1, -1).to(torch.int32)
-            self._votes[name] = self._votes[name] + signs if name in self._votes else signs
-            self._sizes.setdefault(name, []).append(numbers.abs())
+        signs = contribution.tensors[SIGNS].int()
+        self._votes = self._votes + signs if self._scales else signs
+        self._scales.append(contribution.tensors[SCALES])
 
     def result(self) -> Contribution:
-        tensors, noise = {}, 0.0
-        for name, votes in self._votes.items():
-            sizes = self._sizes[name]
-            size = torch.stack(sizes).sort(dim=0).values[(len(sizes) - 1) // 2]
-            tensors[name], energy = _decided(votes, size, len(sizes))
-            noise += float(tensors[name].double().square().sum()) - energy
-        return Contribution(tensors, noise)
-
-
-def _decided(votes: Tensor, size: Tensor, clients: int) -> tuple[Tensor, float]:
-    """What a vote came to, and the energy of the mean of the clients' coordinates.
-
-    Args:
-        votes: int32, the sum of the clients' signs.
-        size: of a client's numbers, of the same shape.
-    """
-    margins = votes.double().abs() / clients
-    squares = float(margins.square().mean())
-    scale = squares / max(float(margins.mean()), 1 / len(margins))  # no division by zero
-    turns = 1 - 2 * (torch.arange(len(votes)) % 2)
-    signs = torch.where(votes == 0, turns, votes.sign())
-    alike = (clients * squares - 1) / (clients - 1) if clients > 1 else 1.0
-    cosine = math.sin(math.pi / 2 * max(alike, 0.0))
-    mean = cosine + (1 - cosine) / clients
-    energy = _ENERGY * mean * float(size.double().square().sum())
-    return (signs * size.double() * scale).float(), energy
+        clients, count = len(self._scales), len(self._votes)
+        margins = self._votes.abs().double() / clients
+        squares, sizes = float(margins.square().mean()), float(margins.mean())
+        usual = torch.stack(self._scales).double().median(dim=0).values  # the lower one
+        scales = (usual * (squares / sizes if sizes else 0.0)).float()
+        alike = (clients * squares - 1) / (clients - 1) if clients > 1 else 1.0
+        cosine = math.sin(math.pi / 2 * max(alike, 0.0))
+        mean = cosine + (1 - cosine) / clients
+        energy = _ENERGY * mean * energy_of(usual, count)
+        turns = 1 - 2 * (torch.arange(count) % 2)
+        signs = torch.where(self._votes == 0, turns, self._votes.sign()).to(torch.int8)
+        return Contribution({SIGNS: signs, SCALES: scales}, energy_of(scales, count) - energy)

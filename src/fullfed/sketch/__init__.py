@@ -26,7 +26,7 @@ from fullfed.sketch.codes import (
 )
 from fullfed.sketch.directions import Distribution, accumulate_, dither_, perturb_, round_
 from fullfed.sketch.entries import second_moment
-from fullfed.sketch.votes import code_rotated, rotated_numbers
+from fullfed.sketch.votes import codes_of, energy_of, signs_of
 
 __all__ = [
     "BITS",
@@ -46,14 +46,15 @@ __all__ = [
     "affordable",
     "allocate",
     "code_of",
-    "code_rotated",
+    "codes_of",
     "decoded",
     "dither_",
+    "energy_of",
     "permutation",
     "perturb_",
-    "rotated_numbers",
     "round_",
     "scales_fit",
     "second_moment",
+    "signs_of",
     "uniforms",
 ]

@@ -13,26 +13,24 @@ from fullfed.sketch.backends import CODED_BLOCK
 from fullfed.sketch.codes import Coded
 
 
-def rotated_numbers(coded: Coded) -> Tensor:
-    """The scale of its block or the negative of that, for each one-bit number.
+def signs_of(coded: Coded) -> Tensor:
+    """The signs of one-bit numbers.
 
     Returns:
-        float32, shape (``code.padded(count)``,), on the CPU.
+        int8, -1 or 1, shape (``code.padded(count)``,), on the CPU: ``CODED_BLOCK`` for each scale,
+        for the last what is left.
     """
-    padded = coded.code.padded(coded.count)
-    bits = torch.from_numpy(np.unpackbits(coded.codes.numpy(), count=padded))
-    return (
-        torch.where(bits.bool(), 1.0, -1.0) * coded.scales.repeat_interleave(CODED_BLOCK)[:padded]
-    )
+    bits = np.unpackbits(coded.codes.numpy(), count=coded.code.padded(coded.count))
+    return torch.from_numpy(bits).to(torch.int8).mul_(2).sub_(1)
 
 
-def code_rotated(numbers: Tensor) -> dict[str, Tensor]:
-    """The codes (uint8) and scales (float32) of one-bit numbers, of which ``rotated_numbers`` makes
-    the same again.
+def codes_of(signs: Tensor) -> Tensor:
+    """The codes, uint8, of which ``signs_of`` makes the same signs again."""
+    return torch.from_numpy(np.packbits((signs > 0).numpy()))
 
-    Args:
-        numbers: float32, shape (``code.padded(K)``,), on the CPU; alike within a block but for
-            their signs.
-    """
-    codes = torch.from_numpy(np.packbits((numbers > 0).numpy()))
-    return {"codes": codes, "scales": numbers[::CODED_BLOCK].abs().contiguous()}
+
+def energy_of(scales: Tensor, count: int) -> float:
+    """The sum of the squares of ``count`` one-bit numbers with these scales."""
+    lengths = torch.full(scales.shape, CODED_BLOCK, dtype=torch.float64)
+    lengths[-1] = count - CODED_BLOCK * (len(scales) - 1)
+    return float(lengths @ scales.double().square())

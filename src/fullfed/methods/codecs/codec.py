@@ -23,6 +23,8 @@ from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, Value
 from fullfed.federation.replica import norm
 
+SIGNS, SCALES = "signs", "scales"  # of a contribution that is votes
+
 Shapes = Mapping[str, torch.Size]
 Weighted = Sequence[tuple[float, Report]]
 
@@ -107,8 +109,9 @@ class Codec(ABC):
 
     @property
     def votes(self) -> bool:
-        """Whether what is decoded is one bit of each number, times a scale: a client's vote on its
-        sign, which means the same for all clients."""
+        """Whether what is decoded are votes on the signs of numbers that mean the same for all
+        clients: SIGNS, int8, and SCALES, float32, one for each block of them
+        (``sketch/votes.py``)."""
         return False
 
     def voting(self) -> Codec:

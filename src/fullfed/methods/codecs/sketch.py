@@ -16,6 +16,8 @@ from fullfed.config_values import NOT_BOTH, parse_bytes
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, number, numbers
 from fullfed.methods.codecs.codec import (
+    SCALES,
+    SIGNS,
     Change,
     Codec,
     Contribution,
@@ -44,9 +46,10 @@ from fullfed.sketch import (
     affordable,
     allocate,
     code_of,
-    code_rotated,
+    codes_of,
     decoded,
-    rotated_numbers,
+    energy_of,
+    signs_of,
 )
 
 REPORT_HEADER = 448  # most bytes of a report that are not coordinates, whatever its numbers
@@ -209,15 +212,19 @@ class Sketch(Codec):
         count, numbers = self._amount(shapes)
         coded = numbers.decode(report.tensors, count, report.round, report.client)
         if self.votes and isinstance(coded, Coded):
-            y = rotated_numbers(coded)
-        else:
-            y = decoded(coded).double()
+            signs = signs_of(coded)
+            noise = (1 - numbers.fidelity) * energy_of(coded.scales, len(signs))
+            return Contribution({SIGNS: signs, SCALES: coded.scales}, noise)
+        y = decoded(coded).double()
         return Contribution({"coordinates": y}, noise=(1 - numbers.fidelity) * float(y @ y))
 
     def norm(
         self, report: Report, plan: Plan, shapes: Shapes, parameters: Mapping[str, Tensor]
     ) -> float:
-        y = self.decode(report, plan, shapes).tensors["coordinates"]
+        tensors = self.decode(report, plan, shapes).tensors
+        if self.votes:
+            return math.sqrt(energy_of(tensors[SCALES], len(tensors[SIGNS])))
+        y = tensors["coordinates"]
         sign = self.options.basis == "sign"
         energies = [float(y @ y)] if sign else energies_of(y, plan, shapes)
         return math.sqrt(math.fsum(energies))
@@ -225,6 +232,10 @@ class Sketch(Codec):
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
     ) -> Encoded:
+        if self.votes:
+            signs, scales = aggregate.tensors[SIGNS], aggregate.tensors[SCALES]
+            energy = max(energy_of(scales, len(signs)) - aggregate.noise, 0.0)
+            return Encoded({"energy": energy}, {"codes": codes_of(signs), "scales": scales})
         y = aggregate.tensors["coordinates"]
         values, energy = allocation_of(plan), float(y @ y)
         if self.options.basis == "normal":
@@ -233,8 +244,7 @@ class Sketch(Codec):
             energy = math.fsum(energies)
         values["energy"] = max(energy - aggregate.noise, 0.0)
         _, numbers = self._amount(shapes)
-        coded = code_rotated(y) if self.votes else numbers.encode(y.float(), plan.round, SHARED)
-        return Encoded(values, coded)
+        return Encoded(values, numbers.encode(y.float(), plan.round, SHARED))
 
     def stack(self, reports: Weighted, plan: Plan, shapes: Shapes, last: Update | None) -> Encoded:
         tensors = {
