@@ -19,10 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from fullfed.federation.messages import Plan, Report
 from fullfed.files import write_json
@@ -30,7 +32,6 @@ from fullfed.methods.aggregation import Aggregation, PartReports
 from fullfed.methods.catalogue import AGGREGATIONS
 from fullfed.methods.codecs.codec import Change
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
-from fullfed.runs.environment import PeakMemory
 from machine import machine
 
 ROWS = Path(__file__).resolve().parents[1] / "docs/results/rules.json"
@@ -44,7 +45,8 @@ RULES = (
 
 
 def measure(name: str, clients: int) -> dict[str, float]:
-    """Median seconds of an aggregation and of decoding alone, and bytes beyond the reports'."""
+    """Median seconds of an aggregation and of decoding alone, and the most bytes that tensors need
+    meanwhile, beside the reports."""
     torch.set_num_threads(1)
     entry = AGGREGATIONS[name]
     rule: Aggregation = entry.build(entry.options())
@@ -52,12 +54,9 @@ def measure(name: str, clients: int) -> dict[str, float]:
     codec = rule.coding(Sketch(0, options))
     plans = [Plan(0, client) for client in range(clients)]
     reports = [_report(codec, plan) for plan in plans]
-    peaks, spent, decoding = PeakMemory(), [], []
-    _aggregate(codec, rule, plans, reports)  # compiled, and memory that stays is there
-    peaks.begin("nothing")
-    before = peaks.end()["nothing"] or 0
+    spent, decoding = [], []
+    _aggregate(codec, rule, plans[:3], reports[:3])  # compiled
     for _ in range(REPEATS):
-        peaks.begin("rule")
         began = time.perf_counter()
         _aggregate(codec, rule, plans, reports)
         spent.append(time.perf_counter() - began)
@@ -65,11 +64,14 @@ def measure(name: str, clients: int) -> dict[str, float]:
         for report, plan in zip(reports, plans, strict=True):
             codec.decode(report, plan, SHAPES)
         decoding.append(time.perf_counter() - began)
-    peak = peaks.end()["rule"] or 0
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        _aggregate(codec, rule, plans, reports)
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     return {
         "seconds": statistics.median(spent),
         "decode_seconds": statistics.median(decoding),
-        "bytes": peak - before,
+        "bytes": max(accumulate(changes)),
     }
 
 

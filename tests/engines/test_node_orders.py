@@ -125,7 +125,7 @@ def test_a_node_has_the_recipe_but_for_model_and_data_of_its_own() -> None:
 def test_whatever_a_recipe_says_is_told_or_is_no_affair_of_nodes() -> None:
     """A new key is one of the two; nodes that are not told train something else."""
     assert set(Recipe.model_fields) == {
-        *_TABLES, "model", "data", "evaluation", "simulation", "deployment"
+        *_TABLES, "model", "data", "evaluation", "simulation", "deployment", "check"
     }  # fmt: skip
     whose = {"partition", "by", "clients", "clients_per_source", "alpha", "min_samples"}
     where = {"train", "test", "sources", "columns", "ignore", "hold_out", "test_samples"}

@@ -296,7 +296,9 @@ def test_whatever_is_trained_can_be_sketched(name: str, step: Any, seeds: str | 
     method: dict[str, Any] = {"name": name}
     method |= {"clients_per_block": 2} if cyclic else {}
     method["rank" if name == "fedit" else "server_step"] = 2 if name == "fedit" else step
-    federation = built(make("llama"), count, recipe(2, method=method, codec=codec))
+    mean = {"name": "mean"}
+    made = recipe(2, method=method, codec=codec, aggregation=mean)
+    federation = built(make("llama"), count, made)
     model, layers = federation.model, layer_names(federation.model)
     for round in range(4):
         plans = federation.method.plans(round, federation.last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel
 
@@ -134,7 +134,10 @@ def entries_called(name: str) -> dict[str, Any]:
 
 def _tables() -> Iterator[tuple[str, type[BaseModel]]]:
     """The heading of each table that has keys of its own, and the table."""
-    names = {field.annotation: f"[{name}]" for name, field in Recipe.model_fields.items()}
+    names: dict[Any, str] = {}
+    for name, field in Recipe.model_fields.items():
+        kinds = get_args(field.annotation) or (field.annotation,)  # one of them None, perhaps
+        names |= dict.fromkeys(kinds, f"[{name}]")
     names |= {ColumnsTable: "[data.columns]", SourceTable: "[[data.sources]]"}
     for table in dict.fromkeys(tables_of(Recipe)):
         if table not in (Recipe, NamedTable):
