@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from statistics import median_low
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -149,6 +150,23 @@ def table(rows: Mapping[str, Mapping[str, Any]], data: str, method: str) -> str:
     return "\n".join(lines)
 
 
+def gains(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: of runs with a check, gains as shares of the cohort's median in their round."""
+    lines = ["| run | least honest | liars: least | most |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        shares: dict[str, list[float]] = {"honest": [], "liars": []}
+        for found in row.get("gains", ()):
+            middle = median_low([*found["honest"], *found["liars"]])
+            for who, own in found.items():
+                shares[who] += [gain / middle for gain in own if middle > 0]
+        if shares["honest"]:
+            lying = shares["liars"]
+            cells = (min(shares["honest"]), *((min(lying), max(lying)) if lying else ()))
+            said = [*(f"{cell:.2f}" for cell in cells), "", ""][:3]
+            lines.append(f"| {name.replace(' | ', '; ')} | {' | '.join(said)} |")
+    return "\n".join(lines)
+
+
 def _share(row: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
     if row["stopped"]:
         return "stopped"
@@ -171,6 +189,7 @@ def main() -> None:
     for method, data in product(METHODS, DATA):
         if f"{data} | {method} | mean | none | 0" in rows:
             print(f"\n{table(rows, data, method)}")
+    print(f"\n{gains(rows)}")
 
 
 if __name__ == "__main__":

@@ -205,7 +205,8 @@ def carry_out(assembly: Assembly, share: int, rounds: int) -> dict[str, Any]:
 
     Returns:
         how many reports were "refused", and how many of them were "honest_refused"; why the run
-        "stopped", empty if it did not.
+        "stopped", empty if it did not; with a check, of each round the honest clients' and the
+        liars' "gains".
     """
     model, method, table = assembly.model, assembly.method, assembly.recipe.check
     replica = make_replica(assembly.recipe, model, method)
@@ -230,4 +231,13 @@ def carry_out(assembly: Assembly, share: int, rounds: int) -> dict[str, Any]:
             found.append(checked_as_recorded(result.checked))
         worker.deliver(encode(result.update))
     honest = sum(not lies(client, share) for client in refused)
-    return {"refused": len(refused), "honest_refused": honest, "stopped": why}
+    outcome = {"refused": len(refused), "honest_refused": honest, "stopped": why}
+    return outcome if table is None else {**outcome, "gains": [_split(one, share) for one in found]}
+
+
+def _split(found: Mapping[str, Any], share: int) -> dict[str, list[float]]:
+    gains = {int(client): gain for client, gain in found["gains"].items()}
+    return {
+        "honest": [gain for client, gain in gains.items() if not lies(client, share)],
+        "liars": [gain for client, gain in gains.items() if lies(client, share)],
+    }
