@@ -81,9 +81,11 @@ def tables() -> dict[str, dict[str, Any]]:
             found[f"fedavg, {words}"] = {"method": {"name": "fedavg"}, "codec": codec}
     for name in AGGREGATIONS:
         rule = {"name": name, **_RULES.get(name, {})}
+        bits = {"name": "sketch", "coordinates": 24, "bits": 1, "seeds": "shared"}
         bf16 = {"name": "dense", "precision": "bfloat16"}
+        codec = bits if name == "majority-vote" else bf16
         found[f"fedavg, {name}"] = {
-            "method": {"name": "fedavg"}, "codec": bf16, "aggregation": rule
+            "method": {"name": "fedavg"}, "codec": codec, "aggregation": rule
         }  # fmt: skip
     return found
 

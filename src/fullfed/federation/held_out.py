@@ -1,8 +1,8 @@
 """The held-out check: what each report does to the loss on samples that only the server has.
 
 Replicas are exact, so the server can rebuild what a client's report would do to the model, and
-measure it (Zhao et al. 2019, "Shielding collaborative learning", arXiv 1910.12903; "Gauntlet",
-Lidin et al. 2025, arXiv 2505.21684).
+measure it, as Zeno does with gradients (Xie et al. 2019, arXiv 1805.10032, definition 2, without the
+penalty on length, which is the aggregation rule's to bound).
 """
 
 from __future__ import annotations
@@ -61,6 +61,21 @@ class HeldOutCheck:
         return min(loss, _LARGEST) if math.isfinite(loss) else _LARGEST
 
 
+@dataclass
+class Checked:
+    """What the check found in a round.
+
+    Attributes:
+        gains: of each report that was looked at, by client; see ``HeldOutCheck.gains``.
+        left_out: the clients whose reports did harm.
+        excluded: the clients whose reports were not looked at.
+    """
+
+    gains: dict[int, float] = field(default_factory=dict)
+    left_out: list[int] = field(default_factory=list)
+    excluded: list[int] = field(default_factory=list)
+
+
 def harmful(gains: Mapping[int, float]) -> list[int]:
     """The clients whose reports do harm, in increasing order.
 
@@ -97,18 +112,3 @@ def persistent(rounds: Iterable[Mapping[str, Any]], patience: int) -> list[int]:
             if in_a_row[client] >= patience:
                 found.add(client)
     return sorted(found)
-
-
-@dataclass
-class Checked:
-    """What the check found in a round.
-
-    Attributes:
-        gains: of each report that was looked at, by client; see ``HeldOutCheck.gains``.
-        left_out: the clients whose reports did harm.
-        excluded: the clients whose reports were not looked at.
-    """
-
-    gains: dict[int, float] = field(default_factory=dict)
-    left_out: list[int] = field(default_factory=list)
-    excluded: list[int] = field(default_factory=list)
