@@ -1,8 +1,8 @@
 """The held-out check: what each report does to the loss on samples that only the server has.
 
 Replicas are exact, so the server can rebuild what a client's report would do to the model, and
-measure it, as Zeno does with gradients (Xie et al. 2019, arXiv 1805.10032, definition 2, without the
-penalty on length, which is the aggregation rule's to bound).
+measure it, as Zeno does with gradients (Xie et al. 2019, arXiv 1805.10032, definition 2, without
+the penalty on length, which is the aggregation rule's to bound).
 """
 
 from __future__ import annotations
