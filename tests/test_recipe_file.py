@@ -10,7 +10,7 @@ import pytest
 
 from fullfed.config import Recipe
 from fullfed.errors import UserError
-from fullfed.recipe_file import load_recipe, title_of
+from fullfed.recipe_file import load_recipe, load_tables, title_of
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -72,3 +72,28 @@ def test_a_recipe_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(recipe, Recipe)
     with pytest.raises(ValueError, match="frozen"):
         recipe.federation.rounds = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ("method.name=fedit", None),
+        ("codec.name=dense", None),
+        ("method.name=ferret", {"name": "clipped-mean", "weights": "samples"}),
+        ("federation.rounds=9", {"name": "clipped-mean", "weights": "samples"}),
+    ],
+)
+def test_a_rule_that_is_only_there_because_of_a_sketch_goes_with_it(
+    change: str, rule: dict[str, str] | None
+) -> None:
+    """As in the recipe that a run of Ferret writes, where its default is spelled out."""
+    tables: dict[str, Any] = {
+        "model": {"path": "builtin"},
+        "data": {"train": "builtin"},
+        "federation": {"rounds": 1, "clients_per_round": 3},
+        "method": {"name": "ferret", "coordinates": 9},
+        "aggregation": {"name": "clipped-mean", "weights": "samples"},
+    }
+    assert load_tables(tables, [change]).get("aggregation") == rule
+    own = {**tables, "aggregation": {"name": "trimmed-mean", "trim": 0.2}}
+    assert load_tables(own, [change])["aggregation"] == own["aggregation"], "it was asked for"

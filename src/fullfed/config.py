@@ -346,6 +346,10 @@ class Recipe(RecipeTable):
         return self
 
 
+# The rule of a recipe of a sketch that names none, as a run's own recipe spells it out.
+SKETCH_RULE = {"name": "clipped-mean", "weights": "samples"}
+
+
 def parse_recipe(tables: dict[str, Any], source: str) -> Recipe:
     """The recipe in nested tables; ``source`` is named in errors.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fullfed.config import Recipe, parse_recipe
+from fullfed.config import SKETCH_RULE, Recipe, parse_recipe
 from fullfed.errors import UserError
 
 # What may be handed over where a recipe is asked for: itself, its tables, or its file.
@@ -110,15 +110,23 @@ def _as_in_toml(value: Any) -> Any:
 
 
 def rename(tables: dict[str, Any], table: str, name: str) -> None:
-    """Leave the options of another method, codec or rule behind: they mean nothing to this one."""
+    """Leave the options of another method, codec or rule behind: they mean nothing to this one.
+
+    With a codec goes the rule that is only there because of it.
+    """
     if tables.get(table, {}).get("name") != name:
         tables[table] = {"name": name}
+        if table == "codec" and tables.get("aggregation") == SKETCH_RULE:
+            del tables["aggregation"]
 
 
 def change_method(tables: dict[str, Any], name: str) -> None:
-    """Leave another method's options and its codec behind: the new one has its own."""
+    """Leave another method's options and its codec behind, and the rule that is only there because
+    of that: the new one has its own."""
     if tables.get("method", {}).get("name") != name:
         tables.pop("codec", None)
+        if tables.get("aggregation") == SKETCH_RULE:
+            del tables["aggregation"]
     rename(tables, "method", name)
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from fullfed.config import LocalTable
+from fullfed.config import SKETCH_RULE, LocalTable
 from fullfed.data.examples import Example
 from fullfed.errors import UserError
 from fullfed.methods import fed_sb, fedavg, fedcybgd, fedkseed, fedprox, fedzo, ferret, lora
@@ -155,7 +155,7 @@ METHODS: dict[str, MethodEntry] = {
         composition="everything x first-order x sketch x sampled cohort",
         options=ferret.FerretOptions,
         build=ferret.build,
-        aggregation="clipped-mean",
+        aggregation=SKETCH_RULE["name"],
     ),
     "fedkseed": MethodEntry(
         title="FedKSeed",
@@ -237,7 +237,7 @@ METHODS: dict[str, MethodEntry] = {
 CODECS: dict[str, CodecEntry] = {
     "dense": CodecEntry("every number, in 32, 16 or 8 bits", Dense, lambda seed, codec: codec),
     "sketch": CodecEntry(
-        "coordinates on shared random directions", SketchOptions, Sketch, "clipped-mean"
+        "coordinates on shared random directions", SketchOptions, Sketch, SKETCH_RULE["name"]
     ),
     "topk": CodecEntry("the largest numbers and where they are", TopK, lambda seed, codec: codec),
 }
