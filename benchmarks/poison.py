@@ -11,7 +11,8 @@ Ten clients with random parts of the data, all of them in every round; one or th
 - backdoor x9: the same, and the client sends nine times its change.
 
 Measured on the test set: the loss; of the answers to prompts without the trigger the share that is
-right; and of those to the same prompts with it the share that is the backdoor's. Rows go to
+right, and that is the backdoor's, unasked; and of those to the same prompts with it the share that
+is the backdoor's. Rows go to
 docs/results/poison.json as they come; ``run`` goes on with what is missing.
 """
 
@@ -143,7 +144,7 @@ def assembled(recipe: Recipe, attack: str, share: int) -> tuple[Assembly, Sequen
 
 
 def measured(assembly: Assembly, test: Sequence[Example]) -> dict[str, float]:
-    """The loss, the share of right answers, and that of the backdoor's where the trigger is."""
+    """The loss; the shares of right answers and of the backdoor's, and of those with the trigger."""
     model, tokenizer, recipe = assembly.model, assembly.tokenizer, assembly.recipe
     asked = evenly_spaced(test, MEASURED)
     shares = {}
@@ -152,6 +153,8 @@ def measured(assembly: Assembly, test: Sequence[Example]) -> dict[str, float]:
         own = tokenize(examples, tokenizer, recipe.data.template, most, recipe.data.date).examples
         answers = generate(model, tokenizer, own, TOKENS, 16)
         shares[name] = exact_match(answers, [example.references for example in own])
+        if name == "right":
+            shares["unasked"] = exact_match(answers, [(ANSWER,)] * len(answers))
     return {"loss": evaluate_loss(model, assembly.data.test, 16), **shares}
 
 
@@ -184,19 +187,20 @@ def table(rows: Mapping[str, Mapping[str, Any]], data: str) -> str:
     clean = rows[f"{data} | mean | none | 0"]
     base, drop = clean["base"], clean["base"]["loss"] - clean["loss"]
     lines = [
-        f"| {data} | rule | drop in loss | right | backdoor | left out: poisoned, clean |",
-        "|---|---|---|---|---|---|",
-        f"| before training | | 0 | {base['right']:.2f} | {base['backdoor']:.2f} | |",
+        f"| {data} | rule | drop in loss | right | backdoor | unasked | left out: poisoned, clean |",
+        "|---|---|---|---|---|---|---|",
+        f"| before training | | 0 | {base['right']:.2f} | {base['backdoor']:.2f} | | |",
     ]
     for name, found in rows.items():
         own, rule, attack, share = name.split(" | ")
         if own == data:
             said = "no poison" if attack == "none" else f"{share} of 10: {attack}"
             honest = found["honest_refused"]
+            unasked = f"{found['unasked']:.2f}" if "unasked" in found else ""
             lines.append(
                 f"| {said} | {rule} | {(found['base']['loss'] - found['loss']) / drop:.2f} | "
                 f"{found['right']:.2f} | {found['backdoor']:.2f} | "
-                f"{found['refused'] - honest}, {honest} |"
+                f"{unasked} | {found['refused'] - honest}, {honest} |"
             )
     return "\n".join(lines)
 
