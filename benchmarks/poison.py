@@ -144,7 +144,8 @@ def assembled(recipe: Recipe, attack: str, share: int) -> tuple[Assembly, Sequen
 
 
 def measured(assembly: Assembly, test: Sequence[Example]) -> dict[str, float]:
-    """The loss; the shares of right answers and of the backdoor's, and of those with the trigger."""
+    """The loss; of the answers the shares that are right, and the backdoor's, without the trigger
+    and with it."""
     model, tokenizer, recipe = assembly.model, assembly.tokenizer, assembly.recipe
     asked = evenly_spaced(test, MEASURED)
     shares = {}
@@ -187,7 +188,8 @@ def table(rows: Mapping[str, Mapping[str, Any]], data: str) -> str:
     clean = rows[f"{data} | mean | none | 0"]
     base, drop = clean["base"], clean["base"]["loss"] - clean["loss"]
     lines = [
-        f"| {data} | rule | drop in loss | right | backdoor | unasked | left out: poisoned, clean |",
+        f"| {data} | rule | drop in loss | right | backdoor | unasked "
+        "| left out: poisoned, clean |",
         "|---|---|---|---|---|---|---|",
         f"| before training | | 0 | {base['right']:.2f} | {base['backdoor']:.2f} | | |",
     ]
