@@ -19,7 +19,7 @@ from rich.table import Table
 
 from fullfed import __version__, recipe_commands
 from fullfed.chat import chat
-from fullfed.deployment import commands
+from fullfed.deployment import commands, federation_commands
 from fullfed.deployment.commands import Overrides, RecipeFile, say, show_end
 from fullfed.errors import UserError
 from fullfed.files import private_files
@@ -116,6 +116,7 @@ def rollback(
 
     with private_files():
         roll_back(RunFolder(directory), version, why)
+    commands.record_rollback(directory, version, why)
     say(f"{directory}: at version {version}; what was cut is kept there (rollbacks.json)")
 
 
@@ -292,6 +293,7 @@ def quickstart(out: Out = None) -> None:
 recipe_commands.register(app)
 app.command()(chat)
 commands.register(app)
+federation_commands.register(app)
 
 
 def _carry_out(

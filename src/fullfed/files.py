@@ -116,21 +116,24 @@ def read_sealed(path: Path, absent: str, follows: str = "") -> dict[str, Any]:
     return unseal(data, path, follows)
 
 
-def lock(file: BinaryIO, otherwise: str) -> None:
+def lock(file: BinaryIO, otherwise: str | None) -> None:
     """Lock an open file against other processes, until it is closed or this process ends.
 
+    Args:
+        otherwise: what to say where another process has locked it; None to wait for that one.
+
     Raises:
-        UserError: another process has locked it; says ``otherwise``. The file is closed.
+        UserError: another process has locked it. The file is closed.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if otherwise is None else fcntl.LOCK_NB))
     except OSError as error:
         file.close()
         raise UserError(otherwise) from error
 
 
 @contextmanager
-def locked(path: Path, otherwise: str) -> Iterator[None]:
+def locked(path: Path, otherwise: str | None) -> Iterator[None]:
     """Hold the lock of the file at ``path``, which is made if it is not there; see lock."""
     with path.open("ab") as file:
         lock(file, otherwise)

@@ -122,13 +122,17 @@ def refusal(*command: object) -> str:
 
 
 class Process:
-    """A command in a process group of its own, with its output in a file."""
+    """A command in a process group of its own, with its output in a file.
 
-    def __init__(self, command: Sequence[object], output: Path) -> None:
+    Args:
+        command: fullfed's, or another program's where ``program`` says so.
+    """
+
+    def __init__(self, command: Sequence[object], output: Path, program: Path = FULLFED) -> None:
         self.output = output
         with output.open("ab") as file:
             self._process = subprocess.Popen(
-                [FULLFED, *map(str, command)],
+                [program, *map(str, command)],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
@@ -215,6 +219,13 @@ class Federation:
 
     def join(self, node: Path, data: str) -> Process:
         return self.process("join", node, "--data", self.folder / f"{data}.jsonl")
+
+    def link(self, node: Path) -> Process:
+        """A node's link to the server, without a worker."""
+        command = ["-m", "fullfed.deployment.relay", node]
+        output = self.folder / f"link-{len(self._processes)}.out"
+        self._processes.append(Process(command, output, Path(sys.executable)))
+        return self._processes[-1]
 
     def copy_of(self, partner: str, name: str) -> Path:
         """A partner's folder once more, without what its node has made."""

@@ -138,7 +138,7 @@ def carry_out(recipe: Recipe, grid: Dictionary, out: Path) -> RunFolder:
         settings = encode_settings(recipe, len(PARTNERS), folder.base()["model_hash"])
         table = recipe.deployment
         back = targets(folder)
-        return FlowerEngine(grid, RUN, KEYS, settings, worker, log, traffic, table, back)  # type: ignore[arg-type]
+        return FlowerEngine(grid, RUN, lambda: KEYS, settings, worker, log, traffic, table, back)  # type: ignore[arg-type]
 
     run.carry_out(folder, assembly, connect=connect, quorum=recipe.deployment.quorum)
     return folder

@@ -9,7 +9,6 @@ import pytest
 
 from fullfed.deployment import absences
 from fullfed.deployment.absences import Absences, local_time
-from fullfed.deployment.folders import Partner
 from fullfed.deployment.server import RegisteredNode
 from fullfed.errors import UserError
 
@@ -29,8 +28,7 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, RegisteredNode]
             raise UserError("the server does not answer")
         return known
 
-    partners = [Partner(name="north", key="n"), Partner(name="south", key="s")]
-    watch = Absences(partners, states, said.append)
+    watch = Absences(["north", "south"], states, said.append)
 
     def look(now: dict[str, RegisteredNode] | None) -> str:
         nonlocal known
@@ -45,23 +43,26 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, RegisteredNode]
 def test_who_is_gone_is_told_once_with_the_moment_and_who_is_back_too(
     look: Callable[[dict[str, RegisteredNode] | None], str],
 ) -> None:
-    assert look({"n": THERE, "s": THERE}) == ""
+    assert look({"north": THERE, "south": THERE}) == ""
     gone = f"south is not connected, since {local_time(MOMENT)}"
-    assert look({"n": THERE, "s": GONE}) == gone
-    assert look({"n": THERE, "s": GONE}) == ""
-    assert look({"n": THERE, "s": THERE}) == "south is connected again"
-    assert look({"n": THERE, "s": GONE}) == gone
+    assert look({"north": THERE, "south": GONE}) == gone
+    assert look({"north": THERE, "south": GONE}) == ""
+    assert look({"north": THERE, "south": THERE}) == "south is connected again"
+    assert look({"north": THERE, "south": GONE}) == gone
 
 
 def test_who_never_came_and_a_server_that_is_silent_are_told(
     look: Callable[[dict[str, RegisteredNode] | None], str],
 ) -> None:
-    assert look({"n": RegisteredNode("registered", "")}) == (
+    assert look({"north": RegisteredNode("registered", "")}) == (
         "north has not connected yet; south is not registered at the server"
     )
     assert look(None) == "the server does not answer"
     assert look(None) == ""
-    assert look({"n": THERE, "s": THERE}) == "north is connected again; south is connected again"
+    assert (
+        look({"north": THERE, "south": THERE})
+        == "north is connected again; south is connected again"
+    )
     assert look(None) == "the server does not answer"
 
 

@@ -49,7 +49,10 @@ def test_an_expired_certificate_is_named_and_can_be_renewed(idle: ServerFolder) 
     )
     assert "the certificate expired on" in refusal("serve", idle.federation)
     before = idle.certificate.read_bytes()
-    assert CliRunner().invoke(app, ["federation", "renew", str(idle.federation)]).exit_code == 0
+    assert (
+        CliRunner().invoke(app, ["federation", "keys", "rotate", str(idle.federation)]).exit_code
+        == 0
+    )
     assert idle.certificate.read_bytes() != before
 
 

@@ -46,12 +46,11 @@ from fullfed.runs.replay import verify
 
 METHODS: dict[str, dict[str, Any]] = {
     "ferret": {"method": {"name": "ferret", "coordinates": 300}},
-    "fedavg": {"method": {"name": "fedavg"}},
     "fedavg, trained by TRL's DPOTrainer": {
         "method": {"name": "fedavg"},
         "trainer": {"name": "dpo"},
         "local": {"optimizer": "adamw", "learning_rate": 1e-3},
-        "federation": {"rounds": 1, "clients_per_round": 2},
+        "federation": {"rounds": 2, "clients_per_round": 2},
     },
 }  # FedCyBGD is what is killed
 MESSAGE = 24 << 10  # bytes that a visit may cost beyond its frames, each way
@@ -148,8 +147,7 @@ def test_whatever_is_killed_or_cut_off_the_run_ends_with_the_model_it_would_have
     federation.server.kill_member("flwr-serverapp")
     assert started.code() == 2
     assert "the run's process has died after round" in started.said()
-    again = federation.start(recipe, killed.path)
-    assert again.code() == 0, again.said()
+    start(federation.server_folder, load_recipe(recipe), killed.path, print)
     assert "the worker has died and is started again" in workless.said()
     assert "the link to the server has died and is started again" in nodeless.said()
     assert all("), after" in node.said() for node in federation.nodes.values())
@@ -161,14 +159,14 @@ def test_whatever_is_killed_or_cut_off_the_run_ends_with_the_model_it_would_have
 def test_a_node_whose_key_is_not_registered_is_turned_away(federation: Federation) -> None:
     stranger = federation.copy_of("red", "stranger")
     create_node_key(stranger / "node.key", stranger / "node.pub")
-    node = federation.join(stranger, "red")
+    node = federation.link(stranger)
     node.says(TURNED_AWAY)
     assert "connected" not in node.said()
     node.stop()
 
 
 def test_a_second_node_with_the_same_key_is_turned_away(federation: Federation) -> None:
-    node = federation.join(federation.copy_of("red", "second"), "red")
+    node = federation.link(federation.copy_of("red", "second"))
     node.says(TURNED_AWAY)
     node.stop()
 

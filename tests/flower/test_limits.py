@@ -337,7 +337,7 @@ def test_files_of_nodes_and_servers_are_for_one_user_alone(
     )
     made.add("south", "builtin")
     made.remove("north")
-    made.renew_certificate()
+    made.rotate()
     node = node_worker(folder, 0, tmp_path / "state")
     for round in range(3):
         ask(node, fedavg.order(round, 0, since=max(round - 1, 0)))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fullfed.deployment.folders import ServerFolder, fix_members, read_members
+from fullfed.deployment.folders import ServerFolder
+from fullfed.deployment.members import fix_members, read_members
 from fullfed.errors import UserError
 
 
@@ -24,7 +25,7 @@ def federation(tmp_path: Path) -> ServerFolder:
 def test_declared_sizes_are_those_of_a_run_that_begins(
     federation: ServerFolder, tmp_path: Path
 ) -> None:
-    fix_members(tmp_path, federation.partners(), anew=True)
+    fix_members(tmp_path, federation.partners(), federation.federation, anew=True)
     members = read_members(tmp_path)
     assert members is not None
     assert members.samples() == {0: 12000, 2: 7}

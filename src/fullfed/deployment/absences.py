@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from fullfed.deployment.folders import Partner, ServerFolder
+from fullfed.deployment.folders import ServerFolder
+from fullfed.deployment.members import Partner
 from fullfed.deployment.processes import Print
-from fullfed.deployment.server import RegisteredNode, node_states
+from fullfed.deployment.server import ONLINE, RegisteredNode, partners_nodes
 from fullfed.errors import UserError
 
 _LOOK_SECONDS = 10.0
-ONLINE = "online"
 
 
 def local_time(moment: str) -> str:
@@ -24,13 +24,14 @@ class Absences:
     """What is said of partners that are not connected, once each time that it changes.
 
     Args:
-        partners: of the run.
-        states: what the server knows of each node, by its key; a UserError if it does not answer.
+        partners: the names of the run's.
+        states: what the server knows of each partner's node, by its name; a UserError if it does
+            not answer.
     """
 
     def __init__(
         self,
-        partners: list[Partner],
+        partners: Sequence[str],
         states: Callable[[], Mapping[str, RegisteredNode]],
         say: Print,
     ) -> None:
@@ -41,7 +42,8 @@ class Absences:
     @staticmethod
     def of(folder: ServerFolder, partners: list[Partner], say: Print) -> Absences:
         """Those of a federation."""
-        return Absences(partners, lambda: node_states(folder), say)
+        names = [partner.name for partner in partners]
+        return Absences(names, lambda: partners_nodes(folder, partners), say)
 
     def look(self) -> None:
         """See who is there, unless that was done a moment ago, and say what is new."""
@@ -53,8 +55,8 @@ class Absences:
             self._tell("", str(error))
         else:
             self._said.pop("", None)
-            for partner in self._partners:
-                self._tell(partner.name, _absence(partner.name, states.get(partner.key)))
+            for name in self._partners:
+                self._tell(name, _absence(name, states.get(name)))
         self._looked = time.monotonic()
 
     def _tell(self, name: str, sentence: str) -> None:

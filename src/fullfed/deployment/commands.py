@@ -19,7 +19,7 @@ from fullfed.errors import UserError
 from fullfed.recipe_file import load_recipe
 
 if TYPE_CHECKING:
-    from fullfed.deployment.folders import ServerFolder
+    pass
 
 FederationDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A federation's folder.")]
 NodeDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A partner's folder.")]
@@ -37,12 +37,9 @@ Overrides = Annotated[
 
 FLOWER_VERSIONS = (1, 41), (1, 43)  # the oldest supported, and the first that is not known to work
 
-federation = typer.Typer(help="Make a federation's folder and change its partners.")
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program's."""
-    app.add_typer(federation, name="federation", no_args_is_help=True)
     for command in (serve, join, start, status, simulate, worker):
         app.command()(command)
 
@@ -50,10 +47,14 @@ def register(app: typer.Typer) -> None:
 def serve(directory: FederationDirectory) -> None:
     """Run a federation's server (Flower's SuperLink)."""
     check_installed()
-    from fullfed.deployment import server
+    from fullfed.deployment.attendance import Attendance
     from fullfed.deployment.folders import ServerFolder
+    from fullfed.deployment.server import partners_nodes
+    from fullfed.deployment.server import serve as serve_federation
 
-    server.serve(ServerFolder(directory), say)
+    folder = ServerFolder(directory)
+    look = Attendance(folder.audit, lambda: partners_nodes(folder, folder.partners()), say).look
+    serve_federation(folder, say, look)
 
 
 def join(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
@@ -109,7 +110,7 @@ def status(directory: FederationDirectory) -> None:
 
 def _how_far(path: Path) -> str:
     """A run in one line, also one whose files are damaged."""
-    from fullfed.deployment.folders import ServerStatus
+    from fullfed.deployment.status import ServerStatus
     from fullfed.runs.folder import RunFolder
 
     run = RunFolder(path)
@@ -158,77 +159,19 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
         node_channel.serve(folder.worker_address, NodeWorker(folder.state, load, limits))
 
 
-@federation.command()
-def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
-    partner: Annotated[list[str], typer.Option(help="A partner's name; repeatable.")],
-    address: Annotated[str, typer.Option(help="What partners reach the server by.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The one port of the server.")] = 8443,
-    listen: Annotated[str, typer.Option(help="The server's interface.")] = "0.0.0.0",
-    model: Annotated[str, typer.Option(help="The base model, as partners have it.")] = "builtin",
-) -> None:
-    """Make a federation: authority, certificate, keys, and a folder for each partner."""
+def record_rollback(directory: Path, version: int, why: str) -> None:
+    """Put the rollback of a run into its federation's audit file, if it has one here."""
+    from fullfed.deployment.members import read_members
+
+    members = read_members(directory)
+    if members is None or not members.federation:
+        return
     check_installed()
     from fullfed.deployment.folders import ServerFolder
 
-    folder = ServerFolder.create(directory, partner, address, port, listen, model)
-    say(f"{folder.path}: stays here; next: fullfed serve {directory}")
-    for name in partner:
-        say(f"{directory / 'partners' / name}: for {name}, who runs: fullfed join {name} --data")
-
-
-@federation.command()
-def add(
-    directory: FederationDirectory,
-    partner: Annotated[str, typer.Argument(help="The new partner's name.")],
-    model: Annotated[
-        str | None, typer.Option(help="The base model, as the partner has it.")
-    ] = None,
-    key: Annotated[
-        Path | None, typer.Option(help="The public key of a pair that the partner made.")
-    ] = None,
-) -> None:
-    """Take a partner in, from the next run on."""
-    check_installed()
-    from fullfed.deployment.folders import ServerFolder
-
-    folder = ServerFolder(directory)
-    say(f"{folder.add(partner, model, key)}: for {partner}")
-    _tell_server(folder)
-
-
-@federation.command()
-def remove(
-    directory: FederationDirectory,
-    partner: Annotated[str, typer.Argument(help="The partner's name.")],
-) -> None:
-    """Take a partner out, at once: its node is turned away."""
-    check_installed()
-    from fullfed.deployment.folders import ServerFolder
-
-    folder = ServerFolder(directory)
-    folder.remove(partner)
-    _tell_server(folder)
-
-
-@federation.command()
-def renew(directory: FederationDirectory) -> None:
-    """Give the server a new certificate; partners need nothing new."""
-    check_installed()
-    from fullfed.deployment.folders import ServerFolder
-
-    folder = ServerFolder(directory)
-    folder.renew_certificate()
-    say(f"{folder.certificate}: renewed; stop and start `fullfed serve {directory}`")
-
-
-def _tell_server(folder: ServerFolder) -> None:
-    """Register and unregister at the running server; one that does not run does it at its start."""
-    from fullfed.deployment import server
-    from fullfed.deployment.processes import check_server
-
-    if check_server(folder.local_address, folder.authority):
-        server.sync_nodes(folder, say)
+    federation = ServerFolder(Path(members.federation))
+    if federation.settings_file.exists():
+        federation.audit.record("rollback", run=members.run, version=version, why=why)
 
 
 def show_end(summary: Mapping[str, Any], path: Path, table: bool = True) -> None:

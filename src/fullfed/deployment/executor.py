@@ -17,7 +17,7 @@ from pathlib import Path
 from fullfed.deployment.flower_internals import LostConnectionError, Tasks
 from fullfed.files import write_atomically
 
-_PAUSE = 0.2  # seconds between two looks for a task
+_PAUSE = 1.0  # seconds between two looks for a task
 
 _TOKEN = "token-"  # begins the name of the file of a run's token
 

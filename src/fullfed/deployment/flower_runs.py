@@ -23,14 +23,8 @@ from fullfed.data.federated import refuse_empty
 from fullfed.data.sources import read_examples
 from fullfed.data.tokens import PackedExamples, Untokenized, tokenize
 from fullfed.deployment.absences import Absences
-from fullfed.deployment.folders import (
-    CONTROL_KEY,
-    Members,
-    ServerFolder,
-    ServerStatus,
-    fix_members,
-    read_members,
-)
+from fullfed.deployment.folders import CONTROL_KEY, ServerFolder
+from fullfed.deployment.members import Members, fix_members, read_members
 from fullfed.deployment.node import RECIPE
 from fullfed.deployment.processes import (
     Print,
@@ -41,7 +35,9 @@ from fullfed.deployment.processes import (
     pause,
     simulating_superlink,
 )
+from fullfed.deployment.run_audit import RunAudit, record_start
 from fullfed.deployment.server import START_SECONDS, configure, running_superlink, submit, write_app
+from fullfed.deployment.status import ServerStatus
 from fullfed.engines.flower import FlowerEngine
 from fullfed.engines.node import NodeTask
 from fullfed.engines.node_limits import Limits, RefusalError
@@ -61,6 +57,7 @@ from fullfed.federation.messages import Plan, decode
 from fullfed.federation.server import Engine, Traffic
 from fullfed.files import private_files
 from fullfed.runs.assembly import (
+    Assembly,
     Choices,
     assemble,
     assemble_server,
@@ -73,6 +70,7 @@ from fullfed.runs.assembly import (
     settled,
 )
 from fullfed.runs.binding import check_bound
+from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import (
     check_cohort,
@@ -115,22 +113,26 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
             f"{folder.federation}: the server does not run; "
             f"run `fullfed serve {folder.federation}`."
         )
-    if not status.alive:
+    members = read_members(run.path) if status.alive else None
+    if members is None:
         if not run.recipe_file.exists():
             run.create(chosen)
         else:
             run.write_recipe(chosen)
-        fix_members(run.path, folder.partners(), anew=not begun)
+        members = fix_members(run.path, folder.partners(), folder.federation, anew=not begun)
         run.summary_file.unlink(missing_ok=True)  # of fewer rounds
         status.clear()
         write_app(folder.app)
+        record_start(folder.audit, run, members, _recipe_hash(run, members))
         submit(folder.flower, folder.app, run.path, say)
-    members = read_members(run.path)
-    assert members is not None  # they were fixed above
-    settings = encode_settings(run.recipe(), len(members.clients), base_hash="")
-    say(f"{RECIPE}{recipe_hash(settings)}")
+    say(f"{RECIPE}{_recipe_hash(run, members)}")
     absences = Absences.of(folder, members.clients, say)
     return follow(run, folder.superlink_log, say, absences)
+
+
+def _recipe_hash(run: RunFolder, members: Members) -> str:
+    """What owners of nodes may have agreed on."""
+    return recipe_hash(encode_settings(run.recipe(), len(members.clients), base_hash=""))
 
 
 def _chosen(folder: ServerFolder, recipe: Recipe, members: Members | None) -> Recipe:
@@ -211,23 +213,43 @@ def carry_on(grid: Grid, path: Path) -> None:
     folder = RunFolder(path)
     with ServerStatus(path).held():
         recipe, members = folder.recipe(), read_members(path)
-        if members is not None:
-            run, keys = members.run, [partner.key.encode() for partner in members.clients]
-            assembly = assemble_server(recipe, len(keys))
-            samples = members.samples()
-        else:  # in Flower's simulation, where nodes know all that this process knows
-            run, assembly = secrets.token_hex(8), assemble(recipe)
+        if members is None:  # in Flower's simulation, where nodes know all that this process knows
+            assembly = assemble(recipe)
             known = sorted(node.public_key for node in grid.get_nodes())
-            keys, samples = known[: len(assembly.data.clients)], {}
+            keys = known[: len(assembly.data.clients)]
+            _lead(grid, folder, assembly, secrets.token_hex(8), lambda: keys)
+            return
+        federation = ServerFolder(Path(members.federation))
+        with RunAudit(federation.audit, members) as audit:
+            assembly = assemble_server(recipe, len(members.clients))
+            keys_now = partial(federation.keys_of, members.clients)
+            _lead(grid, folder, assembly, members.run, keys_now, members.samples(), [audit])
 
-        def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engine:
-            settings = encode_settings(recipe, len(keys), folder.base()["model_hash"])
-            table = recipe.deployment
-            back = targets(folder)
-            return FlowerEngine(grid, run, keys, settings, worker, log, traffic, table, back)
 
-        quorum = assembly.recipe.deployment.quorum
-        carry_out(folder, assembly, connect=connect, quorum=quorum, samples=samples)
+def _lead(
+    grid: Grid,
+    folder: RunFolder,
+    assembly: Assembly,
+    run: str,
+    keys: Callable[[], Sequence[bytes]],
+    samples: Mapping[int, int] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Carry a run on over Flower's Grid.
+
+    Args:
+        run: its name.
+        keys: each client's public key as it is now, as the SuperLink knows it.
+        samples: those declared, by client.
+    """
+
+    def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engine:
+        settings = encode_settings(recipe, len(keys()), folder.base()["model_hash"])
+        table, back = recipe.deployment, targets(folder)
+        return FlowerEngine(grid, run, keys, settings, worker, log, traffic, table, back)
+
+    quorum = assembly.recipe.deployment.quorum
+    carry_out(folder, assembly, callbacks, connect, quorum, samples)
 
 
 # The nodes' part

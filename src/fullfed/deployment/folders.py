@@ -5,6 +5,8 @@ DIR/server/          stays with whoever runs the server
   ca.crt ca.key      the federation's certificate authority
   server.pem server.key
   keys/NAME.pub      each partner's public key
+  keys/replaced.json the key (PEM) that took each replaced key's place
+  audit.jsonl        who did what when; audit.head beside it says how many lines there are
   app/               the Flower app of the newest run: fullfed's, in three small files
   flower/            Flower's own home: its configuration, database and log
     control.key      what the operator's commands bear, new whenever the server is started
@@ -16,6 +18,7 @@ DIR/server/          stays with whoever runs the server
 DIR/partners/NAME/   goes to partner NAME, whole and by a private way
   node.toml          server, name and model
   ca.crt node.key
+  node.key.next      the node's next key, from when it was asked for to when the server lets it in
   worker.log node.log, flower/, state/   what its node makes there
 """
 
@@ -23,10 +26,8 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -35,21 +36,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fullfed.config_data import ColumnsTable
 from fullfed.config_values import Positive
+from fullfed.deployment.audit import Audit
 from fullfed.deployment.identities import (
     certify_server,
     check_host,
     create_authority,
     create_node_key,
+    in_pem,
+    key_fingerprint,
+    load_public_key,
     public_key_pem,
 )
+from fullfed.deployment.members import Partner
 from fullfed.engines.node_limits import Limits
 from fullfed.errors import UserError
-from fullfed.files import locked, private_files, write_atomically, write_json
+from fullfed.files import private_files, write_atomically, write_json
 from fullfed.validation import describe_validation, keys_of
 
 CONTROL_KEY = "control.key"  # in Flower's home
 CONNECTION = "federation"  # what Flower's configuration calls the server
-_MEMBERS = "members.json"  # in a run's folder
 _PARTNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -120,14 +125,6 @@ class NodeFile(_Settings):
     limits: Limits = Limits()
 
 
-class Partner(BaseModel):
-    """A partner's name, its node's public key (PEM), and the samples that were declared for it."""
-
-    name: str
-    key: str
-    samples: int | None = None
-
-
 class NodeFolder:
     """DIR/partners/NAME."""
 
@@ -136,6 +133,7 @@ class NodeFolder:
         self.settings_file = path / "node.toml"
         self.authority = path / "ca.crt"
         self.key = path / "node.key"
+        self.next_key = path / "node.key.next"
         self.worker_address = path / "worker.json"  # where the worker says how to reach it
         self.state = path / "state"
         self.flower = path / "flower"
@@ -174,8 +172,11 @@ class ServerFolder:
         self.flower = self.path / "flower"
         self.superlink_log = self.flower / "superlink.log"
         self.control_key = self.flower / CONTROL_KEY
+        self.replaced_keys = self.path / "keys" / "replaced.json"
         self.nodes = self.flower / "nodes.json"
         self.runs = self.path / "runs"
+        self.audit_file = self.path / "audit.jsonl"
+        self.audit = Audit(self.audit_file, self.authority, self.certificate, self.key)
 
     def settings(self) -> FederationFile:
         """What federation.toml says.
@@ -217,9 +218,70 @@ class ServerFolder:
             for name in settings.partners
         ]
 
+    def partner(self, name: str) -> str:
+        """The name.
+
+        Raises:
+            UserError: it is no partner's.
+        """
+        partners = self.settings().partners
+        if name not in partners:
+            raise UserError(f"{name}: there is no such partner; there are {', '.join(partners)}.")
+        return name
+
+    def replacements(self) -> dict[str, str]:
+        """The key (PEM) that has taken each replaced key's place."""
+        if not self.replaced_keys.exists():
+            return {}
+        replaced: dict[str, str] = json.loads(self.replaced_keys.read_bytes())
+        return replaced
+
+    def keys_of(self, members: Sequence[Partner]) -> list[bytes]:
+        """The public key of each member of a run as it is now, in PEM."""
+        replaced, keys = self.replacements(), [member.key for member in members]
+        for n, key in enumerate(keys):
+            while key in replaced:
+                key = replaced[key]
+            keys[n] = key
+        return [key.encode() for key in keys]
+
     @private_files()
-    def renew_certificate(self) -> None:
-        """Give the server a new certificate; partners need nothing new."""
+    def replace_key(self, partner: str, key: bytes, file: Path) -> None:
+        """Give a partner another public key.
+
+        Args:
+            key: in OpenSSH's format.
+            file: where it was read, for the error.
+
+        Raises:
+            UserError: the key is or was somebody's.
+        """
+        new = in_pem(load_public_key(key, file))
+        old, replaced = public_key_pem(self.public_key(partner)), self.replacements()
+        if new in {*replaced, *(member.key for member in self.partners())}:
+            raise UserError(f"{file}: the key is, or was, in use here; make a new one.")
+        self.audit.record("rotate", partner=partner, key=key_fingerprint(key))
+        write_json(self.replaced_keys, {**replaced, old: new})
+        write_atomically(self.public_key(partner), key + b"\n")
+
+    @private_files()
+    def rotate(self, authority: bool = False) -> None:
+        """Give the server a new key and certificate, which partners need not know of.
+
+        Args:
+            authority: also to the federation's authority; then partners need its new ca.crt.
+        """
+        with self.audit.paused():
+            if authority:
+                create_authority(self.authority, self.authority_key)
+            self._certify()
+        self.audit.record("rotate", keys=["authority", "server"] if authority else ["server"])
+        for partner in self.settings().partners if authority else ():
+            folder = NodeFolder(self.federation / "partners" / partner)
+            if folder.path.is_dir():
+                write_atomically(folder.authority, self.authority.read_bytes())
+
+    def _certify(self) -> None:
         hosts = list(dict.fromkeys([self.settings().address, "localhost", "127.0.0.1"]))
         certify_server(self.authority, self.authority_key, self.certificate, self.key, hosts)
 
@@ -238,6 +300,7 @@ class ServerFolder:
         _check_names([*settings.partners, partner])
         if public_key is not None:
             public_key_pem(public_key)
+        self.audit.record("add", partner=partner)
         folder = NodeFolder(self.federation / "partners" / partner)
         folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.public_key(partner).parent.mkdir(exist_ok=True)
@@ -258,13 +321,11 @@ class ServerFolder:
         Raises:
             UserError: there is no such partner.
         """
-        partners = self.settings().partners
-        if partner not in partners:
-            raise UserError(
-                f"{partner}: there is no such partner; there are {', '.join(partners)}."
-            )
+        self.partner(partner)
+        self.audit.record("remove", partner=partner)
         self.public_key(partner).unlink(missing_ok=True)
-        self._set_partners(tuple(name for name in partners if name != partner))
+        others = (name for name in self.settings().partners if name != partner)
+        self._set_partners(tuple(others))
 
     def _set_partners(self, names: tuple[str, ...]) -> None:
         settings = self.settings()
@@ -293,7 +354,8 @@ class ServerFolder:
         )
         settings.write(folder.settings_file)
         create_authority(folder.authority, folder.authority_key)
-        folder.renew_certificate()
+        folder._certify()
+        folder.audit.record("create", address=f"{address}:{port}", partners=list(partners))
         for partner in partners:
             folder.add(partner)
         return folder
@@ -306,92 +368,3 @@ def _check_names(partners: Sequence[str]) -> None:
             raise UserError(f"{partner!r}: a partner's name is letters, digits, '.', '_' and '-'.")
         if partners.count(partner) > 1:
             raise UserError(f"{partner}: there is a partner of this name already; take another.")
-
-
-class Members(BaseModel):
-    """members.json: the run's name (16 random hexadecimal digits); its clients by their numbers."""
-
-    run: str
-    clients: list[Partner]
-
-    def samples(self) -> dict[int, int]:
-        """Those declared, by client."""
-        numbered = enumerate(self.clients)
-        return {n: c.samples for n, c in numbered if c.samples is not None}
-
-
-def fix_members(run_folder: Path, clients: list[Partner], anew: bool) -> None:
-    """Name a run and fix its members, unless that was done before and is not to be done anew."""
-    file = run_folder / _MEMBERS
-    if anew or not file.exists():
-        write_json(file, Members(run=secrets.token_hex(8), clients=clients).model_dump())
-
-
-def read_members(run_folder: Path) -> Members | None:
-    """The members of a run; None for one in Flower's simulation, which has no members.json.
-
-    Raises:
-        UserError: the file was changed.
-    """
-    file = run_folder / _MEMBERS
-    if not file.exists():
-        return None
-    try:
-        return Members.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise UserError(f"{file}: this is not what the run wrote; restore a copy of it.") from error
-
-
-class ServerStatus:
-    """server.json in a run's folder, and the lock that the ServerApp holds while it lives."""
-
-    def __init__(self, run_folder: Path) -> None:
-        self._status = run_folder / "server.json"
-        self._lock_file = run_folder / "server.lock"
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the lock; keep why a UserError ended what is done under it.
-
-        Raises:
-            UserError: another process holds it.
-        """
-        otherwise = f"{self._lock_file.parent}: another process carries this run on."
-        with locked(self._lock_file, otherwise):
-            write_json(self._status, {"error": None})
-            try:
-                yield
-            except UserError as error:
-                write_json(self._status, {"error": str(error)})
-                raise
-
-    def clear(self) -> None:
-        """Forget what an earlier ServerApp came to."""
-        self._status.unlink(missing_ok=True)
-
-    @property
-    def begun(self) -> bool:
-        """Whether a ServerApp has taken the run up since it was cleared."""
-        return self._status.exists()
-
-    @property
-    def alive(self) -> bool:
-        """Whether a ServerApp is at work on the run now."""
-        if not self._lock_file.exists():
-            return False
-        try:
-            with locked(self._lock_file, "it is"):
-                return False
-        except UserError:
-            return True
-
-    @property
-    def error(self) -> str | None:
-        """Why the ServerApp gave up, if it did."""
-        if not self.begun:
-            return None
-        try:
-            error = json.loads(self._status.read_bytes())["error"]
-        except (ValueError, KeyError, TypeError):
-            return f"{self._status}: this is not what the server wrote; start the run again."
-        return None if error is None else str(error)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
 import ipaddress
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -71,6 +75,30 @@ def certify_server(
     write_atomically(certificate, built.public_bytes(serialization.Encoding.PEM))
 
 
+def fingerprint(certificate: str) -> str:
+    """SHA-256 of a certificate (PEM), in hexadecimal, as ``openssl x509 -fingerprint`` has it."""
+    loaded = x509.load_pem_x509_certificate(certificate.encode("ascii"))
+    return loaded.fingerprint(hashes.SHA256()).hex()
+
+
+@lru_cache(maxsize=8)
+def certified_key(certificate: str, authority: str) -> ec.EllipticCurvePublicKey:
+    """The public key in a certificate that an authority has signed; both PEM.
+
+    Raises:
+        ValueError: it has not, or these are no certificates.
+    """
+    loaded = x509.load_pem_x509_certificate(certificate.encode("ascii"))
+    try:
+        loaded.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.encode("ascii")))
+    except (InvalidSignature, TypeError) as error:
+        raise ValueError("the authority has not signed this certificate") from error
+    key = loaded.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("this is not a certificate of a federation's server")
+    return key
+
+
 def check_host(host: str) -> None:
     """Raise a UserError unless a certificate can be for this: an IP address or a DNS name."""
     try:
@@ -104,20 +132,47 @@ def create_node_key(key: Path, public_key: Path) -> None:
     write_atomically(public_key, public + b"\n")
 
 
+def load_public_key(content: bytes, file: Path) -> ec.EllipticCurvePublicKey:
+    """A node's public key, in OpenSSH's format.
+
+    Args:
+        file: where it was read, for the error.
+
+    Raises:
+        UserError: it is not a public key that Flower takes.
+    """
+    try:
+        loaded = serialization.load_ssh_public_key(content)
+    except ValueError as error:
+        raise UserError(f"{file}: this is not a public key in OpenSSH's format.") from error
+    if not isinstance(loaded, ec.EllipticCurvePublicKey):
+        raise UserError(f"{file}: make the key with `ssh-keygen -t ecdsa -b 384`.")
+    return loaded
+
+
 def public_key_pem(public_key: Path) -> str:
-    """A node's public key in the form in which the SuperLink knows it.
+    """A node's public key, of a file, in PEM.
 
     Raises:
         UserError: the file is not a public key that Flower takes.
     """
     try:
-        loaded = serialization.load_ssh_public_key(public_key.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{public_key}: this is not a public key in OpenSSH's format.") from error
-    if not isinstance(loaded, ec.EllipticCurvePublicKey):
-        raise UserError(f"{public_key}: make the key with `ssh-keygen -t ecdsa -b 384`.")
+        content = public_key.read_bytes()
+    except OSError as error:
+        raise UserError(f"{public_key}: the key cannot be read ({error.strerror}).") from error
+    return in_pem(load_public_key(content, public_key))
+
+
+def in_pem(key: ec.EllipticCurvePublicKey) -> str:
+    """A node's public key in the form in which the SuperLink knows it."""
     pem, info = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    return str(loaded.public_bytes(pem, info), "ascii")
+    return str(key.public_bytes(pem, info), "ascii")
+
+
+def key_fingerprint(public_key: bytes) -> str:
+    """Of a public key in OpenSSH's format, as ``ssh-keygen -l`` has it."""
+    digest = hashlib.sha256(base64.b64decode(public_key.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")
 
 
 def _builder(

@@ -32,6 +32,7 @@ from fullfed.engines.flower_messages import content_of, frames_of
 from fullfed.engines.node_channel import ChannelError, ask
 from fullfed.engines.node_limits import LimitError
 from fullfed.errors import MessageError
+from fullfed.files import sync_folder
 
 _PAUSE = 1.0  # seconds between two looks for an order
 _WORKER_PAUSE = 0.5  # seconds before a worker that is not there is asked again
@@ -89,6 +90,8 @@ def run(folder: NodeFolder, left: int) -> None:
     link = Link(settings.server, settings.name)
     while True:
         try:
+            if _takes_next_key(folder, settings.server):
+                left = 0  # that was a node of the old key
             # A new client each time, so that no connection of before is used again.
             with Fleet(settings.server, folder.authority, folder.key) as fleet:
                 if left:
@@ -107,6 +110,24 @@ def run(folder: NodeFolder, left: int) -> None:
         except LostConnectionError as error:
             link.lost(str(error))
         time.sleep(_RETRY_SECONDS)
+
+
+def _takes_next_key(folder: NodeFolder, server: str) -> bool:
+    """Whether there is a next key and the server lets it in; then it takes the old one's place.
+
+    Raises:
+        LostConnectionError: the server does not answer.
+    """
+    if not folder.next_key.exists():
+        return False
+    with Fleet(server, folder.authority, folder.next_key) as fleet:
+        try:
+            fleet.leave(fleet.connect())
+        except TurnedAwayError:
+            return False
+    folder.next_key.replace(folder.key)
+    sync_folder(folder.path)
+    return True
 
 
 def carry_out(fleet: Fleet, worker: Path, most_bytes: int) -> None:

@@ -23,6 +23,7 @@ import tomli_w
 from fullfed.deployment import RUN
 from fullfed.deployment.folders import CONNECTION, CONTROL_KEY, ServerFolder
 from fullfed.deployment.identities import check_not_expired
+from fullfed.deployment.members import Partner
 from fullfed.deployment.processes import (
     Child,
     Print,
@@ -39,6 +40,7 @@ from fullfed.deployment.processes import (
 from fullfed.errors import UserError
 from fullfed.files import private_files, write_atomically, write_json
 
+ONLINE = "online"  # Flower's word for a node that is connected
 START_SECONDS = 120.0  # that Flower may take to start what it was asked to
 _COMMAND_TIMEOUT = 180.0  # seconds
 _PROJECT = f"""\
@@ -66,14 +68,17 @@ clientapp = "fullfed_app.client:app"
 
 
 @private_files()
-def serve(folder: ServerFolder, say: Print) -> None:
+def serve(folder: ServerFolder, say: Print, look: Callable[[], None]) -> None:
     """Run the server until it is stopped.
+
+    Args:
+        look: is called twice a second while it runs.
 
     Raises:
         UserError: the port is in use, the certificate has expired, or Flower gives up.
     """
     settings = folder.settings()
-    renew = f"renew it with `fullfed federation renew {folder.federation}`"
+    renew = f"renew it with `fullfed federation keys rotate {folder.federation}`"
     check_not_expired(folder.certificate, renew)
     check_port_free(settings.listen, settings.port)
     port = free_port()
@@ -82,9 +87,14 @@ def serve(folder: ServerFolder, say: Print) -> None:
     there = partial(check_server, folder.local_address, folder.authority)
     with running_superlink(commands, folder.flower, there, say) as children:
         sync_nodes(folder, say)
+        folder.audit.record("serve", address=f"{settings.address}:{settings.port}")
         say(f"serving {len(settings.partners)} partners at {settings.address}:{settings.port}")
-        while all(child.exit_code is None for child in children):
-            pause()
+        try:
+            while all(child.exit_code is None for child in children):
+                look()
+                pause()
+        finally:
+            folder.audit.record("close")
     raise UserError(f"{folder.superlink_log}: Flower's server has ended; the log says why.")
 
 
@@ -201,6 +211,18 @@ class RegisteredNode:
 
     state: str
     since: str
+
+
+def partners_nodes(folder: ServerFolder, partners: Sequence[Partner]) -> dict[str, RegisteredNode]:
+    """What the running server knows of each partner's node, by the partner's name.
+
+    Raises:
+        UserError: it does not answer.
+    """
+    known = node_states(folder)
+    keys = (key.decode("ascii") for key in folder.keys_of(partners))
+    named = zip((partner.name for partner in partners), keys, strict=True)
+    return {name: known[key] for name, key in named if key in known}
 
 
 def node_states(folder: ServerFolder) -> dict[str, RegisteredNode]:

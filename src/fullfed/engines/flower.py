@@ -9,7 +9,7 @@ answer may contain is the inbox's business.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
@@ -69,7 +69,8 @@ class FlowerEngine:
     Args:
         grid: Flower's.
         run: names the run; 16 hexadecimal digits.
-        keys: each client's public key, as the SuperLink knows it, in the clients' order.
+        keys: each client's public key as it is now, as the SuperLink knows it, in the clients'
+            order.
         settings: the task's, encoded.
         server: the server's own replica and newest update.
         log: the run's.
@@ -80,7 +81,7 @@ class FlowerEngine:
 
     grid: Grid
     run: str
-    keys: Sequence[bytes]
+    keys: Callable[[], Sequence[bytes]]
     settings: bytes
     server: Worker
     log: Log

@@ -1,13 +1,13 @@
 """Named frames as Flower messages: their content, and sending and receiving them over the Grid.
 
-A client is known by its public key: its Flower node may come and go. Flower can lose a message (the
-node went away, the app's process died, time ran out) before the node's worker has answered; that is
-told apart from what a worker answers.
+A client is known by its public key, which may be replaced; its Flower node may come and go. Flower
+can lose a message (the node went away, the app's process died, time ran out) before the node's
+worker has answered; that is told apart from what a worker answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -80,19 +80,21 @@ class FlowerMessenger:
     """Sends frames to clients and receives replies.
 
     Args:
-        keys: the clients' public keys, as the SuperLink knows them, in the clients' order.
+        keys: the clients' public keys as they are now, as the SuperLink knows them, in the clients'
+            order.
     """
 
-    def __init__(self, grid: Grid, keys: Sequence[bytes]) -> None:
+    def __init__(self, grid: Grid, keys: Callable[[], Sequence[bytes]]) -> None:
         self._grid = grid
-        self._clients = {key: client for client, key in enumerate(keys)}
+        self._keys = keys
 
     def connections(self) -> dict[int, Connection]:
         """Of the clients that are connected."""
+        clients = {key: client for client, key in enumerate(self._keys())}
         return {
-            self._clients[node.public_key]: Connection(node.node_id, node.last_activated_at)
+            clients[node.public_key]: Connection(node.node_id, node.last_activated_at)
             for node in self._grid.get_nodes()
-            if node.public_key in self._clients
+            if node.public_key in clients
         }
 
     def send(

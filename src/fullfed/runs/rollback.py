@@ -8,11 +8,10 @@ when and why. The nodes of a federation are told by their next orders, and follo
 
 from __future__ import annotations
 
-import getpass
-import socket
 from datetime import UTC, datetime
 from typing import Any
 
+from fullfed.account import account
 from fullfed.errors import UserError
 from fullfed.federation.log import Log
 from fullfed.federation.replica import snapshot_version
@@ -44,7 +43,7 @@ def roll_back(folder: RunFolder, version: int, why: str = "") -> None:
             "version": version,
             "from": len(log),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "who": f"{_user()} at {socket.gethostname()}",
+            "who": account(),
             "why": why,
             "cut": f"rolled-back-{len(earlier) + 1}.log",
             "metrics": [r for r in records if r["round"] >= version],
@@ -92,10 +91,3 @@ def rollbacks(folder: RunFolder) -> list[dict[str, Any]]:
 def targets(folder: RunFolder) -> tuple[int, ...]:
     """The versions that the run was taken back to, in their order."""
     return tuple(record["version"] for record in rollbacks(folder))
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # an account without a name, as in some containers
-        return "an unnamed user"
