@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -33,11 +34,13 @@ from flower.real import (
     write_recipe,
 )
 from fullfed.cli import app
+from fullfed.deployment.audit import read_audit
 from fullfed.deployment.flower_internals import Fleet
 from fullfed.deployment.flower_runs import start
 from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.gate import _NODES_CALLS
 from fullfed.deployment.identities import create_authority, create_node_key, public_key_pem
+from fullfed.deployment.members import read_members
 from fullfed.deployment.server import registered
 from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
@@ -141,6 +144,8 @@ def test_whatever_is_killed_or_cut_off_the_run_ends_with_the_model_it_would_have
     federation.proxy.end()
     nodeless = federation.nodes[some_moment_of(3)]
     nodeless.kill_member("fullfed.deployment.relay")
+    name = some_moment_of(4)
+    _give_new_key(federation, name)
     some_moment_of(5)
     [led] = [c for c in federation.server.members().values() if "/flwr-serverapp" in c]
     assert "--token-file" in led, "others on the machine would read the run's token there"
@@ -154,6 +159,43 @@ def test_whatever_is_killed_or_cut_off_the_run_ends_with_the_model_it_would_have
     assert killed.log_file.read_bytes() == whole.log_file.read_bytes()
     assert killed.summary()["model_hash"] == undisturbed["model_hash"]
     assert [record["aggregated"] for record in killed.metrics()] == cohorts
+    _check_audit(federation, killed)
+    former = federation.link(federation.folder / f"former-{name}")
+    former.says(TURNED_AWAY)
+    assert "connected" not in former.said()
+    former.stop()
+
+
+def _give_new_key(federation: Federation, name: str) -> None:
+    """To a node, which goes on; a copy of its folder with the old key is left beside."""
+    federation.copy_of(name, f"former-{name}")
+    node = NodeFolder(federation.partner(name))
+    [request] = _invoke("federation", "keys", "rotate", node.path)
+    _invoke("federation", "keys", "admit", federation.directory, node.path / request)
+    wait_until(lambda: not node.next_key.exists(), "the node to take its new key")
+    assert node.key.read_bytes() != (federation.folder / f"former-{name}/node.key").read_bytes()
+
+
+def _check_audit(federation: Federation, run: RunFolder) -> None:
+    """The file has the whole life of a run whose process was killed, and which nodes came."""
+    folder, members = federation.server_folder, read_members(run.path)
+    assert members is not None
+    lines = read_audit(folder.audit_file, folder.authority)
+    about = [line for line in lines if line.about.get("run") == members.run]
+    assert [line.act for line in about] == ["start", "resume", "end"]
+    assert [about[0].about["partners"], about[1].about["version"] > 0] == [PARTNERS, True]
+    assert about[2].about["model"] == run.summary()["model_hash"]
+    assert about[2].about["log"] == run.metrics()[-1]["log"]
+    assert [line.act for line in lines[:6]] == ["create", *["add"] * 4, "serve"]
+    assert {line.about["partner"] for line in lines if line.act == "join"} == set(PARTNERS)
+    assert "rotate" in {line.act for line in lines}
+
+
+def _invoke(*command: object) -> list[str]:
+    """Carry out a command; return the names of the requests for keys that it speaks of."""
+    result = CliRunner().invoke(app, [str(part) for part in command])
+    assert result.exit_code == 0, result.output
+    return re.findall(r"[\w-]+\.key-request\.json", result.output)
 
 
 def test_a_node_whose_key_is_not_registered_is_turned_away(federation: Federation) -> None:
@@ -321,3 +363,30 @@ def test_a_programs_own_loop_takes_a_nodes_place(federation: Federation, tmp_pat
     assert verify(RunFolder(tmp_path / "real")) == 3
     federation.nodes[name] = federation.join(federation.partner(name), name)
     federation.nodes[name].says("connected to")
+
+
+def test_a_partner_that_is_removed_is_out_of_a_run_that_goes_on(
+    federation: Federation, tmp_path: Path
+) -> None:
+    out = RunFolder(tmp_path / "removed")
+    recipe = write_recipe(
+        federation.folder,
+        model={"path": "builtin"},
+        method={"name": "ferret", "coordinates": 300},
+        federation={"rounds": ROUNDS, "clients_per_round": 4},
+        deployment={"quorum": 0.5},
+    )
+    started = federation.start(recipe, out.path)
+    wait_until(lambda: len(out.metrics()) > 0, "the first round")
+    _invoke("federation", "remove", federation.directory, PARTNERS[0])
+    assert started.code() == 0, started.said()
+    assert [r["aggregated"] for r in (out.metrics()[0], out.metrics()[-1])] == [
+        [0, 1, 2, 3],
+        [1, 2, 3],
+    ]
+    federation.nodes[PARTNERS[0]].says(TURNED_AWAY)
+    folder = federation.server_folder
+    lines = read_audit(folder.audit_file, folder.authority)
+    assert {"partner": PARTNERS[0]} in [line.about for line in lines if line.act == "remove"]
+    refused = [line.about for line in lines if line.act == "refuse"]
+    assert {about["partner"] for about in refused if about["round"] == ROUNDS - 1} == {PARTNERS[0]}

@@ -236,7 +236,9 @@ def described(about: Mapping[str, Any]) -> str:
 
 
 def _said(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    """A value on one line, whatever a partner has sent that is quoted in it."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _verified(line: bytes, number: int, previous: bytes, pem: Mapping[str, str]) -> dict[str, Any]:
@@ -249,7 +251,10 @@ def _verified(line: bytes, number: int, previous: bytes, pem: Mapping[str, str])
     Raises:
         ValueError: it is not what the server wrote after that line; says how, of "line n".
     """
-    value = parse_json(line)
+    try:
+        value = parse_json(line)
+    except ValueError:
+        value = None
     if not isinstance(value, dict) or _encode(value) != line:
         raise ValueError("is not written as the server writes")
     body = {name: item for name, item in value.items() if name != "signature"}

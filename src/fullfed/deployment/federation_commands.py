@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fullfed.deployment.commands import FederationDirectory, check_installed, say
@@ -141,7 +142,7 @@ def audit(
     lines = read_audit(file or server.audit_file, authority, known)
     table = Table("time", "who", "act", "about")
     for line in lines:
-        table.add_row(line.time, line.who, line.act, described(line.about))
+        table.add_row(line.time, escape(line.who), line.act, escape(described(line.about)))
     Console().print(table)
     say(f"verified, {len(lines)} lines; the last one's hash is {lines[-1].digest}")
 

@@ -60,6 +60,7 @@ _TURNED_AWAY = (
     ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED,
     ApiErrorCode.FLEET_NODE_DEACTIVATION_FAILED,
 )
+_REFUSALS = {429: ": this node asks for more than the server's operator allows in a minute"}
 _TEXT_LIMIT = 300  # characters of an error's text
 HEARTBEAT_SECONDS = 15.0  # Flower's server takes a node for gone twice as long after its last one
 
@@ -213,7 +214,8 @@ def _told_apart() -> Iterator[None]:
             raise TurnedAwayError from error
         if code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
             raise EndedRunError from error
-        raise LostConnectionError(f"it answers {error.response.status_code}") from error
+        said = _REFUSALS.get(error.response.status_code, "")
+        raise LostConnectionError(f"it answers {error.response.status_code}{said}") from error
     except (httpx.HTTPError, ValueError, ObjectPullError, ObjectPushError) as error:
         raise LostConnectionError(_printable(error)) from error
 

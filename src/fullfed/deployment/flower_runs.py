@@ -25,6 +25,7 @@ from fullfed.data.tokens import PackedExamples, Untokenized, tokenize
 from fullfed.deployment.absences import Absences
 from fullfed.deployment.folders import CONTROL_KEY, ServerFolder
 from fullfed.deployment.members import Members, fix_members, read_members
+from fullfed.deployment.meter import Meter, PartnerLimits
 from fullfed.deployment.node import RECIPE
 from fullfed.deployment.processes import (
     Print,
@@ -157,7 +158,7 @@ def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
     run.create(assembly.recipe)
     home, app, port = run.path / "flower", run.path / "app", free_port()
     write_app(app)
-    configure(home, port, authority=None)
+    configure(home, port, None, Meter({}, PartnerLimits()))
     commands = simulating_superlink(home, port), executor(home / CONTROL_KEY, port, None)
     with running_superlink(commands, home, partial(listens, port), say):
         submit(home, app, run.path, say, simulated=len(assembly.data.clients))

@@ -48,6 +48,7 @@ from fullfed.deployment.identities import (
     public_key_pem,
 )
 from fullfed.deployment.members import Partner
+from fullfed.deployment.meter import PartnerLimits
 from fullfed.engines.node_limits import Limits
 from fullfed.errors import UserError
 from fullfed.files import private_files, write_atomically, write_json
@@ -83,9 +84,10 @@ class FederationFile(_Settings):
 
     address: what partners reach the server by; listen: the interface the server listens on.
     model: the base model, as partners have it unless they say otherwise. partners: their names; a
-    partner's place is its client number in the runs that begin. samples: of each partner, by name,
-    the most that a report counts as; a partner that is not named counts as at most four times the
-    cohort's median.
+    partner's place is its client number in the runs that begin. limits: what a partner's node may
+    ask of the server; limits_of: the same of single partners, by name. samples: of each partner, by
+    name, the most that a report counts as; a partner that is not named counts as at most four times
+    the cohort's median.
     """
 
     address: str
@@ -93,13 +95,16 @@ class FederationFile(_Settings):
     listen: str
     model: str = "builtin"
     partners: tuple[str, ...]
+    limits: PartnerLimits = PartnerLimits()
+    limits_of: dict[str, PartnerLimits] = {}
     samples: dict[str, Positive] = {}
 
     @model_validator(mode="after")
-    def _samples_of_partners(self) -> FederationFile:
-        for name in self.samples:
-            if name not in self.partners:
-                raise ValueError(f"samples.{name}: there is no partner {name!r}")
+    def _of_partners(self) -> FederationFile:
+        for table in ("limits_of", "samples"):
+            for name in getattr(self, table):
+                if name not in self.partners:
+                    raise ValueError(f"{table}.{name}: there is no partner {name!r}")
         return self
 
 
@@ -218,6 +223,11 @@ class ServerFolder:
             for name in settings.partners
         ]
 
+    def limits(self) -> dict[str, PartnerLimits]:
+        """Those of single partners, by their keys (PEM)."""
+        limits = self.settings().limits_of
+        return {public_key_pem(self.public_key(name)): table for name, table in limits.items()}
+
     def partner(self, name: str) -> str:
         """The name.
 
@@ -330,7 +340,8 @@ class ServerFolder:
     def _set_partners(self, names: tuple[str, ...]) -> None:
         settings = self.settings()
         samples = {name: n for name, n in settings.samples.items() if name in names}
-        changes = {"partners": names, "samples": samples}
+        limits = {name: table for name, table in settings.limits_of.items() if name in names}
+        changes = {"partners": names, "samples": samples, "limits_of": limits}
         settings.model_copy(update=changes).write(self.settings_file)
 
     @staticmethod

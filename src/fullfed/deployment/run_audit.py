@@ -12,6 +12,8 @@ from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.rollback import targets
 
+_LONGEST = 500  # characters of a reason, which may be a partner's words
+
 
 def record_start(audit: Audit, folder: RunFolder, members: Members, recipe_hash: str) -> None:
     """A run begins, or goes on: on what recipe, with whom, and from which version.
@@ -46,7 +48,7 @@ class RunAudit(Callback):
         for refused in record["refused"]:
             partner = self._members.clients[refused["client"]].name
             about = {"run": self._members.run, "round": record["round"], "partner": partner}
-            self._audit.record("refuse", **about, reason=refused["reason"])
+            self._audit.record("refuse", **about, reason=refused["reason"][:_LONGEST])
 
     def on_run_end(self, summary: dict[str, Any]) -> None:
         """The model and the log that the run ends with, by their hashes."""

@@ -24,6 +24,7 @@ from fullfed.deployment import RUN
 from fullfed.deployment.folders import CONNECTION, CONTROL_KEY, ServerFolder
 from fullfed.deployment.identities import check_not_expired
 from fullfed.deployment.members import Partner
+from fullfed.deployment.meter import LIMITS, Meter
 from fullfed.deployment.processes import (
     Child,
     Print,
@@ -82,7 +83,8 @@ def serve(folder: ServerFolder, say: Print, look: Callable[[], None]) -> None:
     check_not_expired(folder.certificate, renew)
     check_port_free(settings.listen, settings.port)
     port = free_port()
-    configure(folder.flower, port, folder.authority)
+    meter = Meter(folder.limits(), settings.limits)
+    configure(folder.flower, port, folder.authority, meter)
     commands = superlink(folder, port), executor(folder.control_key, port, folder.authority)
     there = partial(check_server, folder.local_address, folder.authority)
     with running_superlink(commands, folder.flower, there, say) as children:
@@ -125,8 +127,9 @@ def running_superlink(
             yield server, *others
 
 
-def configure(home: Path, port: int, authority: Path | None) -> None:
-    """Write the configuration by which ``flwr`` finds the server on this machine, and a new key.
+def configure(home: Path, port: int, authority: Path | None, meter: Meter) -> None:
+    """Write the configuration by which ``flwr`` finds the server on this machine, a new key, and
+    what nodes may ask for.
 
     Args:
         home: the folder of Flower's configuration, which is made.
@@ -139,6 +142,7 @@ def configure(home: Path, port: int, authority: Path | None) -> None:
     address, key = f"127.0.0.1:{port}", secrets.token_urlsafe(32)
     write_atomically(home / CONTROL_KEY, key.encode(), mode=0o600)
     store_key(home, address, key)
+    meter.write(home / LIMITS)
     connection: dict[str, Any] = {"address": address}
     connection |= {"insecure": True} if authority is None else {"root-certificates": str(authority)}
     tables = {"superlink": {"default": CONNECTION, CONNECTION: connection}}

@@ -16,6 +16,7 @@ import uvicorn
 
 from fullfed.deployment.flower_internals import superlink_parts
 from fullfed.deployment.gate import Gate
+from fullfed.deployment.meter import LIMITS, Meter
 from fullfed.deployment.processes import NOT_LISTENING
 
 _LOOPBACK = "127.0.0.1"
@@ -26,7 +27,8 @@ def main() -> None:
     """Run the server until it is stopped."""
     listen, port, key_file, *arguments = sys.argv[1:]
     parts = superlink_parts(arguments)
-    gate = Gate(parts.application, parts.port, Path(key_file).read_text(encoding="ascii"))
+    key, meter = Path(key_file).read_text("ascii"), Meter.read(Path(key_file).with_name(LIMITS))
+    gate = Gate(parts.application, parts.port, key, meter)
     sockets = [_listener(_LOOPBACK, parts.port)]
     if listen != NOT_LISTENING:
         sockets.append(_listener(listen, int(port)))
