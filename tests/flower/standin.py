@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from fullfed.federation.server import Traffic
 from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
 from fullfed.runs.assembly import assemble_server
+from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.rollback import targets
 
@@ -127,7 +128,9 @@ def recipe_of(folder: Path, rounds: int, **changes: Any) -> Recipe:
     return load_recipe(write_recipe(folder, **tables))
 
 
-def carry_out(recipe: Recipe, grid: Dictionary, out: Path) -> RunFolder:
+def carry_out(
+    recipe: Recipe, grid: Dictionary, out: Path, callbacks: Sequence[Callback] = ()
+) -> RunFolder:
     """The run of a ServerApp, without Flower."""
     assembly = assemble_server(recipe, len(PARTNERS))
     folder = RunFolder(out)
@@ -140,5 +143,5 @@ def carry_out(recipe: Recipe, grid: Dictionary, out: Path) -> RunFolder:
         back = targets(folder)
         return FlowerEngine(grid, RUN, lambda: KEYS, settings, worker, log, traffic, table, back)  # type: ignore[arg-type]
 
-    run.carry_out(folder, assembly, connect=connect, quorum=recipe.deployment.quorum)
+    run.carry_out(folder, assembly, callbacks, connect, recipe.deployment.quorum)
     return folder

@@ -13,11 +13,22 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flower.real import free_port, open_to_others, refusal
+from flower.real import PARTNERS, free_port, open_to_others, refusal
+from flower.small import node_worker
+from flower.standin import Dictionary, carry_out, recipe_of
 from fullfed.cli import app
+from fullfed.deployment import attendance
+from fullfed.deployment.attendance import Attendance
 from fullfed.deployment.audit import ACTS, read_audit
 from fullfed.deployment.folders import ServerFolder
+from fullfed.deployment.members import Partner, fix_members, write_federation
+from fullfed.deployment.run_audit import RunAudit
+from fullfed.deployment.server import RegisteredNode
 from fullfed.errors import UserError
+from fullfed.runs import run
+from fullfed.runs.assembly import assemble
+from fullfed.runs.folder import RunFolder
+from runs.small import recipe, write_ingredients
 
 
 @pytest.fixture
@@ -253,3 +264,91 @@ def test_the_acts_are_those_that_the_page_names() -> None:
     section = page.partition("### The audit file")[2].partition("\n#")[0]
     for act in ACTS:
         assert f"`{act}`" in section, act
+
+
+def test_who_comes_and_goes_is_recorded_once(
+    federation: ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attendance, "LOOK_SECONDS", 0.0)
+    states: dict[str, RegisteredNode] | None = None
+
+    def known() -> dict[str, RegisteredNode]:
+        if states is None:
+            raise UserError("the server does not answer")
+        return states
+
+    said: list[str] = []
+    watch = Attendance(federation.audit, known, said.append)
+    for one in (
+        {"a": RegisteredNode("registered", "")},
+        {"a": RegisteredNode("online", "t1"), "b": RegisteredNode("online", "t1")},
+        {"a": RegisteredNode("online", "t1"), "b": RegisteredNode("online", "t1")},
+        None,
+        None,
+        {"a": RegisteredNode("online", "t3"), "b": RegisteredNode("offline", "t2")},
+        {"a": RegisteredNode("online", "t3")},
+    ):
+        states = one
+        watch.look()
+    lines = read_audit(federation.audit_file, federation.authority)[4:]
+    assert [(line.act, *line.about.values()) for line in lines] == [
+        *(("join", "a", "t1"), ("join", "b", "t1")),
+        *(("leave", "b", "t2"), ("join", "a", "t3")),
+    ]
+    assert said == ["the server does not answer"]
+
+
+@pytest.mark.usefixtures("flower_process")
+def test_the_limits_of_each_partner_hold_and_its_refusals_are_recorded(
+    federation: ServerFolder, folder: Path, tmp_path: Path
+) -> None:
+    """In one run two nodes allow what is asked of them, and two do not, each for its own reason."""
+    fedavg = recipe_of(folder, 2, method={"name": "fedavg"})
+    strict = {1: {"methods": ["ferret"]}, 2: {"most_steps": 1}}
+    nodes = [node_worker(folder, n, tmp_path / f"state-{n}", **strict.get(n, {})) for n in range(4)]
+    members = fix_members(
+        tmp_path,
+        [Partner(name=name, key=name) for name in PARTNERS],
+        anew=True,
+    )
+    with RunAudit(federation.audit, members) as audit:
+        run = carry_out(fedavg, Dictionary.of(nodes), tmp_path / "run", [audit])
+    for node in nodes:
+        node.leave()
+    assert [record["aggregated"] for record in run.metrics()] == [[0, 3], [0, 3]]
+    *refusals, end = read_audit(federation.audit_file, federation.authority)[4:]
+    assert [(line.act, line.about["round"], line.about["partner"]) for line in refusals] == [
+        ("refuse", round, PARTNERS[n]) for round in range(2) for n in (1, 2)
+    ]
+    assert "limits.methods of the node: " in refusals[0].about["reason"]
+    assert "limits.most_steps of the node: " in refusals[1].about["reason"]
+    assert end.about["model"] == run.summary()["model_hash"]
+    assert end.about["log"] == run.metrics()[-1]["log"]
+
+
+def test_why_a_run_stops_is_recorded_and_a_rollback_too(
+    federation: ServerFolder, tmp_path: Path
+) -> None:
+    write_ingredients(tmp_path)
+    assembly, ran = assemble(recipe(tmp_path)), RunFolder(tmp_path / "run")
+    ran.create(assembly.recipe)
+    members = fix_members(ran.path, [], anew=True)
+    write_federation(ran.path, federation.federation)
+    run.carry_out(ran, assembly)
+    with pytest.raises(UserError), RunAudit(federation.audit, members):
+        raise UserError("round 1: too few reports")
+    command = ["rollback", str(ran.path), "1", "--why", "poisoned"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    stop, back = read_audit(federation.audit_file, federation.authority)[4:]
+    assert (stop.act, stop.about["reason"]) == ("stop", "round 1: too few reports")
+    assert (back.act, back.about) == (
+        "rollback",
+        {"run": members.run, "version": 1, "why": "poisoned"},
+    )
+
+
+def test_what_a_partner_says_is_shown_on_one_line(federation: ServerFolder) -> None:
+    federation.audit.record("refuse", reason="x\n\x1b[2J[red]verified, 9 lines")
+    command = ["federation", "audit", str(federation.federation)]
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "200"}).output
+    assert "reason x  [2J[red]verified, 9 lines" in shown

@@ -25,7 +25,7 @@ def federation(tmp_path: Path) -> ServerFolder:
 def test_declared_sizes_are_those_of_a_run_that_begins(
     federation: ServerFolder, tmp_path: Path
 ) -> None:
-    fix_members(tmp_path, federation.partners(), federation.federation, anew=True)
+    fix_members(tmp_path, federation.partners(), anew=True)
     members = read_members(tmp_path)
     assert members is not None
     assert members.samples() == {0: 12000, 2: 7}

@@ -161,17 +161,17 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
 
 def record_rollback(directory: Path, version: int, why: str) -> None:
     """Put the rollback of a run into its federation's audit file, if it has one here."""
-    from fullfed.deployment.members import read_members
+    from fullfed.deployment.members import read_federation, read_members
 
-    members = read_members(directory)
-    if members is None or not members.federation:
+    members, federation = read_members(directory), read_federation(directory)
+    if members is None or federation is None:
         return
     check_installed()
     from fullfed.deployment.folders import ServerFolder
 
-    federation = ServerFolder(Path(members.federation))
-    if federation.settings_file.exists():
-        federation.audit.record("rollback", run=members.run, version=version, why=why)
+    folder = ServerFolder(federation)
+    if folder.settings_file.exists():
+        folder.audit.record("rollback", run=members.run, version=version, why=why)
 
 
 def show_end(summary: Mapping[str, Any], path: Path, table: bool = True) -> None:

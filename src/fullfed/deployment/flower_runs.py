@@ -24,7 +24,13 @@ from fullfed.data.sources import read_examples
 from fullfed.data.tokens import PackedExamples, Untokenized, tokenize
 from fullfed.deployment.absences import Absences
 from fullfed.deployment.folders import CONTROL_KEY, ServerFolder
-from fullfed.deployment.members import Members, fix_members, read_members
+from fullfed.deployment.members import (
+    Members,
+    fix_members,
+    read_federation,
+    read_members,
+    write_federation,
+)
 from fullfed.deployment.meter import Meter, PartnerLimits
 from fullfed.deployment.node import RECIPE
 from fullfed.deployment.processes import (
@@ -120,7 +126,8 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
             run.create(chosen)
         else:
             run.write_recipe(chosen)
-        members = fix_members(run.path, folder.partners(), folder.federation, anew=not begun)
+        members = fix_members(run.path, folder.partners(), anew=not begun)
+        write_federation(run.path, folder.federation)
         run.summary_file.unlink(missing_ok=True)  # of fewer rounds
         status.clear()
         write_app(folder.app)
@@ -213,17 +220,19 @@ def carry_on(grid: Grid, path: Path) -> None:
     """
     folder = RunFolder(path)
     with ServerStatus(path).held():
-        recipe, members = folder.recipe(), read_members(path)
-        if members is None:  # in Flower's simulation, where nodes know all that this process knows
+        recipe, members, federation = folder.recipe(), read_members(path), read_federation(path)
+        if (
+            members is None or federation is None
+        ):  # in Flower's simulation, where nodes know all that this process knows
             assembly = assemble(recipe)
             known = sorted(node.public_key for node in grid.get_nodes())
             keys = known[: len(assembly.data.clients)]
             _lead(grid, folder, assembly, secrets.token_hex(8), lambda: keys)
             return
-        federation = ServerFolder(Path(members.federation))
-        with RunAudit(federation.audit, members) as audit:
+        server = ServerFolder(federation)
+        with RunAudit(server.audit, members) as audit:
             assembly = assemble_server(recipe, len(members.clients))
-            keys_now = partial(federation.keys_of, members.clients)
+            keys_now = partial(server.keys_of, members.clients)
             _lead(grid, folder, assembly, members.run, keys_now, members.samples(), [audit])
 
 

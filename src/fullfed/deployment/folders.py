@@ -13,6 +13,7 @@ DIR/server/          stays with whoever runs the server
     nodes.json       the Flower node id of each registered key (PEM)
   runs/              one folder a run
     members.json     the run's name, and which partner is which client; fixed when the run begins
+    federation.json  where the federation is
     server.json      why the ServerApp gave up, if it did
     server.lock      locked as long as a ServerApp is at work
 DIR/partners/NAME/   goes to partner NAME, whole and by a private way

@@ -2,8 +2,8 @@
 
 Flower serves nodes, its own processes and whoever controls it on one port, and asks no key of the
 last. Here the server listens twice. Nodes' calls pass where partners reach it, and no others;
-Flower checks their signatures, and no node may ask for more than its share. The operator's calls pass on this machine's loopback alone, and only
-with the key that lies in the server's folder.
+Flower checks their signatures, and no node gets more than its share. The operator's calls pass on
+this machine's loopback alone, and only with the key that lies in the server's folder.
 """
 
 from __future__ import annotations

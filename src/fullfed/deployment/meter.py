@@ -1,4 +1,4 @@
-"""What each partner's node may ask of the server in a minute: the tables ``limits`` of federation.toml.
+"""What each partner's node may ask of the server in a minute: the limits in federation.toml.
 
 A node's key is known from its requests, and only those count that Flower has let in: nobody can use
 up another's share. What is under way when a share is used up is still let through.
