@@ -68,6 +68,19 @@ def test_commands_exist(page: Path) -> None:
             assert further in command.commands, f"{name} {further}"
 
 
+def test_what_the_threat_model_claims_is_shown_by_tests_that_there_are() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    files = (ROOT / "tests").rglob("test_*.py")
+    there = {
+        name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert len(named) > 10
+    assert named <= there, named - there
+    notes = {int(number) for number in re.findall(r"\((\d+)\)", text)}
+    assert notes == set(range(1, max(notes) + 1))
+
+
 def test_the_guide_has_every_form_of_data_and_every_partition() -> None:
     _, _, text = (ROOT / "docs" / "guide.md").read_text().partition("\n## Data\n")
     section = text.partition("\n## ")[0]

@@ -221,9 +221,8 @@ def carry_on(grid: Grid, path: Path) -> None:
     folder = RunFolder(path)
     with ServerStatus(path).held():
         recipe, members, federation = folder.recipe(), read_members(path), read_federation(path)
-        if (
-            members is None or federation is None
-        ):  # in Flower's simulation, where nodes know all that this process knows
+        if members is None or federation is None:
+            # In Flower's simulation, where nodes know all that this process knows.
             assembly = assemble(recipe)
             known = sorted(node.public_key for node in grid.get_nodes())
             keys = known[: len(assembly.data.clients)]
