@@ -60,6 +60,7 @@ _TURNED_AWAY = (
     ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED,
     ApiErrorCode.FLEET_NODE_DEACTIVATION_FAILED,
 )
+_NOBODYS = 401  # a call that is signed by no registered key, or at another time than now
 _REFUSALS = {429: ": this node asks for more than the server's operator allows in a minute"}
 _TEXT_LIMIT = 300  # characters of an error's text
 HEARTBEAT_SECONDS = 15.0  # Flower's server takes a node for gone twice as long after its last one
@@ -92,7 +93,7 @@ class TooLongError(Exception):
 class Fleet:
     """A node's calls to the server: what flower-supernode does, without fetching or running apps.
 
-    Every call may raise LostConnectionError.
+    Every call may raise LostConnectionError, and TurnedAwayError where the key is none that the server knows.
 
     Args:
         server: host:port.
@@ -210,7 +211,7 @@ def _told_apart() -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         told = FlowerError.from_json(error.response.text)
         code = None if told is None else told.code
-        if code in _TURNED_AWAY:
+        if code in _TURNED_AWAY or error.response.status_code == _NOBODYS:
             raise TurnedAwayError from error
         if code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
             raise EndedRunError from error

@@ -40,8 +40,8 @@ _RETRY_SECONDS = 5.0
 _AROUND = 1 << 20  # bytes that Flower puts around an order, at most
 _APP_FAILED, _APP_REFUSED = 2, 7  # Flower's error codes
 TURNED_AWAY = (
-    "the server turns this node away: its key is not registered, or another node runs with it, or "
-    "ran until a minute ago; trying again"
+    "the server turns this node away: its key is not registered (any more), or another node runs "
+    "with it, or ran until a minute ago, or the two clocks differ; trying again"
 )
 
 
@@ -198,6 +198,9 @@ class _Pulse:
         while not self._over.wait(HEARTBEAT_SECONDS / 3):
             try:
                 self._beat()
+            except TurnedAwayError:
+                if not self._over.is_set():
+                    self._link.turned_away()
             except LostConnectionError as error:
                 missed += 1
                 if missed > 1 and not self._over.is_set():
