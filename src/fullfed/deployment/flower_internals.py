@@ -93,7 +93,8 @@ class TooLongError(Exception):
 class Fleet:
     """A node's calls to the server: what flower-supernode does, without fetching or running apps.
 
-    Every call may raise LostConnectionError, and TurnedAwayError where the key is none that the server knows.
+    Every call may raise LostConnectionError, and TurnedAwayError where the server does not know the
+    key.
 
     Args:
         server: host:port.
