@@ -1,4 +1,4 @@
-"""The commands of a federation across organisations; each calls one function."""
+"""The commands that run a federation across organisations; each calls one function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,9 +17,6 @@ from rich.table import Table
 
 from fullfed.errors import UserError
 from fullfed.recipe_file import load_recipe
-
-if TYPE_CHECKING:
-    pass
 
 FederationDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A federation's folder.")]
 NodeDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A partner's folder.")]
