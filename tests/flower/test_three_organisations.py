@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "three-organisations.md").read_text()
 MODEL, PORT = "./models/smollm2-135m", "8443"
 STAYS = {"fullfed serve": "serving 3 partners", "fullfed join": "connected to"}
-SHORT = {"rounds = 8": "rounds = 2", "steps = 6": "steps = 4", "540kb": "8KiB"}
+SHORT = {"rounds = 8": "rounds = 2", "steps = 6": "steps = 5", "540kb": "8KiB"}
 
 
 @pytest.fixture
@@ -45,17 +45,15 @@ def test_the_page_does_what_it_shows(processes: list[Process], tmp_path: Path) -
     for block in blocks:
         stays = next((told for command, told in STAYS.items() if block.startswith(command)), None)
         if stays is not None:
-            command = block.replace("rounds=10", "rounds=3").split()
-            processes.append(Process(command[1:], tmp_path / f"{len(processes)}.out"))
+            processes.append(Process(block.split()[1:], tmp_path / f"{len(processes)}.out"))
             processes[-1].says(stays)
             continue
-        script = begins + block.replace(PORT, port).replace("rounds=10", "rounds=3")
+        script = begins + block.replace(PORT, port)
         done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block}{done.stdout}{done.stderr}"
         said += done.stdout
     assert "round 2/2" in said
-    assert "round 3/3" in said
-    assert "hashes equal" in said
-    assert said.count("verified, ") == 3
+    assert said.count("online") == 3
+    assert said.count("verified, ") == 2
     assert len(set(re.findall(r"SHA256:[\w+/]+", said))) == 2, "the Mill's new key, and no other"
     assert (tmp_path / "hotels-model" / "README.md").exists()
