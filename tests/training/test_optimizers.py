@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import Batch, collate
 from fullfed.errors import UserError
-from fullfed.federation.client import StatesOnDisk
+from fullfed.federation.states import StatesOnDisk
 from fullfed.training.first_order import Improvement, train
 from fullfed.training.layers import layer_names
 from fullfed.training.loss import answer_loss

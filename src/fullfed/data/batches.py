@@ -64,7 +64,10 @@ class Batch:
 
 
 def collate(examples: Sequence[TokenizedExample]) -> Batch:
-    """One batch of all the examples."""
+    """One batch of all the examples; of none, one of no rows."""
+    if not examples:
+        nothing = torch.zeros((0, 0), dtype=torch.int64)
+        return Batch(nothing, nothing, nothing, tokens=0)
     ids = [torch.from_numpy(example.ids).long() for example in examples]
     labels = [row.clone() for row in ids]
     for row, example in zip(labels, examples, strict=True):

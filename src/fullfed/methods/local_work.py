@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.config import LocalTable
-from fullfed.data.batches import Batch
+from fullfed.data.batches import Batch, training_batches
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan
 from fullfed.federation.method import NOTHING
 from fullfed.methods.setting import Setting
+from fullfed.randomness import Stream
 from fullfed.training.first_order import Improvement, train
 from fullfed.training.loss import Loss, answer_loss
 from fullfed.training.watch import OnStep, unwatched
+
+if TYPE_CHECKING:
+    from fullfed.privacy.summing import Owner
 
 
 class LocalWork(ABC):
@@ -27,9 +32,34 @@ class LocalWork(ABC):
         """Whether a client's next visit goes on from this one's ``Improvement.state``."""
         return False
 
+    @property
+    def protects_records(self) -> bool:
+        """Whether nothing of a record goes out without noise: no loss is told, and the noise is of
+        what ``owned`` brings."""
+        return False
+
+    def owned(self, run: str, owner_of: Callable[[int], Owner]) -> LocalWork:
+        """The work of clients that have something nobody else has, in a run of this name."""
+        return self
+
     def on(self, examples: Sequence[TokenizedExample]) -> LocalWork:
         """The work of the client with these examples, where batches of them are not enough."""
         return self
+
+    def batches(
+        self,
+        examples: Sequence[TokenizedExample],
+        batch_size: int,
+        steps: int,
+        stream: Stream,
+        plan: Plan,
+    ) -> Iterator[Batch]:
+        """A visit's, one a step; ``stream`` is the recipe's randomness for them.
+
+        Raises:
+            TrainingError: the client does not take part.
+        """
+        return training_batches(examples, batch_size, steps, stream)
 
     @abstractmethod
     def improve(

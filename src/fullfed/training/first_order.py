@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -32,7 +32,8 @@ class Improvement:
     """What a visit's training came to, besides the parameters it changed.
 
     Attributes:
-        losses: of every step, nats per answer token; or their mean alone.
+        losses: of every step, nats per answer token; or their mean alone; none where they are not
+            to leave the client.
         first_known: whether the first of them is that of the visit's first batch before any step.
         steps: of zeroth-order training, in their order: the direction's number and the derivative
             along it, float32.
@@ -79,23 +80,14 @@ def train(
     Raises:
         TrainingError: a loss is not finite.
     """
-    model.eval()  # type: ignore[no-untyped-call]
-    trained, losses = list(parameters.values()), []
-    device = trained[0].device
-    hidden = {name for layer in layer_names(model) for name in layer}
-    cache = input_cache(model, trained, memory.cache_inputs)
-    steps = Steps(parameters, local, hidden, memory.optimizer_in_backward, state or {}, exact or {})
-    checkpointing = checkpointed(model) if memory.checkpoint_activations else nullcontext()
-    units = matrix_units(local.precision)
-    with training_only(model, trained), checkpointing, steps, units:
+    losses = []
+    with passes(model, parameters, local, memory, loss, state, exact) as (steps, backward):
         for batch in batches:
-            total = torch.zeros((), device=device)
-            for part in batch.split(local.micro_batch_size):
-                with cache.serving(part) if cache else nullcontext():
-                    with autocast(local.precision, device):
-                        value = loss(model, part.to(device)) * (part.tokens / batch.tokens)
-                    value.backward()  # type: ignore[no-untyped-call]
-                total += value.detach()
+            parts = batch.split(local.micro_batch_size)
+            total = sum(
+                (backward(part, part.tokens / batch.tokens) for part in parts),
+                start=torch.zeros((), device=next(iter(parameters.values())).device),
+            )
             steps.take()
             losses.append(total)
             on_step(total)
@@ -105,6 +97,44 @@ def train(
             "the training loss is not finite; lower local.learning_rate or set local.clip"
         )
     return Improvement(values, exact=steps.masters, state=steps.state())
+
+
+Backward = Callable[[Batch, float], Tensor]
+
+
+@contextmanager
+def passes(
+    model: PreTrainedModel,
+    parameters: Mapping[str, Tensor],
+    local: LocalTable,
+    memory: MemoryTable,
+    loss: Loss,
+    state: Mapping[str, Tensor] | None,
+    exact: Mapping[str, Tensor] | None,
+) -> Iterator[tuple[Steps, Backward]]:
+    """What a visit's steps are made of, inside; the arguments are as for ``train``.
+
+    Yields:
+        the optimizer's steps; and what adds the gradient of a batch's loss times a factor to those
+        of the parameters, and returns that product, detached.
+    """
+    model.eval()  # type: ignore[no-untyped-call]
+    trained = list(parameters.values())
+    device = trained[0].device
+    hidden = {name for layer in layer_names(model) for name in layer}
+    cache = input_cache(model, trained, memory.cache_inputs)
+    steps = Steps(parameters, local, hidden, memory.optimizer_in_backward, state or {}, exact or {})
+
+    def backward(batch: Batch, factor: float) -> Tensor:
+        with cache.serving(batch) if cache else nullcontext():
+            with autocast(local.precision, device):
+                value = loss(model, batch.to(device)) * factor
+            value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+    checkpointing = checkpointed(model) if memory.checkpoint_activations else nullcontext()
+    with training_only(model, trained), checkpointing, steps, matrix_units(local.precision):
+        yield steps, backward
 
 
 class Steps:

@@ -9,10 +9,10 @@ from torch import Tensor
 from fullfed.data.batches import Batch
 from fullfed.headway import Headway, Observer
 
-OnStep = Callable[[Tensor | float], None]
+OnStep = Callable[[Tensor | float | None], None]
 
 
-def unwatched(loss: Tensor | float) -> None:
+def unwatched(loss: Tensor | float | None) -> None:
     """Nobody is told of steps."""
 
 
@@ -37,13 +37,13 @@ class VisitWatch:
             self._tokens += int(batch.attention_mask.sum())
             yield batch
 
-    def step(self, loss: Tensor | float) -> None:
-        """A step was taken; its loss, detached, may still be on its way on a GPU."""
+    def step(self, loss: Tensor | float | None) -> None:
+        """A step was taken; its loss, detached, may still be on its way on a GPU. None is of a loss
+        that nobody is to see."""
         self._done += 1
-        self._sum = self._sum + loss
-        total, done = self._sum, self._done
-        self._observer(
-            Headway(
-                "train", done, self._steps, self._tokens, lambda: float(total) / done, self._client
-            )
-        )
+        mean = None
+        if loss is not None:
+            self._sum = self._sum + loss
+            total, done = self._sum, self._done
+            mean = lambda: float(total) / done  # noqa: E731
+        self._observer(Headway("train", self._done, self._steps, self._tokens, mean, self._client))
