@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from fullfed.config_data import DataTable
+from fullfed.config_privacy import PrivacyTable
 from fullfed.config_values import NOT_BOTH, Bytes, Positive, PositiveFloat, RecipeTable, Source
 from fullfed.errors import UserError
 from fullfed.validation import describe_validation, keys_of
@@ -289,6 +290,7 @@ class Recipe(RecipeTable):
         trainer: what trains in visits in the place of a method's own gradient steps.
         aggregation: how the server combines reports; the codec's own default where it is not said.
         check: the held-out check of reports; none where it is not said.
+        privacy: who may learn what; the server sees every report where it is not said.
         local: a client's work in one visit.
         memory: what a client trades for memory.
         evaluation: what is measured, and when.
@@ -309,6 +311,7 @@ class Recipe(RecipeTable):
     trainer: NamedTable | None = None
     aggregation: NamedTable | None = None
     check: CheckTable | None = None
+    privacy: PrivacyTable | None = None
     local: LocalTable = LocalTable()
     memory: MemoryTable = MemoryTable()
     evaluation: EvaluationTable = EvaluationTable()
@@ -327,6 +330,16 @@ class Recipe(RecipeTable):
             raise ValueError(
                 f"local.precision is what float32 weights compute in, and model.dtype is "
                 f"{self.model.dtype}; leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_fits(self) -> Recipe:
+        hidden = self.privacy is not None and self.privacy.only_sums
+        if self.check is not None and hidden:
+            raise ValueError(
+                "check looks at each report alone, and with privacy only their sum is known; leave "
+                "one of the two tables out"
             )
         return self
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
-from fullfed.federation.client import States, StatesInMemory, StatesOnDisk
+from fullfed.federation.states import States, StatesInMemory, StatesOnDisk
 
 
 @pytest.fixture(params=["memory", "disk"])

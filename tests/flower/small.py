@@ -18,6 +18,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import run_round
+from fullfed.privacy.summing import Owner
 from fullfed.recipe_file import load_recipe
 from fullfed.runs.assembly import assemble
 
@@ -84,12 +85,18 @@ def reference(folder: Path, rounds: int, method: dict[str, Any]) -> Reference:
 
 
 def node_worker(
-    folder: Path, client: int, state: Path, model: str = "model", **limits: Any
+    folder: Path,
+    client: int,
+    state: Path,
+    model: str = "model",
+    owner: Owner | None = None,
+    **limits: Any,
 ) -> NodeWorker:
     """A partner's worker, without the processes around it.
 
-    Its limits let the small rounds here pass, or are ``limits``.
+    Its limits let the small rounds here pass, or are ``limits``; ``owner`` is what it brings into
+    secure sums.
     """
     data, allowed = str(folder / f"{PARTNERS[client]}.jsonl"), Limits(**{**LOOSE, **limits})
     load = TaskLoader(data, str(folder / model), limits=allowed)
-    return NodeWorker(state, load, allowed)
+    return NodeWorker(state, load, allowed, owner)

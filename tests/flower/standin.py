@@ -143,5 +143,6 @@ def carry_out(
         back = targets(folder)
         return FlowerEngine(grid, RUN, lambda: KEYS, settings, worker, log, traffic, table, back)  # type: ignore[arg-type]
 
-    run.carry_out(folder, assembly, callbacks, connect, recipe.deployment.quorum)
+    quorum = recipe.deployment.quorum
+    run.carry_out(folder, assembly, callbacks, connect, quorum, name=RUN)
     return folder

@@ -59,6 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
 MESSAGE = 24 << 10  # bytes that a visit may cost beyond its frames, each way
 NODE_SECOND = 2 << 10  # bytes a second that a node may cost by asking for messages, each way
 ROUNDS = 8
+A_SECURE_ROUND = 6.0  # seconds, of five messages
 A_ROUND = 3.0  # seconds; about what one takes on a quiet machine
 OTHER_PATHS = {"/", "/docs", "/openapi.json", "/health", "/v1/responses", "/v1/fleet/../control"}
 TURNED_AWAY = "the server turns this node away"
@@ -200,6 +201,36 @@ def _invoke(*command: object) -> list[str]:
     result = CliRunner().invoke(app, [str(part) for part in command])
     assert result.exit_code == 0, result.output
     return re.findall(r"[\w-]+\.key-request\.json", result.output)
+
+
+def test_secure_sums_survive_workers_that_are_killed_in_any_phase(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """One worker at a time, at moments of its visits and of the phases after them."""
+    recipe = write_recipe(
+        federation.folder,
+        model={"path": "builtin"},
+        method={"name": "ferret", "coordinates": 300, "seeds": "shared"},
+        aggregation={"name": "mean", "weights": "equal"},
+        privacy={"secure_sum": True},
+        federation={"rounds": 4, "clients_per_round": 4},
+        deployment={"quorum": 0.75},
+    )
+    done, moments = RunFolder(tmp_path / "secure"), random.Random(1)
+    started = federation.start(recipe, done.path)
+    for round in (1, 2, 3):
+        wait_until(lambda r=round: len(done.metrics()) >= r, f"round {round}")  # type: ignore[misc]
+        time.sleep(moments.uniform(0, A_SECURE_ROUND))
+        federation.nodes[PARTNERS[round]].kill_member("fullfed worker")
+    assert started.code() == 0, started.said()
+    verify(done)
+    summed = [record["aggregated"] for record in done.metrics()]
+    assert summed[0] == [0, 1, 2, 3]
+    assert all(len(clients) >= 3 for clients in summed), summed
+    for record in done.metrics():
+        told = {one["client"]: one["reason"] for one in record["refused"]}
+        left = {0, 1, 2, 3} - set(record["aggregated"])
+        assert left <= told.keys(), "whoever is not in a sum is named, with a reason"
 
 
 def test_a_node_whose_key_is_not_registered_is_turned_away(federation: Federation) -> None:

@@ -17,7 +17,8 @@ from fullfed.config_values import parse_bytes
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
 from fullfed.methods.codecs.codec import Change, Contribution, Shapes
-from fullfed.methods.codecs.sketch import Numbers, Sketch, SketchOptions
+from fullfed.methods.codecs.numbers import Numbers
+from fullfed.methods.codecs.sketch import Sketch, SketchOptions
 from fullfed.methods.codecs.split import blocks_of
 from fullfed.methods.composition import Composition
 from fullfed.sketch import GroupArgmax, code_of

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from fullfed.config import MemoryTable
 from fullfed.data.batches import training_batches
-from fullfed.federation.client import StatesInMemory, SubmodelWorker
+from fullfed.federation.client import SubmodelWorker
 from fullfed.federation.messages import Plan, Report, Update, decode, encode
+from fullfed.federation.states import StatesInMemory
 from fullfed.methods.codecs.codec import Change
 from fullfed.methods.composition import Composition
 from fullfed.methods.fedcybgd import FedCyBGDOptions

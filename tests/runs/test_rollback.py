@@ -113,7 +113,7 @@ def test_a_rollback_that_is_interrupted_leaves_a_run_that_goes_on(
         for owner in (
             "federation.log.Log",
             "runs.folder.RunFolder",
-            "federation.client.StatesOnDisk",
+            "federation.states.StatesOnDisk",
         ):
             patch.setattr(f"fullfed.{owner}.{step}", interrupted, raising=False)
         with pytest.raises(KeyboardInterrupt):

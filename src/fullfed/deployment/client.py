@@ -17,6 +17,7 @@ from fullfed.data.client_dataset import ClientDataset
 from fullfed.deployment.flower_runs import TaskLoader
 from fullfed.deployment.folders import NodeFolder
 from fullfed.deployment.node import configured, keep_running, link, wait_for_server
+from fullfed.deployment.owner import owner_of
 from fullfed.engines import node_channel
 from fullfed.engines.node import NodeWorker
 from fullfed.errors import UserError
@@ -180,7 +181,7 @@ class Client:
             running = f"{folder.path}: a worker runs here already; end it."
             inside.enter_context(locked(folder.path / "worker.lock", running))
             wait_for_server(folder, settings, self._say)
-            worker = NodeWorker(folder.state, load, settings.limits)
+            worker = NodeWorker(folder.state, load, settings.limits, owner_of(folder, settings))
             thread = threading.Thread(target=self._serve, args=(worker,), daemon=True)
             inside.callback(thread.join)
             inside.callback(self._stop.set)

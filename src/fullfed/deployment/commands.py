@@ -137,6 +137,7 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     from fullfed.deployment.flower_runs import TaskLoader
     from fullfed.deployment.folders import NodeFolder
     from fullfed.deployment.node import LOG_FORMAT, configured
+    from fullfed.deployment.owner import owner_of
     from fullfed.engines import node_channel
     from fullfed.engines.node import NodeWorker
     from fullfed.files import locked, private_files
@@ -153,7 +154,10 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
         trainer = None if settings.trainer is None else named_trainer(settings.trainer)
         place = settings.data, settings.model, settings.device
         load = TaskLoader(*place, limits, *own, trainer)
-        node_channel.serve(folder.worker_address, NodeWorker(folder.state, load, limits))
+        node_channel.serve(
+            folder.worker_address,
+            NodeWorker(folder.state, load, limits, owner_of(folder, settings)),
+        )
 
 
 def record_rollback(directory: Path, version: int, why: str) -> None:

@@ -70,6 +70,7 @@ from fullfed.runs.assembly import (
     assemble_server,
     build_method,
     check_examples,
+    check_records,
     choose,
     make_replica,
     make_worker,
@@ -161,6 +162,11 @@ def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
     Raises:
         UserError: bad input, or the run stops.
     """
+    if recipe.privacy is not None:
+        raise UserError(
+            "privacy: processes of Flower's simulation share no secrets from one message to the "
+            "next; take `fullfed run`, or a real federation."
+        )
     assembly, run = assemble(recipe), RunFolder(path.absolute())
     run.create(assembly.recipe)
     home, app, port = run.path / "flower", run.path / "app", free_port()
@@ -258,7 +264,7 @@ def _lead(
         return FlowerEngine(grid, run, keys, settings, worker, log, traffic, table, back)
 
     quorum = assembly.recipe.deployment.quorum
-    carry_out(folder, assembly, callbacks, connect, quorum, samples)
+    carry_out(folder, assembly, callbacks, connect, quorum, samples, name=run)
 
 
 # The nodes' part
@@ -303,6 +309,7 @@ class TaskLoader:
             self._limits.check_work(told.recipe.local, len(self._examples))
             choices = choose(told.recipe, self._trainer)
             check_examples(told.recipe, self._examples)
+            check_records(told.recipe, len(self._examples))
         except RefusalError:
             raise
         except UserError as error:

@@ -30,7 +30,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -117,7 +117,8 @@ class NodeFile(_Settings):
     file, a folder, a pattern of file names or a hub name; columns, ignore: what is said of their
     fields, as in a recipe's table ``data``. trainer: a function of the owner's that trains in
     visits in the place of the run's own, as "module:name"; the module is found where Python finds
-    others. limits: what the server may ask of the node.
+    others. partners: files with the public keys of those whom the node takes part in secure
+    sums with, or "all" whom the server names. limits: what the server may ask of the node.
     """
 
     server: str
@@ -128,6 +129,7 @@ class NodeFile(_Settings):
     columns: ColumnsTable = ColumnsTable()
     ignore: tuple[str, ...] = ()
     trainer: str | None = None
+    partners: Literal["all"] | tuple[str, ...] = "all"
     limits: Limits = Limits()
 
 
@@ -140,6 +142,7 @@ class NodeFolder:
         self.authority = path / "ca.crt"
         self.key = path / "node.key"
         self.next_key = path / "node.key.next"
+        self.secret = path / "secret.key"  # of which rounding and noise follow
         self.worker_address = path / "worker.json"  # where the worker says how to reach it
         self.state = path / "state"
         self.flower = path / "flower"

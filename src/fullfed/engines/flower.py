@@ -96,7 +96,9 @@ class FlowerEngine:
         self._aggregated: dict[int, int] = {}  # the last round with each client's report, ...
         self._log_read = 0  # ... as far as the log has been read
 
-    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+    def exchange(
+        self, plans: Mapping[int, bytes], seconds: float | None = None
+    ) -> Iterator[Arrival]:
         """Send every client its plan; yield reports and failures as they come.
 
         Ends when every client has answered; at the deadline; when a quorum has reported and those
@@ -104,7 +106,8 @@ class FlowerEngine:
         """
         visits = {client: _Visit(plan) for client, plan in plans.items()}
         quorum, reports = self.table.quorum * len(plans), 0
-        ends = time.monotonic() + self.table.deadline_seconds
+        most = self.table.deadline_seconds
+        ends = time.monotonic() + (most if seconds is None else min(seconds, most))
         looked, connections = float("-inf"), dict[int, Connection]()
         while visits and time.monotonic() < ends and reports + len(visits) >= quorum:
             if time.monotonic() - looked > _NODES_PAUSE:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -18,7 +19,14 @@ from transformers import PreTrainedModel
 from fullfed.data.tokens import TokenizedExample
 from fullfed.engines.node_drift import Drift
 from fullfed.engines.node_limits import LimitError, Limits, OverdueError, RefusalError
-from fullfed.engines.node_messages import Answer, Frames, Order, short_line
+from fullfed.engines.node_messages import (
+    Answer,
+    Frames,
+    Order,
+    named,
+    recipe_hash,
+    short_line,
+)
 from fullfed.engines.node_state import NodeState
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.client import SubmodelWorker, Worker
@@ -28,6 +36,9 @@ from fullfed.federation.method import Method
 from fullfed.federation.replica import Replica, UnfitUpdateError
 from fullfed.files import private_files
 from fullfed.headway import QUIET_SECONDS, Headway, NowAndThen, Observer
+
+if TYPE_CHECKING:
+    from fullfed.privacy.summing import Owner, SummingClients
 
 _log = logging.getLogger(__name__)
 _LOG_SHARE = 16  # times the replica's bytes that updates on disk may have before a snapshot
@@ -78,12 +89,18 @@ class ReplicaNodeClient:
     """
 
     def __init__(
-        self, task: NodeTask, state: NodeState, limits: Limits, observer: Observer
+        self,
+        task: NodeTask,
+        state: NodeState,
+        limits: Limits,
+        observer: Observer,
+        summing: SummingClients | None = None,
     ) -> None:
         assert task.replica is not None
         replica = task.replica
         self._drift = Drift(replica.parameters(), task.base, limits.most_drift)
-        self._worker = Worker(replica, task.method, task.by_client(), state.states, observer)
+        clients = task.by_client()
+        self._worker = Worker(replica, task.method, clients, state.states, observer, summing)
         self._state = state
         self._every = task.snapshot_every
         state.restore(self._worker)
@@ -193,10 +210,18 @@ class NodeWorker:
         folder: for the state on disk.
         load: see LoadTask.
         limits: what a server may ask.
+        owner: what the node has that nobody else has; None where it has nothing.
     """
 
-    def __init__(self, folder: Path, load: LoadTask, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        load: LoadTask,
+        limits: Limits | None = None,
+        owner: Owner | None = None,
+    ) -> None:
         self._folder, self._load, self._limits = folder, load, limits or Limits()
+        self._owner = owner
         self._joined: _Joined | None = None
         self._observer = NowAndThen(_log_headway, QUIET_SECONDS)
 
@@ -302,22 +327,53 @@ class NodeWorker:
                 decode(static_weights, Update)
             state.create(settings, static_weights)
             state.follow_rollbacks(order.rollbacks)
-        client = self._client(task, state, static_weights)
+        client = self._client(task, state, static_weights, order.run)
         state.use(self._limits.most_runs)
         self._joined = None if client is None else _Joined(order.run, state, client)
         return self._joined
 
-    def _client(self, task: NodeTask, state: NodeState, static_weights: bytes) -> NodeClient | None:
+    def _client(
+        self, task: NodeTask, state: NodeState, static_weights: bytes, run: str
+    ) -> NodeClient | None:
         """The node's part in a run; None if its state on disk was damaged, which is gone then."""
+        name = named(run, recipe_hash(state.read()[0]))
+        owner_of = self._owner_of(task.method, state)
+        if owner_of is not None:
+            task = replace(task, method=task.method.owned(name, owner_of))
         if static_weights:
             return SubmodelNodeClient(task, state, static_weights, self._observer)
         try:
-            return ReplicaNodeClient(task, state, self._limits, self._observer)
-        except LimitError:
+            summing = _summing(task.method, owner_of, name)
+            return ReplicaNodeClient(task, state, self._limits, self._observer, summing)
+        except RefusalError:
             raise
         except UserError as error:
             _begin_again(state, error)
             return None
+
+    def _owner_of(self, method: Method, state: NodeState) -> Callable[[int], Owner] | None:
+        """What the node has in a run that nobody else has, whatever client it is there; None where
+        the run's method asks for nothing."""
+        if method.sums is None and not method.protects_records:
+            return None
+        if self._owner is None:
+            raise RefusalError(
+                "the node has no secret for sums and noise; join by `fullfed join`.",
+                "the node takes no part in sums, and adds no noise",
+            )
+        owner = replace(self._owner, given=state.given, ledger=state.ledger)
+        return lambda client: owner
+
+
+def _summing(
+    method: Method, owner_of: Callable[[int], Owner] | None, run: str
+) -> SummingClients | None:
+    """The node's part in a run's sums; None where its server sees every report."""
+    if method.sums is None or owner_of is None:
+        return None
+    from fullfed.privacy.summing import SummingClients
+
+    return SummingClients(method.sums, run, owner_of)
 
 
 def _log_headway(headway: Headway, text: str) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fullfed.config import LocalTable
+from fullfed.config_privacy import PrivacyTable
 from fullfed.config_values import Bytes, Positive, PositiveFloat
 from fullfed.engines.node_messages import TaskSettings
 from fullfed.errors import UserError
@@ -72,6 +73,10 @@ class Limits(BaseModel):
     difference of any tensor, as a share of the tensor's norm in the base (or of what that norm
     would be if the tensor had numbers of the model's mean size, if that is more; of ten times that
     where the tensor begins near zero).
+    secure_sums: whether a run must add reports up so that its server sees none of them alone.
+    most_epsilon: that a run's differential privacy may have, of whatever it protects; "any" where
+    it need not have any. Then the node's own noise must do, and it counts on no secret sampling.
+    most_delta: the same of delta, where there is a largest epsilon.
     most_runs: of which the node keeps its state on disk; the one not used for longest goes first.
     """
 
@@ -90,6 +95,9 @@ class Limits(BaseModel):
     most_message_bytes: Bytes = 4 << 30
     most_cache_bytes: Bytes = 1 << 30
     most_drift: PositiveFloat = 0.5
+    secure_sums: bool = False
+    most_epsilon: Literal["any"] | PositiveFloat = "any"
+    most_delta: PositiveFloat = 1e-3
     most_runs: Positive = 3
 
     def check_settings(self, told: TaskSettings, replica: bool) -> None:
@@ -111,6 +119,7 @@ class Limits(BaseModel):
             raise LimitError("recipes", f"the run's recipe {told.recipe_hash} is not among them")
         if not _among(told.base_hash, self.base_models):
             raise LimitError("base_models", "the run's base model is not among them")
+        self._check_privacy(recipe.privacy)
         if not replica and self.base_models != "all":
             raise LimitError("base_models", "a model that the run sends cannot be told from others")
         if not replica and not self.submodels:
@@ -123,6 +132,24 @@ class Limits(BaseModel):
             raise self._size("most_steps", local.steps, "steps a visit")
         if recipe.memory.cache_inputs > self.most_cache_bytes:
             raise self._size("most_cache_bytes", recipe.memory.cache_inputs, "bytes of cache")
+
+    def _check_privacy(self, privacy: PrivacyTable | None) -> None:
+        if self.secure_sums and (privacy is None or not privacy.secure_sum):
+            raise LimitError("secure_sums", "the run's server sees every report")
+        if self.most_epsilon == "any":
+            return
+        if privacy is None or privacy.epsilon is None:
+            raise LimitError("most_epsilon", "the run keeps to no epsilon")
+        if privacy.delta is None or privacy.delta > self.most_delta:
+            raise LimitError("most_delta", f"the run's is {privacy.delta}, not {self.most_delta:g}")
+        if privacy.protects == "client" and not privacy.secure_sum:
+            raise LimitError("most_epsilon", "the noise is the server's, and not seen here")
+        if privacy.protects == "client" and privacy.sampling == "poisson":
+            raise LimitError("most_epsilon", "who is drawn is the server's word")
+        if privacy.epsilon > self.most_epsilon:
+            raise LimitError(
+                "most_epsilon", f"the run's is {privacy.epsilon:g}, not {self.most_epsilon:g}"
+            )
 
     def check_work(self, local: LocalTable, samples: int) -> None:
         """

@@ -26,7 +26,10 @@ _DESCRIPTION_LIMIT = 1 << 16  # bytes
 _SETTINGS_LIMIT = 1 << 20  # bytes
 _VERSION_LIMIT = 2**32
 # Of the recipe, what nodes are told; a method with a codec of its own has no table for one.
-_TABLES = ("federation", "local", "memory", "method", "codec", "aggregation", "trainer")
+_TABLES = (
+    *("federation", "local", "memory", "method", "codec", "aggregation", "trainer"),
+    "privacy",
+)
 _DATA = ("template", "answers", "max_length", "date")  # of its table data
 _SETTINGS_KEYS = (
     *("clients", "base_hash", "dtype", "rounding", "tables"),
@@ -236,6 +239,16 @@ def recipe_hash(settings: bytes) -> str:
     """
     table = parse_json(settings)
     return hashlib.sha256(_canonical({**table, "base_hash": "", "date": None})).hexdigest()
+
+
+def named(run: str, settings_hash: str) -> str:
+    """How clients and server call a run, where all must have been told the same of it.
+
+    Args:
+        run: its name.
+        settings_hash: ``recipe_hash``.
+    """
+    return f"{run} with settings {settings_hash}"
 
 
 def _canonical(settings: Mapping[str, Any]) -> bytes:

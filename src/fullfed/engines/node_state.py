@@ -5,6 +5,8 @@ client.json                 the node's number in the run
 static_weights.safetensors  of a node without a replica, which has no snapshot and no updates
 snapshot.safetensors        the replica at some version
 updates.log                 the updates since, and the one that led to the snapshot
+../RUN.given.json           the rounds whose masked numbers went out (secure sums)
+../RUN.ledger.json          the noisy steps that were made (record-level differential privacy)
 rollbacks.json              the versions that the run was taken back to, as far as the node followed
 states/                     the client's state between visits, where the method has one
 
@@ -21,11 +23,69 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fullfed.errors import UserError
-from fullfed.federation.client import StatesOnDisk, Worker
+from fullfed.federation.client import Worker
 from fullfed.federation.log import Log
 from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import snapshot_version
+from fullfed.federation.states import StatesOnDisk
 from fullfed.files import read_sealed, write_atomically, write_sealed
+
+_GIVEN, _LEDGER = ".given.json", ".ledger.json"
+
+
+class GivenOnDisk:
+    """The rounds of a run whose masked numbers a node has sent, on its disk.
+
+    Args:
+        file: where they are.
+        run: names the run.
+    """
+
+    def __init__(self, file: Path, run: str) -> None:
+        self._file, self._run = file, run
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __contains__(self, round: object) -> bool:
+        return round in self._read()
+
+    def add(self, round: int, /) -> None:
+        """Remember a round, for good."""
+        write_sealed(self._file, {"rounds": sorted({*self._read(), round})}, self._run)
+
+    def _read(self) -> list[int]:
+        if not self._file.exists():
+            return []
+        return list(read_sealed(self._file, "", self._run)["rounds"])
+
+
+class LedgerOnDisk:
+    """The noisy steps that a node has made in a run, on its disk; see ``privacy.records.Ledger``.
+
+    Whatever settings the run came with: each kind of step counts by itself.
+
+    Args:
+        file: where they are.
+        run: names the run.
+    """
+
+    def __init__(self, file: Path, run: str) -> None:
+        self._file, self._run = file, run
+
+    def before(self, round: int) -> dict[tuple[float, float], int]:
+        """The steps so far, in whatever rounds, by their noise and rate."""
+        if not self._file.exists():
+            return {}
+        made = read_sealed(self._file, "", self._run)["steps"]
+        return {(noise, rate): steps for noise, rate, steps in made}
+
+    def add(self, noise: float, rate: float, steps: int) -> None:
+        """Remember a visit's steps, for good."""
+        spent = self.before(0)
+        spent[noise, rate] = spent.get((noise, rate), 0) + steps
+        made = [[*kind, count] for kind, count in sorted(spent.items())]
+        write_sealed(self._file, {"steps": made}, self._run)
 
 
 class NodeState:
@@ -89,10 +149,20 @@ class NodeState:
     def use(self, most: int) -> None:
         """Keep this run's state and those of the others that were used last, ``most`` in all."""
         os.utime(self.path)
-        others = [other for other in self.path.parent.iterdir() if other != self.path]
+        others = [o for o in self.path.parent.iterdir() if o.is_dir() and o != self.path]
         others.sort(key=lambda other: other.stat().st_mtime, reverse=True)
         for other in others[most - 1 :]:
             shutil.rmtree(other)
+
+    @property
+    def given(self) -> GivenOnDisk:
+        """The rounds whose masked numbers the node has sent; kept when the run's state goes."""
+        return GivenOnDisk(self.path.with_name(f"{self._run}{_GIVEN}"), self._run)
+
+    @property
+    def ledger(self) -> LedgerOnDisk:
+        """The noisy steps that the node has made in the run; kept when the run's state goes."""
+        return LedgerOnDisk(self.path.with_name(f"{self._run}{_LEDGER}"), self._run)
 
     def belongs_to(self, client: int) -> bool:
         """Whether the node is this client of the run; its first plan says which it is."""

@@ -34,7 +34,9 @@ class Simulation:
     seed: int = 0
     traffic: Traffic | None = None
 
-    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+    def exchange(
+        self, plans: Mapping[int, bytes], seconds: float | None = None
+    ) -> Iterator[Arrival]:
         """Visit the clients in increasing order."""
         for client in sorted(plans):
             yield self._visit(client, plans[client])

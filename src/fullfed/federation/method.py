@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from transformers import PreTrainedModel
 from fullfed.data.tokens import TokenizedExample
 from fullfed.federation.messages import Plan, Report, Update
 from fullfed.headway import Observer, unobserved
+
+if TYPE_CHECKING:
+    from fullfed.privacy.masks import Summand
+    from fullfed.privacy.summing import Owner
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})  # no state
 
@@ -72,6 +76,52 @@ class Submodels(Protocol):
         """
 
 
+class Sums(Protocol):
+    """What a method offers of whose reports only sums are known."""
+
+    @property
+    def secure(self) -> bool:
+        """Whether the server sees no client's report, but the sum alone."""
+
+    @property
+    def fewest(self) -> int:
+        """How many clients a sum is of at least."""
+
+    def summand(self, report: Report, plan: Plan, key: bytes) -> Summand:
+        """What a client adds to the sum.
+
+        Args:
+            report: the visit's, which nobody else sees.
+            plan: the visit's.
+            key: 32 bytes that only the client knows, and that it uses for this visit alone.
+
+        Raises:
+            MessageError: the plan asks for what cannot be.
+        """
+
+    def allows(self, rounds: int) -> bool:
+        """Whether a client's numbers may be in so many sums."""
+
+    def pass_over(self, round: int, last: Update | None) -> Update:
+        """The update of a round that has no sum, because too few were drawn for it, or numbers that
+        went out already do not go out twice."""
+
+    def size(self, plan: Plan) -> tuple[int, int, int]:
+        """Of what a client adds: how many integers, of how many bits, and bytes of scalars."""
+
+    def update(
+        self, plan: Plan, total: Summand, clients: Sequence[int], last: Update | None
+    ) -> Update:
+        """The update that a sum makes.
+
+        Args:
+            plan: one of the round's.
+            total: of what the clients added.
+            clients: those.
+            last: the previous round's update.
+        """
+
+
 class Method(Protocol):
     """A federated method. Every call is a pure function of its arguments, but for the
     model, which ``apply`` changes."""
@@ -86,6 +136,23 @@ class Method(Protocol):
     @property
     def submodels(self) -> Submodels | None:
         """None where every client holds a replica."""
+
+    @property
+    def sums(self) -> Sums | None:
+        """None where the server sees every report."""
+
+    @property
+    def protects_records(self) -> bool:
+        """Whether clients add noise to all that they make of their records, by their own secrets:
+        who has clients' data is to train with what ``owned`` returns."""
+
+    def owned(self, run: str, owner_of: Callable[[int], Owner]) -> Method:
+        """The method of clients that have something nobody else has.
+
+        Args:
+            run: names the run.
+            owner_of: each client's own.
+        """
 
     def replicated(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         """The parameters that updates change, by name."""
@@ -166,8 +233,8 @@ class Method(Protocol):
             share: of what is applied of a change as a rule.
         """
 
-    def mean(self, numbers: Sequence[float]) -> float:
-        """One number of many clients', as the aggregation rule has it: their losses."""
+    def mean(self, losses: Sequence[float]) -> float | None:
+        """That of clients' losses, as the aggregation rule has it; None where no client tells."""
 
     def skip(self, round: int, last: Update | None) -> Update | None:
         """The update of a round without reports, which leaves the model as it is; None where

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from fullfed.errors import UserError
 from fullfed.federation.held_out import Checked, HeldOutCheck
 from fullfed.federation.inbox import Arrival, Inbox
-from fullfed.federation.messages import Report, Update, encode
+from fullfed.federation.messages import Plan, Report, Update, encode
 from fullfed.federation.method import NOTHING, Method
+from fullfed.federation.replica import content_hash
 from fullfed.headway import Headway, Observer, unobserved
 from fullfed.sketch.checks import is_finite
 
@@ -28,8 +29,14 @@ from fullfed.sketch.checks import is_finite
 class Engine(Protocol):
     """What carries messages between a server and its clients."""
 
-    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
-        """Send each client its encoded plan; yield what comes back, as it comes."""
+    def exchange(
+        self, plans: Mapping[int, bytes], seconds: float | None = None
+    ) -> Iterator[Arrival]:
+        """Send each client its encoded plan; yield what comes back, as it comes.
+
+        Args:
+            seconds: that it may take at most; None for as long as a round may.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ def run_round(
     observer: Observer = unobserved,
     exact: Mapping[str, Tensor] = NOTHING,
     check: HeldOutCheck | None = None,
+    run: str = "",
 ) -> RoundResult:
     """Run one round and return its update; appending it to the log is the caller's.
 
@@ -86,6 +94,7 @@ def run_round(
         on_arrival: called with each arrival, for progress.
         quorum: the share of the cohort that must have sent a usable report.
         samples, folder, exact, check: as for ``Inbox``.
+        run: names the run, as clients know it.
         observer: is told how the aggregation gets on.
 
     Raises:
@@ -94,6 +103,9 @@ def run_round(
     """
     started = time.perf_counter()
     plans = method.plans(round, last)
+    if method.sums is not None and (method.sums.secure or not plans):
+        name = run, content_hash({**dict(model.named_parameters()), **exact})
+        return _run_summed(method, engine, plans, last, round, on_arrival, quorum, name)
     outgoing = {plan.client: encode(plan) for plan in plans}
     inbox = Inbox(method, plans, model, samples, folder, exact, check)
     account = _Account(outgoing, on_arrival)
@@ -120,7 +132,57 @@ def run_round(
         refused=tuple(inbox.refused),
         limited=inbox.limited,
         checked=None if check is None else inbox.checked,
-        loss=method.mean(account.losses) if account.losses else None,
+        loss=_loss(method, update, account.losses),
+        up=account.up,
+        down=account.down,
+        train_seconds=account.train_seconds,
+        encode_seconds=account.encode_seconds,
+        aggregate_seconds=time.perf_counter() - started - account.waiting_seconds,
+    )
+
+
+def _loss(method: Method, update: Update, losses: Sequence[float]) -> float | None:
+    """The clients' mean training loss, as far as it is known."""
+    if method.sums is not None:
+        known = update.values.get("train_loss")
+        return known if isinstance(known, float) and not update.skipped else None
+    return method.mean(losses) if losses else None
+
+
+def _run_summed(
+    method: Method,
+    engine: Engine,
+    plans: Sequence[Plan],
+    last: Update | None,
+    round: int,
+    on_arrival: Callable[[Arrival], None],
+    quorum: float,
+    name: tuple[str, str],
+) -> RoundResult:
+    """The same where the server learns the sum of the reports alone, or nobody was drawn."""
+    from fullfed.federation.secure_round import SecureRound
+
+    started = time.perf_counter()
+    account = _Account([plan.client for plan in plans], on_arrival)
+
+    def exchange(
+        outgoing: Mapping[int, bytes], seconds: float | None, visit: bool
+    ) -> list[Arrival]:
+        arrivals = account.of_arrivals(engine.exchange(outgoing, seconds), told=visit)
+        return sorted(arrivals, key=lambda arrival: arrival.sender)
+
+    secure = SecureRound(method, exchange, *name, quorum * len(plans))
+    update = secure.update(plans, last) if plans else None
+    if update is None:
+        assert method.sums is not None
+        update = method.sums.pass_over(round, last)
+    return RoundResult(
+        update=update,
+        aggregated=secure.summed,
+        refused=tuple(secure.refused),
+        limited={},
+        checked=None,
+        loss=_loss(method, update, []),
         up=account.up,
         down=account.down,
         train_seconds=account.train_seconds,
@@ -157,7 +219,11 @@ class _Account:
         self.only_drawn = True
         self.train_seconds = self.encode_seconds = self.waiting_seconds = 0.0
 
-    def of_arrivals(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
+    def of_arrivals(self, arrivals: Iterator[Arrival], told: bool = True) -> Iterator[Arrival]:
+        """
+        Args:
+            told: whether ``on_arrival`` is called.
+        """
         while True:
             asked = time.perf_counter()
             arrival = next(arrivals, None)
@@ -170,7 +236,8 @@ class _Account:
             self.train_seconds += arrival.train_seconds
             self.encode_seconds += arrival.encode_seconds
             self.only_drawn &= arrival.drawn
-            self._on_arrival(arrival)
+            if told:
+                self._on_arrival(arrival)
             yield arrival
 
     def of_reports(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fullfed.data.batches import training_batches
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import SKIPPED, Plan, Report, Update, Value
-from fullfed.federation.method import NOTHING, Visit, VisitError
+from fullfed.federation.method import NOTHING, Sums, Visit, VisitError
 from fullfed.headway import Observer, unobserved
 from fullfed.methods.aggregation import Aggregation, PartReports, WeightedMean
 from fullfed.methods.checks import (
@@ -47,6 +46,9 @@ from fullfed.training.memory import held
 from fullfed.training.offload import restored
 from fullfed.training.watch import VisitWatch
 
+if TYPE_CHECKING:
+    from fullfed.privacy.summing import Owner
+
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
 _LOCAL, _CODEC = "local/", "codec/"  # whose state a tensor of a client's is
@@ -66,8 +68,8 @@ class Composition:
         blocks: of the scope, of which a plan's value ``block`` names one. Empty where every visit
             trains all of the scope.
         submodels: what clients without a replica are sent; None where all hold one.
-        offload: whether the values before a visit wait in a file (an accelerator's: in the host's
-            memory). For codecs and steps that do not look at them.
+        offload: whether the values before a visit wait in a file (a GPU's: in the host's memory).
+            For codecs and steps that do not look at them.
     """
 
     setting: Setting
@@ -113,6 +115,17 @@ class Composition:
     @property
     def cumulative(self) -> bool:
         return self.codec.cumulative
+
+    @property
+    def sums(self) -> Sums | None:
+        return None
+
+    @property
+    def protects_records(self) -> bool:
+        return self.local.protects_records
+
+    def owned(self, run: str, owner_of: Callable[[int], Owner]) -> Composition:
+        return replace(self, local=self.local.owned(run, owner_of))
 
     @cached_property
     def stateful(self) -> bool:
@@ -186,10 +199,10 @@ class Composition:
         local, shapes = self.setting.local, self._shapes(plan)
         stream = Stream(self.setting.seed, Purpose.BATCHES, plan.round, plan.client)
         steps = local.batches(len(examples))
-        batches = training_batches(examples, local.batch_size, steps, stream)
+        work = self.local.on(examples)
+        batches = work.batches(examples, local.batch_size, steps, stream, plan)
         first, watch = next(batches), VisitWatch(observer, plan.client, steps)
         counted, kept = watch.counted(chain([first], batches)), named(_LOCAL, state)
-        work = self.local.on(examples)
         done = work.improve(model, parameters, counted, plan, kept, exact, watch.step)
         trained_at = time.perf_counter()
         after = {**parameters, **done.exact}
@@ -199,15 +212,15 @@ class Composition:
         measure = done.measure or partial(loss_value, model, first.to(model.device), local)
         first_loss = done.losses[0] if done.first_known else None
         trained = Trained(parameters, before, after, measure, first_loss)
-        coordinates = self._coordinates(shapes)
-        measured = self.step.measure(trained, plan, _changing(last), coordinates)
+        last, coordinates = _changing(last), self._coordinates(shapes)
+        measured = self.step.measure(trained, plan, last, coordinates)
         values = {**encoded.values, **measured}
         if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
             raise TrainingError(
                 "the loss after training is not finite; lower local.learning_rate or set local.clip"
             )
         measured_at = time.perf_counter()
-        loss = sum(done.losses) / len(done.losses)
+        loss = sum(done.losses) / len(done.losses) if done.losses else 0.0
         return Visit(
             Report(plan.round, plan.client, len(examples), loss, values, encoded.tensors),
             train_seconds=trained_at - started + measured_at - encoded_at,
@@ -285,14 +298,10 @@ class Composition:
             values |= {prefix_of(block) + name: value for name, value in encoded.values.items()}
             tensors |= _prefixed(prefix_of(block), encoded.tensors)
         one = next(iter(parts))  # a rule that measures has one part a round
-        energy = values.get(prefix_of(one) + "energy")
-        values |= self.step.decide(
-            light,
-            float(energy) if isinstance(energy, float) else None,
-            last,
-            self._coordinates(parts[one].shapes),
-            self.aggregation.scalar,
-        )
+        known = values.get(prefix_of(one) + "energy")
+        energy = known if isinstance(known, float) else None
+        exact, scalar = self._coordinates(parts[one].shapes), self.aggregation.scalar
+        values |= self.step.decide(light, energy, last, exact, scalar)
         if self.blocks:
             values[BLOCKS] = [*blocks]
         if self.stateful:
@@ -311,16 +320,18 @@ class Composition:
             values[BLOCKS] = [block]
         return Update(plan.round, values, _prefixed(prefix, encoded.tensors))
 
-    def mean(self, numbers: Sequence[float]) -> float:
-        return self.aggregation.scalar(numbers)
+    def mean(self, losses: Sequence[float]) -> float | None:
+        return None if self.protects_records else self.aggregation.scalar(losses)
 
     def skip(self, round: int, last: Update | None) -> Update | None:
-        values = {} if last is None else last.values
         skipped = 1 + (last.skipped if last else 0)
-        if skipped > self.schedule.patience:
-            return None
+        return None if skipped > self.schedule.patience else self.skipped(round, last, skipped)
+
+    def skipped(self, round: int, last: Update | None, count: int) -> Update:
+        """The update of a round that is passed over, the last of ``count`` in a row."""
+        values = {} if last is None else last.values
         none: dict[str, Value] = {CLIENTS: []} if self.stateful else {}
-        return Update(round, {**values, **none, SKIPPED: skipped})
+        return Update(round, {**values, **none, SKIPPED: count})
 
     def check_values(self, update: Update) -> None:
         self._checks.update_values(update)

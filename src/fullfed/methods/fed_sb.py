@@ -30,7 +30,14 @@ from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update
 from fullfed.federation.method import NOTHING
 from fullfed.federation.replica import norm
-from fullfed.methods.codecs.codec import Change, Contribution, Encoded, Shapes
+from fullfed.methods.codecs.codec import (
+    Change,
+    Codec,
+    Contribution,
+    Encoded,
+    Shapes,
+    cannot_be_added,
+)
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.composition import Composition, averaging
 from fullfed.methods.local_work import FirstOrder
@@ -216,6 +223,10 @@ class FactorsFirst(Dense):
 
     def plan(self, round: int, last: Update | None, shapes: Shapes) -> Encoded:
         return Encoded({_FIRST: round == 0 and self.options.start == "gradient"})
+
+    def for_sums(self, bits: int, shapes: Shapes) -> Codec:
+        """The first round's gradients, and what is made of them, are of other shapes."""
+        raise cannot_be_added()
 
     def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
         sent = self._sent(plan, shapes)

@@ -157,6 +157,37 @@ class SampledCohort:
 
 
 @dataclass(frozen=True)
+class PoissonCohort:
+    """Each round every client by itself with the same probability, in parallel; nobody but the
+    server knows who.
+
+    Attributes:
+        key: 32 bytes that only the server knows; empty where no rounds are planned.
+        clients: how many there are in the federation.
+        size: how many take part in a round, in the mean.
+    """
+
+    key: bytes
+    clients: int
+    size: int
+
+    def visits(self, round: int) -> Mapping[int, Mapping[str, Value]]:
+        from fullfed.privacy.keystream import KeyStream, derived
+
+        stream = KeyStream(derived(self.key, f"cohort of round {round}"))
+        drawn = stream.uniforms(self.clients) < self.size / self.clients
+        return {client: {} for client in range(self.clients) if drawn[client]}
+
+    @property
+    def patience(self) -> int:
+        return 0
+
+    @property
+    def fewest_together(self) -> int:
+        return self.size
+
+
+@dataclass(frozen=True)
 class Cycle:
     """Visits every client once a cycle, each for one block (FedCyBGD; docs/methods/fedcybgd.md).
 

@@ -13,7 +13,7 @@ MEMORY = 0.5  # weight of earlier rounds in the agreement
 LARGEST = 1e100  # of a measurement: products and sums of such are finite
 NEWEST = 3  # rounds that are compared with each other before they enter the sums
 _DIGITS = 6  # of a measurement: plenty
-_FIRST_RANK = 1000.0  # before any measurement, and where costs cannot be told from nothing
+FIRST_RANK = 1000.0  # before any measurement, and where costs cannot be told from nothing
 _SPIKE = 10.0  # times what is usual that a round's cost or gain counts for at most
 
 
@@ -62,7 +62,7 @@ class StepMemory:
     @property
     def rank(self) -> float:
         if not self.rounds and not self.costs:
-            return _FIRST_RANK
+            return FIRST_RANK
         newest = self._usual(self.costs, self.cost)
         cost = self.cost + math.fsum(newest)
         gain = self.gain + math.fsum(self._usual(self.gains, self.gain))
@@ -71,7 +71,7 @@ class StepMemory:
         rank = min(max(cost, 0.0) / gain, LARGEST)
         deviation = stdev(newest) if len(newest) > 1 else 0.0
         error = deviation * math.sqrt(self.rounds + len(newest))
-        return rank if cost > error else max(rank, _FIRST_RANK)
+        return rank if cost > error else max(rank, FIRST_RANK)
 
     def agreeing(self, measured: float) -> float:
         """The agreement with one more round's measurement of it."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,9 +16,9 @@ from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate_loss, evenly_spaced
 from fullfed.evaluation.generation import generate
 from fullfed.evaluation.metrics import METRICS
-from fullfed.federation.client import States, StatesOnDisk
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
+from fullfed.federation.states import States, StatesOnDisk
 from fullfed.headway import Headway
 from fullfed.runs.assembly import Assembly, make_replica, make_worker
 from fullfed.runs.environment import PeakMemory
@@ -114,6 +115,11 @@ def _visit(
     them counts.
     """
     replica = make_replica(assembly.recipe, assembly.model, assembly.method)
+    if assembly.method.protects_records:
+        from fullfed.privacy.summing import owners_of
+
+        method = assembly.method.owned("a check", owners_of(secrets.token_bytes(32)))
+        assembly = replace(assembly, method=method)
     worker = make_worker(assembly, replica, states, clock)
     plans = assembly.method.plans(work.plan.round, None)
     payload = encode(next(plan for plan in plans if plan.client == work.plan.client))

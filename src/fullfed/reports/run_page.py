@@ -16,6 +16,7 @@ from fullfed.reports.run_content import (
     traffic,
 )
 from fullfed.runs.binding import tables_of
+from fullfed.runs.budget import privacy_text
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.history import results
 from fullfed.units import bytes_text, seconds_text
@@ -90,15 +91,17 @@ def _results(run: RunRecord) -> list[list[list[str]]]:
 
 def _notes(run: RunRecord) -> list[str]:
     """What is to be known of the results."""
+    told = privacy_text(run.recipe.privacy, run.rounds)
     if not run.metrics:
-        return ["Nothing was measured: the run had no test set."]
+        return [*told, "Nothing was measured: the run had no test set."]
     records = [("of the base model", run.base)]
     records += [(f"after round {record['round'] + 1}", record) for record in run.rounds]
-    return [
+    told += [
         f"The {METRICS[name].heading} {when} was not measured: {why}."
         for when, record in records
         for name, why in record.get("unmeasured", {}).items()
     ]
+    return told
 
 
 def _client_rows(run: RunRecord) -> list[list[SortableCell]]:

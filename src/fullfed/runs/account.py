@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fullfed.federation.held_out import Checked
 from fullfed.federation.server import RoundResult
+
+UNMEASURED = {"visit": None, "aggregate": None}  # peaks of a round that nobody was asked in
 
 
 def account_of(result: RoundResult, update_bytes: int) -> dict[str, Any]:
@@ -44,4 +47,11 @@ def checked_as_recorded(checked: Checked) -> dict[str, Any]:
         "gains": {str(client): gain for client, gain in sorted(checked.gains.items())},
         "left_out": sorted(checked.left_out),
         "excluded": sorted(checked.excluded),
+    }
+
+
+def most_of(rounds: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
+    """The largest peak of each part; None where none is known."""
+    return {
+        part: max((peaks[part] or 0 for peaks in rounds), default=0) or None for part in rounds[0]
     }

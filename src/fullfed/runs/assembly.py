@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,15 +18,18 @@ from fullfed.data.federated import Divided, FederatedData, set_apart
 from fullfed.data.record_files import read_text
 from fullfed.data.sources import read_examples
 from fullfed.errors import UserError
-from fullfed.federation.client import States, Worker
+from fullfed.federation.client import Worker
 from fullfed.federation.replica import Replica, Rounding
+from fullfed.federation.states import States
 from fullfed.headway import Observer, unobserved
 from fullfed.hub import absolute
 from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS, load_plugins
 from fullfed.methods.composition import Composition
 from fullfed.methods.own_training import OwnTraining
+from fullfed.methods.private_training import check_private, with_private_records
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
+from fullfed.methods.summing import summed
 from fullfed.runs.checking import check_cohort_of_check, check_trusted
 from fullfed.runs.checkpoint import check_passing_over
 from fullfed.runs.loading import BUILTIN, load_model, read_data, tokenize_data
@@ -34,6 +37,9 @@ from fullfed.training.layers import layer_names
 from fullfed.training.optimizers import check_optimizer
 from fullfed.training.trainer import OWN, Trainer
 from fullfed.validation import describe_validation, keys_of
+
+if TYPE_CHECKING:
+    from fullfed.privacy.summing import SummingClients
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ def assemble(recipe: Recipe, own: Trainer | None = None) -> Assembly:
     divided = read_data(recipe)  # before the model, whose loading may take minutes
     check_trusted(recipe, [part.name for part in divided.parts])
     check_examples(recipe, divided.train)
+    check_records(recipe, min(len(part.indices) for part in divided.parts))
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     data = tokenize_data(recipe, divided, model, tokenizer)
     method = build_method(recipe, choices, model, len(data.clients))
@@ -174,6 +181,21 @@ def check_examples(recipe: Recipe, examples: Sequence[Example]) -> None:
         TRAINERS[recipe.trainer.name].check_examples(examples)
 
 
+def check_records(recipe: Recipe, records: int) -> None:
+    """See that noise for each of a client's records can keep what the recipe says.
+
+    Args:
+        records: that the client has.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if recipe.privacy is not None and recipe.privacy.protects == "record":
+        from fullfed.privacy.records import record_mechanism
+
+        record_mechanism(recipe.privacy, recipe.local, recipe.federation.rounds, records)
+
+
 def choose(recipe: Recipe, own: Trainer | None = None) -> Choices:
     """Method, codec, rule and trainer of a recipe, their options validated. Loads no model.
 
@@ -194,8 +216,10 @@ def choose(recipe: Recipe, own: Trainer | None = None) -> Choices:
             f"codec: {recipe.method.name} has a codec of its own; leave the table out, or take "
             "another method."
         )
-    rule = recipe.aggregation or NamedTable(name=_usual_rule(recipe.method, codec_table))
+    rule = recipe.aggregation or _usual_rule(recipe, codec_table)
     aggregation, rule_table = _options("aggregation", rule, AGGREGATIONS)
+    if recipe.privacy is not None and recipe.privacy.protects == "record":
+        check_private(recipe.local, recipe.memory, recipe.trainer is not None or own is not None)
     trainer, trainer_table = None, None
     if recipe.trainer is not None:
         entry_options, trainer_table = _options("trainer", recipe.trainer, TRAINERS)
@@ -210,9 +234,13 @@ def choose(recipe: Recipe, own: Trainer | None = None) -> Choices:
     return Choices(method, codec, aggregation, trainer if own is None else own, tables)
 
 
-def _usual_rule(method: NamedTable, codec: NamedTable | None) -> str:
+def _usual_rule(recipe: Recipe, codec: NamedTable | None) -> NamedTable:
     """The aggregation rule of a recipe that names none."""
-    return METHODS[method.name].aggregation if codec is None else CODECS[codec.name].aggregation
+    if recipe.privacy is not None and recipe.privacy.only_sums:
+        return NamedTable.model_validate({"name": "mean", "weights": "equal"})
+    if codec is None:
+        return NamedTable(name=METHODS[recipe.method.name].aggregation)
+    return NamedTable(name=CODECS[codec.name].aggregation)
 
 
 def _options(key: str, table: NamedTable, known: Mapping[str, Any]) -> tuple[Any, NamedTable]:
@@ -320,6 +348,11 @@ def build_method(
             f"trainer: clients of {recipe.method.name} train in a way of its own; leave the table "
             "out, or take another method."
         )
+    if recipe.privacy is not None and recipe.privacy.protects == "record":
+        method = with_private_records(method, recipe.privacy)
+    if recipe.privacy is not None and recipe.privacy.only_sums:
+        auto = getattr(choices.method, "server_step", None) == "auto"
+        method = summed(method, recipe.privacy, recipe.federation, clients, auto)
     if not method.blocks:
         _check_memory(recipe, model, setting)
     check_cohort_of_check(recipe, method.schedule.fewest_together)
@@ -350,8 +383,16 @@ def make_replica(recipe: Recipe, model: PreTrainedModel, method: Composition) ->
 
 
 def make_worker(
-    assembly: Assembly, replica: Replica, states: States, observer: Observer = unobserved
+    assembly: Assembly,
+    replica: Replica,
+    states: States,
+    observer: Observer = unobserved,
+    summing: SummingClients | None = None,
 ) -> Worker:
-    """A replica of the assembly's model with the data of every client."""
+    """A replica of the assembly's model with the data of every client.
+
+    Args:
+        summing: as for ``Worker``.
+    """
     clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
-    return Worker(replica, assembly.method, clients, states, observer)
+    return Worker(replica, assembly.method, clients, states, observer, summing)

@@ -37,9 +37,12 @@ FREE = (
 
 
 def free_keys(recipe: Recipe) -> tuple[str, ...]:
-    """``FREE``, but for the number of rounds where a schedule of learning rates ends with it."""
-    scheduled = recipe.local.schedule != "constant"
-    return tuple(key for key in FREE if not (scheduled and key == "federation.rounds"))
+    """``FREE``, but for the number of rounds where a schedule of learning rates ends with it, or
+    the noise is as much as so many need."""
+    privacy = recipe.privacy
+    fitted = privacy is not None and privacy.protects is not None and privacy.noise is None
+    bound = fitted or recipe.local.schedule != "constant"
+    return tuple(key for key in FREE if not (bound and key == "federation.rounds"))
 
 
 def is_among(key: str, keys: Collection[str]) -> bool:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ import tomli_w
 
 from fullfed.config import Recipe
 from fullfed.errors import UserError
-from fullfed.federation.client import StatesOnDisk
 from fullfed.federation.log import MAGIC, count_records
+from fullfed.federation.states import StatesOnDisk
 from fullfed.files import read_sealed, seal, unseal, write_atomically, write_sealed
 from fullfed.recipe_file import load_recipe
 from fullfed.runs.binding import check_bound, tables_of
+
+_SECRET_BYTES = 32
 
 
 class RunFolder:
@@ -60,12 +63,29 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
         self.snapshot_file = path / "snapshot.safetensors"
+        self.secret_file = path / "secret.key"
         self.account_file = path / "account.json"
         self.rollbacks_file = path / "rollbacks.json"
         self.rollback_file = path / "rollback.json"
         self._members_file = path / "members.json"
         self._states_folder = path / "states"
         self._newest: str | None = None  # the checksum that the next line will follow
+
+    def secret(self) -> bytes:
+        """32 bytes of the system's randomness that are the run's own, made at its beginning.
+
+        Raises:
+            UserError: the file is missing, or no secret.
+        """
+        if not self.secret_file.exists() and not self.begun:
+            write_atomically(self.secret_file, secrets.token_bytes(_SECRET_BYTES), mode=0o600)
+        secret = self.secret_file.read_bytes() if self.secret_file.exists() else b""
+        if len(secret) != _SECRET_BYTES:
+            raise UserError(
+                f"{self.secret_file}: this is not the secret of which the run's noise follows; "
+                "restore a copy of it."
+            )
+        return secret
 
     def create(self, recipe: Recipe) -> None:
         """Make the folder of a new run.

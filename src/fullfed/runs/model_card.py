@@ -21,6 +21,7 @@ from fullfed.data.wording import AlpacaWording
 from fullfed.evaluation.metrics import METRICS
 from fullfed.hub import is_hub_name, is_reachable
 from fullfed.quickstart import MODEL_PATH
+from fullfed.runs.budget import privacy_text
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.history import results
 from fullfed.runs.loading import BUILTIN
@@ -58,6 +59,7 @@ def model_card(
             "The clients' records stayed with the clients. No differential privacy was applied: "
             "nothing bounds what the model may repeat of them."
         ],
+        **({"Privacy": told} if (told := privacy_text(recipe.privacy, records)) else {}),
         "Licence": _licence(facts),
         "Reproduction": _reproduction(recipe, base, records),
     }

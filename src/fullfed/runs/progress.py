@@ -175,11 +175,15 @@ def describe_round(record: dict[str, Any], rounds: int) -> str:
         f"  {name} {record[name]:.4f}" for name in METRICS if record.get(name) is not None
     )
     measured += "".join(f"  {name} is not finite" for name in record.get("unmeasured", ()))
-    trained = (
-        f"train loss {record['train_loss']:.4f}{measured}  step {record['step']['server_step']:.2f}"
-        if record["aggregated"]
-        else f"nobody answered{measured}"
-    )
+    trained = measured.strip()
+    if record.get("train_loss") is not None:
+        trained = f"train loss {record['train_loss']:.4f}{measured}"
+    elif not record["aggregated"]:
+        trained = f"no report counted{measured}"
+    if record["aggregated"]:
+        trained += f"  step {record['step']['server_step']:.2f}"
+    if record.get("epsilon") is not None:
+        trained += f"  epsilon {record['epsilon']:.3g}"
     refused = f"  {_refusals(record['refused'])}" if record["refused"] else ""
     limited = f"  {len(record['limited'])} counted as fewer samples" if record["limited"] else ""
     return (

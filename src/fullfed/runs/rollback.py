@@ -26,9 +26,11 @@ def roll_back(folder: RunFolder, version: int, why: str = "") -> None:
     What a crash interrupts is finished when the run is next resumed or taken back.
 
     Raises:
-        UserError: there is no such run or version, or another process is writing it.
+        UserError: there is no such run or version, its rounds cannot be repeated, or another
+            process is writing it.
     """
     finish_rollback(folder)
+    _check_repeatable(folder)
     records = folder.metrics()
     with Log(folder.log_file, folder.digests()) as log:
         if not 0 <= version < len(log):
@@ -91,3 +93,17 @@ def rollbacks(folder: RunFolder) -> list[dict[str, Any]]:
 def targets(folder: RunFolder) -> tuple[int, ...]:
     """The versions that the run was taken back to, in their order."""
     return tuple(record["version"] for record in rollbacks(folder))
+
+
+def _check_repeatable(folder: RunFolder) -> None:
+    """
+    Raises:
+        UserError: rounds of the run may not be done again.
+    """
+    privacy = folder.recipe().privacy
+    if privacy is not None and privacy.only_sums:
+        raise UserError(
+            f"{folder.path}: two sums of one round, of different clients, would show their "
+            "difference, so a round is not repeated; export the model with `fullfed export "
+            "--round` and begin a new run with it."
+        )

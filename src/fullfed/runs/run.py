@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fullfed.config import Recipe
+from fullfed.engines.node_messages import encode_settings, named, recipe_hash
 from fullfed.engines.simulation import simulate
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate, recorded
@@ -18,7 +19,8 @@ from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.server import Engine, Traffic, run_round
 from fullfed.headway import Headway
-from fullfed.runs.account import account_of
+from fullfed.methods.summing import keyed
+from fullfed.runs.account import UNMEASURED, account_of, most_of
 from fullfed.runs.assembly import (
     Assembly,
     assemble,
@@ -29,10 +31,12 @@ from fullfed.runs.assembly import (
 )
 from fullfed.runs.best import best_version, is_over
 from fullfed.runs.binding import changes_since
+from fullfed.runs.budget import Budget
 from fullfed.runs.callback import Callback
 from fullfed.runs.checking import round_check
 from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
+from fullfed.runs.owners import with_owners
 from fullfed.runs.predictions import forget_predictions, write_predictions
 from fullfed.runs.replay import check_recorded
 from fullfed.runs.rollback import finish_rollback
@@ -91,6 +95,7 @@ def carry_out(
     connect: Connect = simulate,
     quorum: float = 0.0,
     samples: Mapping[int, int] | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Carry a run on from wherever its folder says it is to its end; return the summary.
 
@@ -98,13 +103,14 @@ def carry_out(
         quorum: the share of a cohort without whose reports the run stops.
         samples: how many clients have, as far as it is known; those of the clients whose data are
             in this process need not be said.
+        name: names the run, as its clients know it; the folder says where it is not said.
 
     Raises:
         UserError: the folder is damaged, or a round in which too few clients could work.
     """
     here = {n: len(client.examples) for n, client in enumerate(assembly.data.clients)}
     known = {**here, **(samples or {})}
-    return _Run(folder, assembly, callbacks, connect, quorum, known).carry_out()
+    return _Run(folder, assembly, callbacks, connect, quorum, known, name).carry_out()
 
 
 @dataclass
@@ -117,8 +123,13 @@ class _Run:
     connect: Connect
     quorum: float
     samples: Mapping[int, int]
+    name: str | None = None
 
     def __post_init__(self) -> None:
+        method = self.assembly.method
+        if method.sums is not None or method.protects_records:
+            method = keyed(method, self.folder.secret())
+            self.assembly = replace(self.assembly, method=method)
         self.recipe = self.assembly.recipe
         self.replica = make_replica(self.recipe, self.assembly.model, self.assembly.method)
         self.arithmetic = arithmetic(self.replica.model.device)
@@ -127,14 +138,16 @@ class _Run:
 
     def carry_out(self) -> dict[str, Any]:
         finish_rollback(self.folder)
+        method, table = self.assembly.method, self.recipe.privacy
+        self.budget = Budget.of(self.folder, table, method, self.samples)
         with Log(self.folder.log_file, self.folder.digests()) as log:
             self.folder.clear_partial()
             for callback in self.callbacks:
                 callback.on_run_begin(self.assembly, len(log))
             base = self._evaluate_base()
-            self.worker = make_worker(
-                self.assembly, self.replica, self.folder.states(), self._observe
-            )
+            owned, summing = with_owners(self.assembly, self.folder, self._name, self.budget)
+            states = self.folder.states()
+            self.worker = make_worker(owned, self.replica, states, self._observe, summing)
             self._recover(log)
             for text in changes_since(base, self.folder.recipe(), self.arithmetic):
                 for callback in self.callbacks:
@@ -145,7 +158,8 @@ class _Run:
             engine = self.connect(self.recipe, self.worker, log, traffic)
             if self.replica.version < self.recipe.federation.rounds:
                 self.folder.summary_file.unlink(missing_ok=True)  # of fewer rounds
-            while self.replica.version < self.recipe.federation.rounds and not self._over(base):
+            rounds = self.recipe.federation.rounds
+            while self.replica.version < rounds and not self._over(base):
                 self._round(log, engine)
         summary = self._summary(base)
         self.folder.write_summary(summary)
@@ -153,8 +167,19 @@ class _Run:
             callback.on_run_end(summary)
         return summary
 
+    @property
+    def _name(self) -> str:
+        """Names the run and what its clients were told of it."""
+        clients = self.assembly.method.setting.clients
+        settings = recipe_hash(encode_settings(self.recipe, clients, base_hash=""))
+        return named(self.name or self.folder.run(), settings)
+
     def _over(self, base: Mapping[str, Any]) -> bool:
         """Whether the run ends before its last round, and if so says it."""
+        if not self.budget.allows(self.replica.version + 1):
+            for callback in self.callbacks:
+                callback.on_notice("another round would exceed privacy.epsilon, so the run ends")
+            return True
         over = is_over(base, self.folder.metrics(), self.recipe.evaluation)
         if over:
             table = self.recipe.evaluation
@@ -257,10 +282,12 @@ class _Run:
             self._observe,
             self.replica.exact,
             round_check(self.recipe, self.replica, self.assembly.data, self.folder, last),
+            self._name,
         )
         payload = encode(result.update)
         account = {
             **account_of(result, len(payload)),
+            **self.budget.spent(number + 1),
             "log": log.digest_after(payload),
             "arithmetic": self.arithmetic,
         }
@@ -273,7 +300,7 @@ class _Run:
                 "start a new run."
             )
         account["seconds"]["aggregate"] += time.perf_counter() - started
-        account["peak_memory_by_part"] = self.peaks.end()
+        account["peak_memory_by_part"] = {**UNMEASURED, **self.peaks.end()}
         self.folder.write_account(account)
         log.append(payload)
         self._close_round(account)
@@ -346,7 +373,7 @@ class _Run:
             "bytes": {way: sum(r["bytes"][way] for r in records) for way in ("up", "down")},
             "seconds": seconds,
             "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
-            "peak_memory_by_part": _most([record["peak_memory_by_part"] for record in records]),
+            "peak_memory_by_part": most_of([record["peak_memory_by_part"] for record in records]),
             "model_hash": self.replica.content_hash(),
         }
 
@@ -358,14 +385,9 @@ class _Measured:
     engine: Engine
     peaks: PeakMemory
 
-    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+    def exchange(
+        self, plans: Mapping[int, bytes], seconds: float | None = None
+    ) -> Iterator[Arrival]:
         self.peaks.begin("visit")
-        yield from self.engine.exchange(plans)
+        yield from self.engine.exchange(plans, seconds)
         self.peaks.begin("aggregate")
-
-
-def _most(rounds: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
-    """The largest peak of each part; None where none is known."""
-    return {
-        part: max((peaks[part] or 0 for peaks in rounds), default=0) or None for part in rounds[0]
-    }

@@ -48,6 +48,8 @@ def visit_bytes(
         hidden = {name for layer in layer_names(model) for name in layer}
         # When gradients are all there, activations are gone.
         working = _copies(trained) + max(_gradients(trained, memory), graph) + memory.cache_inputs
+        if method.protects_records:
+            working += 4 * sum(p.numel() for p in trained.values())  # the sum of clipped gradients
         working += optimizer_bytes(method.setting.local, shapes, hidden)
     else:
         # Losses are of perturbed copies, one part of the model at a time.

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fullfed.errors import MessageError
+from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update, Value
 from fullfed.federation.replica import norm
 
@@ -77,6 +77,24 @@ class Contribution:
     sums: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Summable:
+    """What a codec's reports are where only their sum is known: numbers whose mean over clients is
+    the mean change.
+
+    Attributes:
+        shapes: of the numbers that ``decode`` makes, by name, in its order.
+        first: the largest that a number is expected to be, before any round tells.
+        tail: how much larger the largest may be than a round's root mean square.
+        few_bits: whether the numbers are alike, so that few bits say each. Otherwise it takes 32.
+    """
+
+    shapes: Shapes
+    first: float
+    tail: float
+    few_bits: bool = False
+
+
 class Codec(ABC):
     """A way to send changes. What is not abstract has the defaults of the plainest codec, which
     decodes reports into numbers that are averaged."""
@@ -122,6 +140,21 @@ class Codec(ABC):
     def stateful(self) -> bool:
         """Whether clients keep something between visits."""
         return False
+
+    def for_sums(self, bits: int, shapes: Shapes) -> Codec:
+        """The codec that takes this one's place where only sums of reports are known.
+
+        Args:
+            bits: that each number is given, where ``Summable.few_bits``.
+
+        Raises:
+            UserError: its reports cannot be added up.
+        """
+        raise cannot_be_added()
+
+    def summable(self, shapes: Shapes) -> Summable:
+        """What its reports are in sums; only of what ``for_sums`` gave."""
+        raise NotImplementedError(f"{type(self).__name__} does not define summable")
 
     @property
     def directions(self) -> Literal["client", "shared"] | None:
@@ -236,6 +269,15 @@ class Codec(ABC):
             update: its value ``server_step`` is how much of the change is applied.
             shapes: what a visit trained, by name.
         """
+
+
+def cannot_be_added() -> UserError:
+    """Why some codecs have no place where only sums of reports are known."""
+    return UserError(
+        "privacy: reports on each client's own directions, on seeds drawn by importance, of "
+        "largest entries or of factors cannot be added up; take a sketch with seeds = 'shared', "
+        "codec.name = 'dense', or leave the table out."
+    )
 
 
 def check_tensors(

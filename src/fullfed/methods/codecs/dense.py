@@ -12,7 +12,15 @@ from torch import Tensor
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, number
 from fullfed.federation.replica import norm
-from fullfed.methods.codecs.codec import Change, Codec, Contribution, Encoded, Shapes, check_tensors
+from fullfed.methods.codecs.codec import (
+    Change,
+    Codec,
+    Contribution,
+    Encoded,
+    Shapes,
+    Summable,
+    check_tensors,
+)
 from fullfed.training.quantised import quantise
 
 _SCALE = "/scale"  # after a parameter's name: the name of its scales
@@ -54,6 +62,9 @@ class Dense(Codec):
     @property
     def _exact(self) -> bool:
         return self.precision == "float32"
+
+    def for_sums(self, bits: int, shapes: Shapes) -> Codec:
+        return DenseChanges(error_feedback=self.error_feedback)
 
     def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
         tensors: dict[str, Tensor] = {}
@@ -145,6 +156,22 @@ class Dense(Codec):
             return value
         scale = tensors[name + _SCALE].float()
         return value.reshape(len(scale), -1).mul_(scale.unsqueeze(1)).view(value.shape)
+
+
+@dataclass(frozen=True)
+class DenseChanges(Dense):
+    """Sends the change of every number in float32; only what reports add up to is known."""
+
+    @property
+    def _exact(self) -> bool:
+        return False
+
+    def _rounded(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        return {name: value.float()}
+
+    def summable(self, shapes: Shapes) -> Summable:
+        """Changes of single weights are of very different sizes."""
+        return Summable(shapes, first=1.0, tail=1024.0)
 
 
 def _rows(shape: torch.Size) -> int:

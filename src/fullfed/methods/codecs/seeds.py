@@ -20,6 +20,7 @@ from fullfed.methods.codecs.codec import (
     Contribution,
     Encoded,
     Shapes,
+    Summable,
     check_tensors,
     elements,
 )
@@ -110,6 +111,13 @@ class Seeds(Codec):
     def comparable(self) -> bool:
         """Of many candidates few are one client's, and fewer several clients'."""
         return False
+
+    def for_sums(self, bits: int, shapes: Shapes) -> Codec:
+        return (
+            super().for_sums(bits, shapes)
+            if self.by_importance
+            else SummedSeeds(self.candidates, self.local)
+        )
 
     def plan(self, round: int, last: Update | None, shapes: Shapes) -> Encoded:
         if not self.by_importance:
@@ -205,6 +213,25 @@ class Seeds(Codec):
         if last is None or not self.by_importance:
             return self._zeros(), self._zeros()
         return last.tensors["amplitudes"], last.tensors["visits"]
+
+
+@dataclass(frozen=True)
+class SummedSeeds(Seeds):
+    """The same where a round's sum is all that is known: an update has that round's derivatives by
+    candidate, and takes the last version to the next."""
+
+    @property
+    def cumulative(self) -> bool:
+        return False
+
+    def encode_update(
+        self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
+    ) -> Encoded:
+        return super().encode_update(aggregate, plan, shapes, None)
+
+    def summable(self, shapes: Shapes) -> Summable:
+        """Derivatives of single steps, few of them clipped, added up by candidate."""
+        return Summable({"accumulators": torch.Size([self.candidates.count])}, _BOUND, tail=256.0)
 
 
 def probabilities(amplitudes: Tensor, visits: Tensor) -> Tensor:

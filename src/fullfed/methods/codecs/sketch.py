@@ -23,6 +23,7 @@ from fullfed.methods.codecs.codec import (
     Contribution,
     Encoded,
     Shapes,
+    Summable,
     Weighted,
     check_tensors,
     elements,
@@ -53,6 +54,10 @@ from fullfed.sketch import (
 )
 
 REPORT_HEADER = 448  # most bytes of a report that are not coordinates, whatever its numbers
+
+
+TAIL = 4.0  # standard deviations: beyond them are 6 in 100,000
+_FIRST_NORM = 256.0  # of a first visit's change; in 32 bits one of 0.001 has digits enough
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,27 @@ class Sketch(Codec):
     @property
     def _shared(self) -> bool:
         return self.options.seeds == "shared"
+
+    def for_sums(self, bits: int, shapes: Shapes) -> Codec:
+        if not self._shared:
+            return super().for_sums(bits, shapes)
+        if self.options.basis != "sign":
+            raise UserError(
+                f"{self.table}.basis: numbers of the normal basis are of other sizes in each "
+                "layer, and cannot be added up in few bits; take basis = 'sign'."
+            )
+        count, _ = self._amount(shapes)
+        if self.options.upload is not None:
+            room = 8 * (parse_bytes(self.options.upload) - REPORT_HEADER)
+            count = min(room // bits, elements(shapes))
+        # A report holds numbers that are rounded for the sum, not coded.
+        return replace(self, options=SketchOptions(coordinates=count, bits=32, seeds="shared"))
+
+    def summable(self, shapes: Shapes) -> Summable:
+        """Coordinates are sums of many numbers with random signs, and so nearly normal."""
+        count, _ = self._amount(shapes)
+        first = TAIL * _FIRST_NORM / math.sqrt(count)
+        return Summable({"coordinates": torch.Size([count])}, first, TAIL, few_bits=True)
 
     @property
     def directions(self) -> Literal["client", "shared"]:
