@@ -4,10 +4,11 @@
 
 Two federations of four nodes on this machine, one after the other: processes, TLS, keys. On
 Flower's own server and nodes an app of bare Flower whose messages are empty; on fullfed's Ferret
-and FedAvg, on the embedded model, with one step of one sample a visit and nothing to evaluate.
+and FedAvg, and Ferret by secure sums beside the same without, on the embedded model, with one step
+of one sample a visit and nothing to evaluate.
 Prints the median seconds from one round's end to the next's; what of that a client trains and
-encodes (mean), and the server merges; and how many visits there were and how many models workers
-loaded for them.
+encodes (mean), and the server merges; the bytes of a round both ways; and how many visits there
+were and how many models workers loaded for them.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
 from fullfed.deployment.flower_runs import start
 from fullfed.deployment.folders import NodeFolder, ServerFolder
+from fullfed.deployment.meter import Meter, PartnerLimits
 from fullfed.deployment.processes import Child, check_server, environment, free_port, running
 from fullfed.deployment.server import configure, submit, sync_nodes, write_app
 from fullfed.engines.node_limits import Limits
@@ -37,7 +40,13 @@ from fullfed.recipe_file import load_recipe
 from fullfed.runs.folder import RunFolder
 
 NODES = ("a", "b", "c", "d")
-METHODS = {"ferret": {"name": "ferret", "coordinates": 8192}, "fedavg": {"name": "fedavg"}}
+_SHARED = {"name": "ferret", "coordinates": 8192, "bits": 4, "seeds": "shared"}
+METHODS: dict[str, dict[str, Any]] = {
+    "ferret": {"method": {"name": "ferret", "coordinates": 8192}},
+    "fedavg": {"method": {"name": "fedavg"}},
+    "ferret_shared": {"method": _SHARED},
+    "ferret_secure": {"method": _SHARED, "privacy": {"secure_sum": True}},
+}
 _PATIENCE = 600.0  # seconds
 
 _BARE_SERVER = """\
@@ -92,7 +101,7 @@ def write_recipe(folder: Path, method: str, rounds: int) -> Path:
         "federation": {"rounds": rounds, "clients_per_round": len(NODES)},
         "local": {"steps": 1, "batch_size": 1},
         "deployment": {"quorum": 1.0},
-        "method": METHODS[method],
+        **METHODS[method],
     }
     path = folder / f"{method}.toml"
     path.write_text(tomli_w.dumps(tables))
@@ -120,7 +129,7 @@ def bare_federation(folder: Path) -> tuple[ServerFolder, list[Child]]:
     """Flower's own server and its nodes, with the keys and certificates of a federation."""
     server, port, here = ServerFolder(folder / "bare"), free_port(), "127.0.0.1"
     ServerFolder.create(server.federation, NODES, here, port, here, "builtin")
-    configure(server.flower, port, server.authority)
+    configure(server.flower, port, server.authority, Meter({}, PartnerLimits()))
     superlink = [
         *("flower-superlink", "--host", here, "--port", str(port), "--enable-supernode-auth"),
         *("--ssl-ca-certfile", str(server.authority), "--ssl-certfile", str(server.certificate)),
@@ -166,6 +175,7 @@ def method(
     return seconds | {
         f"{name}_client_work": work,
         f"{name}_server_work": [of["aggregate"] + of["evaluate"] for of in later],
+        **{f"{name}_{way}": [r["bytes"][way] for r in run.metrics()[1:]] for way in ("up", "down")},
     }
 
 
@@ -208,7 +218,10 @@ def measure(folder: Path, rounds: int, repeats: int) -> dict[str, float]:
             for each in METHODS:
                 for name, values in method(server, folder, each, rounds, number).items():
                     seconds[name] += values
-    figures = {f"{name}_seconds": statistics.median(of) for name, of in seconds.items()}
+    figures = {
+        name if name.endswith(("_up", "_down")) else f"{name}_seconds": statistics.median(of)
+        for name, of in seconds.items()
+    }
     loads = times_logged(nodes, " loaded")
     return figures | {"visits": times_logged(nodes, r" as client \d+"), "models_loaded": loads}
 

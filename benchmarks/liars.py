@@ -21,12 +21,12 @@ from fullfed.data.tokens import TokenizedExample
 from fullfed.engines.simulation import Simulation
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate_loss
-from fullfed.federation.client import StatesInMemory
 from fullfed.federation.held_out import HeldOutCheck, persistent
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Plan, Update, Value, encode
 from fullfed.federation.method import NOTHING
 from fullfed.federation.server import run_round
+from fullfed.federation.states import StatesInMemory
 from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import LocalWork
 from fullfed.methods.server_step import CurvatureStep, Trained
