@@ -67,6 +67,24 @@ def test_so_they_are_with_any_codec(
     assert cost.run_bytes_down == pytest.approx(run.bytes_down, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {"secure_sum": True},
+        {"protects": "client", "noise": 1.0, "delta": 1e-3, "clip": 1.0, "clip_quantile": 0.5},
+    ],
+    ids=["secure", "noisy"],
+)
+def test_so_they_are_of_sums(privacy: dict[str, Any], ingredients: Path, tmp_path: Path) -> None:
+    """The first round's numbers have more bits, and a secure sum has four more messages."""
+    method = {"name": "ferret", "coordinates": 300, "seeds": "shared"}
+    told = tables(ingredients) | {"method": method, "privacy": privacy}
+    told["federation"]["clients_per_round"] = 4
+    cost, run = fullfed.estimate(told), fullfed.run(told, tmp_path / "run")
+    assert cost.run_bytes_up == pytest.approx(run.bytes_up, rel=0.1)
+    assert cost.run_bytes_down == pytest.approx(run.bytes_down, rel=0.1)
+
+
 def test_top_k_sends_at_most_as_much(ingredients: Path, tmp_path: Path) -> None:
     codec = {"name": "topk", "upload": "2KiB"}
     told = tables(ingredients) | {"method": {"name": "fedavg"}, "codec": codec}

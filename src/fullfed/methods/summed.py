@@ -200,7 +200,11 @@ class SummedComposition(Composition):
         return replace(plan, values={n: v for n, v in plan.values.items() if n in known})
 
     def report_limit(self, plan: Plan) -> int:
-        return _HEADER_BYTES + sum(shape.numel() for shape, _ in self._kinds(plan).values())
+        return _HEADER_BYTES + self.tensor_bytes(plan)
+
+    def tensor_bytes(self, message: Plan | Update) -> int:
+        """Of the tensors of a report on a plan, or of an update."""
+        return sum(shape.numel() for shape, _ in self._kinds(message).values())
 
     def _kinds(self, message: Plan | Update) -> dict[str, tuple[torch.Size, torch.dtype]]:
         from fullfed.privacy.integers import packed_bytes

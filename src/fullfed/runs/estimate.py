@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
-from fullfed.federation.messages import Plan, encode
+from fullfed.federation.messages import Plan, Update, encode
 from fullfed.federation.server import Traffic
 from fullfed.methods.codecs.codec import Shapes, elements
 from fullfed.methods.composition import Composition
+from fullfed.methods.summed import SummedComposition
 from fullfed.recipe_file import RecipeSource, expand_variables, load_tables, source_of
 from fullfed.runs.assembly import build_method, choose
 from fullfed.runs.given import Given, Records
@@ -27,6 +28,9 @@ from fullfed.units import bytes_text
 
 # What a message has beside its tensors' bytes: in all, for a value, for a tensor; names apart.
 _HEADER, _VALUE, _TENSOR = 170, 16, 60
+_SUM_VALUES = 5  # of an update that is a sum
+# Of a secure sum's five messages, and for each client in it (docs/results/privacy.md).
+_PHASES_UP, _PHASES_DOWN = (1320, 64), (900, 400)
 
 
 @dataclass(frozen=True)
@@ -173,13 +177,33 @@ def _traffic(method: Composition, rounds: int, snapshot: int) -> tuple[int, int,
     traffic = Traffic(lengths, lambda: snapshot, method.cumulative)
     visits = up = down = 0
     for round in range(rounds):
-        plans = method.plans(round, None)
+        plans = method.plans(round, _typical(method, round))
         for plan in plans:
             visits += 1
-            up += _report_bytes(method, plan)
+            up += _report_bytes(method, plan) + _phases(method, len(plans), _PHASES_UP)
             down += len(encode(plan)) + traffic.catch_up(plan.client, round)
+            down += _phases(method, len(plans), _PHASES_DOWN)
         lengths.sizes.append(_update_bytes(method, plans))
     return visits, up, down
+
+
+def _typical(method: Composition, round: int) -> Update | None:
+    """What a round's plans follow from where only sums are known: in the first, numbers have more
+    bits."""
+    if not isinstance(method, SummedComposition) or round == 0:
+        return None
+    clip = method.mechanism.clip if method.mechanism else 1.0
+    return Update(round - 1, {"unit": 1.0, "rms": 1.0, "clip": clip})
+
+
+def _phases(method: Composition, clients: int, sizes: tuple[int, int]) -> int:
+    """Bytes of a secure sum's messages beside the plan and the numbers.
+
+    Args:
+        sizes: of all messages, and for each client of the sum.
+    """
+    secure = method.sums is not None and method.sums.secure
+    return sizes[0] + sizes[1] * clients if secure else 0
 
 
 def _snapshot_bytes(recipe: Recipe, method: Composition, model: PreTrainedModel) -> int:
@@ -190,12 +214,18 @@ def _snapshot_bytes(recipe: Recipe, method: Composition, model: PreTrainedModel)
 
 
 def _report_bytes(method: Composition, plan: Plan) -> int:
+    if isinstance(method, SummedComposition):
+        return _HEADER + 2 * _TENSOR + method.tensor_bytes(plan)
     shapes, codec = _shapes(method, plan), method.codec
     tensors = codec.report_bytes(plan, shapes)
     return tensors + _header(codec.report_values | method.step.report_values, shapes, tensors)
 
 
 def _update_bytes(method: Composition, plans: Sequence[Plan]) -> int:
+    if isinstance(method, SummedComposition):
+        sent = method.tensor_bytes(plans[0]) if plans else 0
+        values = len(method.step.update_values) + _SUM_VALUES
+        return _HEADER + _TENSOR + _VALUE * values + sent
     one_of = {method.part(plan): plan for plan in plans}
     total = _HEADER + _VALUE * len(method.step.update_values)
     for part, reports in Counter(method.part(plan) for plan in plans).items():
