@@ -195,7 +195,9 @@ class LiarsLast(Simulation):
 
     share: int = 0
 
-    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+    def exchange(
+        self, plans: Mapping[int, bytes], seconds: float | None = None
+    ) -> Iterator[Arrival]:
         for client in sorted(plans, key=lambda client: (lies(client, self.share), client)):
             yield self._visit(client, plans[client])
 

@@ -57,7 +57,9 @@ class _Listening:
     def __init__(self, worker: Worker, heard: Reference) -> None:
         self._worker, self._heard = worker, heard
 
-    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+    def exchange(
+        self, plans: Mapping[int, bytes], seconds: float | None = None
+    ) -> Iterator[Arrival]:
         for client, plan in sorted(plans.items()):
             arrival = self._worker.visit(plan)
             key = (self._worker.replica.version, client)

@@ -57,7 +57,9 @@ def test_a_loss_that_is_not_finite_is_recorded_as_missing_and_the_run_goes_on(
 class Liar(Simulation):
     """Its last client's change is 1,000 times as large as it was."""
 
-    def exchange(self, plans: Mapping[int, bytes]) -> Iterator[Arrival]:
+    def exchange(
+        self, plans: Mapping[int, bytes], seconds: float | None = None
+    ) -> Iterator[Arrival]:
         *others, last = super().exchange(plans)
         yield from others
         report, start = decode(last.payload or b"", Report), self.worker.replica.exact

@@ -266,7 +266,10 @@ def _verified(line: bytes, number: int, previous: bytes, pem: Mapping[str, str])
     except ValueError as error:
         raise ValueError("brings a certificate that the authority has not signed") from error
     try:
-        key.verify(base64.b64decode(value["signature"], validate=True), _encode(body), _SIGNING)
+        signature = base64.b64decode(value["signature"], validate=True)
+        key.verify(signature, _encode(body), _SIGNING)
+        if base64.b64encode(signature).decode("ascii") != value["signature"]:
+            raise ValueError("base64 has bits to spare")  # in its last character
     except (InvalidSignature, KeyError, TypeError, ValueError) as error:
         raise ValueError("was changed: its signature is not the server's") from error
     if body["number"] != number or body["act"] not in ACTS:
