@@ -132,6 +132,12 @@ def test_sampling_counts_only_where_it_is_poisson() -> None:
     assert poisson.account.noise < fixed.account.noise
 
 
+def test_a_delta_that_gives_a_client_away_is_refused() -> None:
+    federation = FederationTable(rounds=5, clients_per_round=4)
+    with pytest.raises(UserError, match="one of 40 clients be told whole"):
+        client_mechanism(table(delta=0.025), federation, 40)
+
+
 def test_a_budget_that_does_not_last_a_round_is_refused() -> None:
     federation = FederationTable(rounds=5, clients_per_round=4)
     with pytest.raises(UserError, match=r"one round alone has epsilon .* more than the 0\.1"):

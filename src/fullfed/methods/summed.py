@@ -156,7 +156,7 @@ class SummedComposition(Composition):
 
     def _inner(self, plan: Plan) -> Plan:
         """The plan as the method without sums knows it."""
-        own = {*_PLAN, _CLIP}
+        own = (*_PLAN, _CLIP)
         return replace(plan, values={n: v for n, v in plan.values.items() if n not in own})
 
     def summand(self, report: Report, plan: Plan, key: bytes) -> Summand:
@@ -174,7 +174,8 @@ class SummedComposition(Composition):
         from fullfed.privacy.keystream import KeyStream, derived
         from fullfed.privacy.masks import Summand
 
-        check_values(self._own_values(plan), [*_PLAN, *([_CLIP] if self.mechanism else [])])
+        own = {name: plan.values[name] for name in plan.values if name in (*_PLAN, _CLIP)}
+        check_values(replace(plan, values=own), [*_PLAN, *([_CLIP] if self.mechanism else [])])
         grid, shapes = self._grid(plan), self._summable[0]
         decoded = self.codec.decode(report, self._inner(plan), self.setting.shapes).tensors
         numbers = np.concatenate([decoded[n].double().cpu().numpy().reshape(-1) for n in shapes])
@@ -194,10 +195,6 @@ class SummedComposition(Composition):
         scalars |= {name: number(report, name) for name in self.step.report_values}
         packed = pack_scalars([scalars[name] for name in self._scalars])
         return Summand(modular(integers, grid.bits), grid.bits, packed)
-
-    def _own_values(self, plan: Plan) -> Plan:
-        known = {*_PLAN, _CLIP}
-        return replace(plan, values={n: v for n, v in plan.values.items() if n in known})
 
     def report_limit(self, plan: Plan) -> int:
         return _HEADER_BYTES + self.tensor_bytes(plan)
@@ -254,27 +251,26 @@ class SummedComposition(Composition):
         """
         from fullfed.privacy.integers import pack, unpack_scalars
 
-        grid, summed = self._grid(plan), len(clients)
-        integers, noise = total.integers, grid.rounding_variance * summed
+        grid, summed, clip = self._grid(plan), len(clients), math.inf
+        integers, noise = total.integers, 0.0
         values: dict[str, Value] = {name: plan.values[name] for name in _PLAN}
         if self.mechanism is not None:
+            # How many took part is not in an update, and so not in what follows from it.
             clip, summed = self._clip(plan), self.mechanism.cohort
             integers = self._with_noise(integers, plan)
-            # How many took part is not in an update, and so not in what follows from it.
-            noise = grid.rounding_variance * summed
-            noise += self.mechanism.variance(self._summable[1], grid, clip) * grid.unit**2
+            noise = self.mechanism.variance(self._summable[1], grid, clip) * grid.unit**2
             short = float(grid.numbers(integers)[-1]) if self.mechanism.extra else 0.0
             values[_CLIP] = self.mechanism.next_clip(clip, short)
         values["summed"] = summed
         tensors = {"numbers": torch.from_numpy(pack(integers, grid.bits))}
         mean = self._mean(Update(plan.round, values, tensors))
+        noise += grid.rounding_variance * summed
         mean = replace(mean, noise=noise * self._summable[1] / summed**2)
         means = [n / summed for n in unpack_scalars(total.scalars)]
         measured = dict(zip(self._scalars, means, strict=True))
         if self.mechanism is None:
             values |= {name: measured[name] for name in self._scalars if name == _LOSS}
             values[_RMS] = math.sqrt(max(measured["square"], 0.0) / self._summable[1])
-        clip = self._clip(plan) if self.mechanism else math.inf
         values |= self._decided(mean, measured, summed, clip, plan.round, last)
         values |= {CLIENTS: [*clients]} if self.stateful else {}
         return Update(plan.round, values, tensors)

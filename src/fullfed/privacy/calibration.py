@@ -21,10 +21,15 @@ def client_mechanism(table: PrivacyTable, federation: FederationTable, clients: 
         clients: in the federation.
 
     Raises:
-        UserError: the budget does not last for one round.
+        UserError: the budget does not last for one round, or delta is of no worth.
     """
     assert table.delta is not None
     assert table.clip is not None
+    if table.delta >= 1 / clients:
+        raise UserError(
+            f"privacy.delta: {table.delta:g} lets one of {clients} clients be told whole; take "
+            f"less than 1 / {clients}."
+        )
     cohort = federation.clients_per_round
     rate = min(cohort / clients, 1.0) if table.sampling == "poisson" else 1.0
     noise = table.noise
