@@ -82,7 +82,6 @@ class SummedComposition(Composition):
         return *told, "square", *sorted(self.step.report_values)
 
     def size(self, plan: Plan) -> tuple[int, int, int]:
-        """Of what a client adds: how many integers, of how many bits, and bytes of scalars."""
         from fullfed.privacy.integers import SCALAR_BYTES
 
         extra = self.mechanism.extra if self.mechanism else 0
@@ -160,16 +159,6 @@ class SummedComposition(Composition):
         return replace(plan, values={n: v for n, v in plan.values.items() if n not in own})
 
     def summand(self, report: Report, plan: Plan, key: bytes) -> Summand:
-        """What a client adds to the sum.
-
-        Args:
-            report: the visit's, which nobody else sees.
-            plan: the visit's.
-            key: 32 bytes that only the client knows, and that it uses for this visit alone.
-
-        Raises:
-            MessageError: the plan asks for what cannot be.
-        """
         from fullfed.privacy.integers import modular, pack_scalars
         from fullfed.privacy.keystream import KeyStream, derived
         from fullfed.privacy.masks import Summand
@@ -241,14 +230,6 @@ class SummedComposition(Composition):
     def update(
         self, plan: Plan, total: Summand, clients: Sequence[int], last: Update | None
     ) -> Update:
-        """The update that a sum makes.
-
-        Args:
-            plan: one of the round's.
-            total: of what the clients added.
-            clients: those.
-            last: the previous round's update.
-        """
         from fullfed.privacy.integers import pack, unpack_scalars
 
         grid, summed, clip = self._grid(plan), len(clients), math.inf
