@@ -52,6 +52,7 @@ class Worker:
     ) -> None:
         self.replica = replica
         self._summing = summing
+        self._hashed: tuple[int, str] | None = None  # the version that was hashed last
         self.observer = observer
         self._method = method
         self._examples = examples
@@ -80,8 +81,7 @@ class Worker:
 
             if PHASE in order.values:
                 return _answer(self._summing, order)
-            begun = self.replica.content_hash()
-            finish = _Finish(self._summing, begun)
+            finish = _Finish(self._summing, self._model_hash())
         try:
             submodel = self.submodel(plan) if submodel is None else submodel
         except MessageError as error:
@@ -99,6 +99,13 @@ class Worker:
             self.observer,
             finish,
         )
+
+    def _model_hash(self) -> str:
+        """Of the replica as it is: once a version, however many clients visit it."""
+        version = self.replica.version
+        if self._hashed is None or self._hashed[0] != version:
+            self._hashed = version, self.replica.content_hash()
+        return self._hashed[1]
 
     def submodel(self, plan: bytes) -> bytes:
         """What a client without a replica is sent with a plan; empty where clients hold replicas.
