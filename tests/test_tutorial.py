@@ -47,7 +47,8 @@ def test_the_records_shown_are_among_those_made(made: Path) -> None:
 def test_the_recipe_makes_a_client_of_each_hotel(made: Path) -> None:
     recipe = load_recipe(made / "hotels.toml")
     choose(recipe)
-    train, test, parts = read_data(recipe)
+    data = read_data(recipe)
+    train, test, parts = data.train, data.test, data.parts
     assert (len(train), len(test), len(parts)) == (162, 18, 3)
     for part in parts:
         assert {train[n].category for n in part.indices} == {part.name}
