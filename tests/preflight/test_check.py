@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import fullfed
@@ -52,6 +53,8 @@ MISTAKES = {
     "federation.clients_per_round=9": "9 clients a round, but the data make only 4 clients",
     "evaluation.metrics=['exact_match'] evaluation.max_new_tokens=128": "ask for fewer new tokens",
     "memory.frozen=int8": "memory.frozen",
+    "check.trusted=['brown'] check.samples=4": "there is no client 'brown'",
+    "trainer.name=dpo method.name=fedavg": "preferences",
     "aggregation.name=trimmed-mean": "number by number",
 }
 
@@ -105,7 +108,6 @@ def test_every_method_can_be_checked(name: str, folder: Path) -> None:
     assert found.samples.by_client == dict.fromkeys(("black", "blue", "green", "red"), 8)
     assert (found.samples.test, found.work.visits, found.work.steps) == (8, 8, 16)
     assert found.evaluations == 3, "the base model, after three rounds, and after the fourth"
-    assert found.memory is not None
     assert found.memory.visit > found.memory.graph > 0
     timing = found.timing
     assert timing is not None
@@ -113,13 +115,83 @@ def test_every_method_can_be_checked(name: str, folder: Path) -> None:
     assert timing.evaluation_seconds > 0
 
 
-def test_clients_without_a_replica_are_timed_and_not_reckoned(folder: Path) -> None:
-    told = tables(folder) | {"method": {"name": "fedcybgd", "surrogate": 0.5}}
-    found = fullfed.check(told)
-    assert found.costs is None
-    assert found.memory is None
+@pytest.mark.parametrize("frozen", ["exact", "int4"])
+def test_clients_without_a_replica_need_a_part_of_the_model(frozen: str, folder: Path) -> None:
+    told = tables(folder) | {"memory": {"frozen": frozen}}
+    whole, weak = (
+        fullfed.check(told | {"method": {"name": "fedcybgd", **surrogate}}, step=False)
+        for surrogate in ({}, {"surrogate": 0.5})
+    )
+    assert 0 < weak.memory.graph < weak.memory.visit < whole.memory.visit
+    weights = whole.costs.parameters * 4
+    assert whole.memory.server == 0
+    assert weights < weak.memory.server < 2 * weights, "its replica, and the client's message"
+    assert " for the server beside it" in report(weak, colour=False).plain
+
+
+def test_objects_can_be_checked(folder: Path, tmp_path: Path) -> None:
+    """As the run that they would be given to."""
+    model = LlamaForCausalLM.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    own = {n: [{"instruction": f"Say {n}.", "output": n}] * 6 for n in ("north", "south")}
+    told = {name: table for name, table in tables(folder).items() if name != "model"}
+    told["data"] = {"test_samples": 2}
+    given: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "clients": own}
+    found = fullfed.check(told, **given)
+    run = fullfed.run(told, tmp_path / "run", **given)
+    assert found.samples.by_client.keys() == {"north", "south"}
+    assert sum(found.samples.by_client.values()) + found.samples.test == 12
+    assert found.costs.parameters == run["parameters"]
+    assert found.costs.run_bytes_up == pytest.approx(run.bytes_up, rel=0.1)
     assert found.timing is not None
-    assert "neither bytes nor memory are reckoned" in report(found, colour=False).plain
+    with pytest.raises(fullfed.UserError, match=r"^data/clients/north\.jsonl"):
+        fullfed.check(told, **given | {"clients": {"north": [{"nothing": "known"}]}})
+
+
+def test_a_trainer_that_tells_of_no_steps_is_timed_for_a_whole_visit(folder: Path) -> None:
+    asked = []
+
+    def train(model: Any, dataset: Any, context: Any) -> dict[str, float]:
+        asked.append(context.local.steps)
+        time.sleep(0.02 * context.local.steps)
+        return {"loss": 1.0}
+
+    told = tables(folder) | {"method": {"name": "fedavg"}}
+    found = fullfed.check(told, local=train, overrides=["local.steps=8"])
+    assert {*asked} == {3, 8}
+    assert found.timing is not None
+    assert 0.16 < found.timing.visit_seconds < 1.6
+    assert found.timing.step_seconds == pytest.approx(found.timing.visit_seconds / 8)
+
+
+def test_a_trainer_with_batches_of_its_own_is_timed_by_steps(folder: Path) -> None:
+    def train(model: Any, dataset: Any, context: Any) -> dict[str, float]:
+        for _ in range(context.local.steps):
+            time.sleep(0.02)
+            context.log(1.0)
+        return {"loss": 1.0}
+
+    told = tables(folder) | {"method": {"name": "fedavg"}}
+    timing = fullfed.check(told, local=train, overrides=["local.steps=50"]).timing
+    assert timing is not None
+    assert 0.02 < timing.step_seconds < 0.2
+    assert timing.visit_seconds > 50 * timing.step_seconds
+
+
+def test_the_held_out_check_takes_a_pass_for_each_report_and_one_more(folder: Path) -> None:
+    told = tables(folder) | {"method": {"name": "fedavg"}, "check": {"samples": 8}}
+    told["federation"]["clients_per_round"] = 3
+    found = fullfed.check(told)
+    assert found.work.held_out_passes == 4 * (3 + 1)
+    timing = found.timing
+    assert timing is not None
+    least = timing.visit_seconds * 12 + timing.evaluation_seconds * 3 + timing.check_seconds * 4
+    assert timing.run_seconds >= least > timing.check_seconds * 4 > 0
+    assert "the held-out check of a round's reports: " in report(found, colour=False).plain
+    unchecked = fullfed.check({n: t for n, t in told.items() if n != "check"})
+    assert unchecked.work.held_out_passes == 0
+    assert unchecked.timing is not None
+    assert unchecked.timing.check_seconds == 0
 
 
 def test_a_visit_that_fails_is_told(folder: Path) -> None:

@@ -14,7 +14,7 @@ from fullfed.config import LocalTable
 from fullfed.methods.catalogue import METHODS
 from fullfed.methods.composition import Composition
 from fullfed.runs.assembly import build_method, choose
-from fullfed.runs.visit_memory import optimizer_bytes, visit_bytes
+from fullfed.runs.visit_memory import optimizer_bytes, submodel_visit_bytes, visit_bytes
 from fullfed.training.optimizers import CLASSES, make_optimizers
 from runs.small import recipe, tables
 
@@ -117,10 +117,15 @@ def test_it_takes_a_model_and_records_in_memory(ingredients: Path) -> None:
     assert cost.clients == 3
 
 
-def test_clients_without_a_replica_are_not_reckoned(ingredients: Path) -> None:
+@pytest.mark.parametrize("frozen", ["exact", "int4"])
+def test_so_they_are_without_replicas(frozen: str, ingredients: Path, tmp_path: Path) -> None:
+    """Every visit is sent a submodel, and the first of a client the static weights."""
     told = tables(ingredients) | {"method": {"name": "fedcybgd", "surrogate": 0.5}}
-    with pytest.raises(fullfed.UserError, match=r"^method\.surrogate: only what clients cost"):
-        fullfed.estimate(told)
+    told["memory"] = {"frozen": frozen}
+    cost, run = fullfed.estimate(told), fullfed.run(told, tmp_path / "run")
+    visits = sum(len(line["cohort"]) for line in run.history)
+    assert cost.run_bytes_up == pytest.approx(run.bytes_up, rel=0.01, abs=100 * visits)
+    assert cost.run_bytes_down == pytest.approx(run.bytes_down, rel=0.01, abs=150 * visits)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +181,12 @@ def test_memory_is_that_of_the_formulas(llama: PreTrainedModel, ingredients: Pat
     assert caching == pytest.approx(wanted + (1 << 20), abs=small)
     packed = bytes_of(method=block, memory={**lean, "frozen": "int8"}, local=local)
     assert 2 * d <= packed < wanted
+
+    weak = built(llama, ingredients, method={**block, "surrogate": 0.5}, memory=lean, local=local)
+    plan = weak.plans(0, None)[0]
+    kept, d_e, largest_packed = 3 - len(plan.values["dropped"]), d - 4 * d_b, w
+    told = d_e + kept * d_b + 18 * d_b + max(6 * largest, 2 * largest_packed)
+    assert submodel_visit_bytes(llama, weak, plan) == pytest.approx(told, rel=0.02)
 
 
 @pytest.mark.parametrize("optimizer", sorted(CLASSES))

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.config import Recipe
 from fullfed.data.federated import FederatedData
 from fullfed.evaluation.generation import check_room, context_length
 from fullfed.evaluation.metrics import METRICS
-from fullfed.methods.codecs.codec import Shapes, elements
-from fullfed.methods.composition import Composition
-from fullfed.methods.local_work import FirstOrder
-from fullfed.methods.own_training import OwnTraining
+from fullfed.preflight.memory import Memory, memory_of, resident
 from fullfed.preflight.samples import Samples, samples_of
-from fullfed.preflight.timing import Timing, time_work, with_few_steps
+from fullfed.preflight.timing import Timing, time_work
 from fullfed.recipe_file import RecipeSource, load_recipe
 from fullfed.runs.assembly import (
     Assembly,
     Choices,
     build_method,
-    check_brought,
+    check_examples,
+    check_records,
     choose,
     settled,
+    with_trainer,
 )
-from fullfed.runs.environment import PeakMemory
+from fullfed.runs.checking import check_trusted
 from fullfed.runs.estimate import Estimate, reckon
-from fullfed.runs.graph_memory import graph_bytes
+from fullfed.runs.given import Given, Records
 from fullfed.runs.loading import (
     find_device,
     load_blank,
@@ -40,31 +38,8 @@ from fullfed.runs.loading import (
     read_data,
     tokenize_data,
 )
-from fullfed.runs.visit_memory import visit_bytes
 from fullfed.runs.workload import Workload, workload
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a visit needs, in bytes, by formula.
-
-    Attributes:
-        visit: weights, gradients, the optimizer's state, and activations of the run's largest
-            batch.
-        graph: of these, the most that the passes of that batch have at once.
-        process: what this process has besides; 0 on a GPU.
-        there: what the machine, or its GPU, has in all.
-    """
-
-    visit: int
-    graph: int
-    process: int
-    there: int
-
-    @property
-    def peak(self) -> int:
-        """What to compare with a run's ``peak_memory_by_part``."""
-        return self.visit + self.process
+from fullfed.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -77,8 +52,8 @@ class Check:
         samples: what the clients have.
         work: steps and tokens of the run.
         evaluations: of the run, that of the base model included.
-        costs: bytes and parameters; None where clients hold no replica (``method.surrogate``).
-        memory: of a visit, by formula; None as above.
+        costs: bytes and parameters.
+        memory: of a visit, by formula.
         timing: what was measured; None if nothing was.
 
     Examples:
@@ -92,19 +67,31 @@ class Check:
     samples: Samples
     work: Workload
     evaluations: int
-    costs: Estimate | None
-    memory: Memory | None
+    costs: Estimate
+    memory: Memory
     timing: Timing | None
 
 
-def check(recipe: RecipeSource, *, step: bool = True, overrides: Sequence[str] = ()) -> Check:
+def check(
+    recipe: RecipeSource,
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    clients: Mapping[str, Records] | None = None,
+    test: Records | None = None,
+    local: Trainer | None = None,
+    step: bool = True,
+    overrides: Sequence[str] = (),
+) -> Check:
     """See that a recipe can be carried out, and what that takes. Nothing is left behind.
 
     What can be seen without weights comes first: options, data, how samples are worded, and
     whether method and model go together. Then the weights are loaded for a visit of three steps.
 
     Args:
-        recipe, overrides: as for ``run``.
+        recipe, model, tokenizer, clients, test, overrides: as for ``run``. What is given as an
+            object is in a temporary folder meanwhile.
+        local: as for ``run``.
         step: whether to carry out that visit and a part of an evaluation, to tell the time.
 
     Raises:
@@ -114,11 +101,21 @@ def check(recipe: RecipeSource, *, step: bool = True, overrides: Sequence[str] =
         >>> fullfed.check("first.toml").costs.bytes_up < 4096
         True
     """
-    parsed = settled(load_recipe(recipe, overrides))
-    choices, device = choose(parsed), find_device(parsed.model.device)
-    if step:
-        check_brought(parsed, None)
+    given = Given(model, tokenizer, clients, test)
+    if given.nothing:
+        return _check(load_recipe(recipe, overrides), local, step)
+    with given.for_now(recipe, overrides) as named:
+        return _check(named, local, step)
+
+
+def _check(recipe: Recipe, local: Trainer | None, step: bool) -> Check:
+    needs_one = step or local is not None  # bytes and memory do not depend on a trainer
+    parsed = settled(with_trainer(recipe, local) if needs_one else recipe)
+    choices, device = choose(parsed, local), find_device(parsed.model.device)
     divided = read_data(parsed)
+    check_trusted(parsed, [part.name for part in divided.parts])
+    check_examples(parsed, divided.train)
+    check_records(parsed, min(len(part.indices) for part in divided.parts))
     blank, tokenizer = load_blank(parsed.model.path)
     _check_metrics(parsed, blank)
     data = tokenize_data(parsed, divided, blank, tokenizer)
@@ -127,13 +124,11 @@ def check(recipe: RecipeSource, *, step: bool = True, overrides: Sequence[str] =
     bare = copy.deepcopy(blank)  # a method may add parameters to the other one
     method = build_method(parsed, choices, blank, len(data.clients))
     work = workload(parsed, data.clients, method)
-    process = 0 if device.type == "cuda" else _resident()
+    before = resident(device)
     evaluations = _evaluations(parsed)
     timing = _timing(parsed, choices, data, work, evaluations) if step else None
-    costs = memory = None
-    if method.submodels is None:
-        costs = reckon(parsed, list(samples.by_client.values()), bare)
-        memory = _memory(parsed, method, blank, work, device, process)
+    costs = reckon(parsed, list(samples.by_client.values()), bare)
+    memory = memory_of(parsed, method, blank, work, device, before)
     return Check(parsed, str(device), samples, work, evaluations, costs, memory, timing)
 
 
@@ -150,58 +145,12 @@ def _evaluations(recipe: Recipe) -> int:
     return 1 + -(-recipe.federation.rounds // recipe.evaluation.every)
 
 
-def _memory(
-    recipe: Recipe,
-    method: Composition,
-    model: PreTrainedModel,
-    work: Workload,
-    device: torch.device,
-    process: int,
-) -> Memory:
-    there = _gpu_bytes(device) if device.type == "cuda" else _ram()
-    # Of blocks the first has the longest graph, and the largest the most gradients.
-    parts = [method.blocks[0], max(method.blocks, key=elements)] if method.blocks else []
-    needed = [
-        (visit_bytes(model, method, shapes, recipe.model.rounding, graph), graph)
-        for shapes in parts or [method.setting.shapes]
-        for graph in [_graph(recipe, method, model, shapes, work, device)]
-    ]
-    visit, graph = max(needed)
-    return Memory(visit, graph, process, there)
-
-
-def _graph(
-    recipe: Recipe,
-    method: Composition,
-    model: PreTrainedModel,
-    shapes: Shapes,
-    work: Workload,
-    device: torch.device,
-) -> int:
-    trained = shapes if isinstance(method.local, FirstOrder | OwnTraining) else ()
-    tables = recipe.local, recipe.memory
-    return graph_bytes(copy.deepcopy(model), trained, work.largest, *tables, device)
-
-
-def _resident() -> int:
-    """What this process has in memory now."""
-    now = PeakMemory()
-    now.begin("now")
-    return now.end()["now"] or 0
-
-
-def _ram() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _gpu_bytes(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).total_memory)
-
-
 def _timing(
     recipe: Recipe, choices: Choices, data: FederatedData, work: Workload, evaluations: int
 ) -> Timing:
-    short = with_few_steps(recipe)
-    model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
-    method = build_method(short, choices, model, len(data.clients))
-    return time_work(Assembly(short, model, tokenizer, data, method), work, evaluations)
+    def assembled(one: Recipe) -> Assembly:
+        model, tokenizer = load_model(one.model.path, one.model.dtype, one.model.device)
+        method = build_method(one, choices, model, len(data.clients))
+        return Assembly(one, model, tokenizer, data, method)
+
+    return time_work(assembled, recipe, work, evaluations)

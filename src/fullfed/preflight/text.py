@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from fullfed.preflight.check import Check, Memory
+from fullfed.preflight.check import Check
+from fullfed.preflight.memory import Memory
 from fullfed.preflight.samples import Passage, Samples
-from fullfed.preflight.timing import TIMED_STEPS, Timing
+from fullfed.preflight.timing import Timing
 from fullfed.units import bytes_text, seconds_text
 
 _NAMED = 12  # clients that are listed one by one
@@ -94,28 +95,24 @@ def _middle_left_out(text: str) -> str:
 
 
 def _costs(found: Check) -> Iterator[str]:
-    if found.costs is None or found.memory is None:
-        yield "clients hold no replica (method.surrogate): neither bytes nor memory are reckoned"
-    else:
-        costs = found.costs
-        yield (
-            f"{costs.parameters:,} parameters, {costs.trained_parameters:,} trained in a visit of "
-            f"{costs.steps:g} steps"
-        )
-        yield (
-            f"a visit sends {bytes_text(costs.bytes_up)} up and {bytes_text(costs.bytes_down)} down"
-        )
-        yield (
-            f"the run sends {bytes_text(costs.run_bytes_up)} up and "
-            f"{bytes_text(costs.run_bytes_down)} down"
-        )
-        yield from _memory(found.memory)
+    costs = found.costs
+    yield (
+        f"{costs.parameters:,} parameters, {costs.trained_parameters:,} trained in a visit of "
+        f"{costs.steps:g} steps"
+    )
+    yield f"a visit sends {bytes_text(costs.bytes_up)} up and {bytes_text(costs.bytes_down)} down"
+    yield (
+        f"the run sends {bytes_text(costs.run_bytes_up)} up and "
+        f"{bytes_text(costs.run_bytes_down)} down"
+    )
+    yield from _memory(found.memory)
     if found.timing is not None:
         yield from _timing(found.timing, found)
 
 
 def _memory(memory: Memory) -> Iterator[str]:
-    beside = f" and {bytes_text(memory.process)} of this program" if memory.process else ""
+    beside = f", {bytes_text(memory.server)} for the server beside it" if memory.server else ""
+    beside += f" and {bytes_text(memory.process)} of this program" if memory.process else ""
     yield (
         f"memory, by formula: {bytes_text(memory.peak)} of {bytes_text(memory.there)} here, "
         f"{bytes_text(memory.visit)} for a visit{beside}"
@@ -126,10 +123,12 @@ def _memory(memory: Memory) -> Iterator[str]:
 
 def _timing(timing: Timing, found: Check) -> Iterator[str]:
     if timing.peak_bytes is not None:
-        yield f"memory, measured in a visit of {TIMED_STEPS} steps: {bytes_text(timing.peak_bytes)}"
+        yield f"memory, measured in a short visit: {bytes_text(timing.peak_bytes)}"
     yield (
         f"time, by that visit: {seconds_text(timing.step_seconds)} a step, "
         f"{seconds_text(timing.visit_seconds)} a visit, "
         f"{seconds_text(timing.evaluation_seconds)} an evaluation"
     )
+    if found.recipe.check is not None:
+        yield f"the held-out check of a round's reports: {seconds_text(timing.check_seconds)}"
     yield f"the run: {seconds_text(timing.run_seconds)}, if clients work one after another"

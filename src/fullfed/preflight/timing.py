@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,8 +40,10 @@ class Timing:
         step_seconds, visit_seconds: of a step and a visit, in the mean over the run.
         evaluation_seconds: of measuring the model once; answers are taken to be as long as the
             recipe lets them be.
-        run_seconds: of all visits and evaluations, and of loading kernels; not of what the server
-            computes.
+        check_seconds: of the held-out check of a round's reports, in the mean: its passes over the
+            held-out samples; 0 without the recipe's table ``check``.
+        run_seconds: of all visits, evaluations and held-out checks, and of loading kernels; not of
+            what the server computes besides.
         peak_bytes: of the timed visit, as a run's ``peak_memory_by_part``; None where the system
             does not tell.
     """
@@ -48,6 +51,7 @@ class Timing:
     step_seconds: float
     visit_seconds: float
     evaluation_seconds: float
+    check_seconds: float
     run_seconds: float
     peak_bytes: int | None
 
@@ -58,34 +62,93 @@ def with_few_steps(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"local": local})
 
 
-def time_work(assembly: Assembly, work: Workload, evaluations: int) -> Timing:
+def time_work(
+    assembled: Callable[[Recipe], Assembly], recipe: Recipe, work: Workload, evaluations: int
+) -> Timing:
     """Carry out a visit and a part of an evaluation, and reckon the run's time from them.
 
+    A trainer that goes its own way, and does not tell of as many steps as it was asked for, is
+    timed in a visit as long as the recipe's.
+
     Args:
-        assembly: of the recipe ``with_few_steps``; its model is as it was afterwards.
-        work: of the whole recipe.
+        assembled: loads what a recipe needs; it is not changed by the visit.
+        recipe: the whole one.
+        work: of it.
         evaluations: of the run.
 
     Raises:
         UserError: the visit fails.
     """
+    assembly = assembled(_with_few_steps(recipe))
+    visited = _visited(assembly, work)
+    step, visit = _step_and_visit(visited, work)
+    if visited.clock.steps != TIMED_STEPS:
+        assembly = assembled(recipe)
+        visited = _visited(assembly, work)
+        visit = visited.seconds
+        step = visit * work.visits / work.steps
+    evaluation = _answer_seconds(assembly)
+    if "loss" in recipe.evaluation.metrics:
+        evaluation += _loss_seconds(assembly, assembly.data.test)
+    checks = 0.0
+    if work.held_out_passes:
+        checks = _loss_seconds(assembly, assembly.data.check) * work.held_out_passes
+    return Timing(
+        step_seconds=step,
+        visit_seconds=visit,
+        evaluation_seconds=evaluation,
+        check_seconds=checks / recipe.federation.rounds,
+        run_seconds=visited.loading + visit * work.visits + evaluation * evaluations + checks,
+        peak_bytes=visited.peak,
+    )
+
+
+def _with_few_steps(recipe: Recipe) -> Recipe:
+    local = recipe.local.model_copy(update={"steps": TIMED_STEPS, "epochs": None})
+    return recipe.model_copy(update={"local": local})
+
+
+@dataclass(frozen=True)
+class _Visited:
+    """A timed visit.
+
+    Attributes:
+        clock: what it said of its steps.
+        seconds: that it took.
+        loading: the seconds by which a run's first visit is longer.
+        peak: see ``Timing.peak_bytes``.
+    """
+
+    clock: _StepClock
+    seconds: float
+    loading: float
+    peak: int | None
+
+
+def _visited(assembly: Assembly, work: Workload) -> _Visited:
     clock, peaks = _StepClock(assembly.model.device), PeakMemory()
     with TemporaryDirectory() as folder:
         peaks.begin("visit")
         arrival, loading = _visit(assembly, work, StatesOnDisk(Path(folder), "a check"), clock)
         peak = peaks.end()["visit"]
-    steps = clock.seconds[-1] - clock.seconds[0]
-    around = _seconds(arrival) - steps
-    a_token = (clock.seconds[-1] - clock.seconds[1]) / (clock.tokens[-1] - clock.tokens[1])
-    visit = around + a_token * work.tokens / work.visits
-    evaluation = _loss_seconds(assembly) + _answer_seconds(assembly)
-    return Timing(
-        step_seconds=a_token * work.tokens / work.steps,
-        visit_seconds=visit,
-        evaluation_seconds=evaluation,
-        run_seconds=loading + visit * work.visits + evaluation * evaluations,
-        peak_bytes=peak,
-    )
+    return _Visited(clock, _seconds(arrival), loading, peak)
+
+
+def _step_and_visit(visited: _Visited, work: Workload) -> tuple[float, float]:
+    """The seconds of a step and of a visit of the run, in the mean, by a visit of few steps.
+
+    By its tokens; or by its steps, where a trainer makes batches of its own.
+    """
+    seconds, tokens = visited.clock.seconds, visited.clock.tokens
+    if visited.clock.steps < 2:
+        return visited.seconds, visited.seconds
+    later = seconds[-1] - seconds[1]
+    if tokens[-1] > tokens[1]:
+        step = later / (tokens[-1] - tokens[1]) * work.tokens / work.steps
+    else:
+        step = later / (visited.clock.steps - 1)
+    around = visited.seconds - (seconds[-1] - seconds[0])
+    return step, around + step * work.steps / work.visits
 
 
 class _StepClock:
@@ -94,6 +157,11 @@ class _StepClock:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.forget()
+
+    @property
+    def steps(self) -> int:
+        """How many have ended."""
+        return len(self.seconds) - 1
 
     def forget(self) -> None:
         self.seconds: list[float] = []
@@ -144,15 +212,13 @@ def _seconds(arrival: Arrival) -> float:
     return arrival.train_seconds + arrival.encode_seconds
 
 
-def _loss_seconds(assembly: Assembly) -> float:
-    """Of the loss of the whole test set, reckoned by tokens from that of a batch."""
-    if "loss" not in assembly.recipe.evaluation.metrics:
-        return 0.0
-    size, test = assembly.recipe.evaluated_together, assembly.data.test
-    some = evenly_spaced(test, size)
+def _loss_seconds(assembly: Assembly, examples: Sequence[TokenizedExample]) -> float:
+    """Of the loss on all of some examples, reckoned by tokens from that of a batch."""
+    size = assembly.recipe.evaluated_together
+    some = evenly_spaced(examples, size)
     started = time.perf_counter()
     evaluate_loss(assembly.model, some, size)
-    return (time.perf_counter() - started) * _tokens(test) / _tokens(some)
+    return (time.perf_counter() - started) * _tokens(examples) / _tokens(some)
 
 
 def _answer_seconds(assembly: Assembly) -> float:
@@ -175,5 +241,5 @@ def _seconds_of_answers(assembly: Assembly, examples: list[TokenizedExample], to
     return time.perf_counter() - started
 
 
-def _tokens(examples: list[TokenizedExample] | tuple[TokenizedExample, ...]) -> int:
+def _tokens(examples: Sequence[TokenizedExample]) -> int:
     return sum(len(example) for example in examples)

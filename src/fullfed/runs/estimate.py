@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from statistics import fmean
-from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fullfed.config import Recipe, parse_recipe
-from fullfed.errors import UserError
+from fullfed.config import Recipe
 from fullfed.federation.messages import Plan, Update, encode
+from fullfed.federation.method import Submodels
 from fullfed.federation.server import Traffic
 from fullfed.methods.codecs.codec import Shapes, elements
 from fullfed.methods.composition import Composition
 from fullfed.methods.summed import SummedComposition
-from fullfed.recipe_file import RecipeSource, expand_variables, load_tables, source_of
+from fullfed.recipe_file import RecipeSource
 from fullfed.runs.assembly import build_method, choose
 from fullfed.runs.given import Given, Records
 from fullfed.runs.loading import load_blank, read_data
-from fullfed.runs.visit_memory import visit_bytes
+from fullfed.runs.visit_memory import submodel_visit_bytes, tensor_bytes, visit_bytes
+from fullfed.runs.workload import plans_by_part
 from fullfed.units import bytes_text
 
 # What a message has beside its tensors' bytes: in all, for a value, for a tensor; names apart.
@@ -44,7 +44,8 @@ class Estimate:
         steps: of a visit, in the mean over clients.
         bytes_up: a client's report.
         bytes_down: what a client is sent for a visit, in the mean over the run: the plan, and the
-            updates since its last visit or a snapshot.
+            updates since its last visit or a snapshot; without a replica (``method.surrogate``)
+            the plan, its submodel and, once, the static weights.
         run_bytes_up, run_bytes_down: of all visits of the run.
         memory_bytes: the peak of a visit, but for activations, which depend on the samples
             (docs/memory.md).
@@ -97,7 +98,7 @@ def estimate(
         model: in place of the recipe's ``model.path``.
 
     Raises:
-        UserError: bad input, or a method whose clients hold no replica (``method.surrogate``).
+        UserError: bad input.
 
     Examples:
         >>> cost = fullfed.estimate("first.toml", overrides=["method.name=fedavg"])
@@ -105,13 +106,8 @@ def estimate(
         4
     """
     given = Given(clients=clients, test=test)
-    tables = expand_variables(load_tables(recipe, overrides))
-    tables.pop("compare", None)
-    if model is not None and "model" not in tables:
-        tables["model"] = {"path": model.name_or_path or "the model"}
-    with TemporaryDirectory() as folder:
-        parsed = parse_recipe(given.completed(tables, Path(folder)), source_of(recipe))
-        given.write(Path(folder))
+    unnamed = {} if model is None else {"model": {"path": model.name_or_path or "the model"}}
+    with given.for_now(recipe, overrides, unnamed) as parsed:
         choose(parsed)
         divided = read_data(parsed)
     blank = load_blank(parsed.model.path)[0] if model is None else _without_weights(model)
@@ -132,21 +128,15 @@ def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Es
         model: without weights; the method adds what it trains besides.
 
     Raises:
-        UserError: the method does not fit the model, or its clients hold no replica.
+        UserError: the method does not fit the model.
     """
     steps = fmean(recipe.local.batches(count) for count in samples)
     local = recipe.local.model_copy(update={"steps": round(steps), "epochs": None})
     recipe = recipe.model_copy(update={"local": local})
     model.to(getattr(torch, recipe.model.dtype))
     method = build_method(recipe, choose(recipe), model, len(samples))
-    if method.submodels is not None:
-        raise UserError(
-            "method.surrogate: only what clients cost that hold the model can be reckoned; leave "
-            "it out (docs/memory.md has the formula for the others)."
-        )
     largest = max(method.blocks or (method.setting.shapes,), key=elements)
-    snapshot = _snapshot_bytes(recipe, method, model)
-    visits, up, down = _traffic(method, recipe.federation.rounds, snapshot)
+    visits, up, down = _traffic(recipe, method, model)
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters()),
         trained_parameters=elements(largest),
@@ -156,8 +146,17 @@ def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Es
         bytes_down=round(down / visits),
         run_bytes_up=up,
         run_bytes_down=down,
-        memory_bytes=visit_bytes(model, method, largest, recipe.model.rounding),
+        memory_bytes=_memory_bytes(recipe, method, model, largest),
     )
+
+
+def _memory_bytes(
+    recipe: Recipe, method: Composition, model: PreTrainedModel, largest: Shapes
+) -> int:
+    if method.submodels is None:
+        return visit_bytes(model, method, largest, recipe.model.rounding)
+    plans = plans_by_part(recipe, method).values()
+    return max(submodel_visit_bytes(model, method, plan) for plan in plans)
 
 
 @dataclass
@@ -167,24 +166,51 @@ class _Lengths:
     sizes: list[int] = field(default_factory=list)
 
 
-def _traffic(method: Composition, rounds: int, snapshot: int) -> tuple[int, int, int]:
-    """(visits, bytes up, bytes down) of a whole run in which every visit succeeds.
-
-    Args:
-        snapshot: bytes of one.
-    """
-    lengths = _Lengths()
+def _traffic(recipe: Recipe, method: Composition, model: PreTrainedModel) -> tuple[int, int, int]:
+    """(visits, bytes up, bytes down) of a whole run in which every visit succeeds."""
+    lengths, snapshot = _Lengths(), _snapshot_bytes(recipe, method, model)
     traffic = Traffic(lengths, lambda: snapshot, method.cumulative)
+    weak = None if method.submodels is None else _Weak(method.submodels, model)
     visits = up = down = 0
-    for round in range(rounds):
+    for round in range(recipe.federation.rounds):
         plans = method.plans(round, _typical(method, round))
         for plan in plans:
             visits += 1
             up += _report_bytes(method, plan) + _phases(method, len(plans), _PHASES_UP)
-            down += len(encode(plan)) + traffic.catch_up(plan.client, round)
+            first = traffic.is_new(plan.client)
+            missed = traffic.catch_up(plan.client, round)
+            down += len(encode(plan)) + (missed if weak is None else weak.sent(plan, first))
             down += _phases(method, len(plans), _PHASES_DOWN)
         lengths.sizes.append(_update_bytes(method, plans))
     return visits, up, down
+
+
+@dataclass
+class _Weak:
+    """What clients without a replica are sent, in bytes."""
+
+    submodels: Submodels
+    model: PreTrainedModel
+    known: dict[str, int] = field(default_factory=dict)  # of a submodel, by what its plan says
+
+    def sent(self, plan: Plan, first: bool) -> int:
+        """Besides the plan.
+
+        Args:
+            first: whether the client has been sent nothing yet.
+        """
+        submodels, said = self.submodels, repr(sorted(plan.values.items()))
+        if said not in self.known:
+            self.known[said] = self._bytes(submodels.submodel(self.model, plan))
+        return self.known[said] + (self._static_bytes if first else 0)
+
+    @cached_property
+    def _static_bytes(self) -> int:
+        return self._bytes(self.submodels.static_weights(self.model))
+
+    def _bytes(self, update: Update) -> int:
+        names = sum(len(name) + _TENSOR for name in update.tensors)
+        return _HEADER + names + tensor_bytes(update.tensors)
 
 
 def _typical(method: Composition, round: int) -> Update | None:

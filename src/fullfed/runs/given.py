@@ -14,9 +14,11 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -95,6 +97,32 @@ class Given:
         if self.test is not None:
             _name(tables, "data", "test", str(folder / "data" / _test_file(self.test)), "test=")
         return tables
+
+    @contextmanager
+    def for_now(
+        self,
+        recipe: RecipeSource,
+        overrides: Sequence[str] = (),
+        unnamed: Mapping[str, Any] | None = None,
+    ) -> Iterator[Recipe]:
+        """The recipe that names what is given, in files that are there inside alone.
+
+        Args:
+            unnamed: tables of the recipe, if it does not have them.
+
+        Raises:
+            UserError: bad input.
+        """
+        tables = load_tables(recipe, overrides)
+        tables.pop("compare", None)
+        tables = {**(unnamed or {}), **expand_variables(tables)}
+        with TemporaryDirectory() as folder:
+            try:
+                named = parse_recipe(self.completed(tables, Path(folder)), source_of(recipe))
+                self.write(Path(folder))
+                yield named
+            except UserError as error:  # of files that are gone by the time it is read
+                raise UserError(str(error).replace(f"{folder}/", "")) from error
 
     def write(self, folder: Path) -> None:
         """Write all of it into the folder, which is made if it is not there.

@@ -7,7 +7,7 @@ every piece of memory that they would take is counted from when it is taken unti
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -33,6 +33,7 @@ def graph_bytes(
     local: LocalTable,
     memory: MemoryTable,
     device: torch.device,
+    held: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model,
 ) -> int:
     """The peak of one batch's passes: activations, and the gradients that are there with them.
 
@@ -43,9 +44,11 @@ def graph_bytes(
         shape: the batch.
         local, memory: the recipe's tables.
         device: that would compute.
+        held: what a client makes of the model to train on.
     """
     with FakeTensorMode(), ExitStack() as stack:
         _move(model, device)
+        model = held(model)
         parameters = [p for name, p in model.named_parameters() if name in trained]
         live = _Live([*model.parameters(), *model.buffers()])
         stack.enter_context(training_only(model, parameters))

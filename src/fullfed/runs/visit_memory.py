@@ -1,4 +1,4 @@
-"""What a visit needs of memory, by the table of docs/memory.md: no weights are needed to tell."""
+"""What a visit needs of memory, by the tables of docs/memory.md: no weights are needed to tell."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from fullfed.config import LocalTable, MemoryTable
+from fullfed.federation.messages import Plan
 from fullfed.methods.codecs.codec import Shapes
 from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import FirstOrder
@@ -39,18 +40,11 @@ def visit_bytes(
             them activations are left out.
     """
     trained = {name: p for name, p in method.scope.trained(model).items() if name in shapes}
-    held = sum(p.nbytes for p in model.parameters())
-    if rounding == "master":
-        held += _copies(method.replicated(model))
+    held = replica_bytes(model, method, rounding)
     before = 0 if method.offload else _values_before(trained, rounding)
     memory = method.setting.memory
     if isinstance(method.local, FirstOrder | OwnTraining):
-        hidden = {name for layer in layer_names(model) for name in layer}
-        # When gradients are all there, activations are gone.
-        working = _copies(trained) + max(_gradients(trained, memory), graph) + memory.cache_inputs
-        if method.protects_records:
-            working += 4 * sum(p.numel() for p in trained.values())  # the sum of clipped gradients
-        working += optimizer_bytes(method.setting.local, shapes, hidden)
+        working = _training(model, method, trained, graph)
     else:
         # Losses are of perturbed copies, one part of the model at a time.
         exact = 0 if method.offload else _copies(trained)
@@ -61,6 +55,59 @@ def visit_bytes(
     saved = sum(p.nbytes - int(_PACKED[memory.frozen] * p.numel()) for p in frozen)
     packed = held - saved + before + working + max(p.nbytes for p in frozen)  # one is unpacked
     return max(packed, held + before + _copies(trained))  # the exact model is back afterwards
+
+
+def replica_bytes(
+    model: PreTrainedModel, method: Composition, rounding: Literal["master", "stochastic"]
+) -> int:
+    """What a replica is at rest; the arguments are those of ``visit_bytes``."""
+    exact = _copies(method.replicated(model)) if rounding == "master" else 0
+    return sum(p.nbytes for p in model.parameters()) + exact
+
+
+def submodel_visit_bytes(
+    model: PreTrainedModel, method: Composition, plan: Plan, graph: int = 0
+) -> int:
+    """The peak of a visit at a client without a replica.
+
+    Args:
+        model, method: as for ``visit_bytes``; the model is without weights.
+        plan: of the visit.
+        graph: bytes of the passes of a batch on the submodel; without them activations are left
+            out.
+    """
+    assert method.submodels is not None  # nobody asks otherwise
+    shapes = method.blocks[method.part(plan) or 0]
+    trained = {name: p for name, p in model.named_parameters() if name in shapes}
+    static = method.submodels.static_weights(model).tensors
+    sent = method.submodels.submodel(model, plan).tensors
+    parameters = dict(model.named_parameters())
+    packed = [name for name, p in {**static, **sent}.items() if p.dtype == torch.int8]
+    unpacked = max((parameters[name].nbytes for name in packed), default=0)  # to be used
+    working = _training(model, method, trained, max(graph, unpacked))
+    before = _values_before(trained, "stochastic")
+    # A message is read into tensors from bytes that are still there.
+    reading = tensor_bytes(sent)
+    return tensor_bytes(static) + tensor_bytes(sent) + max(before + working, reading)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Of tensors, their numbers alone."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _training(
+    model: PreTrainedModel, method: Composition, trained: Mapping[str, Tensor], graph: int
+) -> int:
+    """What first-order steps need beside the model and the values before."""
+    memory, local = method.setting.memory, method.setting.local
+    hidden = {name for layer in layer_names(model) for name in layer}
+    # When gradients are all there, activations are gone.
+    working = _copies(trained) + max(_gradients(trained, memory), graph) + memory.cache_inputs
+    if method.protects_records:
+        working += 4 * sum(p.numel() for p in trained.values())  # the sum of clipped gradients
+    shapes = {name: p.shape for name, p in trained.items()}
+    return working + optimizer_bytes(local, shapes, hidden)
 
 
 def optimizer_bytes(local: LocalTable, shapes: Shapes, hidden: Collection[str]) -> int:

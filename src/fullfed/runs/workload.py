@@ -5,7 +5,7 @@ All of it follows from the recipe's seed, so it is known before anything is trai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,8 +41,10 @@ class Workload:
         padded: of all steps, with padding.
         largest: of all that is computed together, a batch or a micro-batch, what has the most
             tokens, padding included.
-        plan: of a typical visit of the first rounds: where visits train blocks, one to the block
-            in the middle.
+        held_out_passes: over the held-out samples of the recipe's check: of each round one for
+            every report, and one for every part of the model that they are about.
+        plan_of: the first plan for each part of the model that visits train; of a method without
+            blocks there is one part, 0.
     """
 
     visits: int
@@ -50,7 +52,14 @@ class Workload:
     tokens: int
     padded: int
     largest: BatchShape
-    plan: Plan
+    held_out_passes: int
+    plan_of: Mapping[int, Plan]
+
+    @property
+    def plan(self) -> Plan:
+        """Of a typical visit: where visits train blocks, one to the block in the middle."""
+        parts = sorted(self.plan_of)
+        return self.plan_of[parts[len(parts) // 2]]
 
 
 def workload(recipe: Recipe, clients: Sequence[ClientData], method: Composition) -> Workload:
@@ -59,11 +68,10 @@ def workload(recipe: Recipe, clients: Sequence[ClientData], method: Composition)
     local, seed = recipe.local, recipe.federation.seed
     visits = steps = tokens = padded = 0
     largest = BatchShape(0, 0, 0)
-    plan_of: dict[int, Plan] = {}  # by the part of the model
+    plan_of = plans_by_part(recipe, method)
     lengths = [[len(example) for example in client.examples] for client in clients]
     learned = [[example.learned_tokens for example in client.examples] for client in clients]
     for plan in _plans(recipe, method):
-        plan_of.setdefault(method.part(plan) or 0, plan)
         own, count = lengths[plan.client], local.batches(len(lengths[plan.client]))
         visits, steps = visits + 1, steps + count
         stream = Stream(seed, Purpose.BATCHES, plan.round, plan.client)
@@ -74,9 +82,20 @@ def workload(recipe: Recipe, clients: Sequence[ClientData], method: Composition)
                 padded += len(part) * longest
                 shape = BatchShape(len(part), longest, sum(learned[plan.client][i] for i in part))
                 largest = max(largest, shape, key=lambda r: (r.samples * r.length, r.learned))
-    parts = sorted(plan_of)
-    typical = plan_of[parts[len(parts) // 2]]
-    return Workload(visits, steps, tokens, padded, largest, typical)
+    passes = 0 if recipe.check is None else visits + _parts_of_rounds(recipe, method)
+    return Workload(visits, steps, tokens, padded, largest, passes, plan_of)
+
+
+def plans_by_part(recipe: Recipe, method: Composition) -> dict[int, Plan]:
+    """The first plan of a run for each part of the model that its visits train."""
+    found: dict[int, Plan] = {}
+    for plan in _plans(recipe, method):
+        found.setdefault(method.part(plan) or 0, plan)
+    return found
+
+
+def _parts_of_rounds(recipe: Recipe, method: Composition) -> int:
+    return len({(plan.round, method.part(plan)) for plan in _plans(recipe, method)})
 
 
 def _plans(recipe: Recipe, method: Composition) -> Iterator[Plan]:
