@@ -14,6 +14,7 @@ import pytest
 import fullfed
 from api.conftest import PAGE, ROOT
 from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS
+from pages.blocks import python_of
 
 # ``run`` comes first: it makes the run that others show.
 NAMES = sorted(fullfed.__all__, key=lambda name: (name != "run", name))
@@ -49,8 +50,7 @@ def test_the_page_does_what_it_shows(
     (workplace / "page").mkdir()
     (workplace / "page" / "first.toml").write_text((workplace / "first.toml").read_text())
     monkeypatch.chdir(workplace / "page")
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    exec("\n".join(blocks), {"__name__": "__main__"})
+    exec(python_of("docs/python.md"), {"__name__": "__main__"})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("<ferret, 2 rounds, loss 2.885 -> 2.793, 15.8 KiB up, ")
     assert lines[-1].startswith("runs/first: there is a run here already; resume it, ")
@@ -58,10 +58,8 @@ def test_the_page_does_what_it_shows(
 
 
 def test_the_page_on_trainers_does_what_it_shows(workplace: Path) -> None:
-    page = (ROOT / "docs" / "trainers.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
-    exec("\n".join(blocks), names)
+    exec(python_of("docs/trainers.md"), names)
     assert len({*names["run"].losses}) == 3, "each round changed the model"
 
 
