@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from datetime import date
 
@@ -18,6 +19,12 @@ from fullfed.errors import UserError
 _PREFACE = "Below is an instruction that describes a task"
 _WITH_INPUT = f"{_PREFACE}, paired with an input that provides further context."
 _WRITE = "Write a response that appropriately completes the request."
+_REQUEST = re.compile(
+    rf"{re.escape(f'{_WITH_INPUT} {_WRITE}')}\s*"
+    r"### Instruction:\s*(.*?)\s*### Input:\s*((?:(?!### (?:Response|Instruction):).)*?)\s*"
+    r"### Response:\s*\Z",
+    re.DOTALL,
+)
 
 
 def choose_wording(
@@ -94,6 +101,18 @@ class AlpacaWording:
             ids += own
             learned += [bool(is_learned)] * len(own)
         return Worded(ids, learned)
+
+
+def read_request(prompt: str) -> tuple[str, str] | None:
+    """The instruction and the input of a single request that Alpaca's template has worded; None
+    where it has no input, or another template has worded it.
+
+    Args:
+        prompt: as a tokenizer decodes it: special tokens may stand before it, and line breaks may
+            have become spaces, or be gone.
+    """
+    found = _REQUEST.search(prompt)
+    return None if found is None else (found[1], found[2])
 
 
 def _parts(example: Example) -> list[tuple[str, bool | None]]:

@@ -37,15 +37,20 @@ class Conversation:
     today: date | None = None
     turns: list[Turn] = field(default_factory=list)
 
-    def ask(self, question: str, max_new_tokens: int, say: Callable[[str], None]) -> str:
+    def ask(
+        self, question: str, max_new_tokens: int, say: Callable[[str], None], context: str = ""
+    ) -> str:
         """The answer to the question, which is told piece by piece as well.
 
         A conversation that no longer fits loses its oldest turns.
 
+        Args:
+            context: what the question is about, where the data have it apart.
+
         Raises:
             UserError: the template cannot word it, or there is no room for an answer.
         """
-        asked = [*self.turns, Turn("user", question)]
+        asked = [*self.turns, Turn("user", question, context=context)]
         example = Example((*asked, Turn("assistant", _PLACE, learned=True)))
         most = (context_length(self.model) or _CONTEXT) - max_new_tokens
         worded = tokenize([example], self.tokenizer, self.template, most, self.today, "last")
