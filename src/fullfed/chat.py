@@ -68,7 +68,7 @@ def _ask_as_in(
 ) -> None:
     """Single requests, as the exemplar is one."""
     typer.echo(
-        "What this run learned is an instruction and an input. One of those it was tested on:\n"
+        "A request to this model is an instruction and an input. One that it was tested on:\n"
     )
     for name, text in {"instruction": exemplar.instruction, "input": exemplar.input}.items():
         typer.echo(f"{name}: {_shown(text)}")
@@ -76,7 +76,7 @@ def _ask_as_in(
         typer.echo(f"{name}: {_shown(exemplar.answers[name])}")
     if exemplar.others:
         typer.echo(f"\nOthers: {_shown(' '.join(exemplar.others[:_OTHERS]))}")
-    typer.echo("\nYour turn. An empty line repeats the instruction; Ctrl-D ends.\n")
+    typer.echo("\nYour turn. An empty instruction repeats the last one; Ctrl-D ends.\n")
     instruction = exemplar.instruction
     while True:
         instruction = input(f"instruction [{_shown(instruction)}]: ").strip() or instruction
