@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import fullfed
 from fullfed.cli import app
 from fullfed.errors import UserError
 from fullfed.reports import runs as plots
+from fullfed.reports.run_content import RunRecord
 from fullfed.reports.run_page import run_page
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
@@ -128,6 +130,18 @@ def test_curves_of_test_and_training_loss_and_a_row_a_round(
         assert row[1] == f"{line['train_loss']:.3f}"
         assert row[2] == ("–" if line["loss"] is None else f"{line['loss']:.3f}")
         assert row[5] == f"{len(line['aggregated'])} of {len(line['cohort'])}"
+
+
+def test_losses_that_nobody_is_told_have_no_curve(
+    open_page: Open, measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With differential privacy of records, say."""
+    told = RunRecord.of(RunFolder(measured))
+    untold = replace(told, rounds=[{**one, "train_loss": None} for one in told.rounds])
+    monkeypatch.setattr(RunRecord, "of", lambda _: untold)
+    browser = open_page(run_page(RunFolder(measured)))
+    assert texts(browser, "#legend label") == ["test set"]
+    assert "The training loss is" not in browser.find_element(By.TAG_NAME, "main").text
 
 
 def test_answers_of_the_base_model_and_the_newest(

@@ -159,20 +159,22 @@ def _peak(run: RunRecord, part: str) -> str:
 
 def curves(run: RunRecord) -> dict[str, Any]:
     """The run's losses and other metrics in the form of comparison.json: a curve of the test set,
-    and one of the clients' own records."""
+    and one of the clients' own records, unless nobody is told of those."""
     metrics = list(dict.fromkeys(("loss", *run.metrics)))
     test = [round_numbers(record, metrics) for record in run.rounds]
     training = [
         {**numbers, **dict.fromkeys(metrics), "loss": record["train_loss"]}
         for numbers, record in zip(test, run.rounds, strict=True)
     ]
-    of_base = base_numbers(run.base, metrics)
+    shown = {"test set": (base_numbers(run.base, metrics), test)}
+    if any(record["train_loss"] is not None for record in run.rounds):
+        shown["training"] = {}, training
     return {
         "metrics": metrics,
         "target": None,
         "methods": [
             {"label": label, "runs": [{"failed": None, "base": base, "rounds": rounds}]}
-            for label, base, rounds in (("test set", of_base, test), ("training", {}, training))
+            for label, (base, rounds) in shown.items()
         ],
     }
 

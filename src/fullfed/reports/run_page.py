@@ -37,6 +37,7 @@ def run_page(folder: RunFolder) -> str:
     return render_page(
         "run.html",
         curves=curves(run),
+        trained=any(record["train_loss"] is not None for record in run.rounds),
         title=run.name,
         lede=_lede(run),
         results=_results(run),
