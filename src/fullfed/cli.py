@@ -288,6 +288,7 @@ def quickstart(out: Out = None) -> None:
         again = shlex.join(["fullfed", *sys.argv[1:]])
         summaries.append(_carry_out(one.path, partial(work, one.path), False, again))
     Console().print(summary_table(summaries, "Tasks of 24 clients, learned without their data"))
+    say(f"ask the model before and after: fullfed chat {folder / methods[-1]}")
 
 
 recipe_commands.register(app)
