@@ -11,8 +11,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-# Tests compute little at a time: a second thread only waits, the more so on a busy machine.
+# Tests compute little at a time: a second thread only waits, the more so on a busy machine. Nor do
+# the processes need one that they start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("fullfed", deadline=None)

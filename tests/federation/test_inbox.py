@@ -76,7 +76,7 @@ def aggregated(method: Method, arrivals: Sequence[Arrival]) -> RoundResult:
     return run_round(method, Post(arrivals), 0, None, MODEL)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 @given(order=st.permutations(CLIENTS))
 def test_the_update_is_the_same_bytes_whatever_order_reports_arrive_in(
     method: Composition, order: list[int]
@@ -90,7 +90,7 @@ def test_the_update_is_the_same_bytes_whatever_order_reports_arrive_in(
     assert shuffled.up == in_order.up
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 @given(
     order=st.permutations([*CLIENTS, *CLIENTS, 9]),
     silent=st.sets(st.sampled_from(CLIENTS), max_size=4),
