@@ -29,6 +29,7 @@ import numpy as np
 from fullfed.config import parse_recipe
 from fullfed.federation.messages import Plan, Report, decode, encode
 from fullfed.files import write_json
+from fullfed.methods.codecs.sketch import REPORT_HEADER, SUM_HEADER
 from fullfed.privacy.coordinator import Coordinator
 from fullfed.privacy.identities import new_identity
 from fullfed.privacy.integers import modular, pack_scalars
@@ -41,7 +42,6 @@ from machine import machine
 
 ROWS = Path(__file__).resolve().parents[1] / "docs/results/privacy.json"
 MODEL_BYTES = 4 * 263_000  # of stories260k, in float32
-FREE = 448  # bytes of a report's header, which no budget of numbers counts
 UPLOADS = {"1,000x": MODEL_BYTES // 1000, "100x": MODEL_BYTES // 100}
 BITS = (None, 8, 12, 16)
 DELTA = 1e-4
@@ -92,8 +92,9 @@ def bits_plan() -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and tables of each run of ``bits``."""
     yield "fedavg", {"method": {"name": "fedavg"}}
     for name, upload in UPLOADS.items():
-        method = {"name": "ferret", "upload": upload + FREE, "seeds": "shared"}
+        method = {"name": "ferret", "upload": upload + REPORT_HEADER, "seeds": "shared"}
         yield f"{name} plain", {"method": method}
+        method = {**method, "upload": upload + SUM_HEADER}
         for bits in BITS:
             privacy = {"secure_sum": True, **({} if bits is None else {"bits": bits})}
             yield f"{name} {bits or 'the default'} bits", {"method": method, "privacy": privacy}

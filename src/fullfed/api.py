@@ -72,7 +72,7 @@ def run(
     Examples:
         >>> run = fullfed.run("first.toml", "runs/first")
         >>> run["rounds"], run["bytes"]["up"]
-        (2, 16160)
+        (2, 16296)
 
         >>> def records(fruit):
         ...     prompts = [f"Say {fruit} {n} times." for n in range(1, 9)]

@@ -38,7 +38,7 @@ def _another_clients(answer: Answer) -> Mapping[str, bytes]:
 
 SPOILERS: dict[str, tuple[Callable[[Answer], Mapping[str, bytes]], str]] = {
     "not ours": (lambda answer: {"x": b"y"}, "malformed"),
-    "no report": (lambda answer: Answer(0, b"nonsense").frames(), "shorter than its header"),
+    "no report": (lambda answer: Answer(0, b"nonsense").frames(), "does not follow protocol 2"),
     "oversized": (lambda answer: Answer(0, bytes(1 << 20)).frames(), "more than the"),
     "not finite": (_not_finite, "not finite"),
     "another client's": (_another_clients, "claims to be client 0's"),

@@ -183,9 +183,9 @@ ANY_CODEC: list[dict[str, Any]] = [
     sketch(50),
     sketch(50, bits=1),
     sketch(50, bits=3, seeds="shared"),
-    {"name": "sketch", "upload": "700B"},
+    {"name": "sketch", "upload": "376B"},
     {"name": "topk", "count": 20, "error_feedback": True},
-    {"name": "topk", "upload": "800B", "error_feedback": True},
+    {"name": "topk", "upload": "405B", "error_feedback": True},
 ]
 
 

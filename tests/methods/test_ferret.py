@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fullfed.config_values import parse_bytes
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
+from fullfed.federation.wire import join
 from fullfed.methods.codecs.codec import Change, Contribution, Shapes
 from fullfed.methods.codecs.numbers import Numbers
-from fullfed.methods.codecs.sketch import Sketch, SketchOptions
+from fullfed.methods.codecs.sketch import REPORT_HEADER, SUM_HEADER, Sketch, SketchOptions
 from fullfed.methods.codecs.split import blocks_of
 from fullfed.methods.composition import Composition
+from fullfed.methods.step_memory import short
+from fullfed.privacy.integers import SCALAR_BYTES
 from fullfed.sketch import GroupArgmax, code_of
 from methods.tiny import (
     Federation,
@@ -58,7 +61,7 @@ def fedavg_of_three(**options: Any) -> Federation:
 
 
 @pytest.mark.parametrize("seeds", ["shared", "client"])
-@pytest.mark.parametrize("amount", [{"coordinates": D}, {"upload": f"{448 + 4 * D} B"}])
+@pytest.mark.parametrize("amount", [{"coordinates": D}, {"upload": f"{REPORT_HEADER + 4 * D} B"}])
 def test_with_as_many_coordinates_as_parameters_it_is_fedavg(
     seeds: str, amount: dict[str, Any]
 ) -> None:
@@ -204,28 +207,69 @@ def test_replicas_that_apply_the_same_bytes_are_equal_bit_for_bit(basis: str, se
 
 @pytest.mark.parametrize(
     ("basis", "upload"),
-    [("sign", "480B"), ("sign", "0.5KiB"), ("normal", "700 B"), ("normal", "1KiB")],
+    [("sign", "160B"), ("sign", "0.18KiB"), ("normal", "380 B"), ("normal", "0.7KiB")],
 )
 @pytest.mark.parametrize("step", ["auto", 0.5])
 def test_a_report_keeps_to_its_budget_and_uses_it(basis: str, upload: str, step: Any) -> None:
-    """Also where every number in its header is as long as a number can be."""
+    """Also where every number in its header is as long as an honest client's can be."""
     federation = three(upload=upload, basis=basis, server_step=step)
     plan = federation.method.plans(0, None)[0]
     last = 2**32 - 1
-    longest = -2.2250738585072014e-308
     visit = federation.method.train(federation.model, plan, clients()[0], None)
     values: dict[str, Any] = {
-        name: value if isinstance(value, str) else -1.23457e-308
+        name: value if isinstance(value, bytes) else short(-1e300)
         for name, value in visit.report.values.items()
     }
     assert bool(values) == (step == "auto")
     report = replace(
-        visit.report, round=last, client=last, samples=last, loss=longest, values=values
+        visit.report, round=last, client=last, samples=last, loss=short(0.1), values=values
     )
     budget = parse_bytes(upload)
     assert len(encode(report)) <= budget
     shapes = federation.method.setting.shapes
-    assert federation.method.codec.report_bytes(plan, shapes) > budget - 448 - 4
+    assert federation.method.codec.report_bytes(plan, shapes) > budget - REPORT_HEADER - 4
+
+
+MEASURED = ("energy", "gain", "gain_halfway", "trace")
+ANY = st.integers(0, 2**32 - 1)
+
+
+@given(ANY, ANY, ANY, st.lists(st.floats(allow_nan=False), min_size=5, max_size=5), ANY)
+@example(2**32 - 1, 2**32 - 1, 2**32 - 1, [0.1] * 5, 2**30)
+def test_no_report_has_a_longer_header(
+    round: int, client: int, samples: int, floats: list[float], count: int
+) -> None:
+    """The kinds of tensors of any size, whose bytes are not there."""
+    loss, *measured = (0.0 if math.isinf(number) else short(number) for number in floats)
+    values = {**dict(zip(MEASURED, measured, strict=True)), "signs": bytes(range(8))}
+    kinds: dict[str, Any] = {"codes": [8, count], "scales": [0, -(-count // 65536)]}
+    fields = [1, round, client, samples, loss, values]
+    without = len(join([*fields, kinds], {})) - 1  # the table of no tensors
+    assert without + 4 <= REPORT_HEADER, "with the first scale"
+
+
+def test_no_report_to_a_sum_has_a_longer_header() -> None:
+    last, scalars = 2**32 - 1, 6 * SCALAR_BYTES
+    kinds: dict[str, Any] = {"numbers": [8, 2**31], "scalars": [8, scalars]}
+    without = len(join([1, last, last, last, short(0.1), {}, kinds], {})) - 1
+    assert without + scalars == SUM_HEADER
+
+
+def test_a_usual_report_fills_its_header() -> None:
+    """What is set aside beyond it would be lost."""
+    federation = three(upload="540B", seeds="client")
+    plan = federation.method.plans(3, None)[0]
+    report = federation.method.train(federation.model, plan, clients()[0], None).report
+    header = len(encode(report)) - sum(t.nbytes for t in report.tensors.values())
+    assert 1.5 * header > REPORT_HEADER
+
+
+def test_540_bytes_buy_400_of_coordinates_of_a_real_model() -> None:
+    shapes = {"all": torch.Size([134_515_008])}
+    count, numbers = Sketch(0, SketchOptions(upload="540B"))._amount(shapes)
+    assert (count, numbers.code) == (166_912, GroupArgmax(512))
+    assert 400 <= numbers.nbytes(count) <= 540 - REPORT_HEADER + 4
+    assert count * numbers.fidelity > 3400, "exact ones; 770 in protocol 1"
 
 
 def test_a_budget_beyond_the_whole_change_sends_just_that() -> None:
@@ -323,7 +367,7 @@ def test_options_out_of_range_are_refused_in_one_sentence(
     ("options", "reason"),
     [
         ({"coordinates": D + 1}, f"method.coordinates: {D + 1} coordinates for a model of {D} par"),
-        ({"upload": "448B"}, "method.upload: 448B leaves no room for a coordinate"),
+        ({"upload": "124B"}, "method.upload: 124B leaves no room for a coordinate"),
         ({"coordinates": 2, "basis": "normal"}, "the normal basis needs at least one a block"),
     ],
 )

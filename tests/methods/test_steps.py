@@ -216,7 +216,7 @@ def test_with_own_directions_agreement_comes_from_signs(cosine: float) -> None:
 
 def test_with_own_directions_noise_is_divided_by_the_cohort() -> None:
     """Four clients with equal signs agree by 1; all of them are as good as four times as many K."""
-    values = {**report(1.0, 400.0).values, "signs": "0123456789abcdef"}
+    values = {**report(1.0, 400.0).values, "signs": bytes(range(8))}
     reports = [Report(0, n, 1, 0.0, dict(values)) for n in range(4)]
     update = Update(
         0,
@@ -226,7 +226,7 @@ def test_with_own_directions_noise_is_divided_by_the_cohort() -> None:
     assert number(update, "rank") == pytest.approx(400.0 / 4)
 
 
-@pytest.mark.parametrize("signs", [None, 5, "", "0" * 15, "0" * 15 + "g", "0" * 17, "0" * 15 + "A"])
+@pytest.mark.parametrize("signs", [None, 5, b"", bytes(7), bytes(9), "0" * 8, "0" * 16])
 def test_a_report_without_its_signs_is_refused(signs: Any) -> None:
     values = report(1.0, 1.0).values
     bad = values if signs is None else {**values, "signs": signs}

@@ -20,6 +20,7 @@ from fullfed.federation.states import StatesInMemory
 from fullfed.methods.codecs.codec import Change
 from fullfed.methods.composition import Composition
 from fullfed.methods.fedcybgd import FedCyBGDOptions
+from fullfed.methods.step_memory import short
 from fullfed.sketch import Purpose, Stream
 from fullfed.training.exact import dithered
 from fullfed.training.first_order import train
@@ -75,7 +76,7 @@ def in_a_replica(model: PreTrainedModel, method: Composition, block: int, droppe
     )
     plan = Plan(0, 0, {"block": block, "dropped": [dropped]})
     encoded = method.codec.encode(change, plan, method.blocks[block])
-    loss = sum(done.losses) / len(done.losses)
+    loss = short(sum(done.losses) / len(done.losses))
     return Report(0, 0, len(data()[0]), loss, encoded.values, encoded.tensors)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
+from fullfed.federation.wire import join
 from fullfed.methods.codecs.codec import Change
 from fullfed.methods.fedcybgd import FedCyBGDOptions
 from fullfed.methods.schedules import Surrogate
@@ -102,18 +101,16 @@ def llama(shape: str) -> LlamaForCausalLM:
         return LlamaForCausalLM(config).bfloat16().eval()  # type: ignore[no-any-return]
 
 
+CODES = {torch.float32: 0, torch.bfloat16: 2, torch.int8: 7}
+
+
 def encoded_bytes(message: Report | Update) -> int:
     """What ``encode`` comes to, from the tensors' shapes and types alone."""
-    empty = encode(replace(message, tensors={}))
-    header = json.loads(empty[8:])
-    at = 0
-    wide_first = sorted(message.tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
-    for name, tensor in wide_first:
-        kind = {torch.int8: "I8", torch.bfloat16: "BF16", torch.float32: "F32"}[tensor.dtype]
-        offsets = [at, at := at + tensor.nbytes]
-        header[name] = {"dtype": kind, "shape": [*tensor.shape], "data_offsets": offsets}
-    text = len(json.dumps(header, separators=(",", ":")))
-    return 8 + text + -text % 8 + at
+    tensors = message.tensors
+    kinds: dict[str, Any] = {name: [CODES[t.dtype], *t.shape] for name, t in tensors.items()}
+    fields = [value for name, value in vars(message).items() if name != "tensors"]
+    header = len(join([0, *fields, kinds], {})) - 1  # the table of no tensors
+    return header + sum(tensor.nbytes for tensor in tensors.values())
 
 
 def visits_messages(

@@ -16,6 +16,7 @@ from torch import Tensor
 from fullfed.config import LocalTable
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
+from fullfed.federation.wire import join
 from fullfed.methods import fedavg, fedcybgd
 from fullfed.methods.aggregation import TrimmedMean
 from fullfed.methods.codecs.codec import Change, Encoded
@@ -33,6 +34,7 @@ from fullfed.methods.codecs.topk import (
     fit_levels,
     select_largest,
 )
+from fullfed.methods.step_memory import short
 from fullfed.training.layers import layer_names
 from methods.tiny import Federation, samples, setting, sgd, tiny_model, weights
 
@@ -205,12 +207,25 @@ def test_a_report_keeps_to_its_upload_and_uses_it(upload: int, bits: int, seed: 
     codec = TopK(upload=upload, bits=bits)
     codec.check_parts([SHAPES])
     sent = codec.encode(change(seed), PLAN, SHAPES)
-    longest = Report(2**32 - 1, 2**32 - 1, 2**32 - 1, -1.2345678901234567e-100, {}, sent.tensors)
-    assert len(encode(longest)) <= upload
+    last, loss = 2**32 - 1, short(0.1)
+    assert len(encode(Report(last, last, last, loss, {}, sent.tensors))) <= upload
     body = sum(tensor.nbytes for tensor in sent.tensors.values())
     assert body <= codec.report_bytes(PLAN, SHAPES)
     if bits == 32 and body < SIZE:
         assert body > 0.9 * (upload - REPORT_HEADER) - 16
+
+
+def test_a_usual_report_fills_its_header() -> None:
+    """What is set aside beyond it would be lost; and none has a longer one."""
+    sent = TopK(upload="1KiB").encode(change(), PLAN, SHAPES)
+    report = Report(3, 7, 20, short(2.1), {}, sent.tensors)
+    header = len(encode(report)) - sum(tensor.nbytes for tensor in sent.tensors.values())
+    assert 1.5 * header > REPORT_HEADER
+    last, large = 2**32 - 1, 2**31
+    kinds: dict[str, Any] = {name: [8, large] for name in ("codes", "positions", "remainders")}
+    kinds["levels"] = [0, 128]
+    longest = join([1, last, last, last, short(0.1), {}, kinds], {})
+    assert len(longest) - 1 == REPORT_HEADER, "but for the table of no tensors"
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -369,8 +384,8 @@ def test_options_out_of_range_are_named(options: dict[str, Any], expected: str) 
 def test_what_does_not_fit_the_model_is_refused_when_it_is_built() -> None:
     with pytest.raises(UserError, match=r"codec.count: 9999 numbers of \d+ parameters"):
         TopK(count=9999).check_parts([SHAPES])
-    with pytest.raises(UserError, match=r"codec.upload: 480B leaves no room"):
-        TopK(upload="480B").check_parts([SHAPES])
+    with pytest.raises(UserError, match=r"codec.upload: 85B leaves no room"):
+        TopK(upload="85B").check_parts([SHAPES])
 
 
 def test_a_change_that_is_not_finite_is_refused() -> None:

@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # On so small a model headers count: the first's first update brings three factors for each of
 # others, and the second's updates are larger than the model, but do not name its parameters.
-DOWN_TOLERANCE = {"fed-sb": 0.25, "fedkseed-pro": 0.03}
+DOWN_TOLERANCE = {"fed-sb": 0.3, "fedkseed-pro": 0.03}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -137,6 +137,17 @@ def test_a_forged_run_is_found(
         verify(RunFolder(copied))
 
 
+def test_a_run_of_an_earlier_protocol_is_neither_replayed_nor_resumed(copied: Path) -> None:
+    """Protocol 1 was the safetensors format."""
+    text = b'{"__metadata__":{"fullfed":"{}"}}'
+    forge_all(copied, lambda records: [len(text).to_bytes(8, "little") + text, *records[1:]])
+    recipe = (copied / "recipe.toml").read_text()
+    (copied / "recipe.toml").write_text(recipe.replace("rounds = 4", "rounds = 5"))
+    for act in (lambda: verify(RunFolder(copied)), lambda: run.resume(copied)):
+        with pytest.raises(UserError, match=r"an earlier fullfed's.*take the fullfed that"):
+            act()
+
+
 def test_a_run_whose_model_is_not_the_recorded_one_is_not_resumed(copied: Path) -> None:
     """The newest record is of version 4; only then does the run go on."""
     forge_all(copied, nudge)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Order, TaskSettings, encode_settings
 from fullfed.engines.simulation import Simulation
 from fullfed.federation.inbox import Arrival
-from fullfed.federation.messages import encode
+from fullfed.federation.messages import Plan, Update, decode, encode
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import run_round
 from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS
@@ -144,7 +143,7 @@ class Subject:
         self.by_snapshot = self._order_by_snapshot(settings)
 
     def _order_by_snapshot(self, settings: bytes) -> Order:
-        plan = encode(self.method.plans(2, _without_tensors(self.last, self.update))[0])
+        plan = encode(self.method.plans(2, decode(self.update, Update))[0])
         return Order(RUN, plan, settings, snapshot=self.snapshot, last=self.last)
 
     def model(self) -> PreTrainedModel:
@@ -163,20 +162,7 @@ class Subject:
         return _Loader(self)
 
     def client(self) -> int:
-        return json.loads(_header(self.plan))["client"]  # type: ignore[no-any-return]
-
-
-def _without_tensors(last: bytes, update: bytes) -> Any:
-    """The update that plans of the next round follow from; they may look at its tensors."""
-    from fullfed.federation.messages import Update, decode
-
-    return decode(update, Update)
-
-
-def _header(message: bytes) -> str:
-    length = int.from_bytes(message[:8], "little")
-    text = json.loads(message[8 : 8 + length])["__metadata__"]["fullfed"]
-    return str(text)
+        return decode(self.plan, Plan).client
 
 
 class _Loader(TaskLoader):

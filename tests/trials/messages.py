@@ -3,7 +3,7 @@
     python tests/trials/messages.py --messages 100000 --seed 0
 
 Honest reports, plans, updates, snapshots, submodels, settings, orders, answers and logs are spoilt
-(mutations.py), one change each, and what becomes of each is counted:
+(mutations.py, packed_mutations.py), one change each, and what becomes of each is counted:
 
     refused     with an error of ours, and nothing was changed
     half-way    refused, but the replica was changed by then: a node forgets it and rebuilds it
@@ -48,7 +48,8 @@ from fullfed.training.quantised import blank
 from methods.test_compositions import data
 from methods.tiny import same
 from trials.federations import CLIENTS, LIMITS, Subject, tables
-from trials.mutations import spoil_bytes, spoil_frames, spoil_message, spoil_text
+from trials.mutations import spoil_bytes, spoil_frames, spoil_snapshot, spoil_text
+from trials.packed_mutations import spoil_message
 
 REFUSED, HALF, SAME, DAMAGE, TRACEBACK = "refused", "half-way", "same", "damage", "traceback"
 Outcome = str  # one of these, or "other: " and what differs
@@ -179,7 +180,7 @@ class Trial:
 
     def _snapshot(self, random: Random) -> Outcome:
         subject, file = self._subject, self._folder / "snapshot"
-        file.write_bytes(spoil_message(subject.snapshot, random))
+        file.write_bytes(spoil_snapshot(subject.snapshot, random))
         replica = subject.worker.replica
         try:
             replica.load_snapshot(file)
@@ -223,10 +224,10 @@ class Trial:
     def _order(self, random: Random) -> Outcome:
         subject = self._subject
         order = subject.order if subject.weak or random.random() < 0.5 else subject.by_snapshot
-        spoil = {"settings": spoil_text, "description": spoil_text}
+        spoil = {"settings": spoil_text, "description": spoil_text, "snapshot": spoil_snapshot}
         frames = spoil_frames(
             order.frames(),
-            {**spoil, **dict.fromkeys(("plan", "update", "snapshot", "last", "s"), spoil_message)},
+            {**spoil, **dict.fromkeys(("plan", "update", "last", "s"), spoil_message)},
             random,
         )
         fresh = random.random() < 0.3  # else the node may know the run

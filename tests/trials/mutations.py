@@ -1,4 +1,4 @@
-"""Spoils honest bytes: their structure (JSON, headers, tensors) or the bytes as they are.
+"""Spoils honest bytes: their structure (JSON, safetensors) or the bytes as they are.
 
 Every mutation follows from a ``random.Random``, so that a message is known by its number.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -58,9 +58,9 @@ NUMBERS = [
 
 @dataclass(frozen=True)
 class Raw:
-    """JSON text that stands as it is."""
+    """What stands as it is: JSON text, or bytes of MessagePack."""
 
-    text: str
+    text: Any
 
 
 Table = list[tuple[Any, Any]]  # of a JSON object: in its order, and with keys that may be equal
@@ -98,19 +98,28 @@ def _nodes(value: Any) -> list[tuple[Any, int]]:
 def spoil_json(text: str, random: Random) -> str:
     """One change of a JSON text."""
     value = parse(text)
+    return dump(value) if spoil_value(value, LITERALS, random) else random.choice(LITERALS)
+
+
+def spoil_value(value: Any, literals: Sequence[Any], random: Random) -> bool:
+    """One change inside a list or a table; False if there is nothing in it.
+
+    Args:
+        literals: what may stand in an item's place.
+    """
     nodes = _nodes(value)
     if not nodes:
-        return random.choice(LITERALS)
+        return False
     container, place = random.choice(nodes)
     if not isinstance(container, Pairs):
-        _spoil_list(container, place, random)
-        return dump(value)
+        _spoil_list(container, place, literals, random)
+        return True
     key, item = container[place]
     match random.randrange(7):
         case 0:
             del container[place]
         case 1:
-            container.append((key, Raw(random.choice(LITERALS))))
+            container.append((key, Raw(random.choice(literals))))
         case 2:
             container.insert(0, (key, item))
         case 3:
@@ -122,25 +131,25 @@ def spoil_json(text: str, random: Random) -> str:
                 (container[other][0], item),
             )
         case _:
-            container[place] = (key, _near(item, random))
-    return dump(value)
+            container[place] = (key, _near(item, literals, random))
+    return True
 
 
-def _spoil_list(items: list[Any], place: int, random: Random) -> None:
+def _spoil_list(items: list[Any], place: int, literals: Sequence[Any], random: Random) -> None:
     match random.randrange(4):
         case 0:
             del items[place]
         case 1:
             items.insert(place, items[place])
         case _:
-            items[place] = _near(items[place], random)
+            items[place] = _near(items[place], literals, random)
 
 
-def _near(item: Any, random: Random) -> Any:
+def _near(item: Any, literals: Sequence[Any], random: Random) -> Any:
     """Something else; of a number often one beside it."""
     if isinstance(item, int | float) and not isinstance(item, bool) and random.random() < 0.4:
         return random.choice([item + 1, item - 1, -item, item * 2, item * 1000, float(item)])
-    return Raw(random.choice(LITERALS))
+    return Raw(random.choice(literals))
 
 
 def spoil_bytes(data: bytes, random: Random) -> bytes:
@@ -166,8 +175,8 @@ def spoil_bytes(data: bytes, random: Random) -> bytes:
             return bytes(changed)
 
 
-def spoil_message(data: bytes, random: Random) -> bytes:
-    """A message, a snapshot or static weights: safetensors with JSON in its header."""
+def spoil_snapshot(data: bytes, random: Random) -> bytes:
+    """Safetensors with JSON in its header."""
     (length,) = struct.unpack("<Q", data[:8])
     header, body = parse(data[8 : 8 + length].decode()), bytearray(data[8 + length :])
     tensors = [place for place, (name, _) in enumerate(header) if name != METADATA]
@@ -188,7 +197,7 @@ def spoil_message(data: bytes, random: Random) -> bytes:
 
 
 def _spoil_about(header: Any, random: Random) -> None:
-    """What the message says of itself, and the table around it."""
+    """What the snapshot says of itself, and the table around it."""
     for place, (name, item) in enumerate(header):
         if name == METADATA:
             if random.random() < 0.1:
@@ -206,17 +215,21 @@ def _spoil_numbers(entry: Any, body: bytearray, random: Random) -> None:
     if begin == end:
         return
     size = {"F32": 4, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "BF16": 2, "F16": 2}
-    step = size.get(about["dtype"], 1)
-    places = range(begin, end, step)
+    places = range(begin, end, size.get(about["dtype"], 1))
+    spoil_places(body, places, about["dtype"], random)
+
+
+def spoil_places(body: bytearray, places: range, dtype: str, random: Random) -> None:
+    """Another number in one of the places, or in all, or other bits."""
     chosen = places if random.random() < 0.2 else [random.choice(places)]
     number = random.choice(NUMBERS)
     for place in chosen:
-        if about["dtype"] == "F32" and random.random() < 0.8:
+        if dtype == "F32" and random.random() < 0.8:
             body[place : place + 4] = struct.pack("<f", number)
-        elif about["dtype"] == "BF16" and random.random() < 0.8:
+        elif dtype == "BF16" and random.random() < 0.8:
             body[place : place + 2] = struct.pack("<f", number)[2:]
         else:
-            body[place : place + step] = random.randbytes(step)
+            body[place : place + places.step] = random.randbytes(places.step)
 
 
 def _spoil_tensor(header: Any, place: int, random: Random) -> None:

@@ -41,12 +41,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {
             "name": "cyclic-ferret",
             "server_step": 0.5,
-            "codec": {"name": "sketch", "upload": 800},
+            "codec": {"name": "sketch", "upload": 476},
         }
     },
     "seeds": {"method": {"name": "fedkseed"}, "local": {"learning_rate": 1e-3}},
     "factors": {"method": {"name": "flora", "rank": 2}},
-    "stacked": {"method": {"name": "fedavg", "codec": {"name": "topk", "upload": 2000}}},
+    "stacked": {"method": {"name": "fedavg", "codec": {"name": "topk", "upload": 1605}}},
 }
 
 

@@ -1,39 +1,26 @@
-"""The three messages of a federation and their bytes.
+"""The three messages of a federation and what is checked of them.
 
-A message is named tensors plus plain values, encoded in the safetensors format:
-the values travel as one JSON string in the header's metadata. Nothing in a
-message is executed, and nothing is trusted before it is decoded and checked.
+A message is named tensors plus plain values; wire.py makes bytes of it. Nothing in a message is
+executed, and nothing is trusted before it is decoded and checked.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from fullfed.errors import MessageError as MessageError
+from fullfed.federation.wire import Value as Value
+from fullfed.federation.wire import join, split, tensors_of
 from fullfed.sketch.checks import is_finite
-from fullfed.strict_json import check_keys, parse_json
+from fullfed.strict_json import check_keys
 
-Value = bool | int | float | str | list["Value"] | dict[str, "Value"]
-
-PROTOCOL = 1
 SKIPPED = "skipped"  # the value that marks an update which changes nothing: of how many in a row
-HEADER_LIMIT = 16 << 20
-_METADATA = "fullfed"
-_DTYPES = {
-    *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
-    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-}
 
 
 @dataclass(frozen=True)
@@ -92,13 +79,13 @@ class Update:
 Message = TypeVar("Message", Plan, Report, Update)
 
 
+_KINDS: tuple[type[Plan | Report | Update], ...] = (Plan, Report, Update)
+
+
 def encode(message: Plan | Report | Update) -> bytes:
     """The bytes of a message; equal messages have equal bytes."""
-    body = {f.name: getattr(message, f.name) for f in fields(message) if f.name not in ("tensors",)}
-    header = {"protocol": PROTOCOL, "kind": message.kind, **body}
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in message.tensors.items()}
-    return safetensors.torch.save(tensors, metadata={_METADATA: text})
+    *said, tensors = (getattr(message, f.name) for f in fields(message))
+    return join([_KINDS.index(type(message)), *said], tensors)
 
 
 def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Message:
@@ -115,82 +102,45 @@ def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Me
     """
     if limit is not None and len(data) > limit:
         raise MessageError(f"the message has {len(data)} bytes, more than the {limit} allowed")
-    header = header_of(data)
-    if header.pop("protocol", None) != PROTOCOL:
-        raise MessageError(f"the message does not follow protocol {PROTOCOL}")
-    if header.pop("kind", None) != expected.kind:
-        raise MessageError(f"the message is not a {expected.kind}")
-    try:
-        loaded = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise MessageError("the message's tensors are malformed") from error
-    tensors = dict(sorted(loaded.items()))  # they come in a random order, and sums are to have one
+    header, body = split(data)
+    said = _by_field(header, expected)
+    _check_fields(said, expected)
+    tensors = tensors_of(said.pop("tensors"), body)
     for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            raise MessageError(f"the message's tensor {name!r} is of {tensor.dtype}")
         if not is_finite(tensor):
             raise MessageError(f"the message's tensor {name!r} holds a number that is not finite")
-    return expected(tensors=tensors, **_checked_fields(header, expected))
+    return expected(tensors=tensors, **said)
 
 
-def header_of(data: bytes) -> dict[str, Any]:
-    """What a message says of itself, without its tensors; nothing of it is checked but its form.
-
-    Raises:
-        MessageError: it has no header.
-    """
-    if len(data) < 8:
-        raise MessageError("the message is shorter than its header")
-    (length,) = struct.unpack("<Q", data[:8])
-    if length > min(HEADER_LIMIT, len(data) - 8):
-        raise MessageError("the message is shorter than its header says")
-    try:
-        header = read_metadata(data[8 : 8 + length])
-    except ValueError as error:
-        raise MessageError("the message's header is malformed") from error
-    return header
-
-
-_TENSOR_KEYS = ("dtype", "shape", "data_offsets")
-
-
-def read_metadata(header: bytes) -> dict[str, Any]:
-    """What a message or a snapshot says of itself, in the header of its safetensors format.
+def fields_of(data: bytes, expected: type[Message]) -> dict[str, Any]:
+    """What a message says in its fields, tensors apart; nothing of it is checked but its form.
 
     Raises:
-        ValueError: the header has not the one meaning that it should have.
+        MessageError: it is malformed, or of another protocol or kind.
     """
-    entries = parse_json(header)
-    if not isinstance(entries, dict) or not isinstance(entries.get("__metadata__"), dict):
-        raise ValueError("it is not a safetensors header with metadata")
-    metadata = entries.pop("__metadata__")
-    check_keys(metadata, [_METADATA])
-    for entry in entries.values():
-        if not isinstance(entry, dict):
-            raise ValueError("a tensor is not described by a table")
-        check_keys(entry, _TENSOR_KEYS)
-    if not isinstance(metadata[_METADATA], str):
-        raise ValueError("its metadata are not text")
-    about = parse_json(metadata[_METADATA])
-    if not isinstance(about, dict):
-        raise ValueError("its metadata are not a table")
-    return about
+    header, _ = split(data)
+    return _by_field(header, expected)
 
 
-def _checked_fields(header: dict[str, Any], expected: type[Message]) -> dict[str, Any]:
-    names = {f.name for f in fields(expected)} - {"tensors"}
-    if set(header) != names:
-        raise MessageError(
-            f"the {expected.kind} does not have exactly the fields {', '.join(sorted(names))}"
-        )
-    for name in names - {"values", "loss"}:
-        if type(header[name]) is not int or not 0 <= header[name] < 2**32:
+def _by_field(header: list[Any], expected: type[Message]) -> dict[str, Any]:
+    kind, *said = header
+    if type(kind) is not int or kind != _KINDS.index(expected):
+        raise MessageError(f"the message is not a {expected.kind}")
+    names = [f.name for f in fields(expected)]
+    if len(said) != len(names):
+        raise MessageError(f"the {expected.kind} does not have the fields {', '.join(names)}")
+    return dict(zip(names, said, strict=True))
+
+
+def _check_fields(said: Mapping[str, Any], expected: type[Message]) -> None:
+    for name, value in said.items():
+        counted = name not in ("loss", "values", "tensors")
+        if counted and not (type(value) is int and 0 <= value < 2**32):
             raise MessageError(f"the {expected.kind}'s field {name!r} is not a 32-bit number")
-    if "loss" in names and not is_finite_number(header["loss"]):
+    if "loss" in said and not is_finite_number(said["loss"]):
         raise MessageError(f"the {expected.kind}'s field 'loss' is not a finite number")
-    if not isinstance(header["values"], dict):
+    if not isinstance(said["values"], dict):
         raise MessageError(f"the {expected.kind}'s field 'values' is not a table")
-    return header
 
 
 def check_values(message: Plan | Report | Update, due: Iterable[str]) -> None:

@@ -23,18 +23,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.errors import UserError
-from fullfed.federation.messages import HEADER_LIMIT, MessageError, Update, read_metadata
+from fullfed.federation.messages import MessageError, Update
 from fullfed.federation.method import Method
 from fullfed.files import write_atomically
 from fullfed.sketch import Purpose, Stream, round_
 from fullfed.sketch.checks import is_finite
-from fullfed.strict_json import check_keys
+from fullfed.strict_json import check_keys, parse_json
 from fullfed.training.exact import dithered
 from fullfed.training.offload import Offload
 
 # The types that a snapshot may hold, in the order in which the safetensors format puts them.
 _TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-
+_HEADER_LIMIT = 16 << 20  # bytes of a snapshot's header
 
 SHORT = (torch.bfloat16, torch.float16)
 
@@ -293,12 +293,35 @@ def _about(path: Path) -> tuple[int, str]:
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        about = read_metadata(file.read(length) if length <= HEADER_LIMIT else b"")
+        about = _metadata(file.read(length) if length <= _HEADER_LIMIT else b"")
     check_keys(about, ("version", "hash"))
     version, recorded = about["version"], about["hash"]
     if type(version) is not int or not 0 <= version < 2**32 or not isinstance(recorded, str):
         raise ValueError("the version is not a 32-bit number")
     return version, recorded
+
+
+def _metadata(header: bytes) -> dict[str, Any]:
+    """What a snapshot says of itself, in the header of its safetensors format.
+
+    Raises:
+        ValueError: the header has not the one meaning that it should have.
+    """
+    entries = parse_json(header)
+    if not isinstance(entries, dict) or not isinstance(entries.get("__metadata__"), dict):
+        raise ValueError("it is not a safetensors header with metadata")
+    metadata = entries.pop("__metadata__")
+    check_keys(metadata, ["fullfed"])
+    for entry in entries.values():
+        if not isinstance(entry, dict):
+            raise ValueError("a tensor is not described by a table")
+        check_keys(entry, ("dtype", "shape", "data_offsets"))
+    if not isinstance(metadata["fullfed"], str):
+        raise ValueError("its metadata are not text")
+    about = parse_json(metadata["fullfed"])
+    if not isinstance(about, dict):
+        raise ValueError("its metadata are not a table")
+    return about
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

@@ -333,7 +333,7 @@ def register_codec(name: str, entry: CodecEntry) -> None:
         >>> entry = fullfed.CodecEntry("a byte a number", make_dataclass("NoOptions", []), build)
         >>> fullfed.register_codec("bytes", entry)
         >>> fullfed.run("first.toml", overrides=["method.name=fedavg", "codec.name=bytes"]).bytes_up
-        3956584
+        3938780
     """
     _register("codec", CODECS, name, entry)
 

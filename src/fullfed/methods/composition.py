@@ -37,6 +37,7 @@ from fullfed.methods.schedules import SampledCohort, Schedule, block_of, named_b
 from fullfed.methods.scopes import Everything, Scope
 from fullfed.methods.server_step import StepRule, Trained, server_step
 from fullfed.methods.setting import Setting
+from fullfed.methods.step_memory import short
 from fullfed.methods.submodel import BlockSubmodels
 from fullfed.randomness import Purpose, Stream
 from fullfed.training.exact import dithered
@@ -220,7 +221,7 @@ class Composition:
                 "the loss after training is not finite; lower local.learning_rate or set local.clip"
             )
         measured_at = time.perf_counter()
-        loss = sum(done.losses) / len(done.losses) if done.losses else 0.0
+        loss = short(sum(done.losses) / len(done.losses)) if done.losses else 0.0
         return Visit(
             Report(plan.round, plan.client, len(examples), loss, values, encoded.tensors),
             train_seconds=trained_at - started + measured_at - encoded_at,

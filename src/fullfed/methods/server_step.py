@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -21,7 +20,6 @@ from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
 
 _SMALLEST = 1e-3  # step whose noise is measured: what a smaller one costs is lost in rounding
 _COMMON_SIGNS = 64  # enough for the mean cosine of ten clients within 0.04
-_HEX = f"[0-9a-f]{{{_COMMON_SIGNS // 4}}}"
 
 MEASURED = ("energy", "gain", "gain_halfway", "trace")  # by every client
 
@@ -227,7 +225,7 @@ class CurvatureStep(StepRule):
             raise MessageError("the report's value 'energy' is negative")
         if not self.shared:
             signs = report.values.get("signs")
-            if not isinstance(signs, str) or not re.fullmatch(_HEX, signs):
+            if not isinstance(signs, bytes) or len(signs) != _COMMON_SIGNS // 8:
                 raise MessageError(f"the report lacks the {_COMMON_SIGNS} signs of its change")
 
     def decide(
@@ -277,11 +275,11 @@ class CurvatureStep(StepRule):
         )
         return error * math.sqrt((1 - MEMORY) / (1 + MEMORY))
 
-    def _common_signs(self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan) -> str:
-        """A hexadecimal digit for four signs."""
+    def _common_signs(self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan) -> bytes:
+        """A bit a sign."""
         basis = SignBasis(self.seed, plan.round, owner=SHARED, coordinates=_COMMON_SIGNS)
         y = basis.project([p.detach() for p in after], before=before)
-        return np.packbits((y >= 0).cpu().numpy()).tobytes().hex()
+        return np.packbits((y >= 0).cpu().numpy()).tobytes()
 
 
 def _cosine(mean: float, own: float, clients: int) -> float:
@@ -296,8 +294,9 @@ def _cosine_by_signs(reports: Sequence[Report]) -> float:
     clients = len(reports)
     if clients == 1:
         return 1.0
-    rows = [np.frombuffer(bytes.fromhex(str(r.values["signs"])), dtype=np.uint8) for r in reports]
-    positive = np.unpackbits(np.stack(rows), axis=1).sum(axis=0, dtype=np.int64)
+    rows = b"".join(bytes(r.values["signs"]) for r in reports)  # type: ignore[arg-type]
+    each = np.frombuffer(rows, dtype=np.uint8).reshape(clients, -1)
+    positive = np.unpackbits(each, axis=1).sum(axis=0, dtype=np.int64)
     negative = clients - positive
     equal = (positive * (positive - 1) + negative * (negative - 1)).mean()
     return -math.cos(math.pi * float(equal) / (clients * (clients - 1)))

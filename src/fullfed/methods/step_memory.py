@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median_low, stdev
+
+import torch
 
 from fullfed.federation.messages import Update, Value, number, numbers
 
 MEMORY = 0.5  # weight of earlier rounds in the agreement
 LARGEST = 1e100  # of a measurement: products and sums of such are finite
 NEWEST = 3  # rounds that are compared with each other before they enter the sums
-_DIGITS = 6  # of a measurement: plenty
 FIRST_RANK = 1000.0  # before any measurement, and where costs cannot be told from nothing
+_LARGEST_SHORT = torch.finfo(torch.float32).max
 _SPIKE = 10.0  # times what is usual that a round's cost or gain counts for at most
 
 
@@ -103,5 +106,7 @@ class StepMemory:
 
 
 def short(value: float) -> float:
-    """A measurement with the digits that it is worth."""
-    return float(f"{value:.{_DIGITS}g}")
+    """The nearest float32, of which a message has 4 bytes; of finite ones beyond it the largest."""
+    if math.isinf(value):
+        return value
+    return ctypes.c_float(min(max(value, -_LARGEST_SHORT), _LARGEST_SHORT)).value

@@ -19,8 +19,8 @@ class Callback:
         ...     def on_round_end(self, record):
         ...         print("round", record["round"] + 1, "sent", record["bytes"]["up"], "bytes")
         >>> run = fullfed.run("first.toml", callbacks=[Print()])
-        round 1 sent 8080 bytes
-        round 2 sent 8080 bytes
+        round 1 sent 8148 bytes
+        round 2 sent 8148 bytes
     """
 
     def on_run_begin(self, assembly: Assembly, version: int) -> None:

@@ -27,10 +27,12 @@ from fullfed.runs.workload import plans_by_part
 from fullfed.units import bytes_text
 
 # What a message has beside its tensors' bytes: in all, for a value, for a tensor; names apart.
-_HEADER, _VALUE, _TENSOR = 170, 16, 60
+_HEADER, _VALUE, _TENSOR = 16, 6, 7
+_UPDATE_VALUE = 16  # the same of an update's, with its name: most are in 64 bits, some are lists
 _SUM_VALUES = 5  # of an update that is a sum
-# Of a secure sum's five messages, and for each client in it (docs/results/privacy.md).
-_PHASES_UP, _PHASES_DOWN = (1320, 64), (900, 400)
+_SNAPSHOT, _SNAPSHOT_TENSOR = 170, 60
+# Of a secure sum's five messages, and for each client in it.
+_PHASES_UP, _PHASES_DOWN = (470, 64), (20, 396)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def estimate(
     """What a run of a recipe costs in bytes, steps and memory.
 
     Nothing is trained and no weights are loaded: of the model only its configuration counts. Bytes
-    of messages are exact but for their headers, some hundred bytes each; top-k's are the most that
+    of messages are exact but for a few bytes of their headers; top-k's are the most that
     it may send. Visits that the recipe lets fail are counted as if they did not.
 
     Args:
@@ -236,12 +238,12 @@ def _snapshot_bytes(recipe: Recipe, method: Composition, model: PreTrainedModel)
     replicated = method.replicated(model)
     exact = 4 if recipe.model.rounding == "master" else 0  # bytes a number, at least
     tensors = sum(p.numel() * max(exact, p.dtype.itemsize) for p in replicated.values())
-    return tensors + _header((), {name: p.shape for name, p in replicated.items()}, tensors)
+    return tensors + _SNAPSHOT + sum(len(name) + _SNAPSHOT_TENSOR for name in replicated)
 
 
 def _report_bytes(method: Composition, plan: Plan) -> int:
     if isinstance(method, SummedComposition):
-        return _HEADER + 2 * _TENSOR + method.tensor_bytes(plan)
+        return _HEADER + 2 * (7 + _TENSOR) + method.tensor_bytes(plan)
     shapes, codec = _shapes(method, plan), method.codec
     tensors = codec.report_bytes(plan, shapes)
     return tensors + _header(codec.report_values | method.step.report_values, shapes, tensors)
@@ -251,9 +253,9 @@ def _update_bytes(method: Composition, plans: Sequence[Plan]) -> int:
     if isinstance(method, SummedComposition):
         sent = method.tensor_bytes(plans[0]) if plans else 0
         values = len(method.step.update_values) + _SUM_VALUES
-        return _HEADER + _TENSOR + _VALUE * values + sent
+        return _HEADER + _TENSOR + _UPDATE_VALUE * values + sent
     one_of = {method.part(plan): plan for plan in plans}
-    total = _HEADER + _VALUE * len(method.step.update_values)
+    total = _HEADER + _UPDATE_VALUE * len(method.step.update_values)
     for part, reports in Counter(method.part(plan) for plan in plans).items():
         shapes = _shapes(method, one_of[part])
         tensors = method.codec.update_bytes(one_of[part], shapes, reports)

@@ -99,13 +99,22 @@ def verify(folder: RunFolder) -> int:
 
 def _updates(folder: RunFolder) -> Iterator[Update]:
     for number, payload in enumerate(read_log(folder.log_file, folder.digests())):
-        try:
-            yield decode(payload, Update)
-        except MessageError as error:
-            raise UserError(
-                f"{folder.log_file}: record {number} is not an update ({error}); "
-                "restore a copy of it."
-            ) from error
+        yield logged_update(folder, number, payload)
+
+
+def logged_update(folder: RunFolder, number: int, payload: bytes) -> Update:
+    """The update in a record of the log.
+
+    Raises:
+        UserError: it holds none.
+    """
+    try:
+        return decode(payload, Update)
+    except MessageError as error:
+        raise UserError(
+            f"{folder.log_file}: record {number} is not an update ({error}); restore a copy of "
+            "it, or take the fullfed that the run began with."
+        ) from error
 
 
 def check_recorded(folder: RunFolder, replica: Replica, expected: str) -> None:

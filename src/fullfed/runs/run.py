@@ -38,7 +38,7 @@ from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.owners import with_owners
 from fullfed.runs.predictions import forget_predictions, write_predictions
-from fullfed.runs.replay import check_recorded
+from fullfed.runs.replay import check_recorded, logged_update
 from fullfed.runs.rollback import finish_rollback
 from fullfed.training.trainer import Trainer
 
@@ -220,6 +220,8 @@ class _Run:
         """
         records = self.folder.metrics()
         recorded = {r["round"] + 1: r["model_hash"] for r in records if r["model_hash"]}
+        if len(log):
+            logged_update(self.folder, 0, log.read(0))
         if self.folder.snapshot_file.exists():
             self._load_snapshot(log, recorded)
         missed = range(self.replica.version, len(log))

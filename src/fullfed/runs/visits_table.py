@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fullfed.errors import MessageError
 from fullfed.federation.inbox import Arrival
-from fullfed.federation.messages import header_of
+from fullfed.federation.messages import Report, fields_of
 from fullfed.units import bytes_text, seconds_text
 
 _SHOWN = 8  # visits, the newest
@@ -35,7 +35,7 @@ class VisitsTable:
             self._rows.append((name, "", "", f"failed: {arrival.failure}", ""))
             return
         try:
-            said = header_of(arrival.payload)
+            said = fields_of(arrival.payload, Report)
         except MessageError:
             said = {}
         spent = seconds_text(arrival.train_seconds + arrival.encode_seconds)

@@ -34,7 +34,9 @@ from fullfed.methods.codecs.positions import (
 )
 from fullfed.sketch import LARGEST_SCALE
 
-REPORT_HEADER = 480  # most bytes of a report that are neither positions nor values
+# Most bytes of a report that are neither positions nor values, whatever its numbers: 25 of its
+# fields and 60 of the tensors' kinds (docs/messages.md).
+REPORT_HEADER = 85
 _EXACT = 32  # bits of a value sent as float32
 _ITERATIONS = 20  # of Lloyd's algorithm; levels move little after a few
 

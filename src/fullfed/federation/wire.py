@@ -1,0 +1,171 @@
+"""The bytes of messages: the protocol's number, a header in MessagePack, tensors as in memory.
+
+docs/messages.md has the format. A message has one form only: what is read is written again and must
+come out the same, so that equal keys, long forms of numbers and another order are refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import msgpack
+import torch
+from torch import Tensor
+
+from fullfed.errors import MessageError
+
+Value = bool | int | float | str | bytes | list["Value"] | dict[str, "Value"]
+
+PROTOCOL = 2
+HEADER_LIMIT = 8 << 20  # bytes of a header
+_MOST = 1 << 19  # values in one, so that a stranger's is not long to look through
+_LONGEST = 1 << 16  # list: msgpack makes room for all of one before it sees an item
+_DEEPEST = 32  # lists and tables, the header too, that a value may lie in
+_DIMENSIONS = 16  # of a tensor, at most
+_DTYPES = (
+    *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+_SHORT, _LONG = msgpack.Packer(use_single_float=True), msgpack.Packer()
+
+Kind = tuple[torch.dtype, torch.Size]  # of a tensor
+
+
+def join(header: list[Value], tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a header and tensors."""
+    flat = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
+    kinds: dict[str, Value] = {n: [_DTYPES.index(t.dtype), *t.shape] for n, t in flat.items()}
+    return b"".join([_framed([*header, kinds]), *(_memory(t) for t in flat.values())])
+
+
+def split(data: bytes) -> tuple[list[Any], memoryview]:
+    """The header, with the kinds of tensors as its last item, and the bytes of the tensors.
+
+    Raises:
+        MessageError: it is of another protocol, or has no header or another form of it.
+    """
+    if data[:1] != bytes([PROTOCOL]):
+        earlier = "is an earlier fullfed's and " if data[8:9] == b"{" else ""  # safetensors
+        raise MessageError(f"the message {earlier}does not follow protocol {PROTOCOL}")
+    start, end = _header_place(data)
+    try:
+        header = msgpack.unpackb(
+            data[start:end], max_array_len=min(end - start, _LONGEST), max_ext_len=0
+        )
+        clean = type(header) is list and len(header) > 1 and _framed(header) == data[:end]
+    except ValueError as error:
+        raise MessageError("the message's header is malformed") from error
+    if not clean:
+        raise MessageError("the message's header is malformed")
+    return header, memoryview(data)[end:]
+
+
+def tensors_of(kinds: Any, body: memoryview) -> dict[str, Tensor]:
+    """The tensors, in memory of their own, in the order of their names.
+
+    Args:
+        kinds: the last item of a header.
+        body: the bytes after it.
+
+    Raises:
+        MessageError: a kind is none, or they do not take as many bytes as there are.
+    """
+    if type(kinds) is not dict:
+        raise MessageError("the message's tensors are malformed")
+    known = {name: _kind(name, kind) for name, kind in kinds.items()}
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in known.items()}
+    if (due := sum(sizes.values())) != len(body):
+        raise MessageError(f"the message's tensors have {len(body)} bytes, not {due}")
+    tensors, start = {}, 0
+    for name, (dtype, shape) in known.items():
+        end = start + sizes[name]
+        tensors[name] = _copied(name, dtype, shape, body[start:end])
+        start = end
+    return tensors
+
+
+def _header_place(data: bytes) -> tuple[int, int]:
+    """Where the header begins and ends."""
+    reader = msgpack.Unpacker(max_buffer_size=5)  # and no list or text is longer
+    reader.feed(data[1:6])
+    try:
+        length = reader.unpack()
+    except (ValueError, msgpack.OutOfData) as error:
+        raise MessageError("the message's header has no length") from error
+    start = 1 + reader.tell()
+    if type(length) is not int or not 0 < length <= min(HEADER_LIMIT, len(data) - start):
+        raise MessageError("the message is shorter than its header says")
+    return start, start + length
+
+
+def _framed(header: list[Value]) -> bytes:
+    """What stands before the tensors."""
+    packed = _packed(header, iter(range(_MOST)))
+    return b"".join([bytes([PROTOCOL]), _LONG.pack(len(packed)), packed])
+
+
+def _packed(value: Value, room: Iterator[int], depth: int = 0) -> bytes:
+    """A value in the one form that it has.
+
+    Args:
+        room: an item for each value that a header may still have.
+
+    Raises:
+        ValueError: it is none, or there are too many.
+    """
+    if depth > _DEEPEST or next(room, None) is None:
+        raise ValueError("it is nested too deeply, or too much")
+    match value:
+        case bool() | int() | str() | bytes():
+            return bytes(_LONG.pack(value))
+        case float():
+            return _packed_float(value)
+        case list():
+            items = [_packed(item, room, depth + 1) for item in value]
+            return b"".join([_LONG.pack_array_header(len(items)), *items])
+        case dict():
+            if not all(type(key) is str for key in value):
+                raise ValueError("a key is not text")
+            pairs = ((_LONG.pack(k), _packed(value[k], room, depth + 1)) for k in sorted(value))
+            return b"".join([_LONG.pack_map_header(len(value)), *chain.from_iterable(pairs)])
+    raise ValueError(f"{type(value)} is not a message's")
+
+
+def _packed_float(value: float) -> bytes:
+    """In 32 bits where these are exact."""
+    if not math.isfinite(value):
+        raise ValueError("a number is not finite")
+    exact = ctypes.c_float(value).value == value
+    return bytes((_SHORT if exact else _LONG).pack(value))
+
+
+def _kind(name: str, kind: Any) -> Kind:
+    """What a header says of a tensor.
+
+    Raises:
+        MessageError: there is no such tensor.
+    """
+    whole = type(kind) is list and all(type(n) is int and n >= 0 for n in kind)
+    if not whole or not 1 <= len(kind) <= 1 + _DIMENSIONS or kind[0] >= len(_DTYPES):
+        raise MessageError(f"the message's tensor {name[:40]!r} is of an impossible kind")
+    code, *shape = kind
+    if math.prod(max(length, 1) for length in shape) >= 2**63:
+        raise MessageError(f"the message's tensor {name[:40]!r} is of an impossible shape")
+    return _DTYPES[code], torch.Size(shape)
+
+
+def _copied(name: str, dtype: torch.dtype, shape: torch.Size, part: memoryview) -> Tensor:
+    tensor = torch.empty(shape, dtype=dtype)
+    _memory(tensor)[:] = part
+    if dtype == torch.bool and part.nbytes and tensor.view(torch.uint8).max() > 1:
+        raise MessageError(f"the message's tensor {name[:40]!r} is neither true nor false")
+    return tensor
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, where they are."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
