@@ -96,15 +96,23 @@ def test_krum_leaves_out_who_stands_apart(points: list[list[float]]) -> None:
 
 
 @given(rows, st.lists(st.integers(1, 50), min_size=8, max_size=8))
-def test_a_clipped_mean_is_of_changes_as_long_as_the_median_at_most(
+def test_a_clipped_mean_counts_long_changes_by_what_is_not_long_over_their_length(
     points: list[list[float]], counts: list[int]
 ) -> None:
     x, weighed = np.array(points), np.array(counts[: len(points)], dtype=float)
     norms = np.linalg.norm(x, axis=1)
-    most = np.sort(norms)[(len(x) - 1) // 2]
-    clipped = x * np.minimum(1.0, most / np.maximum(norms, 1e-300))[:, None]
-    expected = (clipped * weighed[:, None]).sum(axis=0) / weighed.sum()
-    assert combined("clipped-mean", points, counts) == pytest.approx(expected, abs=1e-9)
+    most = 1.5 * np.sort(norms)[(len(x) - 1) // 2]
+    counted = weighed * np.minimum(1.0, most / np.maximum(norms, 1e-300))
+    expected = counted @ x / max(counted.sum(), weighed.sum() / 2)
+    found = combined("clipped-mean", points, counts)
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert np.linalg.norm(found) <= 2 * most + 1e-9, "whatever a liar sends and weighs"
+
+
+def test_a_clipped_mean_of_like_changes_is_as_long_as_they_are() -> None:
+    """However unlike their lengths: 2, 2, 4 and 8 counting 1, 1, 3/4 and 3/8."""
+    found = combined("clipped-mean", [np.full(5, length) for length in (2.0, 2.0, 4.0, 8.0)])
+    assert found == pytest.approx(np.full(5, 10 / 3.125))
 
 
 @pytest.mark.parametrize("name", RULES)

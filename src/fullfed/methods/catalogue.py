@@ -257,7 +257,7 @@ AGGREGATIONS: dict[str, AggregationEntry] = {
         "the point closest to all reports", GeometricMedian, lambda rule: rule
     ),
     "clipped-mean": AggregationEntry(
-        "the mean of changes no longer than the median one", ClippedMean, lambda rule: rule
+        "the mean of changes, long ones counting less", ClippedMean, lambda rule: rule
     ),
     "majority-vote": AggregationEntry(
         "of one-bit coordinates, the sign that most say", MajorityVote, lambda rule: rule

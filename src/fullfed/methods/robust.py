@@ -20,6 +20,7 @@ from fullfed.federation.messages import Report
 from fullfed.methods.aggregation import Aggregation, Sum, WeightedMean, left_out
 from fullfed.methods.codecs.codec import Contribution
 
+_LONG = 1.5  # times the median length: what honest clients who have unlike data seldom reach
 _ROUNDS, _SETTLED = 1000, 1e-9  # of Weiszfeld's algorithm: at most, and the change that ends it
 
 
@@ -165,10 +166,12 @@ def _median_report(products: Tensor) -> int | None:
 
 @dataclass(frozen=True)
 class ClippedMean(WeightedMean):
-    """The mean of changes none of which is longer than the cohort's lower median one: longer ones
-    are scaled down to it.
+    """The mean of changes, of which long ones count less:
+    sum_i w_i c_i x_i / sum_i w_i c_i, c_i = min(1, 1.5 m / |x_i|), m the cohort's lower median
+    length (one step, from zero, of the iteration for Huber's estimate of a location).
 
-    It needs no distances, so that it works with each client's own directions, too.
+    So nobody pulls with more than 1.5 m, and where some honest changes are long the mean is no
+    shorter for it. It needs no distances, so that it works with each client's own directions, too.
     """
 
     @property
@@ -179,11 +182,14 @@ class ClippedMean(WeightedMean):
         self, reports: Sequence[Report], norms: Callable[[], Sequence[float]]
     ) -> list[float]:
         found = norms()
-        most = median_low(found)
-        return [
+        most = _LONG * median_low(found)
+        counted = [
             share * (most / norm if norm > most else 1.0)
             for share, norm in zip(super().shares(reports, norms), found, strict=True)
         ]
+        # Less than half is counted only where few clients weigh most: they are not made up for.
+        total = max(math.fsum(counted), 0.5)
+        return [share / total for share in counted]
 
     def begin(self) -> Sum:
         return HeldContributions(
