@@ -15,8 +15,8 @@ from fullfed.federation.messages import Plan, encode
 from fullfed.headway import Headway
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.progress import describe_round, progress_callbacks
-from fullfed.runs.visits_table import VisitsTable
+from fullfed.runs.progress import RoundLines, describe_round, progress_callbacks
+from fullfed.runs.visits_table import RunProgress, VisitsTable
 from runs.small import ROUNDS, recipe, write_ingredients
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -166,3 +166,22 @@ def test_the_newest_visits_of_a_large_round_are_shown() -> None:
         table.add(f"client-{number}", Arrival(number, None, failure="it is off"))
     Console(file=text, width=100).print(table)
     assert re.findall(r"client-(\d+)", text.getvalue()) == [str(n) for n in range(12, 20)]
+
+
+MARKUP = "[/red] [bold]it is off[/bold]"  # rich takes the first for an error
+
+
+def test_what_a_client_says_is_shown_to_the_letter_in_the_table() -> None:
+    table, text = VisitsTable(), io.StringIO()
+    table.add("[north]", Arrival(0, None, failure=MARKUP))
+    Console(file=text, width=100).print(table)
+    assert re.search(r"\[north\] .*failed: ", text.getvalue())
+    assert MARKUP in text.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_client_says_is_shown_to_the_letter_in_a_line(terminal: bool) -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=100, force_terminal=terminal)
+    RoundLines(RunProgress(console=console, disable=not terminal)).on_notice(MARKUP)
+    assert CONTROL.sub("", text.getvalue()) == f"note: {MARKUP}\n"

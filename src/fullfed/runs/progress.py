@@ -43,7 +43,7 @@ def progress_callbacks(
     if wandb is not None:
         trackers.append(WeightsAndBiases(wandb, folder))
     bar = RunProgress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("visits, left"),
@@ -150,7 +150,7 @@ class RoundLines(Callback):
         return f"  {seconds_text(each * (self._rounds - rounds))} left"
 
     def _print(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, soft_wrap=True)
+        self._bar.console.print(text, highlight=False, soft_wrap=True, markup=False)
         self._watch.said()
 
 

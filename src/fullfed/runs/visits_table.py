@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from fullfed.errors import MessageError
 from fullfed.federation.inbox import Arrival
@@ -57,7 +58,7 @@ class VisitsTable:
         for name in ("samples", "train loss", "sent", "took"):
             table.add_column(name, justify="right", overflow="ellipsis", max_width=40)
         for row in self._rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # what a client says is no markup
         return table
 
 
