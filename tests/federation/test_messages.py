@@ -132,6 +132,10 @@ def test_the_hostile_examples_are_honest_but_for_what_is_changed() -> None:
         (hostile(5, []), "field 'values' is not a table"),
         (holding(torch.tensor([1.0, math.nan])), "'x' holds a number that is not"),
         (holding(torch.tensor([math.inf])), "'x' holds a number that is not"),
+        (
+            encode(Report(3, 5, 40, 2.5, {}, {"\n" * 9999: torch.tensor([math.nan])})),
+            r"tensor '(\\n){40}' holds a number that is not",
+        ),
         (holding(torch.tensor([-math.inf]).bfloat16()), "'x' holds a number that is not"),
     ],
 )

@@ -108,7 +108,9 @@ def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Me
     tensors = tensors_of(said.pop("tensors"), body)
     for name, tensor in tensors.items():
         if not is_finite(tensor):
-            raise MessageError(f"the message's tensor {name!r} holds a number that is not finite")
+            raise MessageError(
+                f"the message's tensor {name[:40]!r} holds a number that is not finite"
+            )
     return expected(tensors=tensors, **said)
 
 
