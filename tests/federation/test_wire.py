@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from federation.test_messages import MESSAGES
+from fullfed.federation import wire
 from fullfed.federation.messages import MessageError, Plan, Report, Update, decode, encode
 from fullfed.federation.wire import HEADER_LIMIT, join
 
@@ -195,13 +196,19 @@ def x(*kind: Any) -> bytes:
 
 
 TABLE = b"\x81\xa1a"  # a table with the key a, whose value is to follow
+MOST = 2**19 - 10  # zeros in a list beside a report's other values, and the key
+
+
+def many(zeros: int) -> bytes:
+    """A list of more than 65,535 zeros."""
+    return b"\xdd" + struct.pack(">I", zeros) + bytes(zeros)
 
 
 def test_the_examples_below_are_honest_but_for_what_is_wrong() -> None:
     decode(report(), Report)
     decode(report(b"\x81\xa1a\x01"), Report)
     decode(report(TABLE + b"\x91" * 30 + b"\x01"), Report)
-    decode(report(TABLE + b"\xdd\x00\x01\x00\x00" + bytes(2**16)), Report)
+    decode(report(TABLE + many(MOST)), Report)
     decode(report(tensors=x(0, 2), body=bytes(8)), Report)
     decode(report(tensors=x(0, 0, 2**62)), Report)
     decode(report(tensors=x(8, *[1] * 16), body=b"\0"), Report)
@@ -257,7 +264,10 @@ SAFETENSORS = struct.pack("<Q", 56) + b'{"__metadata__":{"fullfed":"{}"}}'.ljust
         (report(TABLE + b"\xdf\xff\xff\xff\xff"), "header is malformed"),
         (report(TABLE + b"\xdb\xff\xff\xff\xff"), "header is malformed"),
         (report(TABLE + b"\xdd\x00\x0f\xff\xff" * 1000), "header is malformed"),
-        (report(TABLE + b"\xdd\x00\x01\x00\x01" + bytes(2**16 + 1)), "header is malformed"),
+        (report(TABLE + many(MOST + 1)), "header is malformed"),
+        (report(b"\x82\xa1a" + many(MOST - 1) + b"\xa1b\x00"), "header is malformed"),
+        (report(b"\x81\x90\x01"), "header is malformed"),  # a key that no table can have
+        (report(TABLE + b"\x92\x01"), "header is malformed"),
         (report(TABLE + b"\x91" * 31 + b"\x01"), "header is malformed"),
         (report(TABLE + b"\x91" * 100_000 + b"\x01"), "header is malformed"),
         (report(TABLE * 100_000 + b"\x01"), "header is malformed"),
@@ -291,15 +301,39 @@ def test_any_other_form_is_refused_in_one_sentence(data: bytes, reason: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_long_list_of_lists_that_never_come_takes_no_memory() -> None:
-    """msgpack makes room for a list's items before it has seen them."""
-    data = report(TABLE + b"\xdd\x00\x0f\xff\xff" * 1000 + bytes(2**20))
+@pytest.mark.parametrize(
+    "values",
+    [
+        # msgpack by itself makes room for a list's items before it has seen them: 224 MB here ...
+        b"\xdd\x00\x00\x70\x00" * 1000 + bytes(28_672),
+        # ... and 64 bytes for each empty table: 4 MiB. Where these are too many, few are made.
+        b"\xdd\x00\x01\x00\x00" + b"\x80" * 2**16,
+    ],
+)
+def test_a_header_takes_little_more_memory_than_it_has_bytes(
+    values: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_MOST", 1000)
+    data = report(TABLE + values)
     tracemalloc.start()
-    with pytest.raises(MessageError):
+    with pytest.raises(MessageError, match="header is malformed"):
         decode(data, Report)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 3 * len(data)
+    assert most < 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (Update(0, {"a": [0] * 2**19}), "too much"),
+        (Update(0, {"a": bytes(HEADER_LIMIT)}), "a header has 8388620 bytes, more than 8388608"),
+        (Update(0, {}, {"a": torch.zeros([1] * 17)}), "more than 16 dimensions"),
+    ],
+)
+def test_what_nobody_would_read_is_not_written(message: Update, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        encode(message)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

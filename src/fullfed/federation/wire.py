@@ -22,21 +22,28 @@ Value = bool | int | float | str | bytes | list["Value"] | dict[str, "Value"]
 
 PROTOCOL = 2
 HEADER_LIMIT = 8 << 20  # bytes of a header
-_MOST = 1 << 19  # values in one, so that a stranger's is not long to look through
-_LONGEST = 1 << 16  # list: msgpack makes room for all of one before it sees an item
+_MOST = 1 << 19  # values in one, and keys, so that a stranger's is not long to look through
 _DEEPEST = 32  # lists and tables, the header too, that a value may lie in
 _DIMENSIONS = 16  # of a tensor, at most
 _DTYPES = (
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
+_LISTS = frozenset([*range(0x90, 0xA0), 0xDC, 0xDD])  # first bytes of MessagePack's arrays ...
+_TABLES = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])  # ... and maps
 _SHORT, _LONG = msgpack.Packer(use_single_float=True), msgpack.Packer()
 
 Kind = tuple[torch.dtype, torch.Size]  # of a tensor
 
 
 def join(header: list[Value], tensors: Mapping[str, Tensor]) -> bytes:
-    """The bytes of a header and tensors."""
+    """The bytes of a header and tensors.
+
+    Raises:
+        ValueError: ``split`` or ``tensors_of`` would refuse them.
+    """
+    if any(t.ndim > _DIMENSIONS for t in tensors.values()):
+        raise ValueError(f"a tensor has more than {_DIMENSIONS} dimensions")
     flat = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
     kinds: dict[str, Value] = {n: [_DTYPES.index(t.dtype), *t.shape] for n, t in flat.items()}
     return b"".join([_framed([*header, kinds]), *(_memory(t) for t in flat.values())])
@@ -53,11 +60,9 @@ def split(data: bytes) -> tuple[list[Any], memoryview]:
         raise MessageError(f"the message {earlier}does not follow protocol {PROTOCOL}")
     start, end = _header_place(data)
     try:
-        header = msgpack.unpackb(
-            data[start:end], max_array_len=min(end - start, _LONGEST), max_ext_len=0
-        )
+        header = _unpacked(data[start:end])
         clean = type(header) is list and len(header) > 1 and _framed(header) == data[:end]
-    except ValueError as error:
+    except (ValueError, msgpack.OutOfData) as error:
         raise MessageError("the message's header is malformed") from error
     if not clean:
         raise MessageError("the message's header is malformed")
@@ -102,9 +107,51 @@ def _header_place(data: bytes) -> tuple[int, int]:
     return start, start + length
 
 
+def _unpacked(packed: bytes) -> Any:
+    """The value that bytes begin with, in whatever form."""
+    reader = msgpack.Unpacker(max_buffer_size=len(packed), max_ext_len=0)
+    reader.feed(packed)
+    return _next(packed, reader, iter(range(_MOST)))
+
+
+def _next(packed: bytes, reader: msgpack.Unpacker, room: Iterator[int], depth: int = 0) -> Any:
+    """The next value.
+
+    Lists and tables are read item by item. By itself msgpack makes room for as many items as a list
+    says it has before it sees one, and makes all values before they can be counted.
+
+    Args:
+        room: as for ``_packed``.
+
+    Raises:
+        ValueError, msgpack.OutOfData: there is none, or there are too many.
+    """
+    _take_room(room, depth)
+    first = packed[reader.tell()] if reader.tell() < len(packed) else None
+    if first in _LISTS:
+        count = reader.read_array_header()
+        return [_next(packed, reader, room, depth + 1) for _ in range(count)]
+    if first in _TABLES:
+        table: dict[str, Any] = {}
+        for _ in range(reader.read_map_header()):
+            key = _next(packed, reader, room, depth + 1)
+            if type(key) is not str:
+                raise ValueError("a key is not text")
+            table[key] = _next(packed, reader, room, depth + 1)
+        return table
+    return reader.unpack()
+
+
+def _take_room(room: Iterator[int], depth: int) -> None:
+    if depth > _DEEPEST or next(room, None) is None:
+        raise ValueError("it is nested too deeply, or too much")
+
+
 def _framed(header: list[Value]) -> bytes:
     """What stands before the tensors."""
     packed = _packed(header, iter(range(_MOST)))
+    if len(packed) > HEADER_LIMIT:
+        raise ValueError(f"a header has {len(packed)} bytes, more than {HEADER_LIMIT}")
     return b"".join([bytes([PROTOCOL]), _LONG.pack(len(packed)), packed])
 
 
@@ -112,13 +159,12 @@ def _packed(value: Value, room: Iterator[int], depth: int = 0) -> bytes:
     """A value in the one form that it has.
 
     Args:
-        room: an item for each value that a header may still have.
+        room: an item for each value and key that a header may still have.
 
     Raises:
         ValueError: it is none, or there are too many.
     """
-    if depth > _DEEPEST or next(room, None) is None:
-        raise ValueError("it is nested too deeply, or too much")
+    _take_room(room, depth)
     match value:
         case bool() | int() | str() | bytes():
             return bytes(_LONG.pack(value))
@@ -130,8 +176,9 @@ def _packed(value: Value, room: Iterator[int], depth: int = 0) -> bytes:
         case dict():
             if not all(type(key) is str for key in value):
                 raise ValueError("a key is not text")
-            pairs = ((_LONG.pack(k), _packed(value[k], room, depth + 1)) for k in sorted(value))
-            return b"".join([_LONG.pack_map_header(len(value)), *chain.from_iterable(pairs)])
+            parts = chain.from_iterable((k, value[k]) for k in sorted(value))
+            items = [_packed(part, room, depth + 1) for part in parts]
+            return b"".join([_LONG.pack_map_header(len(value)), *items])
     raise ValueError(f"{type(value)} is not a message's")
 
 
