@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fullfed.config_values import parse_bytes
-from fullfed.errors import UserError
+from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update, encode
 from fullfed.federation.wire import join
 from fullfed.methods.codecs.codec import Change, Contribution, Shapes
@@ -485,6 +485,16 @@ def test_energies_remember_earlier_rounds_by_half() -> None:
     assert smoothed == pytest.approx(
         [(before + now) / 2 for before, now in zip(old, fresh, strict=True)]
     )
+
+
+@pytest.mark.parametrize("energies", [None, [], [1.0], [1.0, 1.0, -1.0], [1e101] * 3, "111"])
+def test_an_update_without_each_blocks_energy_is_refused(energies: Any) -> None:
+    codec = normals(60)
+    values = {"allocation": [20, 20, 20], "energies": [1.0, 0.0, 2.0]}
+    update = Update(0, values, {"coordinates": torch.zeros(60)})  # type: ignore[arg-type]
+    codec.check_update(update, SPLIT)
+    with pytest.raises(MessageError, match="the update"):
+        codec.check_update(replace(update, values={**values, "energies": energies}), SPLIT)
 
 
 def test_the_split_of_the_next_round_follows_what_the_last_one_found() -> None:

@@ -359,6 +359,25 @@ def test_the_rule_needs_nothing_but_the_last_update() -> None:
     assert encode(there.round().update) == encode(newcomer.round().update)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"costs": [1.7e308] * 3, "gains": [1.0] * 3},  # whose sum is beyond float64
+        {"costs": [1.0] * 3, "gains": [1.7e308] * 3},
+        {"cost": -1.1e100},
+        {"gain": 1.1e100},
+        {"agreement": 1.1e100},
+        {"rounds": -9.0},  # under a root
+    ],
+)
+def test_an_update_that_no_rounds_led_to_is_refused(values: dict[str, Any]) -> None:
+    """Clients reckon with it before they measure."""
+    update = Update(0, {**state(4.0, 1.0, 0.3), "server_step": 0.5, "rank": 4.0})
+    rule().check_update(update)
+    with pytest.raises(MessageError, match="costs and gains that the step's rule cannot add"):
+        rule().check_update(Update(0, {**update.values, **values}))
+
+
 # What a bad round, a liar or a client that stays away does to the rule
 
 

@@ -210,6 +210,8 @@ class CurvatureStep(StepRule):
         state = StepMemory.of(update)
         if not len(state.costs) == len(state.gains) <= NEWEST:
             raise MessageError("the update does not hold the newest rounds of the step's rule")
+        if not state.is_possible:
+            raise MessageError("the update holds costs and gains that the step's rule cannot add")
         if not 0 < number(update, "server_step") <= 1:
             raise MessageError("the update's server step is not above 0 and at most 1")
 
@@ -243,7 +245,7 @@ class CurvatureStep(StepRule):
         own = measured["energy"]
         known = StepMemory.of(last)
         cosine = _cosine_by_signs(reports) if energy is None else _cosine(energy, own, len(reports))
-        agreement = known.agreeing(min(cosine, 1.0))
+        agreement = known.agreeing(min(max(cosine, -1.0), 1.0))
         state = known.adding(
             cost=measured["trace"] * own * self._noise_share(agreement, len(reports)),
             # What the mean gains for those it was made by is not gained on unseen samples.

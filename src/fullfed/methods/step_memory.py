@@ -63,6 +63,12 @@ class StepMemory:
         return {**asdict(self), "costs": list(self.costs), "gains": list(self.gains)}
 
     @property
+    def is_possible(self) -> bool:
+        """Whether rounds can have led to it, and what follows from it is finite."""
+        sizes = map(abs, (self.cost, self.gain, self.agreement, *self.costs, *self.gains))
+        return all(size <= LARGEST for size in sizes) and 0 <= self.rounds <= LARGEST
+
+    @property
     def rank(self) -> float:
         if not self.rounds and not self.costs:
             return FIRST_RANK

@@ -34,6 +34,7 @@ from fullfed.methods.codecs.split import (
     ENERGIES,
     allocation_of,
     blocks_of,
+    check_energies,
     check_split,
     energies_of,
     remembered,
@@ -232,6 +233,7 @@ class Sketch(Codec):
         count, numbers = self._amount(shapes)
         if self.options.basis == "normal":
             check_split(update, count, shapes)
+            check_energies(update, shapes)
         if self._shared:
             numbers.check(update, count)
         else:

@@ -16,6 +16,7 @@ from fullfed.sketch import second_moment
 
 ALLOCATION = "allocation"  # in plans and updates: each block's coordinates
 ENERGIES = "energies"  # in updates: each block's energy
+_LARGEST = 1e100  # of a block's energy: products with sizes are finite
 _MEMORY = 0.5  # weight of earlier rounds in a block's energy
 
 
@@ -54,6 +55,17 @@ def check_split(message: Plan | Update, count: int, shapes: Shapes) -> None:
     fits = len(own) == len(sizes) and all(1 <= k <= d for k, d in zip(own, sizes, strict=True))
     if not fits or sum(own) != count:
         raise MessageError(f"the {message.kind} does not split {count} coordinates among blocks")
+
+
+def check_energies(update: Update, shapes: Shapes) -> None:
+    """
+    Raises:
+        MessageError: the update does not say each block's energy.
+    """
+    energies = numbers(update, ENERGIES)
+    possible = all(0 <= energy <= _LARGEST for energy in energies)
+    if len(energies) != len(blocks_of(shapes)) or not possible:
+        raise MessageError("the update does not say each block's energy")
 
 
 def energies_of(coordinates: Tensor, plan: Plan, shapes: Shapes) -> list[float]:
