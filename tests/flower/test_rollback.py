@@ -13,6 +13,8 @@ from flower.small import RUN, node_worker
 from flower.standin import Dictionary, Node, carry_out, recipe_of
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_messages import Answer
+from fullfed.engines.node_state import NodeState
+from fullfed.errors import UserError
 from fullfed.runs.replay import verify
 from fullfed.runs.rollback import roll_back
 
@@ -117,6 +119,15 @@ def test_damage_after_a_rollback_costs_a_catch_up_and_no_state(
                 flip(state / "0" / RUN / damaged)
         ends.append(run.summary()["model_hash"])
     assert ends[0] == ends[1]
+
+
+def test_a_record_that_is_no_update_is_damage(tmp_path: Path) -> None:
+    """The node asks for everything anew, where it would refuse every order."""
+    state = NodeState(tmp_path, RUN)
+    state.create(b"settings", b"")
+    state.append(b"junk")
+    with pytest.raises(UserError, match=r"updates\.log: this is not an update \(the message does"):
+        state.follow_rollbacks((0,))
 
 
 def flip(file: Path) -> None:

@@ -148,6 +148,20 @@ def test_a_run_of_an_earlier_protocol_is_neither_replayed_nor_resumed(copied: Pa
             act()
 
 
+@pytest.mark.parametrize(("place", "snapshot"), [(2, False), (3, False), (3, True)])
+def test_a_run_with_a_record_that_is_no_update_is_not_resumed(
+    copied: Path, place: int, snapshot: bool
+) -> None:
+    kept = (copied / "snapshot.safetensors").read_bytes()
+    forge_all(copied, lambda records: [*records[:place], b"junk", *records[place + 1 :]])
+    if snapshot:  # of version 4, which needs the last record
+        (copied / "snapshot.safetensors").write_bytes(kept)
+    recipe = (copied / "recipe.toml").read_text()
+    (copied / "recipe.toml").write_text(recipe.replace("rounds = 4", "rounds = 5"))
+    with pytest.raises(UserError, match=rf"record {place} is not an update \(the message does not"):
+        run.resume(copied)
+
+
 def test_a_run_whose_model_is_not_the_recorded_one_is_not_resumed(copied: Path) -> None:
     """The newest record is of version 4; only then does the run go on."""
     forge_all(copied, nudge)

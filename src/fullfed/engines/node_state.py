@@ -196,17 +196,20 @@ class NodeState:
             worker.replica.load_snapshot(self._snapshot_file, self._run)
         log = self._opened()
         for number in range(len(log)):
-            payload = log.read(number)
-            try:
-                update = decode(payload, Update)
-            except MessageError as error:
-                raise UserError(f"{self._log_file}: this is not an update ({error}).") from error
+            update = self._update(log.read(number))
             if update.round >= worker.replica.version:
                 worker.replica.apply(update)
             worker.last = update
         version = worker.replica.version
         if version > 0 and (worker.last is None or worker.last.round + 1 != version):
             raise UserError(f"{self._log_file}: the update that led to the snapshot is missing.")
+
+    def _update(self, payload: bytes) -> Update:
+        """The update in a record of the log."""
+        try:
+            return decode(payload, Update)
+        except MessageError as error:
+            raise UserError(f"{self._log_file}: this is not an update ({error}).") from error
 
     def follow_rollbacks(self, targets: tuple[int, ...]) -> bool:
         """Drop what the run no longer holds, where it was taken back since the node last heard.
@@ -250,7 +253,7 @@ class NodeState:
             return
         log = self._opened()
         payloads = [log.read(number) for number in range(len(log))]
-        self._rewrite([p for p in payloads if decode(p, Update).round < version])
+        self._rewrite([p for p in payloads if self._update(p).round < version])
 
     def _rewrite(self, payloads: Iterable[bytes]) -> None:
         """Replace the log at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,8 +109,19 @@ def logged_update(folder: RunFolder, number: int, payload: bytes) -> Update:
     Raises:
         UserError: it holds none.
     """
-    try:
+    with record_read(folder, number):
         return decode(payload, Update)
+
+
+@contextmanager
+def record_read(folder: RunFolder, number: int) -> Iterator[None]:
+    """Inside, a record of the log is decoded.
+
+    Raises:
+        UserError: it holds no update.
+    """
+    try:
+        yield
     except MessageError as error:
         raise UserError(
             f"{folder.log_file}: record {number} is not an update ({error}); restore a copy of "

@@ -16,7 +16,7 @@ from fullfed.evaluation.evaluate import evaluate, recorded
 from fullfed.federation.client import Worker
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
-from fullfed.federation.messages import Update, decode, encode
+from fullfed.federation.messages import encode
 from fullfed.federation.server import Engine, Traffic, run_round
 from fullfed.headway import Headway
 from fullfed.methods.summing import keyed
@@ -38,7 +38,7 @@ from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.owners import with_owners
 from fullfed.runs.predictions import forget_predictions, write_predictions
-from fullfed.runs.replay import check_recorded, logged_update
+from fullfed.runs.replay import check_recorded, logged_update, record_read
 from fullfed.runs.rollback import finish_rollback
 from fullfed.training.trainer import Trainer
 
@@ -226,7 +226,8 @@ class _Run:
             self._load_snapshot(log, recorded)
         missed = range(self.replica.version, len(log))
         for version in missed[-1:] if self.assembly.method.cumulative else missed:
-            self.worker.deliver(log.read(version))
+            with record_read(self.folder, version):
+                self.worker.deliver(log.read(version))
             if self.replica.version == max(recorded, default=0):
                 check_recorded(self.folder, self.replica, recorded[self.replica.version])
         self._check_states(records)
@@ -252,7 +253,7 @@ class _Run:
                 f"{file}: this is not the model that the run had at version {version}; delete it "
                 "and resume."
             )
-        self.worker.last = decode(log.read(version - 1), Update)
+        self.worker.last = logged_update(self.folder, version - 1, log.read(version - 1))
 
     def _check_states(self, records: Sequence[Mapping[str, Any]]) -> None:
         """See that the states of clients in this process are of their newest visits that count."""
