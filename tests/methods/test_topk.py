@@ -29,8 +29,10 @@ from fullfed.methods.codecs.positions import (
 )
 from fullfed.methods.codecs.topk import (
     REPORT_HEADER,
+    SparseVector,
     TopK,
     decode_entries,
+    encode_entries,
     fit_levels,
     select_largest,
 )
@@ -340,6 +342,44 @@ def test_a_rule_that_compares_clients_gets_zeros_for_what_was_not_sent() -> None
     start = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     codec.apply(start, Update(3, {"server_step": 1.0}, update.tensors), SHAPES)
     assert np.allclose(flat(start), np.median(np.stack(rows), axis=0), atol=1e-7)
+
+
+def sent(places: str) -> dict[str, Tensor]:
+    """The tensors of an update with a report of one number at each place."""
+    entries = SparseVector(np.array([3]), np.array([0.5], np.float32))
+    report = encode_entries(entries, 10, 32)
+    return {f"{place}/{name}": tensor for place in places for name, tensor in report.items()}
+
+
+@pytest.mark.parametrize(
+    ("places", "count"), [("0", 0), ("0", 2), ("0", 10**6), ("01", 1), ("1", 1), ("02", 2)]
+)
+def test_an_update_of_other_reports_than_weights_is_refused(places: str, count: int) -> None:
+    codec, shapes = TopK(count=1, bits=32), {"w": torch.Size([10])}
+    codec.check_update(Update(0, {}, {**sent("01"), "weights": torch.ones(2)}), shapes)
+    spoilt = Update(0, {}, {**sent(places), "weights": torch.ones(count)})
+    with pytest.raises(MessageError, match="as many reports as weights"):
+        codec.check_update(spoilt, shapes)
+
+
+def test_the_tensors_of_an_update_are_looked_through_once() -> None:
+    """With many reports it would take as long as they are times their tensors."""
+
+    class Counted(dict[str, Tensor]):
+        times = 0
+
+        def items(self) -> Any:
+            self.times += 1
+            return super().items()
+
+    tensors = Counted(sent("0123456789"), weights=torch.full((10,), 0.1))
+    update, parameter = Update(0, {"server_step": 1.0}, tensors), torch.zeros(10)
+    codec = TopK(count=1, bits=32)
+    codec.check_update(update, {"w": parameter.shape})
+    assert tensors.times == 1
+    codec.apply({"w": parameter}, update, {"w": parameter.shape})
+    assert tensors.times == 2
+    assert parameter.tolist() == pytest.approx([0, 0, 0, 0.5, 0, 0, 0, 0, 0, 0])
 
 
 def test_replicas_in_16_bits_and_of_any_stride_take_the_same_update() -> None:

@@ -185,14 +185,14 @@ class TopK(Codec):
 
     def check_update(self, update: Update, shapes: Shapes) -> None:
         weights = update.tensors.get("weights", torch.zeros(()))
-        names = {name for name in update.tensors if name != "weights"}
-        parts = {str(place) for place in range(weights.numel())}
+        reports = _reports(update)
         if weights.ndim != 1 or weights.dtype != torch.float32:
             raise MessageError("the update does not hold a weight for each report")
-        if {name.partition("/")[0] for name in names} != parts:
+        places = range(min(weights.numel(), len(reports) + 1))  # a stranger's may be very many
+        if reports.keys() != {str(place) for place in places}:
             raise MessageError("the update does not hold as many reports as weights")
-        for place in parts:
-            decode_entries(_part(update, place), elements(shapes))
+        for tensors in reports.values():
+            decode_entries(tensors, elements(shapes))
 
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
         dense = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -223,9 +223,9 @@ class TopK(Codec):
         return Encoded(tensors=tensors)
 
     def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
-        step = number(update, "server_step")
+        step, reports = number(update, "server_step"), _reports(update)
         for place, weight in enumerate(update.tensors["weights"].tolist()):
-            entries = decode_entries(_part(update, str(place)), elements(shapes))
+            entries = decode_entries(reports[str(place)], elements(shapes))
             for name, spots, values in _by_tensor(entries, shapes):
                 parameter = parameters[name]
                 flat = parameter.contiguous().view(-1)
@@ -255,13 +255,14 @@ class TopK(Codec):
         return low
 
 
-def _part(update: Update, place: str) -> dict[str, Tensor]:
-    """The tensors of one of the reports that an update holds."""
-    return {
-        name.partition("/")[2]: tensor
-        for name, tensor in update.tensors.items()
-        if name.startswith(f"{place}/")
-    }
+def _reports(update: Update) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each of the reports that an update holds, by its place."""
+    reports: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in update.tensors.items():
+        if name != "weights":
+            place, _, own = name.partition("/")
+            reports.setdefault(place, {})[own] = tensor
+    return reports
 
 
 def select_largest(tensors: Sequence[Tensor], count: int) -> SparseVector:
