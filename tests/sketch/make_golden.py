@@ -22,6 +22,7 @@ from fullfed.sketch import (
     LloydMax,
     NormalBasis,
     Purpose,
+    Scales,
     SignBasis,
     Stream,
     accumulate_,
@@ -78,6 +79,7 @@ def compute(backend: str | None) -> Golden:
         "words": _words(),
         "pairs of normals": _normals(),
         "sign basis": [_sign(300, k, backend) for k in (1, 7, 100)],
+        "scales": _scaled(backend),
         "dense basis": _dense(backend),
         "directions": [
             _directions("rademacher", 0, backend),
@@ -131,6 +133,28 @@ def _sign(d: int, k: int, backend: str | None) -> Golden:
         "scale": "0.3",
         "coordinates": bits(y),
         "last weights": bits(weights[0][-8:]),
+    }
+
+
+def _scaled(backend: str | None) -> Golden:
+    def exponents(count: int, step: int) -> torch.Tensor:
+        return torch.tensor([i * step % 255 - 127 for i in range(count)], dtype=torch.int8)
+
+    columns = exponents(15, 53), torch.zeros(1, dtype=torch.int8)
+    scales = Scales((exponents(20, 37), exponents(9, 11)), columns)
+    basis, weights = SignBasis(42, 3, 100, owner=9), [ramp(300).view(20, 15), ramp(9)]
+    y = basis.project(weights, scales=scales, backend=backend)
+    basis.reconstruct_(weights, y, scale=0.3, scales=scales, backend=backend)
+    perturb_(weights, STREAM, 0.1, scales=scales, backend=backend)
+    return {
+        "seed, round, owner, K": [42, 3, 9, 100],
+        "delta and weights": ["ramp(300), 20 rows of 15", "ramp(9)"],
+        "exponents of rows i": ["37 i mod 255 - 127", "11 i mod 255 - 127"],
+        "exponents of columns j": ["53 j mod 255 - 127", "0"],
+        "scale": "0.3",
+        "coordinates": bits(y),
+        "then perturbed by": {"stream": named(STREAM), "scale": "0.1"},
+        "last weights of each": [bits(tensor.view(-1)[-8:]) for tensor in weights],
     }
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from fullfed.sketch import Scales
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -32,6 +34,18 @@ def tensors(draw: st.DrawFn, longest: int = 90) -> list[torch.Tensor]:
 def copies(model: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Copies with the same strides."""
     return [tensor.detach().clone() for tensor in model]
+
+
+def scales_of(model: Sequence[torch.Tensor], largest: int) -> Scales:
+    """Exponents from -largest to largest, some other for each tensor."""
+    rng = np.random.default_rng(len(model))
+
+    def exponents(count: int) -> torch.Tensor:
+        return torch.from_numpy(rng.integers(-largest, largest + 1, count).astype(np.int8))
+
+    rows = (t.shape[0] if t.dim() else 1 for t in model)
+    columns = (t.shape[1:].numel() if t.dim() > 1 else 1 for t in model)
+    return Scales(tuple(map(exponents, rows)), tuple(map(exponents, columns)))
 
 
 def same_bits(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:

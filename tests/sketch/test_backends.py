@@ -25,7 +25,7 @@ from fullfed.sketch import (
 )
 from fullfed.sketch.backends import DirectionRows, Rows, Segment
 from fullfed.sketch.entries import NORMALS, SIGNS, truncated
-from sketch.models import copies, same_bits, tensors
+from sketch.models import copies, same_bits, scales_of, tensors
 
 scales = st.floats(-4, 4, width=32)
 words = st.integers(0, 2**32 - 1)
@@ -65,6 +65,24 @@ def test_sign_basis(model, data, number, owner, scale):
     results = [copies(model), copies(model)]
     for result, backend in zip(results, (None, "reference"), strict=True):
         basis.reconstruct_(result, y, scale=scale, backend=backend)
+    assert same_bits(*results)
+
+
+@settings(max_examples=25, deadline=None)
+@given(tensors(), st.data(), words, scales)
+def test_scales(model, data, number, scale):
+    total, own = sum(tensor.numel() for tensor in model), scales_of(model, 60)
+    k = data.draw(st.integers(1, total))
+    basis = SignBasis(seed=number, round=number, coordinates=k)
+    before = [tensor * 0.5 for tensor in model] if data.draw(st.booleans()) else None
+    results, ys = [copies(model), copies(model)], []
+    for result, backend in zip(results, (None, "reference"), strict=True):
+        options = {"scales": own, "backend": backend}
+        ys.append(basis.project(model, before=before, **options))
+        basis.reconstruct_(result, ys[0], scale=scale, **options)
+        for distribution in ("rademacher", "gaussian"):
+            perturb_(result, Stream(7, 4), scale, distribution, start=number, **options)
+    assert same_bits(ys[:1], ys[1:])
     assert same_bits(*results)
 
 

@@ -26,7 +26,7 @@ from fullfed.sketch import (
 )
 from fullfed.sketch.backends import DirectionRows, Rows, Segment
 from fullfed.sketch.entries import NORMALS, SIGNS, truncated
-from sketch.models import DTYPES, copies, same_bits, tensors
+from sketch.models import DTYPES, copies, same_bits, scales_of, tensors
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -58,6 +58,26 @@ def test_sign_basis(model, data, number):
         before = [tensor * 0.5 for tensor in tensors_] if with_before else None
         y = basis.project(tensors_, before=before, backend=backend)
         basis.reconstruct_(tensors_, y, scale=0.3, backend=backend)
+        return y
+
+    check(model, act)
+
+
+@few
+@given(tensors(longest=16), st.data(), words)
+def test_scales(model, data, number):
+    total, scales = sum(tensor.numel() for tensor in model), scales_of(model, 60)
+    k = data.draw(st.integers(-(-total // 100), total))
+    basis = SignBasis(seed=number, round=number, owner=number, coordinates=k)
+    with_before = data.draw(st.booleans())
+
+    def act(tensors_, backend):
+        before = [tensor * 0.5 for tensor in tensors_] if with_before else None
+        y = basis.project(tensors_, before=before, scales=scales, backend=backend)
+        basis.reconstruct_(tensors_, y, scale=0.3, scales=scales, backend=backend)
+        for distribution in ("rademacher", "gaussian"):
+            options = {"start": number, "scales": scales, "backend": backend}
+            perturb_(tensors_, Stream(7, 4), 0.3, distribution, **options)
         return y
 
     check(model, act)

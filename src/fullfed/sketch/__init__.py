@@ -26,6 +26,7 @@ from fullfed.sketch.codes import (
 )
 from fullfed.sketch.directions import Distribution, accumulate_, dither_, perturb_, round_
 from fullfed.sketch.entries import second_moment
+from fullfed.sketch.scales import Scales
 from fullfed.sketch.votes import codes_of, energy_of, signs_of
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "LloydMax",
     "NormalBasis",
     "Purpose",
+    "Scales",
     "SignBasis",
     "Stream",
     "accumulate_",

@@ -17,6 +17,7 @@ from fullfed.sketch.backends import DirectionRows, Rows, backend_for
 from fullfed.sketch.checks import check_coordinates, check_finite, check_scale, check_tensors
 from fullfed.sketch.codes import Coded, decoded
 from fullfed.sketch.entries import FOLD, LANES, second_moment, truncated
+from fullfed.sketch.scales import Scales
 from fullfed.sketch.segments import load, readable, writable, zeros
 
 _STRETCH = 4096 * FOLD  # elements of a dense basis whose products make one partial sum
@@ -63,6 +64,7 @@ class SignBasis:
         delta: Sequence[Tensor],
         *,
         before: Sequence[Tensor] | None = None,
+        scales: Scales | None = None,
         backend: str | None = None,
     ) -> Tensor:
         """The coordinates V' delta, float32, shape (K,), on the tensors' device.
@@ -72,18 +74,19 @@ class SignBasis:
                 the tensors after training.
             before: tensors of the same shapes; ``delta - before`` is projected, each
                 difference rounded to float32 once.
+            scales: each difference is multiplied by its inverse factor first.
             backend: "reference", "numba" or "triton"; by default the device's own.
 
         Raises:
-            UserError: fewer elements than coordinates, tensors that do not match, or a difference
-                that is not finite.
+            UserError: fewer elements than coordinates, tensors or scales that do not match, or a
+                difference that is not finite.
         """
-        elements = check_tensors(delta, before)
+        elements = check_tensors(delta, before, scales)
         self._check_fits(elements)
         kernels, rows = backend_for(delta[0].device, backend), self.rows(elements)
         groups = -(-elements // (self.coordinates * FOLD))
         partials = zeros(groups, self.coordinates, delta[0].device)
-        for segments in readable(delta, before):
+        for segments in readable(delta, before, scales):
             kernels.add_projection(rows, segments, partials)
         return check_finite(kernels.fold(partials), "the change to project")
 
@@ -93,29 +96,33 @@ class SignBasis:
         coordinates: Tensor | Coded,
         *,
         scale: float = 1.0,
+        scales: Scales | None = None,
         backend: str | None = None,
     ) -> None:
         """Add scale * V y to the weights, in place.
 
         Each weight w becomes fl(w + s * fl(scale * y_k)), s its sign and k its coordinate, in
-        float32; 16-bit weights are widened and rounded back.
+        float32; 16-bit weights are widened and rounded back. With scales it becomes
+        fl(w + fl(s * fl(scale * y_k) * factor)), which is as unbiased: the error of what is added
+        has the shape of the factors.
 
         Args:
             weights: the model's tensors, in the order and shapes that were projected.
             coordinates: y, float32, shape (K,), on the weights' device; or coded.
             scale: rounded to float32 once.
+            scales: those that were projected with.
             backend: as for ``project``.
 
         Raises:
-            UserError: the wrong number of coordinates, or a value that is not finite.
-                Nothing has been modified then.
+            UserError: the wrong number of coordinates, scales that do not match, or a value that
+                is not finite. Nothing has been modified then.
         """
-        elements, device = check_tensors(weights), weights[0].device
+        elements, device = check_tensors(weights, scales=scales), weights[0].device
         self._check_fits(elements)
         check_coordinates(self.coordinates, coordinates, device)
         factor, kernels = check_scale(scale), backend_for(device, backend)
         values = decoded(coordinates, device, backend)
-        for segments in writable(weights, factor):
+        for segments in writable(weights, factor, scales=scales):
             kernels.add_reconstruction(self.rows(elements), segments, values)
 
     def _check_fits(self, elements: int) -> None:

@@ -11,12 +11,17 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.sketch.codes import LARGEST_SCALE, Coded, scales_fit
+from fullfed.sketch.scales import Scales
 from fullfed.sketch.segments import SERIAL
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_tensors(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None) -> int:
+def check_tensors(
+    tensors: Sequence[Tensor],
+    before: Sequence[Tensor] | None = None,
+    scales: Scales | None = None,
+) -> int:
     """The number of elements in all, or UserError if the tensors cannot be sketched together."""
     if not tensors:
         raise UserError("a sketch needs at least one tensor; the list given is empty.")
@@ -34,6 +39,8 @@ def check_tensors(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = N
         elements += tensor.numel()
     if before is not None:
         _check_pairs(tensors, before)
+    if scales is not None:
+        scales.check(tensors)
     return elements
 
 

@@ -15,6 +15,7 @@ from fullfed.randomness import Stream
 from fullfed.sketch.backends import DirectionRows, Rows, backend_for
 from fullfed.sketch.checks import check_scale, check_start, check_tensors
 from fullfed.sketch.entries import LANES, NORMALS, SIGNS
+from fullfed.sketch.scales import Scales
 from fullfed.sketch.segments import writable
 
 Distribution = Literal["rademacher", "gaussian"]
@@ -30,11 +31,13 @@ def perturb_(
     distribution: Distribution = "rademacher",
     *,
     start: int = 0,
+    scales: Scales | None = None,
     backend: str | None = None,
 ) -> None:
     """w = fl(w + fl(scale * z)) in place, z one direction over all elements in list order.
 
-    z has independent entries, +-1 (``rademacher``) or standard normal (``gaussian``).
+    z has independent entries, +-1 (``rademacher``) or standard normal (``gaussian``). With scales
+    w = fl(w + fl(fl(scale * z) * factor)).
 
     Args:
         weights: float32, bfloat16 or float16 tensors; 16-bit ones are widened and rounded back.
@@ -43,19 +46,20 @@ def perturb_(
         distribution: of the entries of z.
         start: the number, within z, of the first element of ``weights``: a model perturbed
             tensor by tensor, each from where the last ended, is the model perturbed at once.
+        scales: of ``weights``: for part of a model, of this part (``scales[2:3]`` of one tensor).
         backend: "reference", "numba" or "triton"; by default the device's own.
 
     Raises:
-        UserError: a scale that is not finite, a negative start, or tensors that cannot be
-            perturbed together.
+        UserError: a scale that is not finite, a negative start, tensors that cannot be
+            perturbed together, or scales that do not match.
     """
     if distribution == "gaussian":
-        accumulate_(weights, [stream], [scale], distribution, start=start, backend=backend)
+        _accumulate(weights, [stream], [scale], distribution, start, scales, backend)
         return
-    check_tensors(weights)
+    check_tensors(weights, scales=scales)
     check_start(start)
     factor, kernels = check_scale(scale), backend_for(weights[0].device, backend)
-    for segments in writable(weights, factor, start):
+    for segments in writable(weights, factor, start, scales):
         kernels.add_reconstruction(Rows(LANES, stream, None), segments, _ones(weights[0].device))
 
 
@@ -75,7 +79,20 @@ def accumulate_(
     Raises:
         UserError: as ``perturb_``, or not one scalar per stream. Nothing has been modified then.
     """
-    check_tensors(weights)
+    _accumulate(weights, streams, scalars, distribution, start, None, backend)
+
+
+def _accumulate(
+    weights: Sequence[Tensor],
+    streams: Sequence[Stream],
+    scalars: Sequence[float],
+    distribution: Distribution,
+    start: int,
+    scales: Scales | None,
+    backend: str | None,
+) -> None:
+    """w = fl(w + u), or fl(w + fl(u * factor)), u as ``accumulate_`` says."""
+    check_tensors(weights, scales=scales)
     check_start(start)
     if len(streams) != len(scalars):
         raise UserError(f"{len(scalars)} scalars for {len(streams)} directions.")
@@ -85,7 +102,7 @@ def accumulate_(
     entries = NORMALS if distribution == "gaussian" else SIGNS
     kernels = backend_for(device, backend)
     directions = [DirectionRows(stream, 0) for stream in streams]
-    for segments in writable(weights, 1.0, start):
+    for segments in writable(weights, 1.0, start, scales):
         kernels.add_combination(entries, directions, values, segments)
 
 

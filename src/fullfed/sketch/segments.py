@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fullfed.sketch.backends import Segment
+from fullfed.sketch.scales import Scales
 
 SERIAL = 1 << 15  # torch uses threads of its own for element-wise work on more elements than this
 STAGED = 1 << 17  # elements copied at once, on the CPU, where a kernel cannot work in place
@@ -20,38 +21,47 @@ _NAN = {torch.bfloat16: 0x7FC0, torch.float16: 0x7E00}
 Box = tuple[int | slice, ...]
 
 
-def readable(tensors: Sequence[Tensor], before: Sequence[Tensor] | None) -> Iterator[list[Segment]]:
+def readable(
+    tensors: Sequence[Tensor], before: Sequence[Tensor] | None, scales: Scales | None = None
+) -> Iterator[list[Segment]]:
     """All elements in order, as many at once as possible.
 
-    Contiguous tensors are handed over in place. Of others fl(tensor - before) is copied, a stretch
-    at a time.
+    Contiguous tensors are handed over in place. Of others, and where there are scales,
+    fl(tensor - before), times the inverse factor, is copied, a stretch at a time.
     """
-    return _batches(_to_read(tensors, before))
+    return _batches(_to_read(tensors, before, scales))
 
 
 def _to_read(
-    tensors: Sequence[Tensor], before: Sequence[Tensor] | None
+    tensors: Sequence[Tensor], before: Sequence[Tensor] | None, scales: Scales | None
 ) -> Iterator[tuple[Segment, bool]]:
     offset = 0
     for number, tensor in enumerate(tensors):
         new = tensor.detach()
         old = None if before is None else before[number].detach()
-        if _in_place(new) and (old is None or _in_place(old)):
+        if scales is None and _in_place(new) and (old is None or _in_place(old)):
             yield Segment(new.view(-1), offset, 1.0, None if old is None else old.view(-1)), True
         else:
             for low, high in _stretches(new):
                 wide = torch.empty(high - low, dtype=torch.float32, device=new.device)
                 load(wide, new, old, low)
+                if scales is not None:
+                    _multiply(wide, scales, number, low, inverse=True)
                 yield Segment(wide, offset + low), False
         offset += new.numel()
 
 
-def writable(tensors: Sequence[Tensor], factor: float, offset: int = 0) -> Iterator[list[Segment]]:
+def writable(
+    tensors: Sequence[Tensor], factor: float, offset: int = 0, scales: Scales | None = None
+) -> Iterator[list[Segment]]:
     """All elements in order, as many at once as possible; what is added to them is kept.
 
     The first is number ``offset``. Contiguous tensors are handed over in place, others copied and
-    written back, a stretch at a time.
+    written back, a stretch at a time. Where there are scales, stretches of nothing are handed
+    over, and what was added to these is multiplied by the factors and added to the tensors.
     """
+    if scales is not None:
+        return _batches(_to_scale(tensors, factor, offset, scales))
     return _batches(_to_write(tensors, factor, offset))
 
 
@@ -71,6 +81,34 @@ def _to_write(
                 for first, last in parts(wide):
                     assign(old, low + first, wide[first:last])
         place += old.numel()
+
+
+def _to_scale(
+    tensors: Sequence[Tensor], factor: float, offset: int, scales: Scales
+) -> Iterator[tuple[Segment, bool]]:
+    place = offset
+    for number, tensor in enumerate(tensors):
+        old = tensor.detach()
+        for low, high in _stretches(old):
+            change = torch.empty(high - low, dtype=torch.float32, device=old.device)
+            for first, last in parts(change):
+                change[first:last] = -0.0  # the number that changes nothing, not even +0 or -0
+            yield Segment(change, place + low, factor), False
+            _multiply(change, scales, number, low, inverse=False)
+            for first, last in parts(change):
+                own = elements(old, low + first, low + last).float() + change[first:last]
+                assign(old, low + first, own)
+        place += old.numel()
+
+
+def _multiply(row: Tensor, scales: Scales, number: int, start: int, *, inverse: bool) -> None:
+    """Elements start, start + 1, ... of a tensor times their factors or inverse factors."""
+    for low, high in parts(row):
+        place = low
+        for box in boxes(scales.shape(number), start + low, start + high):
+            factors = scales.factors(number, box, row.device, inverse=inverse)
+            row[place : place + factors.numel()].view(factors.shape).mul_(factors)
+            place += factors.numel()
 
 
 def _batches(segments: Iterable[tuple[Segment, bool]]) -> Iterator[list[Segment]]:
