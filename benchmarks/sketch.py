@@ -17,11 +17,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fullfed.sketch import NormalBasis, Purpose, SignBasis, Stream, accumulate_, perturb_
+from fullfed.sketch import NormalBasis, Purpose, Scales, SignBasis, Stream, accumulate_, perturb_
 from machine import machine
 
 Row = dict[str, str | int | float]
@@ -83,6 +84,35 @@ def sign_rows(
             "copies": taken / copy,
             "bandwidth": moved / 2 * copy / taken,
             "copy GB/s": 2 * delta.nbytes / copy / 1e9,
+        }
+
+
+def scaled_rows(delta: Tensor, weights: Tensor, k: int, backend: str) -> Iterator[Row]:
+    """A matrix with scales, over a copy of it."""
+    side = 1 << (delta.numel().bit_length() - 1) // 2
+    matrix, model = delta.view(-1, side), weights.view(-1, side)
+    rows, columns = (torch.arange(n).remainder(60).to(torch.int8) for n in matrix.shape)
+    scales, basis = Scales((rows,), (columns,)), SignBasis(seed=1, round=1, coordinates=k)
+    nothing, stream = torch.zeros(k, device=delta.device), Stream(1, Purpose.DIRECTION)
+    options: dict[str, Any] = {"scales": scales, "backend": backend}
+    acts: dict[str, Callable[[], object]] = {
+        "project": lambda: basis.project([matrix], **options),
+        "project, before": lambda: basis.project([matrix], before=[model], **options),
+        "reconstruct_": lambda: basis.reconstruct_([model], nothing, **options),
+        "perturb_ rademacher": lambda: perturb_([model], stream, 1e-3, **options),
+        "perturb_ gaussian": lambda: perturb_([model], stream, 1e-3, "gaussian", **options),
+    }
+    copy, *times = seconds(delta.device.type, lambda: weights.copy_(delta), *acts.values())
+    for operation, taken in zip(acts, times, strict=True):
+        yield {
+            "backend": backend,
+            "basis": "sign, scales",
+            "operation": operation,
+            "dtype": _name(delta.dtype),
+            "d": delta.numel(),
+            "K": k,
+            "seconds": taken,
+            "copies": taken / copy,
         }
 
 
@@ -172,6 +202,8 @@ def all_rows(device: str, quick: bool) -> Iterator[Row]:
             if d == sizes[-1] and dtype == torch.float32:
                 for k in counts:
                     yield from sign_rows(delta, weights, k, own, split=True)
+                for k in counts[::3]:
+                    yield from scaled_rows(delta, weights, k, own)
         delta = torch.randn(sizes[0], device=device).to(dtype)
         yield from dense_rows(delta, 256, own)
     if device == "cuda":
