@@ -1,6 +1,6 @@
 """Prints how many bytes project and reconstruct_ need beyond a tensor of 2^26 elements.
 
-    python tests/sketch/peak_memory.py plain|strided|bfloat16 K
+    python tests/sketch/peak_memory.py plain|strided|bfloat16|scaled K
 
 The peak of the process's resident memory, reset after a first, small call, which may compile. The
 lesser of two, since what the compiler gave back can still come and go.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fullfed.sketch import SignBasis
+from fullfed.sketch import Scales, SignBasis
 
 
 def peak() -> int:
@@ -28,10 +28,12 @@ def both(side: int, k: int, kind: str) -> int:
     columns = side + 1 if kind == "strided" else side
     delta, weights = (torch.ones(side, columns, dtype=dtype)[:, :side] for _ in range(2))
     basis = SignBasis(seed=1, round=1, coordinates=k)
+    exponents = torch.ones(side, dtype=torch.int8)
+    scales = Scales((exponents,), (exponents,)) if kind == "scaled" else None
     Path("/proc/self/clear_refs").write_text("5")
     start = peak()
-    y = basis.project([delta])
-    basis.reconstruct_([weights], y)
+    y = basis.project([delta], scales=scales)
+    basis.reconstruct_([weights], y, scales=scales)
     return peak() - start - y.nbytes
 
 

@@ -23,6 +23,7 @@ from fullfed.sketch import (
     reference,
     segments,
 )
+from fullfed.sketch import scales as sketch_scales
 from fullfed.sketch.backends import DirectionRows, Rows, Segment
 from fullfed.sketch.entries import NORMALS, SIGNS, truncated
 from sketch.models import copies, same_bits, scales_of, tensors
@@ -36,6 +37,8 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The work is cut finely, so that small tensors are cut at all."""
     monkeypatch.setattr(segments, "STAGED", 1000)
     monkeypatch.setattr(segments, "SERIAL", 300)
+    monkeypatch.setattr(sketch_scales, "SHORT", 8)
+    monkeypatch.setattr(sketch_scales, "LONG", 2000)
     monkeypatch.setattr(cpu, "SMALL", 100)
     monkeypatch.setattr(cpu, "RUN", 300)
     monkeypatch.setattr(cpu, "LONG", 100)

@@ -28,7 +28,7 @@ from fullfed.sketch import (
     cpu_sign,
     perturb_,
 )
-from sketch.models import same_bits
+from sketch.models import same_bits, scales_of
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,20 @@ def test_kernels_contain_no_fused_multiply_add(kernel):
     basis = SignBasis(seed=1, round=1, coordinates=3)
     basis.reconstruct_([torch.ones(9)], basis.project([torch.ones(9)]), scale=0.3)
     NormalBasis(1, 1, (range(1),), (1,)).project([torch.ones(9)])
+    scales = scales_of([torch.ones(9)], 3)
+    basis.reconstruct_(
+        [torch.ones(9)], basis.project([torch.ones(9)], scales=scales), scales=scales
+    )
     for distribution in ("rademacher", "gaussian"):
         perturb_([torch.ones(9)], Stream(1, 4), 0.1, distribution)
+        perturb_([torch.ones(9)], Stream(1, 4), 0.1, distribution, scales=scales)
         accumulate_([torch.ones(9)], [Stream(1, 4)], [0.1], distribution)
     for code in (GroupArgmax(1), GroupArgmax(4), LloydMax(2)):
         code.encode(torch.ones(9), Stream(1, 4)).numbers  # noqa: B018
     fresh = njit(kernel.py_func)
     assert kernel.signatures
-    for signature in kernel.signatures[:2]:  # others differ in conversions only
+    scaled = [signature for signature in kernel.signatures if "Scaling" in str(signature)]
+    for signature in {*kernel.signatures[:2], *scaled[:1]}:  # others differ in conversions only
         fresh.compile(signature)
     for assembly in fresh.inspect_asm().values():
         assert "fmadd" not in assembly
@@ -81,7 +87,7 @@ def test_importing_the_package_loads_no_compiler():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     ("kind", "k", "itemsize"),
-    [("plain", 2**18, 4), ("strided", 2**8, 4), ("bfloat16", 2**8, 2)],
+    [("plain", 2**18, 4), ("strided", 2**8, 4), ("bfloat16", 2**8, 2), ("scaled", 2**8, 4)],
 )
 def test_memory_beyond_inputs_and_result_is_under_two_percent(kind, k, itemsize):
     """Of the tensor, in its own dtype."""

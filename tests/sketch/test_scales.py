@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fullfed.errors import UserError
 from fullfed.sketch import Scales, SignBasis, Stream, perturb_
+from fullfed.sketch import scales as scales_module
 from fullfed.sketch.scales import powers
 from sketch.models import copies, same_bits, scales_of, tensors
 from sketch.oracle import f32, sign_project
@@ -55,6 +56,13 @@ def stored(wide: np.ndarray, model: list[torch.Tensor]) -> list[torch.Tensor]:
     return [p.view(t.shape).to(t.dtype) for p, t in zip(pieces, model, strict=True)]
 
 
+@pytest.fixture(params=[True, False])
+def in_place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether kernels that can multiply do so; none can in tensors that are not contiguous."""
+    monkeypatch.setattr(scales_module, "SHORT", 1)
+    monkeypatch.setattr(scales_module, "LONG", 1 << 17 if request.param else 0)
+
+
 def test_the_table_is_the_nearest_float32_of_each_power() -> None:
     exponents = torch.arange(-127, 128).to(torch.int8)
     cpu = torch.device("cpu")
@@ -70,6 +78,7 @@ def test_inverse_factors_are_within_a_few_units_of_the_reciprocal() -> None:
     assert np.abs(product - 1).max() < 6 * 2.0**-24 + 1e-12
 
 
+@pytest.mark.usefixtures("in_place")
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=25, deadline=None)
 @given(tensors(longest=16), st.data(), st.floats(-4, 4, width=32))
@@ -88,6 +97,7 @@ def test_sign_basis_is_the_specification(backend, model, data, scale):
     assert same_bits(model, expected)
 
 
+@pytest.mark.usefixtures("in_place")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 @settings(max_examples=10, deadline=None)
@@ -110,6 +120,7 @@ def test_perturbing_is_the_specification_and_goes_by_tensor(
     assert same_bits(parts, expected)
 
 
+@pytest.mark.usefixtures("in_place")
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4), (4, 3, 2), (2, 3, 2, 2), (0, 3), (3, 0)])
 def test_columns_are_counted_over_all_dimensions_but_the_first(shape):
     model = [torch.zeros(shape), torch.zeros(7)]

@@ -17,6 +17,13 @@ from fullfed.sketch.entries import Entries
 CODED_BLOCK = 65536  # numbers that are rotated and coded together: they fit a core's cache
 
 
+class Factors(NamedTuple):
+    """Of the elements of a matrix, fl(rows[i] * columns[j]); both float32, one-dimensional."""
+
+    rows: Tensor
+    columns: Tensor
+
+
 class Segment(NamedTuple):
     """Elements ``offset``, ``offset + 1``, ... of a list of tensors seen as one row of elements.
 
@@ -26,12 +33,15 @@ class Segment(NamedTuple):
         factor: multiplies what is read from or added to them; a float32.
         before: what ``flat`` was before training, of the same shape; None if ``flat`` is the
             change itself.
+        factors: what is read from each element, or added to it, is multiplied by its own after
+            ``factor``; None if it is not. Only for backends that are SCALED.
     """
 
     flat: Tensor
     offset: int
     factor: float = 1.0
     before: Tensor | None = None
+    factors: Factors | None = None
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,14 @@ class Message(NamedTuple):
 class Backend(Protocol):
     """The operations of the package; lists of segments are in the order of their offsets.
 
-    They are not empty, nor is any segment; all tensors are on one device.
+    They are not empty, nor is any segment; all tensors are on one device. Either all segments of a
+    list have factors or none has.
+
+    Attributes:
+        SCALED: whether segments may have factors.
     """
+
+    SCALED: bool
 
     def add_projection(self, rows: Rows, segments: Sequence[Segment], partials: Tensor) -> None:
         """partials[q div 128, c] += sign * fl(factor * fl(flat - before)), rows q in order.

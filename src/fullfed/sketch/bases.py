@@ -86,7 +86,7 @@ class SignBasis:
         kernels, rows = backend_for(delta[0].device, backend), self.rows(elements)
         groups = -(-elements // (self.coordinates * FOLD))
         partials = zeros(groups, self.coordinates, delta[0].device)
-        for segments in readable(delta, before, scales):
+        for segments in readable(delta, before, scales, scaled=kernels.SCALED):
             kernels.add_projection(rows, segments, partials)
         return check_finite(kernels.fold(partials), "the change to project")
 
@@ -122,7 +122,7 @@ class SignBasis:
         check_coordinates(self.coordinates, coordinates, device)
         factor, kernels = check_scale(scale), backend_for(device, backend)
         values = decoded(coordinates, device, backend)
-        for segments in writable(weights, factor, scales=scales):
+        for segments in writable(weights, factor, scales=scales, scaled=kernels.SCALED):
             kernels.add_reconstruction(self.rows(elements), segments, values)
 
     def _check_fits(self, elements: int) -> None:

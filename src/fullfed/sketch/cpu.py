@@ -20,9 +20,11 @@ from fullfed.sketch import cpu_codes, cpu_dense, cpu_numbers, cpu_sign
 from fullfed.sketch.backends import DirectionRows, Message, Rows, Segment
 from fullfed.sketch.cpu_codes import CodedBlocks
 from fullfed.sketch.cpu_dense import Directions
-from fullfed.sketch.cpu_sign import Layout, Table
+from fullfed.sketch.cpu_sign import Layout
+from fullfed.sketch.cpu_tables import Scaling, Table
 from fullfed.sketch.entries import FOLD, LANES, Entries
 
+SCALED = True
 SMALL = 1 << 16  # numbers made; below this a second thread costs more than it gains
 RUN = 32768  # outputs of the signs at a time: these and the columns' sums stay in the cache
 LONG = 8192  # rows from this length on are projected four at a time
@@ -69,7 +71,8 @@ def add_combination(
     segments: Sequence[Segment],
 ) -> None:
     packed = _directions(entries, directions)
-    for flat, offset, factor, _ in segments:
+    for segment in segments:
+        flat, offset = segment.flat, segment.offset
         first = offset // CHUNK
         chunks = -(-(offset + flat.numel()) // CHUNK) - first
         _split(
@@ -81,7 +84,8 @@ def add_combination(
             first,
             packed,
             scalars.numpy(),
-            np.float32(factor),
+            np.float32(segment.factor),
+            _scaling([segment]),
         )
 
 
@@ -157,7 +161,30 @@ def _table(segments: Sequence[Segment]) -> Table:
         _places(befores, edges) if befores else (None, np.zeros_like(places))
     )
     factors = np.array([segment.factor for segment in segments], dtype=np.float32)
-    return Table(segments[0].offset, memory, places, memory_before, places_before, edges, factors)
+    scaling = _scaling(segments)
+    return Table(
+        segments[0].offset,
+        memory,
+        places,
+        memory_before,
+        places_before,
+        edges,
+        factors,
+        scaling,
+    )
+
+
+def _scaling(segments: Sequence[Segment]) -> Scaling | None:
+    """The factors of a Table."""
+    factors = [segment.factors for segment in segments if segment.factors is not None]
+    if not factors:
+        return None
+    rows, columns = [own.rows.numpy() for own in factors], [own.columns.numpy() for own in factors]
+    widths = np.array([len(vector) for vector in columns], dtype=np.int64)
+    first_rows, first_columns = (
+        np.cumsum([0, *map(len, vectors[:-1])], dtype=np.int64) for vectors in (rows, columns)
+    )
+    return Scaling(np.concatenate(rows), np.concatenate(columns), first_rows, first_columns, widths)
 
 
 def _places(

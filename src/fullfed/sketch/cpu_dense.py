@@ -21,6 +21,7 @@ from fullfed.sketch.cpu_numbers import (
     signed,
     widen,
 )
+from fullfed.sketch.cpu_tables import Scaling, row_of, times
 
 _LOGARITHM = tuple(np.float32(value) for value in entries.LOGARITHM)
 _COSINE = tuple(np.float32(value) for value in entries.COSINE)
@@ -249,6 +250,7 @@ def add_combination(
     directions: Directions,
     scalars: NDArray[np.float32],
     factor: np.float32,
+    scaling: Scaling | None,
 ) -> None:
     """flat += fl(u * factor), u = the sum of fl(scalars[k] * direction k), k in order from zero.
 
@@ -257,6 +259,7 @@ def add_combination(
             of 128, counted from element 0 of the directions.
         flat: the elements ``offset``, offset + 1, ..., float32 or 16-bit as integers.
         scalars: float32, shape (K,).
+        scaling: what is added to each element is multiplied by its own factor last.
     """
     kind, keys, firsts = directions
     drawn, words = np.empty((8, 128), np.uint32), np.empty((4, 128), np.uint32)
@@ -276,10 +279,30 @@ def add_combination(
                     sums[at(r - low), i] += scalar * value(kind, drawn[word, i], shift)
         for r in range(low, high):
             begin = r * 128 - offset
-            for i in range(max(0, -begin), min(128, flat.size - begin)):
-                stored = flat[at(begin + i)]
-                change = sums[at(r - low), at(i)] * factor
-                flat[at(begin + i)] = narrow(widen(stored) + change, stored)
+            i, last = max(0, -begin), min(128, flat.size - begin)
+            while i < last:
+                cut, power, column = row_of(scaling, 0, begin + i, i, last)
+                _add_row(flat, begin, sums[r - low], factor, scaling, power, column, i, cut)
+                i = cut
+
+
+@compiled
+def _add_row(
+    flat: NDArray[Any],
+    begin: int,
+    sums: NDArray[np.float32],
+    factor: np.float32,
+    scaling: Scaling | None,
+    power: np.float32,
+    column: int,
+    first: int,
+    last: int,
+) -> None:
+    """flat[begin + i] += fl(sums[i] * factor), i = first, ..., last - 1, which are in one row."""
+    for i in range(first, last):
+        stored = flat[at(begin + i)]
+        change = times(sums[at(i)] * factor, scaling, power, at(column + i))
+        flat[at(begin + i)] = narrow(widen(stored) + change, stored)
 
 
 @kernel

@@ -8,34 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullfed.sketch.cpu_numbers import at, compiled, fill_words, kernel, narrow, signed, widen
+from fullfed.sketch.cpu_tables import Table, holder, less, row_of, times
 
 _SHIFT = np.uint64(32)
-
-
-class Table(NamedTuple):
-    """Segments that follow on one another, all of one dtype, as positions in memory.
-
-    Element e of the table, counted from its first, is number ``places[n] + e`` of ``memory`` if
-    segment n has it.
-
-    Attributes:
-        first: the number of the first element in the whole list of tensors.
-        memory: all of this process's memory as an array of the segments' dtype; never read as a
-            whole. bfloat16 is uint16, float16 int16.
-        places: int64, shape (segments,).
-        memory_before, places_before: the same for the elements before training; None and zeros
-            if the elements are changes.
-        edges: int64, shape (segments + 1,): where each segment begins, and where the last ends.
-        factors: float32, shape (segments,).
-    """
-
-    first: int
-    memory: NDArray[Any]
-    places: NDArray[np.int64]
-    memory_before: NDArray[Any] | None
-    places_before: NDArray[np.int64]
-    edges: NDArray[np.int64]
-    factors: NDArray[np.float32]
 
 
 class Layout(NamedTuple):
@@ -153,23 +128,6 @@ def _columns(item: Item, layout: Layout, part: int) -> tuple[int, int]:
     return item.low + skipped, min(layout.width, item.high + skipped)
 
 
-@compiled
-def _less(after: np.float32, memory_before: NDArray[Any] | None, place: np.uint64) -> np.float32:
-    """``after`` less what is at ``place`` of ``memory_before``, if that is not None."""
-    if memory_before is None:
-        return after
-    change: np.float32 = after - widen(memory_before[place])
-    return change
-
-
-@compiled
-def _holder(edges: NDArray[np.int64], element: int, n: int) -> int:
-    """Which segment has the element; n is a likely one."""
-    if edges[n] <= element < edges[n + 1]:
-        return n
-    return int(np.searchsorted(edges, element, side="right")) - 1
-
-
 @kernel
 def project(start: int, stop: int, table: Table, sums: NDArray[np.float32], layout: Layout) -> None:
     """sums[group - first_group, c] += sign * fl(factor * change), rows in order.
@@ -217,12 +175,12 @@ def _project_row(
             wrapped, begin, item.turns[r], left, right, layout.width, length
         )
         while first < last:
-            n = _holder(table.edges, place + first, n)
+            n = holder(table.edges, place + first, n)
             cut = min(last, table.edges[n + 1] - place)
-            there, there_before = table.places[n] + place, table.places_before[n] + place
-            _add_changes(
-                own, table, n, there, there_before, first, cut, item.words, left, plane, shift
-            )
+            element = place + first - table.edges[n]
+            cut, power, column = row_of(table.scaling, n, element, first, cut)
+            places = table.places[n] + place, table.places_before[n] + place, column
+            _add_changes(own, table, n, places, power, first, cut, item.words, left, plane, shift)
             first = cut
     return n
 
@@ -232,8 +190,8 @@ def _add_changes(
     own: NDArray[np.float32],
     table: Table,
     n: int,
-    there: int,
-    there_before: int,
+    places: tuple[int, int, int],
+    power: np.float32,
     first: int,
     last: int,
     words: NDArray[np.uint32],
@@ -241,11 +199,18 @@ def _add_changes(
     plane: np.uint64,
     shift: np.uint32,
 ) -> None:
-    """own[c] += sign * fl(factor * change), c = first, ..., last - 1."""
+    """own[c] += sign * fl(factor * change), c = first, ..., last - 1.
+
+    Args:
+        places: of the element, of the one before training and of its column, less c.
+        power: of the row that all of them are in.
+    """
     memory, memory_before, factor = table.memory, table.memory_before, table.factors[n]
+    there, there_before, column = places
     for c in range(first, last):
         after = widen(memory[at(there + c)])
-        change = _less(after, memory_before, at(there_before + c)) * factor
+        change = less(after, memory_before, at(there_before + c)) * factor
+        change = times(change, table.scaling, power, at(column + c))
         own[at(c)] += signed(change, words[plane, at(c - left)], shift)
 
 
@@ -253,11 +218,13 @@ def _add_changes(
 def _four_at_once(r: int, item: Item, layout: Layout, table: Table, n: int) -> bool:
     """Whether rows r, ..., r + 3 are long, all segment n's, and bits of one word.
 
-    With elements before training there would be too many streams of memory to be vectorised.
+    With elements before training there would be too many streams of memory to be vectorised, with
+    factors too many of everything.
     """
     begin = item.begin + r * layout.width
     inside = table.edges[n] <= begin and begin + 4 * layout.width <= table.edges[n + 1]
-    return table.memory_before is None and layout.width >= layout.long and r % 4 == 0 and inside
+    alone = table.memory_before is None and table.scaling is None
+    return alone and layout.width >= layout.long and r % 4 == 0 and inside
 
 
 @compiled
@@ -358,18 +325,21 @@ def _add_columns(
                 wrapped, begin, item.turns[r], left, right, layout.width, length
             )
             while first < last:
-                n = _holder(table.edges, place + first, n)
+                n = holder(table.edges, place + first, n)
                 cut = min(last, table.edges[n + 1] - place)
+                element, low = place + first - table.edges[n], first - left
+                high, power, column = row_of(table.scaling, n, element, low, cut - left)
                 factor, there = table.factors[n], table.places[n] + place + left
-                low, high = first - left, cut - left
-                _add(table.memory, there, own, factor, low, high, item.words, plane, shift)
+                places, cut = (there, column), high + left
+                _add(table, places, power, own, factor, low, high, item.words, plane, shift)
                 first = cut
 
 
 @compiled
 def _add(
-    memory: NDArray[Any],
-    there: int,
+    table: Table,
+    places: tuple[int, int],
+    power: np.float32,
     values: NDArray[np.float32],
     factor: np.float32,
     first: int,
@@ -378,11 +348,15 @@ def _add(
     plane: np.uint64,
     shift: np.uint32,
 ) -> None:
-    """memory[there + c] += sign * fl(factor * values[c]), c = first, ..., last - 1.
+    """memory[places[0] + c] += sign * fl(factor * values[c]), c = first, ..., last - 1.
 
-    The sign is bit 31 of words[plane, c] << shift. (A function of its own is vectorised.)
+    The sign is bit 31 of words[plane, c] << shift. (A function of its own is vectorised.) Before
+    it is added, that is multiplied by the power of the row and that of column places[1] + c, if
+    elements are scaled.
     """
+    memory, (there, column) = table.memory, places
     for c in range(first, last):
         change = signed(values[at(c)] * factor, words[plane, at(c)], shift)
+        change = times(change, table.scaling, power, at(column + c))
         stored = memory[at(there + c)]
         memory[at(there + c)] = narrow(widen(stored) + change, stored)

@@ -16,6 +16,7 @@ from fullfed.sketch import cuda_kernels, cuda_rounding
 from fullfed.sketch.backends import DirectionRows, Rows, Segment
 from fullfed.sketch.entries import FOLD, LANES, Entries
 
+SCALED = False
 PROGRAM = 1024  # outputs of the signs that one program has, at most
 STORED = {torch.float32: tl.float32, torch.bfloat16: tl.int16, torch.float16: tl.float16}
 EXACT = {"enable_fp_fusion": False}  # a fused multiply-add would round once instead of twice

@@ -59,7 +59,7 @@ def perturb_(
     check_tensors(weights, scales=scales)
     check_start(start)
     factor, kernels = check_scale(scale), backend_for(weights[0].device, backend)
-    for segments in writable(weights, factor, start, scales):
+    for segments in writable(weights, factor, start, scales, scaled=kernels.SCALED):
         kernels.add_reconstruction(Rows(LANES, stream, None), segments, _ones(weights[0].device))
 
 
@@ -102,7 +102,7 @@ def _accumulate(
     entries = NORMALS if distribution == "gaussian" else SIGNS
     kernels = backend_for(device, backend)
     directions = [DirectionRows(stream, 0) for stream in streams]
-    for segments in writable(weights, 1.0, start, scales):
+    for segments in writable(weights, 1.0, start, scales, scaled=kernels.SCALED):
         kernels.add_combination(entries, directions, values, segments)
 
 

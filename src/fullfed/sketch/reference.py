@@ -32,6 +32,8 @@ from fullfed.sketch.entries import (
 )
 from fullfed.sketch.segments import narrowed
 
+SCALED = False
+
 
 def add_projection(rows: Rows, segments: Sequence[Segment], partials: Tensor) -> None:
     for segment in segments:

@@ -8,16 +8,19 @@ change is large. The factors are few bits, and the same on every machine
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.sketch.backends import Factors
 
+SHORT = 64  # rows of fewer elements are not scaled in place
+LONG = 1 << 17  # nor are those of more
 STEPS = 8  # exponents to a factor of 2
 
 # The float32 nearest to 2**(k / 8), k = 0, ..., 7.
@@ -31,6 +34,11 @@ _ROOTS = [
     "0x1.ae89fap+0",
     "0x1.d5818ep+0",
 ]
+# T[-128], ..., T[127]: roots of 2 times powers of 2, which is exact.
+_TABLE = np.array(
+    [math.ldexp(float.fromhex(_ROOTS[k % STEPS]), k // STEPS) for k in range(-128, 128)],
+    dtype=np.float32,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +102,22 @@ class Scales:
         """Rows and columns of a tensor."""
         return len(self.rows[number]), len(self.columns[number])
 
+    def fit(self, number: int) -> bool:
+        """Whether the powers of a tensor's rows and columns take little memory.
+
+        That is not so of a tensor with long columns and short rows, which would be slow as well.
+        """
+        rows, columns = self.shape(number)
+        return SHORT <= columns <= LONG or (columns == 1 and rows <= LONG)
+
+    def vectors(self, number: int, device: torch.device, *, inverse: bool) -> Factors:
+        """The factors of a tensor, or the inverse ones; of a single column as of a single row."""
+        rows, columns = (
+            powers(exponents[number], device, inverse=inverse)
+            for exponents in (self.rows, self.columns)
+        )
+        return Factors(columns, rows) if len(columns) == 1 else Factors(rows, columns)
+
     def factors(
         self, number: int, box: tuple[int | slice, ...], device: torch.device, *, inverse: bool
     ) -> Tensor:
@@ -111,16 +135,9 @@ class Scales:
 
 def powers(exponents: Tensor, device: torch.device, *, inverse: bool) -> Tensor:
     """T[k], or T[-k], of each exponent k, float32, on the device."""
-    places = exponents.to(device).long()
-    return _table(device)[128 - places if inverse else 128 + places]
-
-
-@functools.cache
-def _table(device: torch.device) -> Tensor:
-    """T[-128], ..., T[127], float32: a root of 2 times a power of 2, which is exact."""
-    roots = [float.fromhex(root) for root in _ROOTS]
-    numbers = [math.ldexp(roots[k % STEPS], k // STEPS) for k in range(-128, 128)]
-    return torch.tensor(numbers, dtype=torch.float32, device=device)
+    places = exponents.numpy().astype(np.int64)  # NumPy, unlike torch, wakes no threads
+    numbers = np.asarray(_TABLE[128 - places if inverse else 128 + places])
+    return torch.from_numpy(numbers).to(device)
 
 
 def _matrix(shape: Sequence[int]) -> tuple[int, int]:

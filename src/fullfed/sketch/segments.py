@@ -22,25 +22,34 @@ Box = tuple[int | slice, ...]
 
 
 def readable(
-    tensors: Sequence[Tensor], before: Sequence[Tensor] | None, scales: Scales | None = None
+    tensors: Sequence[Tensor],
+    before: Sequence[Tensor] | None,
+    scales: Scales | None = None,
+    *,
+    scaled: bool = False,
 ) -> Iterator[list[Segment]]:
     """All elements in order, as many at once as possible.
 
-    Contiguous tensors are handed over in place. Of others, and where there are scales,
-    fl(tensor - before), times the inverse factor, is copied, a stretch at a time.
+    Contiguous tensors are handed over in place. Of others, and of those with scales if kernels are
+    not ``scaled``, fl(tensor - before), times the inverse factor, is copied, a stretch at a time.
     """
-    return _batches(_to_read(tensors, before, scales))
+    return _batches(_to_read(tensors, before, scales, scaled))
 
 
 def _to_read(
-    tensors: Sequence[Tensor], before: Sequence[Tensor] | None, scales: Scales | None
+    tensors: Sequence[Tensor],
+    before: Sequence[Tensor] | None,
+    scales: Scales | None,
+    scaled: bool,
 ) -> Iterator[tuple[Segment, bool]]:
     offset = 0
     for number, tensor in enumerate(tensors):
         new = tensor.detach()
         old = None if before is None else before[number].detach()
-        if scales is None and _in_place(new) and (old is None or _in_place(old)):
-            yield Segment(new.view(-1), offset, 1.0, None if old is None else old.view(-1)), True
+        if _in_place(new, scales, number, scaled) and (old is None or _in_place(old)):
+            flat = None if old is None else old.view(-1)
+            factors = scales.vectors(number, new.device, inverse=True) if scales else None
+            yield Segment(new.view(-1), offset, 1.0, flat, factors), True
         else:
             for low, high in _stretches(new):
                 wide = torch.empty(high - low, dtype=torch.float32, device=new.device)
@@ -52,53 +61,55 @@ def _to_read(
 
 
 def writable(
-    tensors: Sequence[Tensor], factor: float, offset: int = 0, scales: Scales | None = None
+    tensors: Sequence[Tensor],
+    factor: float,
+    offset: int = 0,
+    scales: Scales | None = None,
+    *,
+    scaled: bool = False,
 ) -> Iterator[list[Segment]]:
     """All elements in order, as many at once as possible; what is added to them is kept.
 
     The first is number ``offset``. Contiguous tensors are handed over in place, others copied and
-    written back, a stretch at a time. Where there are scales, stretches of nothing are handed
-    over, and what was added to these is multiplied by the factors and added to the tensors.
+    written back, a stretch at a time. Of tensors with scales, if kernels are not ``scaled``,
+    stretches of nothing are handed over, and what was added to these is multiplied by the factors
+    and added to the tensors.
     """
-    if scales is not None:
-        return _batches(_to_scale(tensors, factor, offset, scales))
-    return _batches(_to_write(tensors, factor, offset))
+    return _batches(_to_write(tensors, factor, offset, scales, scaled))
 
 
 def _to_write(
-    tensors: Sequence[Tensor], factor: float, offset: int
+    tensors: Sequence[Tensor], factor: float, offset: int, scales: Scales | None, scaled: bool
 ) -> Iterator[tuple[Segment, bool]]:
     place = offset
-    for tensor in tensors:
+    for number, tensor in enumerate(tensors):
         old = tensor.detach()
-        if _in_place(old):
-            yield Segment(old.view(-1), place, factor), True
+        if _in_place(old, scales, number, scaled):
+            factors = scales.vectors(number, old.device, inverse=False) if scales else None
+            yield Segment(old.view(-1), place, factor, None, factors), True
         else:
             for low, high in _stretches(old):
                 wide = torch.empty(high - low, dtype=torch.float32, device=old.device)
-                load(wide, old, None, low)
+                load(wide, old, None, low) if scales is None else _clear(wide)
                 yield Segment(wide, place + low, factor), False
+                if scales is not None:
+                    _multiply(wide, scales, number, low, inverse=False)
+                    _add(wide, old, low)
                 for first, last in parts(wide):
                     assign(old, low + first, wide[first:last])
         place += old.numel()
 
 
-def _to_scale(
-    tensors: Sequence[Tensor], factor: float, offset: int, scales: Scales
-) -> Iterator[tuple[Segment, bool]]:
-    place = offset
-    for number, tensor in enumerate(tensors):
-        old = tensor.detach()
-        for low, high in _stretches(old):
-            change = torch.empty(high - low, dtype=torch.float32, device=old.device)
-            for first, last in parts(change):
-                change[first:last] = -0.0  # the number that changes nothing, not even +0 or -0
-            yield Segment(change, place + low, factor), False
-            _multiply(change, scales, number, low, inverse=False)
-            for first, last in parts(change):
-                own = elements(old, low + first, low + last).float() + change[first:last]
-                assign(old, low + first, own)
-        place += old.numel()
+def _clear(row: Tensor) -> None:
+    """Nothing: -0 changes no number that is added to it, not even +0."""
+    for low, high in parts(row):
+        row[low:high] = -0.0
+
+
+def _add(row: Tensor, tensor: Tensor, start: int) -> None:
+    """row += elements start, start + 1, ... of the tensor."""
+    for low, high in parts(row):
+        row[low:high] += elements(tensor, start + low, start + high).float()
 
 
 def _multiply(row: Tensor, scales: Scales, number: int, start: int, *, inverse: bool) -> None:
@@ -127,8 +138,16 @@ def _batches(segments: Iterable[tuple[Segment, bool]]) -> Iterator[list[Segment]
         yield run
 
 
-def _in_place(tensor: Tensor) -> bool:
-    """Whether kernels can work on the tensor's own memory."""
+def _in_place(
+    tensor: Tensor, scales: Scales | None = None, number: int = 0, scaled: bool = False
+) -> bool:
+    """Whether kernels can work on the tensor's own memory; it is tensor ``number`` of the scales.
+
+    Args:
+        scaled: whether the kernels can multiply by factors.
+    """
+    if scales is not None and not (scaled and scales.fit(number)):
+        return False
     return tensor.is_contiguous() and tensor.data_ptr() % tensor.itemsize == 0
 
 
