@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import inspect
 import itertools
 import math
 
@@ -12,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fullfed
 from fullfed.errors import UserError
 from fullfed.sketch import Scales, SignBasis, Stream, perturb_
 from fullfed.sketch import scales as scales_module
@@ -179,6 +182,13 @@ def test_reconstruction_is_unbiased_with_the_expected_error():
     standard = total / rounds / (variance / rounds).sqrt()
     assert float(standard.abs().max()) < 5
     assert float(standard.square().mean()) == pytest.approx(1, rel=0.2)
+
+
+def test_the_example_does_what_it_shows():
+    text = inspect.getdoc(Scales) or ""
+    test = doctest.DocTestParser().get_doctest(text, {"fullfed": fullfed}, "Scales", None, None)
+    assert test.examples
+    assert not doctest.DocTestRunner().run(test).failed
 
 
 BYTE = torch.int8
