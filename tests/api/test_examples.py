@@ -52,7 +52,7 @@ def test_the_page_does_what_it_shows(
     monkeypatch.chdir(workplace / "page")
     exec(python_of("docs/python.md"), {"__name__": "__main__"})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("<ferret, 2 rounds, loss 2.885 -> 2.791, 15.9 KiB up, ")
+    assert lines[0].startswith("<ferret, 2 rounds, loss 2.885 -> 2.805, 15.9 KiB up, ")
     assert lines[-1].startswith("runs/first: there is a run here already; resume it, ")
     assert Path("runs/first-compared/comparison.html").exists()
 
