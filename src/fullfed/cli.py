@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -288,7 +289,8 @@ def quickstart(out: Out = None) -> None:
         again = shlex.join(["fullfed", *sys.argv[1:]])
         summaries.append(_carry_out(one.path, partial(work, one.path), False, again))
     Console().print(summary_table(summaries, "Tasks of 24 clients, learned without their data"))
-    say(f"ask the model before and after: fullfed chat {folder / methods[-1]}")
+    itself = "fullfed" if shutil.which("fullfed") else sys.argv[0]
+    say(f"ask the model before and after: {itself} chat {folder / methods[-1]}")
 
 
 recipe_commands.register(app)

@@ -175,6 +175,23 @@ def test_bad_records_are_named(tmp_path: Path, content: str, message: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": "qestion", "completion": "answer"}, "no field 'qestion', .* did you mean 'quest"),
+        ({"prompt": "qestion"}, "'qestion', which columns names; the record has q.*; did"),
+        ({"prompt": "story", "completion": "answer"}, "'story', which columns names; .* answer[.]"),
+    ],
+)  # fmt: skip
+def test_a_column_that_is_not_there_is_named(
+    tmp_path: Path, columns: dict[str, str], message: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "a", "answer": "b"}))
+    with pytest.raises(UserError, match=message):
+        read_examples(str(path), columns=ColumnsTable(**columns))
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("list.json", b'[\n{"a": 1},\n{"a" 2}]', r"list\.json, line 3: malformed JSON"),

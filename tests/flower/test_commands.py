@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from flower.real import free_port, refusal
 from fullfed.cli import app
 from fullfed.config import FederationTable
-from fullfed.deployment import flower_runs
+from fullfed.deployment import federation_commands, flower_runs
 from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.identities import certify_server
 from fullfed.deployment.node import errors
@@ -184,6 +184,20 @@ def test_partners_come_and_go(idle: ServerFolder) -> None:
     assert [member.name for member in idle.partners()] == ["b", "c"]
     assert "there is a partner of this name" in refusal("federation", "add", idle.federation, "b")
     assert "there is no such partner" in refusal("federation", "remove", idle.federation, "a")
+
+
+def test_a_partner_whose_key_the_running_server_refuses_is_not_taken_in(
+    idle: ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: ServerFolder) -> None:
+        raise UserError("Flower refuses (Public key already in use.).")
+
+    monkeypatch.setattr(federation_commands, "_tell_server", refuse)
+    result = CliRunner().invoke(app, ["federation", "add", str(idle.federation), "c"])
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception).startswith("c: the partner is not taken in (Flower refuses")
+    assert idle.settings().partners == ("a", "b")
+    assert not idle.public_key("c").exists()
 
 
 def test_a_server_that_is_not_there_is_waited_for(idle: ServerFolder) -> None:

@@ -102,7 +102,7 @@ def test_a_clipped_mean_counts_long_changes_by_what_is_not_long_over_their_lengt
     x, weighed = np.array(points), np.array(counts[: len(points)], dtype=float)
     norms = np.linalg.norm(x, axis=1)
     most = 1.5 * np.sort(norms)[(len(x) - 1) // 2]
-    counted = weighed * np.minimum(1.0, most / np.maximum(norms, 1e-300))
+    counted = weighed * np.minimum(1.0, (most / np.maximum(norms, 1e-150)) ** 2)
     expected = counted @ x / max(counted.sum(), weighed.sum() / 2)
     found = combined("clipped-mean", points, counts)
     assert found == pytest.approx(expected, abs=1e-9)
@@ -110,9 +110,9 @@ def test_a_clipped_mean_counts_long_changes_by_what_is_not_long_over_their_lengt
 
 
 def test_a_clipped_mean_of_like_changes_is_as_long_as_they_are() -> None:
-    """However unlike their lengths: 2, 2, 4 and 8 counting 1, 1, 3/4 and 3/8."""
+    """However unlike their lengths: 2, 2, 4 and 8 counting 1, 1, 9/16 and 9/64."""
     found = combined("clipped-mean", [np.full(5, length) for length in (2.0, 2.0, 4.0, 8.0)])
-    assert found == pytest.approx(np.full(5, 10 / 3.125))
+    assert found == pytest.approx(np.full(5, 7.375 / 2.703125))
 
 
 @pytest.mark.parametrize("name", RULES)

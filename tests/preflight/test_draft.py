@@ -44,7 +44,8 @@ def test_a_draft_is_a_recipe_of_any_method(method: str) -> None:
     write(Path("data.jsonl"), pairs("plum", 40))
     result = init("builtin", "data.jsonl", "--method", method)
     assert result.exit_code == 0, result.output
-    assert result.output.startswith("data.jsonl: GSM8K, 40 samples\nrecipe.toml: written; ")
+    found = "data.jsonl: questions and answers, 40 samples\nrecipe.toml: written; "
+    assert result.output.startswith(found)
     found = fullfed.check("recipe.toml", step=False)
     assert found.recipe.method.name == method
     assert found.samples.by_client == {f"client-{n}": 9 for n in range(4)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 from fullfed.config_data import ColumnsTable
@@ -79,7 +80,7 @@ FORMATS = (
         {"prompt": "instruction", "completion": "response"},
         {"context": "context", "category": "category"},
     ),
-    Format("GSM8K", {"prompt": "question", "completion": "answer"}),
+    Format("questions and answers", {"prompt": "question", "completion": "answer"}),
     Format(
         "Alpaca",
         {"prompt": "instruction", "completion": "output"},
@@ -164,8 +165,21 @@ def is_empty(value: object) -> bool:
 
 
 def recognise(
-    place: str, record: Mapping[str, Any], formats: Sequence[Format], expected: Format | None
+    place: str,
+    record: Mapping[str, Any],
+    formats: Sequence[Format],
+    expected: Format | None,
+    named: Sequence[str] = (),
 ) -> Format:
+    """The format of a record.
+
+    Args:
+        expected: of the records before it; None if it is the first.
+        named: the fields that the recipe names in ``data.columns``.
+
+    Raises:
+        UserError: it has none.
+    """
     for candidate in formats:
         if all(name in record for name in candidate.required.values()):
             return candidate
@@ -175,6 +189,14 @@ def recognise(
             f"{place}: the record lacks {' and '.join(map(repr, lacking))}, which the "
             f"{expected.name} records before it have; add it, or take the record out."
         )
+    for name in named:
+        if name not in record:
+            close = get_close_matches(name, map(str, record), 1)
+            raise UserError(
+                f"{place}: there is no field {name!r}, which columns names; the record has "
+                f"{', '.join(map(str, record)) or 'none'}"
+                + (f"; did you mean {close[0]!r}?" if close else ".")
+            )
     known = "; ".join(f"{f.name}: {', '.join(f.required.values())}" for f in formats)
     raise UserError(
         f"{place}: fields {', '.join(map(str, record)) or '(none)'} fit no known format; "

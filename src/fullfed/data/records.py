@@ -55,7 +55,7 @@ def examples_from_records(
             )
         owner = "" if by is None else owner_of(place, record, by)
         record = {name: value for name, value in record.items() if name not in ignore}
-        found = recognise(place, record, formats, expected)
+        found = recognise(place, record, formats, expected, named)
         expected = expected or found
         if found is not expected:
             raise UserError(

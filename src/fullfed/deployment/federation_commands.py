@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fullfed.deployment.commands import FederationDirectory, check_installed, say
+from fullfed.errors import UserError
 
 if TYPE_CHECKING:
     from fullfed.deployment.folders import ServerFolder
@@ -60,8 +61,16 @@ def add(
     from fullfed.deployment.folders import ServerFolder
 
     folder = ServerFolder(directory)
-    say(f"{folder.add(partner, model, key)}: for {partner}")
-    _tell_server(folder)
+    made = folder.add(partner, model, key)
+    try:
+        _tell_server(folder)
+    except UserError as error:
+        folder.remove(partner)  # as it was
+        raise UserError(
+            f"{partner}: the partner is not taken in ({str(error).rstrip('.')}); a key that was "
+            "removed once never comes back, so have the partner make a new one."
+        ) from error
+    say(f"{made}: for {partner}")
 
 
 @federation.command()

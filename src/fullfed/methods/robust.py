@@ -167,11 +167,12 @@ def _median_report(products: Tensor) -> int | None:
 @dataclass(frozen=True)
 class ClippedMean(WeightedMean):
     """The mean of changes, of which long ones count less:
-    sum_i w_i c_i x_i / sum_i w_i c_i, c_i = min(1, 1.5 m / |x_i|), m the cohort's lower median
-    length (one step, from zero, of the iteration for Huber's estimate of a location).
+    sum_i w_i c_i x_i / sum_i w_i c_i, c_i = min(1, (1.5 m / |x_i|)**2), m the cohort's lower
+    median length (one step, from zero, of a redescending estimate of a location).
 
-    So nobody pulls with more than 1.5 m, and where some honest changes are long the mean is no
-    shorter for it. It needs no distances, so that it works with each client's own directions, too.
+    So nobody pulls with more than 1.5 m, and the longer a lie the less; where some honest changes
+    are long the mean is no shorter for it. It needs no distances, so that it works with each
+    client's own directions, too.
     """
 
     @property
@@ -184,7 +185,7 @@ class ClippedMean(WeightedMean):
         found = norms()
         most = _LONG * median_low(found)
         counted = [
-            share * (most / norm if norm > most else 1.0)
+            share * ((most / norm) ** 2 if norm > most else 1.0)
             for share, norm in zip(super().shares(reports, norms), found, strict=True)
         ]
         # Less than half is counted only where few clients weigh most: they are not made up for.

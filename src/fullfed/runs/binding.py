@@ -87,7 +87,7 @@ def check_bound(recipe: Recipe, began: Mapping[str, Any], file: Path) -> None:
     if differing:
         raise UserError(
             f"{file}: this is not the recipe that the run began with ({'; '.join(differing)}); "
-            "put that back, or begin a new run."
+            "put that back, or begin a new run in another folder."
         )
 
 
