@@ -177,8 +177,8 @@ def test_bad_records_are_named(tmp_path: Path, content: str, message: str) -> No
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"prompt": "qestion", "completion": "answer"}, "no field 'qestion', .* did you mean 'quest"),
-        ({"prompt": "qestion"}, "'qestion', which columns names; the record has q.*; did"),
+        ({"prompt": "qestion", "completion": "answer"}, "field 'qestion', .* you mean 'question'"),
+        ({"prompt": "qestion"}, "'qestion', which columns names; the record has question, answer"),
         ({"prompt": "story", "completion": "answer"}, "'story', which columns names; .* answer[.]"),
     ],
 )  # fmt: skip
