@@ -67,8 +67,8 @@ def add(
     except UserError as error:
         folder.remove(partner)  # as it was
         raise UserError(
-            f"{partner}: the partner is not taken in ({str(error).rstrip('.')}); a key that was "
-            "removed once never comes back, so have the partner make a new one."
+            f"{partner}: the partner is not taken in ({str(error).rstrip('.')}); if its key was "
+            "removed before, have the partner make a new one."
         ) from error
     say(f"{made}: for {partner}")
 
