@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
-import io
 import json
-import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -129,25 +126,6 @@ def test_what_is_said_aloud_is_the_answer(
         assert [answer] == generate(tiny_llama, byte_tokenizer, [example], 12, 1)
 
 
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is typed in a terminal, line by line, and then Ctrl-D."""
-    lines: list[str] = []
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    def read(prompt: str) -> str:
-        if not lines:
-            raise EOFError
-        return lines.pop(0)
-
-    monkeypatch.setattr(sys, "stdin", Terminal())
-    monkeypatch.setattr(builtins, "input", read)
-    return lines
-
-
 def test_in_a_terminal_it_is_one_conversation(
     answered: Path, typed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,12 +133,14 @@ def test_in_a_terminal_it_is_one_conversation(
     typed += [first, "  ", second]
     app(["chat", str(answered), "--max-new-tokens", str(NEW)], standalone_mode=False)
     talks = conversations(str(answered))
-    expected = [
-        f"{name}: {talks[name].ask(question, NEW, lambda _: None)}"
+    said = [
+        "\n".join(
+            [f"> {question}"]
+            + [f"{name}: {talks[name].ask(question, NEW, lambda _: None)}" for name in talks]
+        )
         for question in (first, second)
-        for name in ("before", "after")
     ]
-    assert capsys.readouterr().out == "\n".join([*expected, "", ""])
+    assert capsys.readouterr().out == f"{said[0]}\n>   \n{said[1]}\n> \n"
 
 
 def test_a_long_conversation_loses_its_oldest_turns(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
-import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,27 +35,6 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     run.start(load_recipe(recipe), out)
     return out
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is typed in a terminal, line by line, and then Ctrl-D."""
-    lines: list[str] = []
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    def read(prompt: str) -> str:
-        print(prompt, end="")
-        if not lines:
-            raise EOFError
-        print(lines[0])
-        return lines.pop(0)
-
-    monkeypatch.setattr(sys, "stdin", Terminal())
-    monkeypatch.setattr(builtins, "input", read)
-    return lines
 
 
 def test_a_request_is_read_as_it_was_worded() -> None:
