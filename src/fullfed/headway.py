@@ -16,13 +16,14 @@ from fullfed.units import seconds_text
 
 QUIET_SECONDS = 15.0  # in which a log or a file need not hear of a piece of work
 
-Work = Literal["train", "evaluate", "answer", "aggregate"]
+Work = Literal["train", "evaluate", "answer", "aggregate", "curvature"]
 
 _PARTS: dict[Work, str] = {
     "train": "step",
     "evaluate": "evaluating, sample",
     "answer": "evaluating, answer",
     "aggregate": "aggregating, report",
+    "curvature": "measuring the base model's curvature, text",
 }
 
 
@@ -31,9 +32,9 @@ class Headway:
     """Where a piece of work stands.
 
     Attributes:
-        work: a visit's training, the loss of the evaluation set, answers to its prompts, or the
-            aggregation of reports.
-        done, of: its parts: steps, samples, answers or reports. It begins with 0 done.
+        work: a visit's training, the loss of the evaluation set, answers to its prompts, the
+            aggregation of reports, or the base model's curvature before the first round.
+        done, of: its parts: steps, samples, answers, reports or texts. It begins with 0 done.
         tokens: that have gone through the model since it began, without padding.
         loss: returns the mean loss so far, nats per answer token; None where there is none yet.
             Calling it waits for a GPU to come as far.

@@ -9,7 +9,7 @@ from typing import Any
 
 from flower.real import LOOSE, PARTNERS, write_recipe
 from fullfed.config import Recipe
-from fullfed.deployment.flower_runs import TaskLoader
+from fullfed.deployment.flower_nodes import TaskLoader
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Order, encode_settings

@@ -27,6 +27,7 @@ from fullfed.federation.messages import encode
 from fullfed.federation.server import run_round
 from fullfed.randomness import Purpose, Stream, permutation
 from fullfed.runs.assembly import build_method, choose, make_replica
+from fullfed.runs.curvature import with_scales
 from fullfed.runs.loading import load_model, read_data, tokenize_data
 
 _STRIDE = 0.5  # decades between neighbours
@@ -124,7 +125,7 @@ class Trials:
     def _loss(self, recipe: Recipe) -> float:
         model, _ = self._load()  # anew: a method may add parameters to it
         options = choose(recipe)
-        method = build_method(recipe, options, model, len(self._clients))
+        method = with_scales(build_method(recipe, options, model, len(self._clients)), model)
         worker = Worker(make_replica(recipe, model, method), method, self._clients)
         engine = Simulation(worker, recipe.simulation.failures, recipe.federation.seed)
         samples = {client: len(examples) for client, examples in self._clients.items()}

@@ -14,7 +14,7 @@ from types import TracebackType
 from transformers import PreTrainedModel
 
 from fullfed.data.client_dataset import ClientDataset
-from fullfed.deployment.flower_runs import TaskLoader
+from fullfed.deployment.flower_nodes import TaskLoader
 from fullfed.deployment.folders import NodeFolder
 from fullfed.deployment.node import configured, keep_running, link, wait_for_server
 from fullfed.deployment.owner import owner_of

@@ -10,18 +10,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from fullfed.config import Recipe
-from fullfed.config_data import ColumnsTable
-from fullfed.data.federated import refuse_empty
-from fullfed.data.sources import read_examples
-from fullfed.data.tokens import PackedExamples, Untokenized, tokenize
 from fullfed.deployment.absences import Absences
 from fullfed.deployment.folders import CONTROL_KEY, ServerFolder
 from fullfed.deployment.members import (
@@ -46,34 +41,20 @@ from fullfed.deployment.run_audit import RunAudit, record_start
 from fullfed.deployment.server import START_SECONDS, configure, running_superlink, submit, write_app
 from fullfed.deployment.status import ServerStatus
 from fullfed.engines.flower import FlowerEngine
-from fullfed.engines.node import NodeTask
-from fullfed.engines.node_limits import Limits, RefusalError
 from fullfed.engines.node_messages import (
-    Answer,
-    Frames,
-    Order,
-    TaskSettings,
-    decode_settings,
     encode_settings,
     recipe_hash,
 )
 from fullfed.errors import UserError
 from fullfed.federation.client import Worker
-from fullfed.federation.log import Log, read_log
-from fullfed.federation.messages import Plan, decode
+from fullfed.federation.log import Log
 from fullfed.federation.server import Engine, Traffic
 from fullfed.files import private_files
 from fullfed.runs.assembly import (
     Assembly,
-    Choices,
     assemble,
     assemble_server,
-    build_method,
-    check_examples,
-    check_records,
     choose,
-    make_replica,
-    make_worker,
     resolved,
     settled,
 )
@@ -82,16 +63,10 @@ from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import (
     check_cohort,
-    check_tokens,
-    find_device,
-    load_blank,
-    load_model,
-    max_tokens,
 )
 from fullfed.runs.progress import describe_round
 from fullfed.runs.rollback import finish_rollback, targets
 from fullfed.runs.run import carry_out
-from fullfed.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -259,138 +234,10 @@ def _lead(
     """
 
     def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Engine:
-        settings = encode_settings(recipe, len(keys()), folder.base()["model_hash"])
+        hashes = folder.base()["model_hash"], folder.scales_hash
+        settings = encode_settings(recipe, len(keys()), *hashes)
         table, back = recipe.deployment, targets(folder)
         return FlowerEngine(grid, run, keys, settings, worker, log, traffic, table, back)
 
     quorum = assembly.recipe.deployment.quorum
     carry_out(folder, assembly, callbacks, connect, quorum, samples, name=run)
-
-
-# The nodes' part
-
-
-class TaskLoader:
-    """Makes a run's task of its settings and of what a node has itself.
-
-    Args:
-        data: the node's own training data, as read_examples takes it.
-        model: the node's copy of the base model: a folder, a hub name or "builtin".
-        device: a torch device, or "auto".
-        limits: what the node's owner allows.
-        columns, ignore: of the data's fields, as read_examples takes them.
-        trainer: the owner's own, in the place of the run's.
-
-    Raises:
-        UserError: the data cannot be read.
-    """
-
-    def __init__(
-        self,
-        data: str,
-        model: str,
-        device: str = "auto",
-        limits: Limits | None = None,
-        columns: ColumnsTable | None = None,
-        ignore: Sequence[str] = (),
-        trainer: Trainer | None = None,
-    ) -> None:
-        self._data, self._model, self._device = data, model, device
-        self._trainer = trainer
-        self._limits = limits or Limits()
-        self._examples = read_examples(data, columns=columns, ignore=ignore)
-
-    def __call__(self, settings: bytes, has_replica: bool) -> Callable[[], NodeTask]:
-        """See engines.node.LoadTask."""
-        try:
-            told = decode_settings(settings, self._model, self._device, self._data)
-            _log.info("%s%s, its base model %s", RECIPE, told.recipe_hash, told.base_hash)
-            self._limits.check_settings(told, has_replica)
-            self._limits.check_work(told.recipe.local, len(self._examples))
-            choices = choose(told.recipe, self._trainer)
-            check_examples(told.recipe, self._examples)
-            check_records(told.recipe, len(self._examples))
-        except RefusalError:
-            raise
-        except UserError as error:
-            raise RefusalError(str(error), "the run's settings do not fit this node") from error
-        return partial(self._load, told, choices, has_replica)
-
-    def _load(self, told: TaskSettings, choices: Choices, has_replica: bool) -> NodeTask:
-        recipe, base = told.recipe, told.recipe.model
-        if has_replica:
-            model, tokenizer = load_model(base.path, base.dtype, base.device)
-        else:
-            model, tokenizer = load_blank(base.path)
-        _log.info("model %s loaded", base.path)
-        length = max_tokens(recipe, model)
-        table = recipe.data
-        own = tokenize(self._examples, tokenizer, table.template, length, table.date, table.answers)
-        if not own.examples:
-            raise UserError(
-                f"{self._data}: no example's answer fits into {length} tokens; "
-                "leave the node out of this run."
-            )
-        refuse_empty(self._data, [own])
-        check_tokens(model, own.examples)
-        changed = own.shortened, own.dropped, own.empty
-        _log.info("%d prompts shortened, %d samples left out, %d answers empty", *changed)
-        self._limits.check_work(recipe.local, len(own.examples))
-        loaded = {parameter.data_ptr() for parameter in model.parameters()}
-        method = build_method(recipe, choices, model, told.clients)
-        replicated = method.replicated(model).items()
-        known = frozenset(name for name, tensor in replicated if tensor.data_ptr() in loaded)
-        replica = make_replica(recipe, model, method) if has_replica else None
-        if replica is not None and replica.content_hash() != told.base_hash:
-            raise RefusalError(
-                f"{self._model}: this is not the base model the run begins with; "
-                "name the right one by `fullfed join --model`.",
-                "its base model is not the one the run begins with",
-            )
-        device, every = find_device(base.device), recipe.federation.snapshot_every
-        source = None
-        if choices.trainer is not None:
-            words = self._examples, tokenizer, table.template, table.answers
-            source = Untokenized.of(own, *words)
-        examples = PackedExamples(own.examples, source)
-        return NodeTask(model, method, replica, examples, device, every, known)
-
-
-class SimulatedNode:
-    """Answers orders for all clients of a run, in a process of Flower's own simulation.
-
-    Flower keeps such processes from one message to the next, and has several at once. Each holds
-    one replica; as they share the server's disk, a process that did not get the last order catches
-    up from the run's log.
-
-    Raises:
-        UserError: the run's recipe cannot be carried out.
-    """
-
-    def __init__(self, run: Path) -> None:
-        folder = RunFolder(run)
-        assembly = assemble(folder.recipe())
-        replica = make_replica(assembly.recipe, assembly.model, assembly.method)
-        self._worker = make_worker(assembly, replica, folder.states())
-        self._log_file = folder.log_file
-
-    def handle(self, frames: Frames) -> Mapping[str, bytes]:
-        """Answer one order."""
-        order = Order.of(frames)
-        plan = decode(order.plan, Plan)
-        if not order.submodel:
-            self._catch_up(order, plan.round)
-        arrival = self._worker.visit(order.plan, order.submodel)
-        seconds = arrival.train_seconds, arrival.encode_seconds
-        return Answer(plan.round, arrival.payload or b"", arrival.failure, *seconds).frames()
-
-    def _catch_up(self, order: Order, version: int) -> None:
-        replica, known = self._worker.replica, dict(enumerate(order.updates, order.first))
-        while replica.version < version:
-            number = version - 1 if replica.method.cumulative else replica.version
-            if number not in known:
-                known = dict(enumerate(islice(read_log(self._log_file), number, None), number))
-            self._worker.deliver(known[number])
-
-
-simulated_node = lru_cache(maxsize=1)(SimulatedNode)  # one for this process

@@ -148,7 +148,8 @@ class FlowerEngine:
     def _order(self, client: int, plan: bytes) -> Order:
         """The plan, with what the client lacks for it as far as is known."""
         settings = b"" if client in self._told else self.settings
-        order = Order(self.run, plan, settings, rollbacks=self.rollbacks)
+        scales = self.server.scales if settings else b""
+        order = Order(self.run, plan, settings, scales, rollbacks=self.rollbacks)
         if submodel := self.server.submodel(plan):
             static_weights = self.server.static_weights() if self.traffic.is_new(client) else b""
             aggregated = self._last_aggregated(client)

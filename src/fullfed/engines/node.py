@@ -24,7 +24,6 @@ from fullfed.engines.node_messages import (
     Frames,
     Order,
     named,
-    recipe_hash,
     short_line,
 )
 from fullfed.engines.node_state import NodeState
@@ -72,10 +71,10 @@ class NodeTask:
         return defaultdict(lambda: self.examples)
 
 
-# Checks a task's encoded settings, knowing whether the node is to hold a replica, and returns what
-# loads the task. Both raise a RefusalError if the node does not allow the run or its model is not
-# the run's, a UserError if anything else does not fit.
-LoadTask = Callable[[bytes, bool], Callable[[], NodeTask]]
+# Checks a task's encoded settings and the bytes of its codec's scales, knowing whether the node is
+# to hold a replica, and returns what loads the task. Both raise a RefusalError if the node does not
+# allow the run or its model is not the run's, a UserError if anything else does not fit.
+LoadTask = Callable[[bytes, bytes, bool], Callable[[], NodeTask]]
 
 
 class ReplicaNodeClient:
@@ -309,23 +308,24 @@ class NodeWorker:
                 return joined
             self.leave()
         state = NodeState(self._folder, order.run)
-        settings, static_weights, known = order.settings, order.static_weights, state.begun
+        settings, scales = order.settings, order.scales
+        static_weights, known = order.static_weights, state.begun
         if known:
             try:
                 state.follow_rollbacks(order.rollbacks)
-                settings, static_weights = state.read()
+                settings, scales, static_weights = state.read()
             except UserError as error:
                 _begin_again(state, error)
                 return None
         elif not settings or (order.submodel and not static_weights):
             return None
-        load = self._load(settings, not static_weights)
+        load = self._load(settings, scales, not static_weights)
         self.leave()  # frees the other run's model first
         task = load()
         if not known:  # nothing is written, and so nothing displaced, for a run that was refused
             if static_weights:
                 decode(static_weights, Update)
-            state.create(settings, static_weights)
+            state.create(settings, scales, static_weights)
             state.follow_rollbacks(order.rollbacks)
         client = self._client(task, state, static_weights, order.run)
         state.use(self._limits.most_runs)
@@ -336,7 +336,7 @@ class NodeWorker:
         self, task: NodeTask, state: NodeState, static_weights: bytes, run: str
     ) -> NodeClient | None:
         """The node's part in a run; None if its state on disk was damaged, which is gone then."""
-        name = named(run, recipe_hash(state.read()[0]))
+        name = named(run, state.read()[0])
         owner_of = self._owner_of(task.method, state)
         if owner_of is not None:
             task = replace(task, method=task.method.owned(name, owner_of))

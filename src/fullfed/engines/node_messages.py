@@ -18,7 +18,7 @@ Frames = Mapping[str, bytes]
 
 _DESCRIPTION = "description"
 _SETTINGS = "settings"
-_OPTIONAL = (_SETTINGS, "snapshot", "last", "static_weights", "submodel")
+_OPTIONAL = (_SETTINGS, "scales", "snapshot", "last", "static_weights", "submodel")
 _RUN = re.compile(r"[0-9a-f]{16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXT_LIMIT = 500  # characters of a failure's text
@@ -32,7 +32,7 @@ _TABLES = (
 )
 _DATA = ("template", "answers", "max_length", "date")  # of its table data
 _SETTINGS_KEYS = (
-    *("clients", "base_hash", "dtype", "rounding", "tables"),
+    *("clients", "base_hash", "scales_hash", "dtype", "rounding", "tables"),
     *_DATA,
 )
 
@@ -45,6 +45,7 @@ class Order:
         run: names the run; 16 hexadecimal digits.
         plan: the encoded plan.
         settings: the encoded TaskSettings, or empty if the node has been told.
+        scales: the bytes of the codec's scales, or empty if there are none or the node has them.
         updates: encoded updates in their order ...
         first: ... and the version that the first of them starts from.
         snapshot: a snapshot of the replica instead of updates, or empty.
@@ -58,6 +59,7 @@ class Order:
     run: str
     plan: bytes
     settings: bytes = b""
+    scales: bytes = b""
     updates: tuple[bytes, ...] = ()
     first: int = 0
     snapshot: bytes = b""
@@ -203,21 +205,35 @@ class TaskSettings:
         recipe: with the model and the data that the node itself names.
         clients: how many there are in the federation.
         base_hash: of the base model.
+        scales_hash: the SHA-256 of the codec's scales; None where it has none.
         recipe_hash: see there.
     """
 
     recipe: Recipe
     clients: int
     base_hash: str
+    scales_hash: str | None
     recipe_hash: str
 
+    def check_scales(self, scales: bytes) -> None:
+        """
+        Raises:
+            UserError: these are not the run's.
+        """
+        found = hashlib.sha256(scales).hexdigest() if scales else None
+        if found != self.scales_hash:
+            raise UserError("the scales that the server sent are not those of its settings.")
 
-def encode_settings(recipe: Recipe, clients: int, base_hash: str) -> bytes:
+
+def encode_settings(
+    recipe: Recipe, clients: int, base_hash: str, scales_hash: str | None = None
+) -> bytes:
     """The settings of a run as the server sends them: the recipe without its data."""
     tables = recipe.model_dump(mode="json", exclude_none=True)
     settings = {
         "clients": clients,
         "base_hash": base_hash,
+        "scales_hash": scales_hash,
         "dtype": recipe.model.dtype,
         "rounding": recipe.model.rounding,
         "template": recipe.data.template,
@@ -231,24 +247,28 @@ def encode_settings(recipe: Recipe, clients: int, base_hash: str) -> bytes:
 
 def recipe_hash(settings: bytes) -> str:
     """What owners of nodes can agree on: SHA-256, in hex, of encoded settings but for the base
-    model's hash, which has a limit of its own, and the date, which is the day the run begins. They
-    are written as JSON in UTF-8, keys sorted, without spaces, what is not ASCII escaped.
+    model's hash, which has a limit of its own, that of the scales, which follow from the model, and
+    the date, which is the day the run begins. They are written as JSON in UTF-8, keys sorted,
+    without spaces, what is not ASCII escaped.
 
     Raises:
         ValueError: these are no settings.
     """
     table = parse_json(settings)
-    return hashlib.sha256(_canonical({**table, "base_hash": "", "date": None})).hexdigest()
+    known_later = {"base_hash": "", "scales_hash": None, "date": None}
+    return hashlib.sha256(_canonical({**table, **known_later})).hexdigest()
 
 
-def named(run: str, settings_hash: str) -> str:
+def named(run: str, settings: bytes) -> str:
     """How clients and server call a run, where all must have been told the same of it.
 
     Args:
         run: its name.
-        settings_hash: ``recipe_hash``.
+        settings: encoded.
     """
-    return f"{run} with settings {settings_hash}"
+    scales = parse_json(settings)["scales_hash"]
+    with_scales = "" if scales is None else f" and scales {scales}"
+    return f"{run} with settings {recipe_hash(settings)}{with_scales}"
 
 
 def _canonical(settings: Mapping[str, Any]) -> bytes:
@@ -277,14 +297,16 @@ def decode_settings(data: bytes, model: str, device: str, train: str) -> TaskSet
         tables["model"] |= {"path": model, "device": device}
         tables["data"] = {name: sent[name] for name in _DATA}
         tables["data"] |= {"train": train}
-        clients, base_hash = sent["clients"], sent["base_hash"]
+        clients, base_hash, scales = sent["clients"], sent["base_hash"], sent["scales_hash"]
         if type(clients) is not int or not 0 < clients < 2**32:
             raise ValueError("the number of clients is out of range")
         if not isinstance(base_hash, str) or not _SHA256.fullmatch(base_hash):
             raise ValueError("the base model's hash is none")
+        if scales is not None and not (isinstance(scales, str) and _SHA256.fullmatch(scales)):
+            raise ValueError("the hash of the scales is none")
     except (ValueError, TypeError) as error:
         raise UserError(
             "the server's task settings are malformed; use one version everywhere."
         ) from error
     recipe = parse_recipe(tables, "the server's task settings")
-    return TaskSettings(recipe, clients, base_hash, recipe_hash(data))
+    return TaskSettings(recipe, clients, base_hash, scales, recipe_hash(data))

@@ -1,6 +1,7 @@
 """What a node keeps on its disk of a run: how far its replica is, and what it takes to rebuild it.
 
-settings.json               the task's settings, sealed, and the SHA-256 of the static weights
+settings.json               the task's settings, sealed, and the SHA-256 of what follows
+scales.bin                  the codec's scales, where it has some
 client.json                 the node's number in the run
 static_weights.safetensors  of a node without a replica, which has no snapshot and no updates
 snapshot.safetensors        the replica at some version
@@ -100,6 +101,7 @@ class NodeState:
         self.path = folder / run
         self._run = run
         self._settings_file = self.path / "settings.json"
+        self._scales_file = self.path / "scales.bin"
         self._static_weights_file = self.path / "static_weights.safetensors"
         self._snapshot_file = self.path / "snapshot.safetensors"
         self._log_file = self.path / "updates.log"
@@ -113,36 +115,39 @@ class NodeState:
         """Whether the node knows the run."""
         return self._settings_file.exists()
 
-    def read(self) -> tuple[bytes, bytes]:
-        """The task's settings, and the static weights; these are empty where there is a replica.
+    def read(self) -> tuple[bytes, bytes, bytes]:
+        """The task's settings, the codec's scales, and the static weights; these are empty where
+        there is a replica, and the scales where the codec has none.
 
         Raises:
             UserError: a file is missing or was damaged.
         """
         absent = f"{self._settings_file}: the file is missing."
         sealed = read_sealed(self._settings_file, absent, self._run)
-        weights, sha = b"", sealed["static_weights"]
-        if sha:
-            if self._static_weights_file.exists():
-                weights = self._static_weights_file.read_bytes()
-            if hashlib.sha256(weights).hexdigest() != sha:
-                raise UserError(f"{self._static_weights_file}: this is not what the node wrote.")
+        scales = _read(self._scales_file, sealed["scales"])
+        weights = _read(self._static_weights_file, sealed["static_weights"])
         if self._client_file.exists():
             self._client()
-        return sealed["settings"].encode("latin-1"), weights
+        return sealed["settings"].encode("latin-1"), scales, weights
 
-    def create(self, settings: bytes, static_weights: bytes) -> None:
+    def create(self, settings: bytes, scales: bytes, static_weights: bytes) -> None:
         """Begin the state of a new run, whose settings have been accepted.
 
         Args:
+            scales: empty where the codec has none.
             static_weights: empty where the node is to hold a replica.
         """
         self.path.mkdir(parents=True, mode=0o700, exist_ok=True)
-        if static_weights:
-            write_atomically(self._static_weights_file, static_weights)
+        for file, data in (
+            (self._scales_file, scales),
+            (self._static_weights_file, static_weights),
+        ):
+            if data:
+                write_atomically(file, data)
         sealed = {
             "settings": settings.decode("latin-1"),  # any bytes have a text
-            "static_weights": hashlib.sha256(static_weights).hexdigest() if static_weights else "",
+            "scales": _sha256(scales),
+            "static_weights": _sha256(static_weights),
         }
         write_sealed(self._settings_file, sealed, self._run)
 
@@ -177,7 +182,7 @@ class NodeState:
         """Forget the task's settings and the replica; not the client's state, nor which rollbacks
         it has followed."""
         self.close()
-        about = self._settings_file, self._client_file
+        about = self._settings_file, self._scales_file, self._client_file
         for file in (*about, self._snapshot_file, self._log_file):
             file.unlink(missing_ok=True)
 
@@ -307,3 +312,20 @@ class NodeState:
         if self._log is None:
             self._log = Log(self._log_file, begin=self._run.encode())
         return self._log
+
+
+def _read(file: Path, sha256: str) -> bytes:
+    """What a file holds; empty where the hash is.
+
+    Raises:
+        UserError: it is missing, or was changed.
+    """
+    data = file.read_bytes() if sha256 and file.exists() else b""
+    if _sha256(data) != sha256:
+        raise UserError(f"{file}: this is not what the node wrote.")
+    return data
+
+
+def _sha256(data: bytes) -> str:
+    """In hexadecimal; empty of nothing."""
+    return hashlib.sha256(data).hexdigest() if data else ""

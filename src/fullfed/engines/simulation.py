@@ -56,9 +56,10 @@ class Simulation:
             return 0
         first = self.traffic.is_new(client)
         missed = self.traffic.catch_up(client, self.worker.replica.version)
+        once = len(self.worker.scales) if first else 0
         if by_submodel:
-            return self.worker.static_bytes if first else 0
-        return missed
+            return once + (self.worker.static_bytes if first else 0)
+        return once + missed
 
 
 def simulate(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> Simulation:

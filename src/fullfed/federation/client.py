@@ -118,6 +118,11 @@ class Worker:
             return b""
         return encode(submodels.submodel(self.replica.model, decode(plan, Plan)))
 
+    @property
+    def scales(self) -> bytes:
+        """What every client is sent once of the codec's scales; empty where it has none."""
+        return self._method.scales
+
     def static_weights(self) -> bytes:
         """What a client without a replica is sent once."""
         assert self._method.submodels is not None  # nobody asks for them otherwise

@@ -138,6 +138,10 @@ class Method(Protocol):
         """None where every client holds a replica."""
 
     @property
+    def scales(self) -> bytes:
+        """What every client must be told once, beside the recipe; empty where that is nothing."""
+
+    @property
     def sums(self) -> Sums | None:
         """None where the server sees every report."""
 

@@ -98,6 +98,29 @@ class Aggregation(ABC):
         """One number of many clients', for what reports say beside their change."""
         return mean_near_median(numbers)
 
+    def check_codec(self, codec: Codec) -> None:
+        """
+        Raises:
+            UserError: the rule cannot work with what the codec decodes.
+        """
+        if self.votes and not codec.votes:
+            raise UserError(
+                "aggregation.name: a majority vote counts one bit of each coordinate on shared "
+                "directions; take a sketch with coordinates, bits = 1 and seeds = 'shared', or "
+                "another rule."
+            )
+        if not codec.comparable and not self.weights_only:
+            raise UserError(
+                "aggregation.name: this rule compares clients number by number, which reports on "
+                "each client's own directions, factors or seeds do not allow; take seeds = "
+                "'shared' for a sketch, another codec, or aggregation.name = 'mean'."
+            )
+        if codec.sends_weights and self.needs_changes:
+            raise UserError(
+                "codec: this rule measures how large changes are, and the codec sends the weights "
+                "themselves; take codec.precision = 'bfloat16' or another codec."
+            )
+
     def check(self, clients: int) -> None:  # noqa: B027 (nothing to check)
         """
         Args:

@@ -112,6 +112,16 @@ def part_of(update: Update, block: int | None) -> Update:
     return Update(update.round, {**values, **step}, tensors)  # type: ignore[arg-type, dict-item]
 
 
+def prefixed(prefix: str, items: Mapping[str, Item]) -> dict[str, Item]:
+    """The same by names with the prefix; see ``named``."""
+    return {prefix + name: item for name, item in items.items()}
+
+
+def changing(last: Update | None) -> Update | None:
+    """The last update, for what it says; None if only skipped rounds came before."""
+    return None if last is None or last.skipped > last.round else last
+
+
 def named(prefix: str, items: Mapping[str, Item]) -> dict[str, Item]:
     """What is named with the prefix, without it."""
     return {n.removeprefix(prefix): item for n, item in items.items() if n.startswith(prefix)}

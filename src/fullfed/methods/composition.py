@@ -25,12 +25,15 @@ from fullfed.methods.checks import (
     CLIENTS,
     STEP,
     MessageChecks,
+    changing,
     named,
     named_blocks,
     part_of,
     prefix_of,
+    prefixed,
 )
 from fullfed.methods.codecs.codec import Change, Codec, Encoded, Shapes
+from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.local_work import LocalWork
 from fullfed.methods.own_training import gradient_work
 from fullfed.methods.schedules import SampledCohort, Schedule, block_of, named_block
@@ -71,6 +74,8 @@ class Composition:
         submodels: what clients without a replica are sent; None where all hold one.
         offload: whether the values before a visit wait in a file (a GPU's: in the host's memory).
             For codecs and steps that do not look at them.
+        scales: the bytes of the codec's scales, empty where it has none: what clients must be told
+            once, beside the recipe.
     """
 
     setting: Setting
@@ -82,6 +87,7 @@ class Composition:
     blocks: tuple[Shapes, ...] = ()
     submodels: BlockSubmodels | None = None
     offload: bool = False
+    scales: bytes = b""
 
     def __post_init__(self) -> None:
         """See that the choices go together.
@@ -90,23 +96,7 @@ class Composition:
             UserError: they do not.
         """
         self.codec.check_parts(self.blocks or (self.setting.shapes,))
-        if self.aggregation.votes and not self.codec.votes:
-            raise UserError(
-                "aggregation.name: a majority vote counts one bit of each coordinate on shared "
-                "directions; take a sketch with coordinates, bits = 1 and seeds = 'shared', or "
-                "another rule."
-            )
-        if not self.codec.comparable and not self.aggregation.weights_only:
-            raise UserError(
-                "aggregation.name: this rule compares clients number by number, which reports on "
-                "each client's own directions, factors or seeds do not allow; take seeds = "
-                "'shared' for a sketch, another codec, or aggregation.name = 'mean'."
-            )
-        if self.codec.sends_weights and self.aggregation.needs_changes:
-            raise UserError(
-                "codec: this rule measures how large changes are, and the codec sends the weights "
-                "themselves; take codec.precision = 'bfloat16' or another codec."
-            )
+        self.aggregation.check_codec(self.codec)
         self.aggregation.check(self.schedule.fewest_together)
 
     @property
@@ -124,6 +114,18 @@ class Composition:
     @property
     def protects_records(self) -> bool:
         return self.local.protects_records
+
+    @property
+    def wants_scales(self) -> bool:
+        """Whether the codec is to have scales, which are measured before the first round."""
+        if self.codec.asks_scales == "auto":
+            return isinstance(self.scope, Everything) and self.local.normalises
+        return self.codec.asks_scales == "curvature"
+
+    def scaled(self, scales: ModelScales) -> Composition:
+        """The same method with these scales."""
+        codec, step = self.codec.scaled(scales), self.step.scaled(scales)
+        return replace(self, codec=codec, step=step, scales=scales.data)
 
     def owned(self, run: str, owner_of: Callable[[int], Owner]) -> Composition:
         return replace(self, local=self.local.owned(run, owner_of))
@@ -147,7 +149,7 @@ class Composition:
             plan = Plan(round, client, own)
             block = self._block(plan)
             if block not in encoded:
-                earlier = None if self.blocks else _changing(last)
+                earlier = None if self.blocks else changing(last)
                 encoded[block] = self.codec.plan(round, earlier, self._shapes(plan))
             common = encoded[block]
             plans.append(Plan(round, client, {**common.values, **own}, common.tensors))
@@ -213,8 +215,7 @@ class Composition:
         measure = done.measure or partial(loss_value, model, first.to(model.device), local)
         first_loss = done.losses[0] if done.first_known else None
         trained = Trained(parameters, before, after, measure, first_loss)
-        last, coordinates = _changing(last), self._coordinates(shapes)
-        measured = self.step.measure(trained, plan, last, coordinates)
+        measured = self.step.measure(trained, plan, changing(last), self._coordinates(shapes))
         values = {**encoded.values, **measured}
         if not all(math.isfinite(value) for value in values.values() if isinstance(value, float)):
             raise TrainingError(
@@ -226,7 +227,7 @@ class Composition:
             Report(plan.round, plan.client, len(examples), loss, values, encoded.tensors),
             train_seconds=trained_at - started + measured_at - encoded_at,
             encode_seconds=encoded_at - trained_at,
-            state={**_prefixed(_LOCAL, done.state), **_prefixed(_CODEC, encoded.state)},
+            state={**prefixed(_LOCAL, done.state), **prefixed(_CODEC, encoded.state)},
             metrics=done.metrics,
         )
 
@@ -280,7 +281,7 @@ class Composition:
     def aggregate(
         self, plans: Sequence[Plan], reports: Iterable[Report], last: Update | None
     ) -> Update:
-        last = _changing(last)
+        last = changing(last)
         plan_of = {plan.client: plan for plan in plans}
         parts: dict[int | None, PartReports] = {}
         light: list[Report] = []  # without their tensors
@@ -296,8 +297,8 @@ class Composition:
         blocks = sorted(block for block in parts if block is not None)
         for block in blocks or parts:
             encoded = parts[block].encoded(None if self.blocks else last)
-            values |= {prefix_of(block) + name: value for name, value in encoded.values.items()}
-            tensors |= _prefixed(prefix_of(block), encoded.tensors)
+            values |= prefixed(prefix_of(block), encoded.values)
+            tensors |= prefixed(prefix_of(block), encoded.tensors)
         one = next(iter(parts))  # a rule that measures has one part a round
         known = values.get(prefix_of(one) + "energy")
         energy = known if isinstance(known, float) else None
@@ -311,15 +312,14 @@ class Composition:
 
     def alone(self, report: Report, plan: Plan, last: Update | None, share: float) -> Update:
         block, shapes = self._block(plan), self._shapes(plan)
-        part = PartReports(self.codec, WeightedMean(), plan, shapes)
+        part, prefix = PartReports(self.codec, WeightedMean(), plan, shapes), prefix_of(block)
         part.add(report, plan)
-        encoded, prefix = part.encoded(None), prefix_of(block)
-        known = self.step.known(_changing(last), self._coordinates(shapes))
-        values = {prefix + name: value for name, value in encoded.values.items()}
-        values[STEP] = share * known
+        exact, encoded = self._coordinates(shapes), part.encoded(None)
+        values = prefixed(prefix, encoded.values)
+        values[STEP] = share * self.step.known(changing(last), exact)
         if block is not None:
             values[BLOCKS] = [block]
-        return Update(plan.round, values, _prefixed(prefix, encoded.tensors))
+        return Update(plan.round, values, prefixed(prefix, encoded.tensors))
 
     def mean(self, losses: Sequence[float]) -> float | None:
         return None if self.protects_records else self.aggregation.scalar(losses)
@@ -387,12 +387,3 @@ def averaging(
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
         offload=offload,
     )
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def _changing(last: Update | None) -> Update | None:
-    """The last update, for what it says; None if only skipped rounds came before."""
-    return None if last is None or last.skipped > last.round else last

@@ -20,6 +20,7 @@ from fullfed.methods.setting import Setting
 from fullfed.randomness import Stream
 from fullfed.training.first_order import Improvement, train
 from fullfed.training.loss import Loss, answer_loss
+from fullfed.training.optimizers import normalises
 from fullfed.training.watch import OnStep, unwatched
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ class LocalWork(ABC):
     @property
     def stateful(self) -> bool:
         """Whether a client's next visit goes on from this one's ``Improvement.state``."""
+        return False
+
+    @property
+    def normalises(self) -> bool:
+        """Whether parameters change about as much where the loss is flat as where it is steep."""
         return False
 
     @property
@@ -99,6 +105,10 @@ class FirstOrder(LocalWork):
     @property
     def stateful(self) -> bool:
         return self.setting.local.optimizer_state == "kept"
+
+    @property
+    def normalises(self) -> bool:
+        return normalises(self.setting.local)
 
     def loss(self, parameters: Sequence[Tensor]) -> Loss:
         """What a visit that begins at ``parameters`` minimises; methods may add to it."""

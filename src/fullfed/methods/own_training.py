@@ -17,7 +17,13 @@ from fullfed.methods.local_work import FirstOrder, LocalWork
 from fullfed.methods.setting import Setting
 from fullfed.randomness import Purpose, Stream, uniforms
 from fullfed.training.first_order import Improvement
+from fullfed.training.optimizers import normalises
 from fullfed.training.trainer import Trainer, VisitContext, train_with
+from fullfed.training.transformers_trainers import (
+    DpoTraining,
+    SftTraining,
+    TransformersTraining,
+)
 from fullfed.training.watch import OnStep, unwatched
 
 
@@ -34,6 +40,12 @@ class OwnTraining(LocalWork):
     setting: Setting
     trainer: Trainer
     dataset: ClientDataset | None = None
+
+    @property
+    def normalises(self) -> bool:
+        """What a trainer of somebody's own does is not known."""
+        ours = isinstance(self.trainer, (TransformersTraining, SftTraining, DpoTraining))
+        return ours and normalises(self.setting.local)
 
     def on(self, examples: Sequence[TokenizedExample]) -> OwnTraining:
         assert isinstance(examples, PackedExamples)  # whoever has a trainer keeps their words

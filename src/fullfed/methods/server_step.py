@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -15,8 +15,9 @@ from torch import Tensor
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, Value, number
 from fullfed.methods.codecs.codec import Codec
+from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.step_memory import LARGEST, MEMORY, NEWEST, StepMemory, short
-from fullfed.sketch import SHARED, Purpose, SignBasis, Stream, perturb_
+from fullfed.sketch import SHARED, Purpose, Scales, SignBasis, Stream, perturb_
 
 _SMALLEST = 1e-3  # step whose noise is measured: what a smaller one costs is lost in rounding
 _COMMON_SIGNS = 64  # enough for the mean cosine of ten clients within 0.04
@@ -55,6 +56,10 @@ class Trained:
 
 
 class StepRule(ABC):
+    def scaled(self, scales: ModelScales) -> StepRule:
+        """The rule where a codec has these scales."""
+        return self
+
     def measure(
         self, trained: Trained, plan: Plan, last: Update | None, coordinates: float
     ) -> dict[str, Value]:
@@ -147,6 +152,9 @@ class CurvatureStep(StepRule):
       (L(w + sigma z) + L(w - sigma z) - 2 L(w)) / sigma**2, z random signs;
     - the energy of their change.
 
+    Where the codec has scales, all are of the model in scaled units: changes are divided by the
+    factors, and z is multiplied by them.
+
     Attributes:
         seed: the recipe's.
         cohort_size: the clients that are to train the same parameters in a round. Clients measure
@@ -155,21 +163,24 @@ class CurvatureStep(StepRule):
             clients add the signs of a few coordinates on shared directions: two changes at an
             angle theta have different ones with probability theta / pi (Goemans and Williamson
             1995; Charikar 2002), and weigh alike however large they are.
+        scales: the codec's.
     """
 
     seed: int
     cohort_size: int
     shared: bool
+    scales: ModelScales | None = None
+
+    def scaled(self, scales: ModelScales) -> CurvatureStep:
+        return replace(self, scales=scales)
 
     def measure(
         self, trained: Trained, plan: Plan, last: Update | None, coordinates: float
     ) -> dict[str, Value]:
         after, before = list(trained.after.values()), list(trained.before.values())
-        energy = sum(
-            float((a.detach().float() - b.float()).square().sum())
-            for a, b in zip(after, before, strict=True)
-        )
-        signs = {} if self.shared else {"signs": self._common_signs(after, before, plan)}
+        scales = None if self.scales is None else self.scales.of(trained.after)
+        energy = _energy(after, before) if scales is None else scales.energy(after, before)
+        signs = {} if self.shared else {"signs": self._common_signs(after, before, plan, scales)}
         last_loss = trained.loss()
         with torch.no_grad():
             for start, end in zip(before, after, strict=True):
@@ -191,7 +202,7 @@ class CurvatureStep(StepRule):
         cost = 0.0
         for signed in (sigma, -sigma):
             _copy(before, after)
-            perturb_(after, stream, signed)
+            perturb_(after, stream, signed, scales=scales)
             cost += trained.loss() - first_loss
         _copy(before, after)
         values["trace"] = short(cost / sigma**2) if sigma > 0 else 0.0
@@ -277,11 +288,21 @@ class CurvatureStep(StepRule):
         )
         return error * math.sqrt((1 - MEMORY) / (1 + MEMORY))
 
-    def _common_signs(self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan) -> bytes:
+    def _common_signs(
+        self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan, scales: Scales | None
+    ) -> bytes:
         """A bit a sign."""
         basis = SignBasis(self.seed, plan.round, owner=SHARED, coordinates=_COMMON_SIGNS)
-        y = basis.project([p.detach() for p in after], before=before)
+        y = basis.project([p.detach() for p in after], before=before, scales=scales)
         return np.packbits((y >= 0).cpu().numpy()).tobytes()
+
+
+def _energy(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    """The squared norm of what changed."""
+    return sum(
+        float((a.detach().float() - b.float()).square().sum())
+        for a, b in zip(after, before, strict=True)
+    )
 
 
 def _cosine(mean: float, own: float, clients: int) -> float:

@@ -23,7 +23,7 @@ from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, Value, check_values, number
 from fullfed.federation.method import NOTHING, Visit
 from fullfed.headway import Observer, unobserved
-from fullfed.methods.checks import CLIENTS
+from fullfed.methods.checks import CLIENTS, changing
 from fullfed.methods.codecs.codec import Contribution, Shapes, check_tensors
 from fullfed.methods.composition import Composition
 from fullfed.methods.step_memory import StepMemory
@@ -291,7 +291,7 @@ class SummedComposition(Composition):
         decided = self.step.decide(
             [Report(round, client, 1, 0.0, alike) for client in range(summed)],
             energy,
-            last if last is not None and last.skipped <= last.round else None,
+            changing(last),
             worth,
             lambda numbers: math.fsum(numbers) / len(numbers),
         )

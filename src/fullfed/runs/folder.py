@@ -5,6 +5,8 @@ updates.log     the log: with the base model, the whole run
 base.json       the base model's hash, the data's, and the measurements before round 0
 metrics.jsonl   one object a round
 predictions.jsonl   where metrics are of answers: the answers (``runs.predictions``)
+scales.bin      of a method whose codec has scales: theirs, a byte for each row and each column of
+                the model; measured on the base model before round 0 (``runs.curvature``)
 summary.json    first and last measurements, traffic, seconds; written when the run ends
 snapshot.safetensors   a recent model, to shorten replay
 account.json    the newest round's line of metrics.jsonl but for what is measured on the model;
@@ -18,7 +20,7 @@ base/, data/    the base model with its tokenizer, and the samples, where a prog
 members.json    of a real federation: the run's name and its clients (``deployment.folders``)
 
 Each file is bound to the others, so that none can be damaged, or be another run's, unnoticed.
-base.json has the recipe and the hash of members.json. The JSON objects are sealed
+base.json has the recipe and the hashes of members.json and scales.bin. The JSON objects are sealed
 (``fullfed.files``): the first line of metrics.jsonl follows base.json, each other line the one
 before, account.json and summary.json the last. Each line has its log record's digest, and like
 base.json the hash of its version's answers. The snapshot and the states are of the run that
@@ -67,6 +69,7 @@ class RunFolder:
         self.account_file = path / "account.json"
         self.rollbacks_file = path / "rollbacks.json"
         self.rollback_file = path / "rollback.json"
+        self.scales_file = path / "scales.bin"
         self._members_file = path / "members.json"
         self._states_folder = path / "states"
         self._newest: str | None = None  # the checksum that the next line will follow
@@ -138,7 +141,7 @@ class RunFolder:
         if self.begun:
             base = self._base()
             check_bound(recipe, base["recipe"], self.recipe_file)
-            if base["members"] != self._members():
+            if base["members"] != _sha256(self._members_file):
                 raise UserError(
                     f"{self._members_file}: the file was changed; restore a copy of it."
                 )
@@ -178,13 +181,36 @@ class RunFolder:
 
     def write_base(self, base: Mapping[str, Any]) -> None:
         """Write base.json, which binds the run to the recipe that is here."""
-        bound = {"recipe": tables_of(self.recipe()), "members": self._members()}
+        hashes = {"members": _sha256(self._members_file), "scales": _sha256(self.scales_file)}
+        bound = {"recipe": tables_of(self.recipe()), **hashes}
         write_sealed(self.base_file, {**bound, **base})
 
-    def _members(self) -> str | None:
-        """The SHA-256 of members.json, None where there is none."""
-        file = self._members_file
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+    def scales(self) -> bytes:
+        """What scales.bin holds; empty where the run's codec has no scales.
+
+        Raises:
+            UserError: the file is missing or was changed; or see ``base``.
+        """
+        sha256 = self.scales_hash
+        if sha256 is None:
+            return b""
+        if _sha256(self.scales_file) != sha256:
+            raise UserError(
+                f"{self.scales_file}: the file is missing or was changed; restore a copy of it."
+            )
+        return self.scales_file.read_bytes()
+
+    @property
+    def scales_hash(self) -> str | None:
+        """The SHA-256, in hexadecimal, of the scales; None where the codec has none."""
+        found = self.base().get("scales")  # runs of an earlier version wrote nothing of any
+        return None if found is None else str(found)
+
+    def write_scales(self, scales: bytes) -> None:
+        """Write scales.bin, before the run begins; there is no such file for no bytes."""
+        self.scales_file.unlink(missing_ok=True)
+        if scales:
+            write_atomically(self.scales_file, scales)
 
     def check_base_model(self, recipe: Recipe, model_hash: str) -> None:
         """Raise a UserError if a model with this hash is not the one that the run began with."""
@@ -307,6 +333,11 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         write_sealed(self.summary_file, summary, self._follows())
+
+
+def _sha256(file: Path) -> str | None:
+    """Of the file, in hexadecimal; None where there is none."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def unused(path: Path, used: Callable[[Path], bool] = Path.exists) -> Path:

@@ -20,6 +20,7 @@ from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
 from fullfed.headway import Observer, unobserved
 from fullfed.runs.assembly import build_method, choose, make_replica, scope_of, settled
+from fullfed.runs.curvature import with_scales_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model, read_data, tokenize_data
 
@@ -34,6 +35,7 @@ def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTo
     model, tokenizer = load_model(recipe.model.path, recipe.model.dtype, recipe.model.device)
     # Applying updates does not depend on how many clients there are beyond the cohort.
     method = build_method(recipe, choose(recipe), model, recipe.federation.clients_per_round)
+    method = with_scales_of(folder, method)
     replica = make_replica(recipe, model, method)
     folder.check_base_model(recipe, replica.content_hash())
     return replica, model, tokenizer

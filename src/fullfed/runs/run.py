@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fullfed.config import Recipe
-from fullfed.engines.node_messages import encode_settings, named, recipe_hash
+from fullfed.engines.node_messages import encode_settings, named
 from fullfed.engines.simulation import simulate
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate, recorded
@@ -34,6 +34,7 @@ from fullfed.runs.binding import changes_since
 from fullfed.runs.budget import Budget
 from fullfed.runs.callback import Callback
 from fullfed.runs.checking import round_check
+from fullfed.runs.curvature import take_scales
 from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.owners import with_owners
@@ -144,14 +145,15 @@ class _Run:
             self.folder.clear_partial()
             for callback in self.callbacks:
                 callback.on_run_begin(self.assembly, len(log))
+            method = take_scales(self.folder, self.assembly, self._observe)
+            self.assembly, self.replica.method = replace(self.assembly, method=method), method
             base = self._evaluate_base()
             owned, summing = with_owners(self.assembly, self.folder, self._name, self.budget)
             states = self.folder.states()
             self.worker = make_worker(owned, self.replica, states, self._observe, summing)
             self._recover(log)
             for text in changes_since(base, self.folder.recipe(), self.arithmetic):
-                for callback in self.callbacks:
-                    callback.on_notice(text)
+                self._notice(text)
             cumulative = self.assembly.method.cumulative
             traffic = Traffic(log, self.worker.snapshot_bytes, cumulative)
             traffic.restore(self.folder.metrics())
@@ -171,23 +173,22 @@ class _Run:
     def _name(self) -> str:
         """Names the run and what its clients were told of it."""
         clients = self.assembly.method.setting.clients
-        settings = recipe_hash(encode_settings(self.recipe, clients, base_hash=""))
+        scales = self.folder.scales_hash
+        settings = encode_settings(self.recipe, clients, base_hash="", scales_hash=scales)
         return named(self.name or self.folder.run(), settings)
 
     def _over(self, base: Mapping[str, Any]) -> bool:
         """Whether the run ends before its last round, and if so says it."""
         if not self.budget.allows(self.replica.version + 1):
-            for callback in self.callbacks:
-                callback.on_notice("another round would exceed privacy.epsilon, so the run ends")
+            self._notice("another round would exceed privacy.epsilon, so the run ends")
             return True
         over = is_over(base, self.folder.metrics(), self.recipe.evaluation)
         if over:
             table = self.recipe.evaluation
-            for callback in self.callbacks:
-                callback.on_notice(
-                    f"{table.decides} has not become better in {table.patience} measurements, so "
-                    "the run ends"
-                )
+            self._notice(
+                f"{table.decides} has not become better in {table.patience} measurements, so the "
+                "run ends"
+            )
         return over
 
     def _evaluate_base(self) -> dict[str, Any]:
@@ -352,6 +353,10 @@ class _Run:
         )
         kept = write_predictions(self.folder, self.replica.version, measured.predictions)
         return {**recorded(measured.metrics), **kept}
+
+    def _notice(self, text: str) -> None:
+        for callback in self.callbacks:
+            callback.on_notice(text)
 
     def _observe(self, headway: Headway) -> None:
         for callback in self.callbacks:

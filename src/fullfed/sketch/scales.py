@@ -91,7 +91,7 @@ class Scales:
         if len(tensors) != len(self.rows):
             raise UserError(f"scales of {len(self.rows)} tensors for {len(tensors)} tensors.")
         for number, tensor in enumerate(tensors):
-            expected, found = _matrix(tensor.shape), self.shape(number)
+            expected, found = matrix(tensor.shape), self.shape(number)
             if found != expected:
                 raise UserError(
                     f"scales of tensor {number} have {found[0]} rows and {found[1]} columns; "
@@ -109,6 +109,18 @@ class Scales:
         """
         rows, columns = self.shape(number)
         return SHORT <= columns <= LONG or (columns == 1 and rows <= LONG)
+
+    def energy(self, tensors: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+        """The squared norm of what changed, each difference times its inverse factor."""
+        total = 0.0
+        for number, (after, start) in enumerate(zip(tensors, before, strict=True)):
+            change = (after.detach().float() - start.float()).reshape(self.shape(number))
+            rows, columns = (
+                powers(exponents[number], change.device, inverse=True).square()
+                for exponents in (self.rows, self.columns)
+            )
+            total += float(rows @ (change.square_() @ columns))
+        return total
 
     def vectors(self, number: int, device: torch.device, *, inverse: bool) -> Factors:
         """The factors of a tensor, or the inverse ones; of a single column as of a single row."""
@@ -140,8 +152,8 @@ def powers(exponents: Tensor, device: torch.device, *, inverse: bool) -> Tensor:
     return torch.from_numpy(numbers).to(device)
 
 
-def _matrix(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a tensor of this shape."""
+def matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a tensor of this shape; a vector has one column."""
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 

@@ -44,6 +44,12 @@ def check_optimizer(local: LocalTable) -> None:
         raise _refused(_class(local), error) from error
 
 
+def normalises(local: LocalTable) -> bool:
+    """Whether the optimizer divides by the size of gradients, so that every parameter changes about
+    as much as any other; all of torch's do, but for gradient descent and its averages."""
+    return local.optimizer.lower() not in ("sgd", "asgd")
+
+
 def make_optimizers(
     local: LocalTable, parameters: Mapping[str, Tensor], hidden: Collection[str], fused: bool
 ) -> dict[str, Optimizer]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from torch import Tensor
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update, Value
 from fullfed.federation.replica import norm
+
+if TYPE_CHECKING:
+    from fullfed.methods.codecs.scaling import ModelScales
 
 SIGNS, SCALES = "signs", "scales"  # of a contribution that is votes
 
@@ -161,6 +164,16 @@ class Codec(ABC):
         """Whose random directions a report's numbers are coordinates on; None where a report says
         the change itself."""
         return None
+
+    @property
+    def asks_scales(self) -> Literal["auto", "curvature", "none"]:
+        """Whether noise is to have the shape of the model's curvature (``scaling.ModelScales``):
+        always, where clients' optimizer makes changes that have not, or never."""
+        return "none"
+
+    def scaled(self, scales: ModelScales) -> Codec:
+        """The same codec with these scales; only where they are asked for."""
+        raise NotImplementedError(f"{type(self).__name__} does not define scaled")
 
     def coordinates(self, shapes: Shapes) -> float:
         """How many exact coordinates a report is worth; only where there are directions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,6 +29,7 @@ from fullfed.methods.codecs.codec import (
     elements,
 )
 from fullfed.methods.codecs.numbers import Numbers
+from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.codecs.split import (
     ALLOCATION,
     ENERGIES,
@@ -44,6 +45,7 @@ from fullfed.sketch import (
     SHARED,
     Coded,
     NormalBasis,
+    Scales,
     SignBasis,
     affordable,
     allocate,
@@ -74,6 +76,9 @@ class SketchOptions:
         basis: "sign" (ours: one pass over memory whatever K is) or "normal" (the Ferret paper's).
         seeds: each "client"'s own directions, as in the paper (noise averages out; everybody
             downloads K numbers for each client of the cohort), or "shared" ones (K numbers).
+        scales: whether what is reconstructed has its noise where the loss is flat: "auto" (for a
+            local optimizer that changes flat and steep parameters alike, as Adam and its kin do;
+            not for SGD), "curvature" (always) or "none".
     """
 
     coordinates: int | None = None
@@ -81,6 +86,7 @@ class SketchOptions:
     bits: int | None = None
     basis: Literal["sign", "normal"] = "sign"
     seeds: Literal["client", "shared"] = "client"
+    scales: Literal["auto", "curvature", "none"] = "auto"
 
     def __post_init__(self) -> None:
         if (self.coordinates is None) == (self.upload is None):
@@ -96,6 +102,8 @@ class SketchOptions:
             raise ValueError("bits goes with coordinates; from upload it follows")
         if self.basis == "normal" and self.bits not in (None, 32):
             raise ValueError("the normal basis sends float32, as published; leave bits out")
+        if self.basis == "normal" and self.scales == "curvature":
+            raise ValueError("the normal basis has no scales; take basis = 'sign'")
 
 
 @dataclass(frozen=True)
@@ -116,12 +124,14 @@ class Sketch(Codec):
         options: see there.
         table: the recipe's table that has them, for errors.
         votes: whether reports are votes (``Codec.votes``).
+        scales: of the parameters; None where noise is alike everywhere.
     """
 
     seed: int
     options: SketchOptions
     table: Literal["codec", "method"] = "codec"
     votes: bool = False
+    scales: ModelScales | None = None
 
     def voting(self) -> Sketch:
         return replace(self, votes=self._shared and self.options.bits == 1)
@@ -151,7 +161,8 @@ class Sketch(Codec):
             room = 8 * (parse_bytes(self.options.upload) - SUM_HEADER)
             count = self._some(min(room // bits, elements(shapes)), SUM_HEADER)
         # A report holds numbers that are rounded for the sum, not coded.
-        return replace(self, options=SketchOptions(coordinates=count, bits=32, seeds="shared"))
+        summed = replace(self.options, coordinates=count, upload=None, bits=32)
+        return replace(self, options=summed)
 
     def summable(self, shapes: Shapes) -> Summable:
         """Coordinates are sums of many numbers with random signs, and so nearly normal."""
@@ -167,6 +178,13 @@ class Sketch(Codec):
         """A mean of shared coordinates is coded once more than a client's own; a vote is not."""
         count, numbers = self._amount(shapes)
         return count * numbers.fidelity ** (2 if self._shared and not self.votes else 1)
+
+    @property
+    def asks_scales(self) -> Literal["auto", "curvature", "none"]:
+        return "none" if self.options.basis == "normal" else self.options.scales
+
+    def scaled(self, scales: ModelScales) -> Sketch:
+        return replace(self, scales=scales)
 
     def check_parts(self, parts: Sequence[Shapes]) -> None:
         least = min(elements(part) for part in parts)
@@ -201,10 +219,13 @@ class Sketch(Codec):
 
     def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
         owner = SHARED if self._shared else plan.client
-        coordinates = self._basis(plan.round, owner, plan, shapes).project(
-            [p.detach() for p in change.after.values()],
-            before=[change.before[name] for name in change.after],
-        )
+        after = [p.detach() for p in change.after.values()]
+        before = [change.before[name] for name in change.after]
+        basis = self._basis(plan.round, owner, plan, shapes)
+        if isinstance(basis, SignBasis):
+            coordinates = basis.project(after, before=before, scales=self._scales(change.after))
+        else:
+            coordinates = basis.project(after, before=before)
         _, numbers = self._amount(shapes)
         return Encoded(tensors=numbers.encode(coordinates, plan.round, plan.client))
 
@@ -303,7 +324,11 @@ class Sketch(Codec):
             basis = self._basis(update.round, owner, update, shapes)
             if isinstance(coordinates, Tensor):
                 coordinates = coordinates.to(weights[0].device)
-            basis.reconstruct_(weights, coordinates, scale=step * share)
+            if isinstance(basis, SignBasis):
+                scales = self._scales(parameters)
+                basis.reconstruct_(weights, coordinates, scale=step * share, scales=scales)
+            else:
+                basis.reconstruct_(weights, coordinates, scale=step * share)
 
     def _received(
         self, update: Update, shapes: Shapes
@@ -323,6 +348,9 @@ class Sketch(Codec):
         """K for parameters of these shapes, and how the coordinates are sent."""
         count, numbers = _amount(self.seed, self.options, elements(shapes))
         return self._some(count, REPORT_HEADER), replace(numbers, votes=self.votes)
+
+    def _scales(self, names: Iterable[str]) -> Scales | None:
+        return None if self.scales is None else self.scales.of(names)
 
     def _some(self, count: int, header: int) -> int:
         """So many coordinates, if there are any beside a report's header.
