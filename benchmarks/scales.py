@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch, training_batches
-from fullfed.evaluation.generation import evaluating
-from fullfed.randomness import Purpose, Stream, uniforms
+from fullfed.randomness import Purpose, Stream
 from fullfed.recipe_file import load_recipe
 from fullfed.runs.assembly import Assembly, assemble
+from fullfed.runs.curvature import Curvature, own_texts, scales_of, squared_gradients
 from fullfed.sketch import Scales, perturb_
 from fullfed.training.loss import answer_loss, answer_loss_value
 
@@ -35,56 +34,15 @@ _STEPS = 8  # exponents of scales to a factor of 2
 _LEAST = 0.1  # of a tensor's mean: no row's or column's curvature counts as less
 _PAIRS = 2  # of opposite noise
 _NUMBERS = 200_000.0  # exact coordinates, whose noise is added
-_TEXTS, _LENGTH = 8, 128  # of the model's own
-
-Curvature = list[tuple[Tensor, Tensor]]  # of each tensor, its rows' and its columns', float64
 
 
-def squared_gradients(model: PreTrainedModel, losses: Iterator[Tensor]) -> Curvature:
-    """Their means over rows and over columns, of the losses' gradients."""
-    parameters = list(model.parameters())
-    sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-    for loss in losses:
-        for total, gradient in zip(sums, torch.autograd.grad(loss, parameters), strict=True):
-            total += gradient.double().square()
-    return [(t.flatten(1).mean(1), t.flatten(1).mean(0)) if t.ndim > 1 else (t, t.mean()[None])
-            for t in sums]  # fmt: skip
-
-
-def own_text(model: PreTrainedModel, seed: int) -> Tensor:
-    """Token ids, shape (_TEXTS, _LENGTH), drawn from the model itself, from its first token on."""
-    ids = torch.full((_TEXTS, 1), model.config.bos_token_id or 0, device=model.device)
-    chances = torch.tensor(uniforms(Stream(seed, Purpose.PROBE), _TEXTS * _LENGTH))
-    chances, cache = chances.view(_LENGTH, _TEXTS).to(model.device), None
-    with evaluating(model):
-        for drawn in chances[1:]:
-            out = model(ids[:, -1:], past_key_values=cache, use_cache=True)
-            cache, shares = out.past_key_values, out.logits[:, -1].double().softmax(-1).cumsum(-1)
-            found = (shares < drawn[:, None]).sum(-1).clamp(max=shares.shape[-1] - 1)
-            ids = torch.cat([ids, found[:, None]], dim=1)
-    return ids
-
-
-def scales_of(curvature: Curvature, *, rows: bool = True, columns: bool = True) -> Scales:
-    """Of factors curvature**(-1/4); without rows or columns, as if these were alike."""
-    exponents: tuple[list[Tensor], list[Tensor]] = ([], [])
-    whole = max(float(r.mean()) for r, _ in curvature)
-    for by_row, by_column in curvature:
-        mean = by_row.mean()
-        own = _exponents(by_row, mean) if rows or len(by_column) == 1 else torch.zeros_like(by_row)
-        exponents[0].append(own)
-        across = _exponents(by_column, mean) if columns else torch.zeros_like(by_column)
-        exponents[1].append(across)
-        (own if len(by_column) == 1 else across).add_(_exponents(mean, torch.tensor(whole)))
-    as_whole = [
-        tuple(e.round().clamp(-127, 127).to(torch.int8) for e in each) for each in exponents
-    ]
-    return Scales(*as_whole)
-
-
-def _exponents(values: Tensor, mean: Tensor) -> Tensor:
-    """Of factors (value / mean)**(-1/4)."""
-    return -_STEPS / 4 * (values / mean).clamp(min=_LEAST if values.ndim else 1e-12).log2()
+def alike(curvature: Curvature, *, rows: bool, columns: bool) -> Curvature:
+    """As if a parameter's rows were alike, or its columns."""
+    return {
+        name: (torch.full_like(r, float(r.mean())) if rows else r,
+               torch.full_like(c, float(c.mean())) if columns else c)
+        for name, (r, c) in curvature.items()
+    }  # fmt: skip
 
 
 class Probe:
@@ -147,19 +105,22 @@ def _batches(assembly: Assembly, client: int, size: int, count: int) -> list[Bat
     return list(training_batches(examples, size, count, Stream(1, Purpose.BATCHES, 0, client)))
 
 
-def kinds(assembly: Assembly) -> Iterator[tuple[str, Callable[[], Scales | None]]]:
-    """The table's rows: what scales are made of, and a function that makes them."""
+def kinds(assembly: Assembly) -> Iterator[tuple[str, Scales | None]]:
+    """The table's rows: what scales are made of, and the scales."""
     model = assembly.model
-    samples = [_batches(assembly, client, 1, 12) for client in (1, 2)]
-    data = squared_gradients(model, (answer_loss(model, b) for one in samples for b in one))
-    text = own_text(model, assembly.recipe.federation.seed)
-    own = squared_gradients(model, (model(ids[None], labels=ids[None]).loss for ids in text))
-    yield "none", lambda: None
-    for name, found in (("the clients' samples", data), ("the model's own text", own)):
-        yield f"{name}, tensors", lambda f=found: scales_of(f, rows=False, columns=False)  # type: ignore[misc]
-        yield f"{name}, rows", lambda f=found: scales_of(f, columns=False)  # type: ignore[misc]
-        yield f"{name}, columns", lambda f=found: scales_of(f, rows=False)  # type: ignore[misc]
-        yield f"{name}, rows and columns", lambda f=found: scales_of(f)  # type: ignore[misc]
+    parameters = dict(model.named_parameters())
+    samples = [batch for client in (1, 2) for batch in _batches(assembly, client, 1, 12)]
+    own = own_texts(model, assembly.recipe.federation.seed)
+    yield "none", None
+    for name, batches in (("the clients' samples", samples), ("the model's own text", own)):
+        found = squared_gradients(model, parameters, batches)
+        for kind, same in (
+            ("tensors", {"rows": True, "columns": True}),
+            ("rows", {"rows": False, "columns": True}),
+            ("columns", {"rows": True, "columns": False}),
+            ("rows and columns", {"rows": False, "columns": False}),
+        ):
+            yield f"{name}, {kind}", scales_of(alike(found, **same)).of(parameters)
 
 
 def main() -> None:
@@ -174,8 +135,8 @@ def main() -> None:
     probe = Probe(assembly, _batches(assembly, 0, size, 12)[-2:])
     print("| scales | cost of noise | over none |\n|---|---|---|", flush=True)
     plain = math.nan
-    for name, make in kinds(assembly):
-        cost = probe.cost(make())
+    for name, scales in kinds(assembly):
+        cost = probe.cost(scales)
         plain = cost if math.isnan(plain) else plain
         print(f"| {name} | {cost:.5f} | {cost / plain:.2f} |", flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fullfed.federation.server import run_round
 from fullfed.privacy.summing import Owner
 from fullfed.recipe_file import load_recipe
 from fullfed.runs.assembly import assemble
+from fullfed.runs.curvature import with_scales
 
 RUN = "0123456789abcdef"
 
@@ -32,6 +34,7 @@ class Reference:
     Attributes:
         recipe: what was carried out.
         settings: of the run.
+        scales: of the codec, empty where it has none.
         updates: one a round.
         plans, reports: by (round, client).
         snapshots: with the update that led to each, without its tensors; by version.
@@ -39,6 +42,7 @@ class Reference:
 
     recipe: Recipe
     settings: bytes
+    scales: bytes
     updates: list[bytes] = field(default_factory=list)
     plans: dict[tuple[int, int], bytes] = field(default_factory=dict)
     reports: dict[tuple[int, int], bytes | None] = field(default_factory=dict)
@@ -48,7 +52,7 @@ class Reference:
         """The plan of a round for a client that holds version ``since``."""
         updates = tuple(self.updates[since:round])
         plan = self.plans[round, client]
-        return Order(RUN, plan, self.settings, updates=updates, first=since)
+        return Order(RUN, plan, self.settings, self.scales, updates=updates, first=since)
 
 
 class _Listening:
@@ -72,13 +76,15 @@ def reference(folder: Path, rounds: int, method: dict[str, Any]) -> Reference:
     federation = {"rounds": rounds, "clients_per_round": len(PARTNERS), "snapshot_every": 2}
     assembly = assemble(load_recipe(write_recipe(folder, federation=federation, method=method)))
     clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
-    replica = Replica(assembly.model, assembly.method)
-    worker = Worker(replica, assembly.method, clients)
-    settings = encode_settings(assembly.recipe, len(clients), replica.content_hash())
-    heard = Reference(assembly.recipe, settings)
+    made = with_scales(assembly.method, assembly.model)
+    replica = Replica(assembly.model, made)
+    worker = Worker(replica, made, clients)
+    scales_hash = hashlib.sha256(made.scales).hexdigest() if made.scales else None
+    settings = encode_settings(assembly.recipe, len(clients), replica.content_hash(), scales_hash)
+    heard = Reference(assembly.recipe, settings, made.scales)
     for number in range(rounds):
         engine = _Listening(worker, heard)
-        result = run_round(assembly.method, engine, number, worker.last, replica.model)
+        result = run_round(made, engine, number, worker.last, replica.model)
         heard.updates.append(encode(result.update))
         worker.deliver(heard.updates[-1])
         last = encode(replace(result.update, tensors={}))

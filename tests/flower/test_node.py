@@ -23,6 +23,7 @@ from runs.small import write_model
 ROUNDS = 5
 METHODS: dict[str, dict[str, object]] = {
     "ferret": {"name": "ferret", "coordinates": 300},
+    "scaled": {"name": "ferret", "coordinates": 300, "scales": "curvature"},
     "fedavg": {"name": "fedavg"},
     # Its clients keep what rounding took, between their visits to a block.
     "fedcybgd": {"name": "fedcybgd", "blocks": 2, "clients_per_block": 2},

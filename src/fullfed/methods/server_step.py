@@ -289,7 +289,11 @@ class CurvatureStep(StepRule):
         return error * math.sqrt((1 - MEMORY) / (1 + MEMORY))
 
     def _common_signs(
-        self, after: Sequence[Tensor], before: Sequence[Tensor], plan: Plan, scales: Scales | None
+        self,
+        after: Sequence[Tensor],
+        before: Sequence[Tensor],
+        plan: Plan,
+        scales: Scales | None = None,
     ) -> bytes:
         """A bit a sign."""
         basis = SignBasis(self.seed, plan.round, owner=SHARED, coordinates=_COMMON_SIGNS)

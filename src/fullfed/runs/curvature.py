@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fullfed.data.batches import collate
+from fullfed.data.batches import Batch, collate
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import MessageError, UserError
 from fullfed.evaluation.generation import context_length, evaluating
@@ -58,8 +58,8 @@ def with_scales(
 
 
 def take_scales(folder: RunFolder, assembly: Assembly, observer: Observer) -> Composition:
-    """The assembly's method with the scales of a run; they are measured, and kept in its folder, before the
-    run begins.
+    """The assembly's method with the scales of a run; they are measured, and kept in its folder,
+    before the run begins.
 
     Raises:
         UserError: as for ``with_scales_of``.
@@ -86,11 +86,11 @@ def with_scales_of(folder: RunFolder, method: Composition) -> Composition:
         raise UserError(f"{folder.scales_file}: {error}; put the run's own back.") from error
 
 
-def own_texts(model: PreTrainedModel, seed: int) -> Tensor:
+def own_texts(model: PreTrainedModel, seed: int) -> list[Batch]:
     """Texts that a model writes from its first token on, each token drawn as likely as it says.
 
     Returns:
-        token ids, shape (TEXTS, tokens); LENGTH tokens, or as many as the model can read.
+        TEXTS batches of one text; LENGTH tokens each, or as many as the model can read.
     """
     config = model.config.get_text_config()
     first = config.bos_token_id if isinstance(config.bos_token_id, int) else 0
@@ -105,27 +105,27 @@ def own_texts(model: PreTrainedModel, seed: int) -> Tensor:
             up_to = out.logits[:, -1].double().softmax(-1).cumsum(-1)
             token = (up_to < chances[:, None]).sum(-1).clamp(max=up_to.shape[-1] - 1)
             ids = torch.cat([ids, token[:, None]], dim=1)
-    return ids
+    written = ids.cpu().numpy()
+    return [collate([TokenizedExample(text, np.arange(length) > 0)]) for text in written]
 
 
 def squared_gradients(
     model: PreTrainedModel,
     parameters: Mapping[str, Tensor],
-    texts: Tensor,
+    batches: Sequence[Batch],
     observer: Observer = unobserved,
 ) -> Curvature:
-    """Those of the loss of each text, one at a time; no gradient is kept."""
+    """Those of the loss of each batch, one at a time; no gradient is kept."""
     sums = {name: _RowsAndColumns(p) for name, p in parameters.items()}
     model.eval()  # type: ignore[no-untyped-call]
-    observer(Headway("curvature", 0, len(texts)))
+    observer(Headway("curvature", 0, len(batches)))
     with training_only(model, list(parameters.values())), ExitStack() as hooks:
         for name, p in parameters.items():
             hook = p.register_post_accumulate_grad_hook(sums[name].add)  # type: ignore[no-untyped-call]
             hooks.callback(hook.remove)
-        for number, ids in enumerate(texts.cpu().numpy(), start=1):
-            batch = collate([TokenizedExample(ids, np.arange(len(ids)) > 0)])
+        for number, batch in enumerate(batches, start=1):
             answer_loss(model, batch.to(model.device)).backward()  # type: ignore[no-untyped-call]
-            observer(Headway("curvature", number, len(texts), number * len(ids)))
+            observer(Headway("curvature", number, len(batches)))
     return {name: one.means() for name, one in sums.items()}
 
 
