@@ -37,39 +37,47 @@ from machine import machine
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "docs/results/smollm2/rows.json"
 SETS = ("gsm8k", "natural-instructions", "dolly", "code-alpaca")
-MAIN = ("fedavg", "ferret-1e3", "ferret-1e5")
+MAIN = ("fedavg", "ferret-1e5", "ferret-1e6")
 OTHERS = (
-    *("ferret-1e4", "ferret-1e6", "ferret-1e2", "ferret-published"),
+    *("ferret-1e3", "ferret-1e4", "ferret-1e2", "ferret-published"),
     *("fedkseed", "fedit", "fedcybgd", "topk"),
 )
-# Of every label with another precision, or one of 16-bit weights, beside the recipe's.
+# Of a label with another precision, 16-bit weights, or noise that is alike everywhere.
 VARIANTS: Mapping[str, Sequence[str]] = {
     "": (),
     "float32": ("local.precision=float32",),
     "bfloat16 weights": ("local.precision=float32", "model.dtype=bfloat16"),
+    "without scales": ("method.scales=none",),
 }
 Run = tuple[str, str, int, str]  # data set, label, seed, variant
 
 
 def plan() -> Iterator[Run]:
     """All runs, in the order of their weight."""
-    for data in SETS:
+    for seed in (0, 1, 2):
+        for data in ("gsm8k", "dolly"):
+            for label in MAIN:
+                yield data, label, seed, ""
+    for data in ("natural-instructions", "code-alpaca"):
         for label in MAIN:
             yield data, label, 0, ""
     for label in OTHERS:
         yield "gsm8k", label, 0, ""
+    for data in SETS:
+        for label in MAIN[1:]:
+            yield data, label, 0, "without scales"
     for variant in ("float32", "bfloat16 weights"):
-        for label in MAIN[:2]:
+        for label in ("fedavg", "ferret-1e3"):
             yield "gsm8k", label, 0, variant
     for seed in (1, 2):
-        for data in SETS:
+        for data in ("natural-instructions", "code-alpaca"):
             for label in MAIN:
                 yield data, label, seed, ""
     for data in SETS[1:]:
         for label in OTHERS:
             yield data, label, 0, ""
     for seed in (1, 2):
-        for label in MAIN[:2]:
+        for label in ("fedavg", "ferret-1e3"):
             yield "gsm8k", label, seed, "float32"
 
 
@@ -181,7 +189,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], data: str, variant: str = "") -
     if not own:
         return ""
     scores = [metric for metric in own[0]["before"] if metric != "loss"]
-    whole = {row["seed"]: drop(row) for row in own if row["label"] == "fedavg"}
+    whole = {row["seed"]: drop(row) for row in _fedavg(rows, data, variant)}
     heads = ["", "seeds", "bytes up, a client a round", "loss", "share of FedAvg's drop", *scores]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     first = own[0]["before"]
@@ -192,6 +200,15 @@ def table(rows: Mapping[str, Mapping[str, Any]], data: str, variant: str = "") -
     for label in ("ferret-published", "topk", "fedkseed", "fedit", "fedcybgd"):
         lines += _line(label, own, whole, scores)
     return "\n".join(lines)
+
+
+def _fedavg(
+    rows: Mapping[str, Mapping[str, Any]], data: str, variant: str
+) -> list[Mapping[str, Any]]:
+    """Its runs; it has no scales to do without."""
+    same = "" if variant == "without scales" else variant
+    return [rows[key] for key in rows if key.startswith(f"{data} fedavg")
+            and rows[key]["variant"] == same]  # fmt: skip
 
 
 def _line(
