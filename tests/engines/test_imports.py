@@ -18,7 +18,6 @@ NEEDS_FLOWER = {
     "engines/flower_messages.py",
     "deployment/flower_app.py",
     "deployment/flower_internals.py",
-    "deployment/flower_nodes.py",
     "deployment/flower_runs.py",
     "deployment/relay.py",
 }

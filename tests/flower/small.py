@@ -10,7 +10,7 @@ from typing import Any
 
 from flower.real import LOOSE, PARTNERS, write_recipe
 from fullfed.config import Recipe
-from fullfed.deployment.flower_nodes import TaskLoader
+from fullfed.deployment.node_task import TaskLoader
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Order, encode_settings

@@ -8,7 +8,7 @@ import pytest
 
 from flower.real import LOOSE, PARTNERS
 from flower.standin import Dictionary, carry_out, recipe_of
-from fullfed.deployment.flower_nodes import TaskLoader
+from fullfed.deployment.node_task import TaskLoader
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_limits import Limits
 from fullfed.errors import UserError

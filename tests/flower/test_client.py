@@ -13,7 +13,7 @@ from flower.real import LOOSE, PARTNERS
 from flower.standin import Dictionary, carry_out, recipe_of
 from fullfed.data.client_dataset import ClientDataset
 from fullfed.deployment.client import Handover
-from fullfed.deployment.flower_nodes import TaskLoader
+from fullfed.deployment.node_task import TaskLoader
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_limits import Limits
 from fullfed.training.first_order import TrainingError

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from flower.real import PARTNERS, open_to_others
 from flower.small import RUN, Reference, node_worker, reference
 from fullfed.config import LocalTable
-from fullfed.deployment import flower_nodes
+from fullfed.deployment import node_task
 from fullfed.deployment.folders import NodeFile, NodeFolder, ServerFolder
 from fullfed.deployment.node import errors
 from fullfed.engines.node import NodeWorker
@@ -59,8 +59,8 @@ def changed(settings: bytes, **tables: Any) -> bytes:
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No model may be loaded."""
-    monkeypatch.setattr(flower_nodes, "load_model", None)
-    monkeypatch.setattr(flower_nodes, "load_blank", None)
+    monkeypatch.setattr(node_task, "load_model", None)
+    monkeypatch.setattr(node_task, "load_blank", None)
     return
 
 

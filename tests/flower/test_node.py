@@ -14,7 +14,7 @@ import pytest
 from flower.real import LOOSE, PARTNERS
 from flower.small import RUN, Reference, node_worker, reference
 from fullfed.config_data import ColumnsTable
-from fullfed.deployment.flower_nodes import TaskLoader
+from fullfed.deployment.node_task import TaskLoader
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Answer, Order

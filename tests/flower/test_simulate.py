@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from flower.real import PARTNERS, write_recipe
 from flower.standin import Dictionary, Node, carry_out
 from fullfed.cli import app
-from fullfed.deployment.flower_nodes import SimulatedNode
+from fullfed.deployment.node_task import SimulatedNode
 from fullfed.recipe_file import load_recipe
 from fullfed.runs import run
 from fullfed.runs.folder import RunFolder

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fullfed.engines.node_messages import encode_settings, named, recipe_hash
+from fullfed.engines.node_messages import encode_settings, named
 from fullfed.engines.simulation import Simulation, simulate
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.client import Worker
@@ -117,7 +117,7 @@ def test_the_logged_sum_is_that_of_the_survivors_own_numbers(
     assert update.values["summed"] == len(summed)
     owner, assembly = owners_of(run.secret()), assemble(chosen)
     base = make_replica(chosen, assembly.model, method).content_hash()
-    settings = recipe_hash(encode_settings(assembly.recipe, 4, ""))
+    settings = encode_settings(assembly.recipe, 4, "")
     total, losses = None, []
     for plan in method.plans(0, None):
         if plan.client in summed:

@@ -42,6 +42,7 @@ BOUND: dict[str, Any] = {
     "method.coordinates": 301,
     "method.basis": "normal",
     "method.server_step": 0.5,
+    "method.scales": "curvature",
     "method.seeds": "shared",
     "aggregation.name": "trimmed-mean",
     "aggregation.weights": "equal",

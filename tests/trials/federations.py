@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from fullfed.deployment.flower_nodes import TaskLoader
+from fullfed.deployment.node_task import TaskLoader
 from fullfed.engines.node import NodeTask
 from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Order, TaskSettings, encode_settings

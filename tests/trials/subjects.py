@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from fullfed.config import Recipe
-from fullfed.deployment import flower_nodes
+from fullfed.deployment import node_task
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Update, decode
 from fullfed.runs import assembly, loading, replay, run
@@ -143,6 +143,6 @@ def models_in_memory() -> Iterator[None]:
         return copy.deepcopy(model), tokenizer
 
     with ExitStack() as stack:
-        for module in (assembly, replay, flower_nodes):
+        for module in (assembly, replay, node_task):
             stack.enter_context(mock.patch.object(module, "load_model", load))
         yield

@@ -14,9 +14,9 @@ from types import TracebackType
 from transformers import PreTrainedModel
 
 from fullfed.data.client_dataset import ClientDataset
-from fullfed.deployment.flower_nodes import TaskLoader
 from fullfed.deployment.folders import NodeFolder
 from fullfed.deployment.node import configured, keep_running, link, wait_for_server
+from fullfed.deployment.node_task import TaskLoader
 from fullfed.deployment.owner import owner_of
 from fullfed.engines import node_channel
 from fullfed.engines.node import NodeWorker

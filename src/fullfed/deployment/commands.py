@@ -134,9 +134,9 @@ def simulate(
 def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
     """A node's resident worker, which `fullfed join` runs."""
     check_installed()
-    from fullfed.deployment.flower_nodes import TaskLoader
     from fullfed.deployment.folders import NodeFolder
     from fullfed.deployment.node import LOG_FORMAT, configured
+    from fullfed.deployment.node_task import TaskLoader
     from fullfed.deployment.owner import owner_of
     from fullfed.engines import node_channel
     from fullfed.engines.node import NodeWorker

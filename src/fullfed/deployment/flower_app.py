@@ -25,7 +25,7 @@ def lead(grid: Grid, context: Context) -> None:
 
 def train(message: Message, context: Context) -> Message:
     """Carry out the order of a simulated node, in this process."""
-    from fullfed.deployment.flower_nodes import simulated_node
+    from fullfed.deployment.node_task import simulated_node
 
     node = simulated_node(Path(str(context.run_config[RUN])))
     return Message(content_of(node.handle(frames_of(message.content))), reply_to=message)

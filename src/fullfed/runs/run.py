@@ -129,8 +129,7 @@ class _Run:
     def __post_init__(self) -> None:
         method = self.assembly.method
         if method.sums is not None or method.protects_records:
-            method = keyed(method, self.folder.secret())
-            self.assembly = replace(self.assembly, method=method)
+            self.assembly = replace(self.assembly, method=keyed(method, self.folder.secret()))
         self.recipe = self.assembly.recipe
         self.replica = make_replica(self.recipe, self.assembly.model, self.assembly.method)
         self.arithmetic = arithmetic(self.replica.model.device)

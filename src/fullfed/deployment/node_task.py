@@ -1,4 +1,4 @@
-"""What the nodes of a federation do on Flower: load a run's task, and answer its orders."""
+"""A run's task on a node: loaded from the settings of its server and what the node has itself."""
 
 from __future__ import annotations
 
