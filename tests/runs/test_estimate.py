@@ -53,6 +53,7 @@ def test_bytes_are_those_that_a_run_counts(name: str, ingredients: Path, tmp_pat
         ({"name": "dense", "precision": "int8"}, "mean"),
         ({"name": "sketch", "coordinates": 300, "seeds": "client"}, "mean"),
         ({"name": "sketch", "upload": "2KiB", "seeds": "shared"}, "trimmed-mean"),
+        ({"name": "sketch", "coordinates": 20, "scales": "curvature"}, "mean"),
     ],
     ids=lambda value: value if isinstance(value, str) else value["name"],
 )

@@ -16,6 +16,7 @@ from fullfed.federation.messages import Plan, Update, encode
 from fullfed.federation.method import Submodels
 from fullfed.federation.server import Traffic
 from fullfed.methods.codecs.codec import Shapes, elements
+from fullfed.methods.codecs.scaling import scales_bytes
 from fullfed.methods.composition import Composition
 from fullfed.methods.summed import SummedComposition
 from fullfed.recipe_file import RecipeSource
@@ -173,6 +174,7 @@ def _traffic(recipe: Recipe, method: Composition, model: PreTrainedModel) -> tup
     lengths, snapshot = _Lengths(), _snapshot_bytes(recipe, method, model)
     traffic = Traffic(lengths, lambda: snapshot, method.cumulative)
     weak = None if method.submodels is None else _Weak(method.submodels, model)
+    scales = scales_bytes(method.setting.shapes) if method.wants_scales else 0
     visits = up = down = 0
     for round in range(recipe.federation.rounds):
         plans = method.plans(round, _typical(method, round))
@@ -182,7 +184,7 @@ def _traffic(recipe: Recipe, method: Composition, model: PreTrainedModel) -> tup
             first = traffic.is_new(plan.client)
             missed = traffic.catch_up(plan.client, round)
             down += len(encode(plan)) + (missed if weak is None else weak.sent(plan, first))
-            down += _phases(method, len(plans), _PHASES_DOWN)
+            down += _phases(method, len(plans), _PHASES_DOWN) + (scales if first else 0)
         lengths.sizes.append(_update_bytes(method, plans))
     return visits, up, down
 
