@@ -40,7 +40,11 @@ def init(
 
     found = write_draft(model, data, out, method)
     counted = f", {found.samples:,} samples" if found.samples else ""
-    say(f"{data}: {found.format}{counted}")
+    if found.format:
+        say(f"{data}: {found.format}{counted}")
+    else:
+        names = ", ".join(found.ignore)
+        say(f"{data}: no known format{counted}; say which of {names} is what, by columns in {out}")
     say(f"{out}: written; see what it would do with: fullfed check {out}")
 
 

@@ -137,7 +137,6 @@ def test_nothing_is_overwritten() -> None:
         ("builtin", "nothing.jsonl", "ferret", "nothing.jsonl does not exist"),
         ("./nothing", "data.jsonl", "ferret", "there is no model folder here"),
         ("builtin", "data.jsonl", "ferrets", "there is no method 'ferrets'"),
-        ("builtin", "odd.jsonl", "ferret", "odd.jsonl, line 1: fields a, b fit no known format"),
         ("builtin", "list.jsonl", "ferret", "list.jsonl, line 1: expected a JSON object"),
     ],
 )
@@ -145,11 +144,24 @@ def test_what_is_wrong_is_told_and_nothing_is_written(
     model: str, data: str, method: str, said: str
 ) -> None:
     write(Path("data.jsonl"), pairs("a", 40))
-    write(Path("odd.jsonl"), [{"a": 1, "b": 2}])
     Path("list.jsonl").write_text("[1, 2]\n")
     with pytest.raises(fullfed.UserError, match=said):
         write_draft(model, data, Path("recipe.toml"), method)
     assert not Path("recipe.toml").exists()
+
+
+def test_fields_of_no_known_format_are_to_be_named() -> None:
+    write(Path("odd.jsonl"), [{"q": f"Say {n}.", "a": str(n)} for n in range(40)])
+    found = write_draft("builtin", "odd.jsonl", Path("recipe.toml"))
+    assert (found.format, found.samples, found.ignore) == ("", 40, ("q", "a"))
+    text = Path("recipe.toml").read_text()
+    assert 'columns = { prompt = "?", completion = "?" }' in text
+    assert "# q, a." in text
+    with pytest.raises(fullfed.UserError, match=r"there is no field '\?', which columns names"):
+        fullfed.check("recipe.toml", step=False)
+    named = text.replace('prompt = "?", completion = "?"', 'prompt = "q", completion = "a"')
+    Path("recipe.toml").write_text(named)
+    assert fullfed.check("recipe.toml", step=False)
 
 
 def test_a_folder_that_is_not_there_is_told() -> None:

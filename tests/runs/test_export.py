@@ -22,6 +22,7 @@ from fullfed.cli import app
 from fullfed.errors import UserError
 from fullfed.runs import export as exports
 from fullfed.runs import run
+from fullfed.runs.conversation import conversations
 from fullfed.runs.folder import RunFolder
 from fullfed.units import bytes_text
 from runs.small import CATEGORIES, recipe
@@ -60,6 +61,24 @@ def test_the_card_says_what_the_run_s_files_say(exported: Path, finished: Path) 
         assert f"\n## {heading}\n" in card
     assert "the licence of its base" in card
     assert "### Instruction:\n...\n" in card, "the words of the prompts that were trained"
+
+
+def test_a_run_without_a_round_has_no_model_to_show(ingredients: Path, tmp_path: Path) -> None:
+    class Stop(run.Callback):
+        def on_round_begin(self, round: int) -> None:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run.start(recipe(ingredients), out, [Stop()])
+    said = f"{out}: no round of the run is over yet; resume it first."
+    with pytest.raises(UserError) as raised:
+        fullfed.export(out, tmp_path / "model")
+    assert str(raised.value) == said
+    with pytest.raises(UserError) as raised:
+        conversations(str(out))
+    assert str(raised.value) == said
+    assert not (tmp_path / "model").exists()
 
 
 def test_no_file_names_a_path_or_a_client(

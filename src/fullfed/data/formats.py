@@ -98,6 +98,10 @@ FORMATS = (
 _WORDING = 250  # characters that a template puts around the texts of a record, at most
 
 
+class UnknownFieldsError(UserError):
+    """The fields of a record fit no known format."""
+
+
 def formats_of(columns: ColumnsTable) -> tuple[Format, ...]:
     """The known formats with the columns that were named; only these if they are enough."""
     named = {ours: name for ours, name in columns if name is not None}
@@ -178,7 +182,7 @@ def recognise(
         named: the fields that the recipe names in ``data.columns``.
 
     Raises:
-        UserError: it has none.
+        UserError: it has none; an UnknownFieldsError if it is the first.
     """
     for candidate in formats:
         if all(name in record for name in candidate.required.values()):
@@ -198,7 +202,7 @@ def recognise(
                 + (f"; did you mean {close[0]!r}?" if close else ".")
             )
     known = "; ".join(f"{f.name}: {', '.join(f.required.values())}" for f in formats)
-    raise UserError(
+    raise UnknownFieldsError(
         f"{place}: fields {', '.join(map(str, record)) or '(none)'} fit no known format; "
         f"rename them to one of these ({known}), or say in columns what they are."
     )

@@ -110,11 +110,18 @@ def _line(key: str, said: str) -> str:
 
 
 def _data(model: _Model, data: str, found: Survey, tested: int, clients: int) -> list[str]:
-    lines = ["[data]", _line(f"train = {json.dumps(data)}", found.format)]
+    lines = ["[data]", _line(f"train = {json.dumps(data)}", found.format or "no known format")]
     if found.samples:
         lines[-1] += f", {found.samples:,} samples"
         lines.append(_line(f"test_samples = {tested}", "held out at random; or test = a source"))
-    if found.ignore:
+    if not found.format:
+        lines += [
+            '# Name the field of the question and that of the answer; or take text = "FIELD", or',
+            '# messages = "FIELD" of conversations. The first record has',
+            f"# {', '.join(found.ignore)}.",
+            'columns = { prompt = "?", completion = "?" }',
+        ]
+    elif found.ignore:
         lines += [
             "# Fields that are not learned from; one that belongs to the question is named so:",
             '# columns = { context = "FIELD" }',

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fullfed.config_data import ColumnsTable
 from fullfed.data.examples import Example
-from fullfed.data.formats import formats_of, is_empty, recognise
+from fullfed.data.formats import UnknownFieldsError, formats_of, is_empty, recognise
 from fullfed.data.record_files import Placed, form_of, read_records
 from fullfed.data.sources import find_files, is_on_hub, read_examples
 from fullfed.data.task_files import is_task
@@ -23,12 +23,12 @@ class Survey:
     """Of a source.
 
     Attributes:
-        format: what the records' format is called.
+        format: what the records' format is called; empty where it is none that we know.
         samples: how many there are.
         partition: "file" or "folder" where files or folders can be clients, else "iid"; "task" for
             the embedded tasks.
         clients: how many files, folders or tasks there are; 0 for "iid".
-        ignore: fields of records that are not read.
+        ignore: fields of records that are not read; all of them where the format is not known.
         labels: how many clients the partitions "task" and "category" would make, where these are
             neither too few nor too many.
         fields: the same of the partition "column" by each of these fields.
@@ -55,12 +55,17 @@ def survey(source: str) -> Survey:
         examples = read_examples(source)
         return Survey("a dataset of the hub", len(examples), "iid", 0, (), _labels(examples), {})
     files = [file.path for file in find_files(source)]
+    partition, clients = _by_files(source)
     format_, fields = "tasks", _Fields()
     for file in files:
         for place, record in _records(file):
-            format_ = fields.add(place, record)
+            try:
+                format_ = fields.add(place, record)
+            except UnknownFieldsError:
+                assert isinstance(record, dict)
+                count = sum(1 for one in files for _ in _records(one))
+                return Survey("", count, partition, clients, tuple(record), {}, {})
     examples = read_examples(source, ignore=tuple(fields.unread))
-    partition, clients = _by_files(source)
     return Survey(
         format=format_,
         samples=len(examples),

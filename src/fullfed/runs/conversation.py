@@ -77,7 +77,7 @@ def conversations(
         after_only: leave a run's base model out.
 
     Raises:
-        UserError: there is no such model or run, or the run cannot be replayed.
+        UserError: there is no such model or run, or the run cannot be replayed or has no round yet.
     """
     told = [] if system is None else [Turn("system", system)]
     folder = RunFolder(Path(model_or_run))
@@ -85,8 +85,8 @@ def conversations(
         return {"": Conversation(*load_model(model_or_run), turns=told)}
     recipe = folder.recipe()
     table, data = recipe.model, recipe.data
-    found = {}
-    if not after_only:
-        base = load_model(table.path, table.dtype, table.device)
-        found["before"] = Conversation(*base, data.template, data.date, told)
-    return {**found, "after": Conversation(*ordinary(folder), data.template, data.date, told)}
+    after = Conversation(*ordinary(folder), data.template, data.date, told)
+    if after_only:
+        return {"after": after}
+    base = load_model(table.path, table.dtype, table.device)
+    return {"before": Conversation(*base, data.template, data.date, told), "after": after}

@@ -80,7 +80,7 @@ class RoundLines(Callback):
     def on_run_begin(self, assembly: Assembly, version: int) -> None:
         self._clients, federation = assembly.data.clients, assembly.recipe.federation
         self._rounds, self._cohort = federation.rounds, federation.clients_per_round
-        self._version, self._visits = version, 0
+        self._version, self._visits, self._ended = version, 0, 0
         self._print(describe(assembly))
         if version > 0 and self._bar.disable:
             self._print(f"going on after round {version}")
@@ -110,6 +110,7 @@ class RoundLines(Callback):
 
     def on_visit_end(self, round: int, arrival: Arrival) -> None:
         self._visits += 1
+        self._ended += 1
         name = self._clients[arrival.sender].name
         self._bar.visits.add(name, arrival)
         what = "failed" if arrival.payload is None else f"sent {bytes_text(len(arrival.payload))}"
@@ -143,8 +144,9 @@ class RoundLines(Callback):
             )
 
     def _left(self, rounds: float) -> str:
-        """How long the run takes from here on, if it goes on as this process has seen it."""
-        if self._began is None or not self._began[1] < rounds < self._rounds:
+        """How long the run takes from here on, if it goes on as this process has seen it; nothing
+        before its first visit has ended, of which a few steps say little."""
+        if self._began is None or not self._ended or not rounds < self._rounds:
             return ""
         each = (self._clock() - self._began[0]) / (rounds - self._began[1])
         return f"  {seconds_text(each * (self._rounds - rounds))} left"

@@ -50,8 +50,11 @@ def replay(
         version: the model after so many rounds; None for the newest.
 
     Raises:
-        UserError: there is no run here, or its log is damaged or does not belong to it.
+        UserError: there is no run here, its log is damaged or does not belong to it, or the newest
+            model is asked for before the first round is over.
     """
+    if version is None and not folder.metrics():
+        raise UserError(f"{folder.path}: no round of the run is over yet; resume it first.")
     replica, model, tokenizer = load_base(folder)
     updates = islice(_updates(folder), version)
     for update in deque(updates, maxlen=1) if replica.method.cumulative else updates:
