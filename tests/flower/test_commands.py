@@ -140,6 +140,24 @@ def test_a_start_that_failed_does_not_block_one_that_is_mended(
         assert not RunFolder(out).summary_file.exists()
 
 
+def test_a_recipe_for_another_model_than_partners_were_told_is_said(
+    idle: ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower_runs, "check_server", lambda *_: True)
+    monkeypatch.setattr(flower_runs, "submit", lambda *_: None)
+    monkeypatch.setattr(flower_runs, "follow", lambda *_: {})
+    two = FederationTable(rounds=1, clients_per_round=2)
+    own = quickstart_recipe("ferret").model_copy(update={"federation": two})
+    other = own.model_copy(
+        update={"model": own.model.model_copy(update={"path": "/models/their-llama"})}
+    )
+    for number, (chosen, said) in enumerate(((own, False), (other, True))):
+        lines: list[str] = []
+        flower_runs.start(idle, chosen, idle.runs / str(number), lines.append)
+        note = "note: the recipe's model is /models/their-llama, and federation.toml told partners "
+        assert any(line.startswith(f"{note}builtin;") for line in lines) == said
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -84,6 +84,10 @@ def test_so_they_are_of_sums(privacy: dict[str, Any], ingredients: Path, tmp_pat
     cost, run = fullfed.estimate(told), fullfed.run(told, tmp_path / "run")
     assert cost.run_bytes_up == pytest.approx(run.bytes_up, rel=0.1)
     assert cost.run_bytes_down == pytest.approx(run.bytes_down, rel=0.1)
+    first = max(run.history[0]["bytes"]["up_by_client"].values())
+    assert cost.first_bytes_up == pytest.approx(first, rel=0.1)
+    secure = "secure_sum" in privacy
+    assert ("in the first round)" in str(cost)) == secure == (first > 1.5 * cost.bytes_up)
 
 
 def test_top_k_sends_at_most_as_much(ingredients: Path, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
             f"{folder.federation}: the server does not run; "
             f"run `fullfed serve {folder.federation}`."
         )
+    _compare_models(chosen.model.path, folder.settings().model, say)
     members = read_members(run.path) if status.alive else None
     if members is None:
         if not run.recipe_file.exists():
@@ -117,6 +118,15 @@ def start(folder: ServerFolder, recipe: Recipe, path: Path, say: Print) -> dict[
 def _recipe_hash(run: RunFolder, members: Members) -> str:
     """What owners of nodes may have agreed on."""
     return recipe_hash(encode_settings(run.recipe(), len(members.clients), base_hash=""))
+
+
+def _compare_models(path: str, told: str, say: Print) -> None:
+    """Say if a recipe's model has not the name of the federation's: nodes would refuse it."""
+    if Path(path).name != Path(told).name:
+        say(
+            f"note: the recipe's model is {path}, and federation.toml told partners {told}; a node "
+            "takes no part with another one than the recipe's"
+        )
 
 
 def _chosen(folder: ServerFolder, recipe: Recipe, members: Members | None) -> Recipe:

@@ -100,7 +100,7 @@ def _costs(found: Check) -> Iterator[str]:
         f"{costs.parameters:,} parameters, {costs.trained_parameters:,} trained in a visit of "
         f"{costs.steps:g} steps"
     )
-    yield f"a visit sends {bytes_text(costs.bytes_up)} up and {bytes_text(costs.bytes_down)} down"
+    yield f"a visit sends {costs.up_text} and {bytes_text(costs.bytes_down)} down"
     yield (
         f"the run sends {bytes_text(costs.run_bytes_up)} up and "
         f"{bytes_text(costs.run_bytes_down)} down"

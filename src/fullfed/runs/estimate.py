@@ -45,7 +45,8 @@ class Estimate:
         trained_parameters: in one visit; of the largest block, where visits train blocks.
         clients: how many the data make.
         steps: of a visit, in the mean over clients.
-        bytes_up: a client's report.
+        bytes_up: a client's report, in the mean over the run.
+        first_bytes_up: the same in the first round; more, where only sums are known.
         bytes_down: what a client is sent for a visit, in the mean over the run: the plan, and the
             updates since its last visit or a snapshot; without a replica (``method.surrogate``)
             the plan, its submodel and, once, the static weights.
@@ -64,17 +65,26 @@ class Estimate:
     clients: int
     steps: float
     bytes_up: int
+    first_bytes_up: int
     bytes_down: int
     run_bytes_up: int
     run_bytes_down: int
     memory_bytes: int
+
+    @property
+    def up_text(self) -> str:
+        """What a visit sends up."""
+        text = f"{bytes_text(self.bytes_up)} up"
+        if self.first_bytes_up > self.bytes_up:
+            text += f" ({bytes_text(self.first_bytes_up)} in the first round)"
+        return text
 
     def __str__(self) -> str:
         return "\n".join(
             [
                 f"{self.parameters:,} parameters, {self.trained_parameters:,} trained in a visit "
                 f"of {self.steps:g} steps; {self.clients} clients",
-                f"a visit: {bytes_text(self.bytes_up)} up, {bytes_text(self.bytes_down)} down, "
+                f"a visit: {self.up_text}, {bytes_text(self.bytes_down)} down, "
                 f"{bytes_text(self.memory_bytes)} of memory and activations",
                 f"the run: {bytes_text(self.run_bytes_up)} up, "
                 f"{bytes_text(self.run_bytes_down)} down",
@@ -139,13 +149,14 @@ def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Es
     model.to(getattr(torch, recipe.model.dtype))
     method = build_method(recipe, choose(recipe), model, len(samples))
     largest = max(method.blocks or (method.setting.shapes,), key=elements)
-    visits, up, down = _traffic(recipe, method, model)
+    visits, first_up, up, down = _traffic(recipe, method, model)
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters()),
         trained_parameters=elements(largest),
         clients=len(samples),
         steps=steps,
         bytes_up=round(up / visits),
+        first_bytes_up=first_up,
         bytes_down=round(down / visits),
         run_bytes_up=up,
         run_bytes_down=down,
@@ -169,24 +180,28 @@ class _Lengths:
     sizes: list[int] = field(default_factory=list)
 
 
-def _traffic(recipe: Recipe, method: Composition, model: PreTrainedModel) -> tuple[int, int, int]:
-    """(visits, bytes up, bytes down) of a whole run in which every visit succeeds."""
+def _traffic(
+    recipe: Recipe, method: Composition, model: PreTrainedModel
+) -> tuple[int, int, int, int]:
+    """(visits, bytes up of the first and of all, down) of a run in which every visit succeeds."""
     lengths, snapshot = _Lengths(), _snapshot_bytes(recipe, method, model)
     traffic = Traffic(lengths, lambda: snapshot, method.cumulative)
     weak = None if method.submodels is None else _Weak(method.submodels, model)
     scales = scales_bytes(method.setting.shapes) if method.wants_scales else 0
-    visits = up = down = 0
+    visits = first_up = up = down = 0
     for round in range(recipe.federation.rounds):
         plans = method.plans(round, _typical(method, round))
         for plan in plans:
             visits += 1
-            up += _report_bytes(method, plan) + _phases(method, len(plans), _PHASES_UP)
+            report = _report_bytes(method, plan) + _phases(method, len(plans), _PHASES_UP)
+            first_up = first_up or report
+            up += report
             first = traffic.is_new(plan.client)
             missed = traffic.catch_up(plan.client, round)
             down += len(encode(plan)) + (missed if weak is None else weak.sent(plan, first))
             down += _phases(method, len(plans), _PHASES_DOWN) + (scales if first else 0)
         lengths.sizes.append(_update_bytes(method, plans))
-    return visits, up, down
+    return visits, first_up, up, down
 
 
 @dataclass
