@@ -91,7 +91,8 @@ class DataTable(RecipeTable):
         columns: what records' fields are called, where their format does not say it.
         ignore: fields of records that are not read. One that has text in it and is neither in the
             format nor here nor in columns is refused.
-        hold_out: the category that is the evaluation set.
+        hold_out: a category of the training data, all records of which are the evaluation set and
+            nobody's to train on.
         template: "chat" is the tokenizer's own chat template, "alpaca" Stanford Alpaca's, "auto"
             the first where there is one; or a file of a chat template in Jinja (.jinja), or its
             content.
@@ -100,7 +101,10 @@ class DataTable(RecipeTable):
             said.
         date: what a chat template that writes the date is told; the day a run begins on, which its
             folder records, where it is not said.
-        partition: what makes a client.
+        partition: what makes a client, where a run in one process plays all of them: each "task" or
+            "category" of the records, each "file", each "folder", each value of a "column", each
+            "source"; or as many parts as clients says, at random of equal size ("iid"), of unequal
+            sizes ("quantity"), or with unequal shares of each category ("dirichlet").
         by: the field whose values are the clients of the partition "column".
         clients_per_source: into how many clients the partition "source" divides each source.
         clients: how many clients the partitions "iid", "quantity" and "dirichlet" make.

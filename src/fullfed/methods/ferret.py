@@ -25,7 +25,8 @@ class FerretOptions(SketchOptions):
     """The sketch's options, and
 
     Attributes:
-        server_step: how much of the reconstruction is applied, or "auto".
+        server_step: how much of the reconstruction is applied; "auto" is what the measured
+            curvature allows: all of it where coordinates are many, less where they are few.
     """
 
     server_step: float | Literal["auto"] = "auto"
