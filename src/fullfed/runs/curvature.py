@@ -37,6 +37,9 @@ from fullfed.training.loss import answer_loss
 
 TEXTS, LENGTH = 8, 128  # texts, and tokens of each
 _LEAST = 0.1  # of a tensor's mean: no row's or column's curvature counts as less
+# The largest exponent of a row: a factor of 8. Some tensors make no difference to the loss at all,
+# such as the bias of an attention's keys, and noise without a bound would carry them off.
+_MOST = 24
 
 Curvature = Mapping[str, tuple[Tensor, Tensor]]
 """Mean squared gradients of each parameter's rows and of its columns, float64, by name."""
@@ -167,7 +170,7 @@ def scales_of(curvature: Curvature) -> ModelScales:
     for name, (rows, columns) in curvature.items():
         none = torch.zeros_like(rows) - shift, torch.zeros_like(columns)
         own = exact.get(name, none)
-        found[name] = _rounded(own[0] + shift), _rounded(own[1])
+        found[name] = _rounded((own[0] + shift).clamp(max=_MOST)), _rounded(own[1])
     return ModelScales(found)
 
 
