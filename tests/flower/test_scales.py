@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from flower.real import LOOSE, PARTNERS
 from flower.small import RUN, Reference, node_worker, reference
+from flower.standin import Dictionary, carry_out, recipe_of
+from flower.test_client import train
+from fullfed.deployment.node_task import TaskLoader
 from fullfed.engines.node import NodeWorker
+from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Answer, Order, encode_settings, named, recipe_hash
+from fullfed.files import read_sealed, write_sealed
 
+pytestmark = pytest.mark.usefixtures("flower_process")
 METHOD = {"name": "ferret", "coordinates": 300, "scales": "curvature"}
 UNFIT = "the run's settings do not fit this node"
 
@@ -49,6 +56,37 @@ def test_scales_that_were_changed_on_the_disk_are_asked_for_again(
     second = node_worker(folder, 0, tmp_path / "state")
     assert ask(second, replace(scaled.order(1, 0), settings=b"", scales=b"")) == Answer(-1)
     assert ask(second, scaled.order(1, 0)).report == scaled.reports[1, 0]
+
+
+def test_a_state_of_a_version_without_scales_is_begun_again(
+    scaled: Reference, folder: Path, tmp_path: Path
+) -> None:
+    first = node_worker(folder, 0, tmp_path / "state")
+    ask(first, scaled.order(0, 0))
+    first.leave()
+    file = tmp_path / "state" / RUN / "settings.json"
+    kept = read_sealed(file, "", RUN)
+    del kept["scales"]
+    write_sealed(file, kept, RUN)
+    second = node_worker(folder, 0, tmp_path / "state")
+    assert ask(second, replace(scaled.order(1, 0), settings=b"", scales=b"")) == Answer(-1)
+    assert ask(second, scaled.order(1, 0)).report == scaled.reports[1, 0]
+
+
+def test_a_node_with_a_loop_of_its_own_takes_the_scales_of_the_others(
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
+) -> None:
+    """Which are wanted since the recipe's optimizer is AdamW; what the loop's does is not known."""
+    method = {"name": "ferret", "coordinates": 300}
+    recipe = recipe_of(
+        folder, 1, method=method, local={"optimizer": "adamw", "learning_rate": 0.01}
+    )
+    data, limits = str(folder / f"{PARTNERS[3]}.jsonl"), Limits(**LOOSE)
+    load = TaskLoader(data, str(folder / "model"), "cpu", limits, trainer=train)
+    nodes = [*workers[:3], NodeWorker(tmp_path / "state", load, limits)]
+    done = carry_out(recipe, Dictionary.of(nodes), tmp_path / "run")
+    assert done.scales()
+    assert done.metrics()[0]["aggregated"] == [0, 1, 2, 3]
 
 
 def test_scales_other_than_those_of_the_settings_are_refused(

@@ -150,7 +150,8 @@ def _scaled(method: Composition, scales: bytes) -> Composition:
     if not scales:
         return method
     try:
-        if not method.wants_scales:
+        # Not ``wants_scales``: a node's own trainer says nothing of what the other nodes' do.
+        if method.codec.asks_scales == "none":
             raise MessageError("the run's recipe has no scales, and the server sent some")
         return method.scaled(ModelScales.read(scales, method.setting.shapes))
     except MessageError as error:
