@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from flower.real import LOOSE, PARTNERS
 from flower.small import RUN, Reference, node_worker, reference
@@ -19,6 +20,7 @@ from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Answer, Order, encode_settings, named, recipe_hash
 from fullfed.files import read_sealed, write_sealed
+from runs.small import write_model
 
 pytestmark = pytest.mark.usefixtures("flower_process")
 METHOD = {"name": "ferret", "coordinates": 300, "scales": "curvature"}
@@ -120,6 +122,16 @@ def test_scales_that_the_model_cannot_have_are_refused(
     node = node_worker(folder, 0, tmp_path / "state")
     assert ask(node, order).failure == "the run's scales do not fit this node"
     assert said in caplog.text
+
+
+def test_a_node_with_a_model_of_other_shapes_is_told_so(
+    scaled: Reference, folder: Path, tmp_path: Path
+) -> None:
+    write_model(folder / "other")
+    config = LlamaConfig.from_pretrained(folder / "other", num_hidden_layers=3)
+    LlamaForCausalLM(config).save_pretrained(folder / "other")
+    answer = ask(node_worker(folder, 0, tmp_path / "state", "other"), scaled.order(0, 0))
+    assert answer.failure == "its base model is not the one the run begins with"
 
 
 def test_a_recipe_without_scales_takes_none(

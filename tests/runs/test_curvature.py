@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fullfed.errors import UserError
 from fullfed.headway import Headway
@@ -182,3 +183,16 @@ def test_scales_that_are_not_the_runs_are_refused(
         with pytest.raises(UserError) as raised:
             carry_on(out)
         assert str(raised.value) == said
+
+
+def test_a_model_of_other_shapes_is_named_and_not_the_scales(
+    ingredients: Path, tmp_path: Path
+) -> None:
+    own, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(ingredients / "model", own)
+    changes = {"local": ADAMW, "federation": {"rounds": 2}, "model": {"path": str(own)}}
+    run.start(recipe(ingredients, **changes), out)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(own, num_hidden_layers=3)).save_pretrained(own)
+    for carry_on in (run.resume, lambda path: verify(RunFolder(path))):
+        with pytest.raises(UserError, match=f"^{own}: this is not the base model the run began"):
+            carry_on(out)

@@ -78,7 +78,7 @@ def with_scales_of(folder: RunFolder, method: Composition) -> Composition:
     """The method with the scales of a run that has begun; itself where the run has none.
 
     Raises:
-        UserError: their file is missing, or was changed.
+        UserError: their file is missing, or was changed; or the model is another.
     """
     data = folder.scales()
     if not data:
@@ -86,7 +86,10 @@ def with_scales_of(folder: RunFolder, method: Composition) -> Composition:
     try:
         return method.scaled(ModelScales.read(data, method.setting.shapes))
     except MessageError as error:
-        raise UserError(f"{folder.scales_file}: {error}; put the run's own back.") from error
+        raise UserError(
+            f"{folder.recipe().model.path}: this is not the base model the run began with "
+            f"({error}); put that one back."
+        ) from error
 
 
 def own_texts(model: PreTrainedModel, seed: int) -> list[Batch]:
