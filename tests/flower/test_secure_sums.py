@@ -125,10 +125,10 @@ def test_the_log_is_that_of_a_run_in_one_process(
 def test_a_partner_who_is_told_other_scales_is_in_no_sum_with_the_others(
     folder: Path, tmp_path: Path, partners: Partners
 ) -> None:
-    grid = partners.grid()
+    grid: Dictionary = partners.grid()
     handle = grid.nodes[3].handle
 
-    def told_others(frames: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    def told_others(frames: Mapping[str, bytes]) -> Mapping[str, bytes] | None:
         if "scales" not in frames:
             return handle(frames)
         scales = bytes(len(frames["scales"]))
