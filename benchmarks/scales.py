@@ -30,8 +30,6 @@ from fullfed.runs.curvature import Curvature, own_texts, scales_of, squared_grad
 from fullfed.sketch import Scales, perturb_
 from fullfed.training.loss import answer_loss, answer_loss_value
 
-_STEPS = 8  # exponents of scales to a factor of 2
-_LEAST = 0.1  # of a tensor's mean: no row's or column's curvature counts as less
 _PAIRS = 2  # of opposite noise
 _NUMBERS = 200_000.0  # exact coordinates, whose noise is added
 

@@ -138,8 +138,8 @@ def carry_out(
         folder.create(assembly.recipe)
 
     def connect(recipe: Recipe, worker: Worker, log: Log, traffic: Traffic) -> FlowerEngine:
-        settings = encode_settings(recipe, len(PARTNERS), folder.base()["model_hash"])
-        table = recipe.deployment
+        hashes = folder.base()["model_hash"], folder.scales_hash
+        settings, table = encode_settings(recipe, len(PARTNERS), *hashes), recipe.deployment
         back = targets(folder)
         return FlowerEngine(grid, RUN, lambda: KEYS, settings, worker, log, traffic, table, back)  # type: ignore[arg-type]
 

@@ -9,11 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from flower.real import LOOSE, PARTNERS
 from flower.small import RUN, Reference, node_worker, reference
+from flower.standin import Dictionary, carry_out, recipe_of
+from flower.test_client import train
+from fullfed.deployment.node_task import TaskLoader
 from fullfed.engines.node import NodeWorker
+from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Answer, Order, encode_settings, named, recipe_hash
+from fullfed.files import read_sealed, write_sealed
+from runs.small import write_model
 
+pytestmark = pytest.mark.usefixtures("flower_process")
 METHOD = {"name": "ferret", "coordinates": 300, "scales": "curvature"}
 UNFIT = "the run's settings do not fit this node"
 
@@ -51,6 +60,37 @@ def test_scales_that_were_changed_on_the_disk_are_asked_for_again(
     assert ask(second, scaled.order(1, 0)).report == scaled.reports[1, 0]
 
 
+def test_a_state_of_a_version_without_scales_is_begun_again(
+    scaled: Reference, folder: Path, tmp_path: Path
+) -> None:
+    first = node_worker(folder, 0, tmp_path / "state")
+    ask(first, scaled.order(0, 0))
+    first.leave()
+    file = tmp_path / "state" / RUN / "settings.json"
+    kept = read_sealed(file, "", RUN)
+    del kept["scales"]
+    write_sealed(file, kept, RUN)
+    second = node_worker(folder, 0, tmp_path / "state")
+    assert ask(second, replace(scaled.order(1, 0), settings=b"", scales=b"")) == Answer(-1)
+    assert ask(second, scaled.order(1, 0)).report == scaled.reports[1, 0]
+
+
+def test_a_node_with_a_loop_of_its_own_takes_the_scales_of_the_others(
+    folder: Path, tmp_path: Path, workers: list[NodeWorker]
+) -> None:
+    """Which are wanted since the recipe's optimizer is AdamW; what the loop's does is not known."""
+    method = {"name": "ferret", "coordinates": 300}
+    recipe = recipe_of(
+        folder, 1, method=method, local={"optimizer": "adamw", "learning_rate": 0.01}
+    )
+    data, limits = str(folder / f"{PARTNERS[3]}.jsonl"), Limits(**LOOSE)
+    load = TaskLoader(data, str(folder / "model"), "cpu", limits, trainer=train)
+    nodes = [*workers[:3], NodeWorker(tmp_path / "state", load, limits)]
+    done = carry_out(recipe, Dictionary.of(nodes), tmp_path / "run")
+    assert done.scales()
+    assert done.metrics()[0]["aggregated"] == [0, 1, 2, 3]
+
+
 def test_scales_other_than_those_of_the_settings_are_refused(
     scaled: Reference, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -82,6 +122,16 @@ def test_scales_that_the_model_cannot_have_are_refused(
     node = node_worker(folder, 0, tmp_path / "state")
     assert ask(node, order).failure == "the run's scales do not fit this node"
     assert said in caplog.text
+
+
+def test_a_node_with_a_model_of_other_shapes_is_told_so(
+    scaled: Reference, folder: Path, tmp_path: Path
+) -> None:
+    write_model(folder / "other")
+    config = LlamaConfig.from_pretrained(folder / "other", num_hidden_layers=3)
+    LlamaForCausalLM(config).save_pretrained(folder / "other")
+    answer = ask(node_worker(folder, 0, tmp_path / "state", "other"), scaled.order(0, 0))
+    assert answer.failure == "its base model is not the one the run begins with"
 
 
 def test_a_recipe_without_scales_takes_none(

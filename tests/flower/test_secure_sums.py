@@ -3,6 +3,8 @@ phase, and what node.toml says of them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,12 +105,14 @@ def in_one_process(recipe: Recipe, out: Path) -> RunFolder:
     return folder
 
 
-@pytest.mark.parametrize("method", ["ferret", "fedavg"])
+SCALED = {**SECURE["method"], "scales": "curvature"}
+
+
+@pytest.mark.parametrize("method", [SECURE["method"], SCALED, {"name": "fedavg"}], ids=str)
 def test_the_log_is_that_of_a_run_in_one_process(
-    folder: Path, tmp_path: Path, partners: Partners, method: str
+    folder: Path, tmp_path: Path, partners: Partners, method: dict[str, Any]
 ) -> None:
-    changes = {} if method == "ferret" else {"method": {"name": "fedavg"}}
-    recipe = secure(folder, **changes)
+    recipe = secure(folder, method=method)
     real = carry_out(recipe, partners.grid(), tmp_path / "real")
     whole = in_one_process(recipe, tmp_path / "whole")
     assert real.log_file.read_bytes() == whole.log_file.read_bytes()
@@ -116,6 +120,27 @@ def test_the_log_is_that_of_a_run_in_one_process(
     for name in ("bytes", "train_loss", "refused"):
         assert [r[name] for r in real.metrics()] == [r[name] for r in whole.metrics()], name
     verify(real)
+
+
+def test_a_partner_who_is_told_other_scales_is_in_no_sum_with_the_others(
+    folder: Path, tmp_path: Path, partners: Partners
+) -> None:
+    grid: Dictionary = partners.grid()
+    handle = grid.nodes[3].handle
+
+    def told_others(frames: Mapping[str, bytes]) -> Mapping[str, bytes] | None:
+        if "scales" not in frames:
+            return handle(frames)
+        scales = bytes(len(frames["scales"]))
+        settings = json.loads(frames["settings"])
+        settings["scales_hash"] = hashlib.sha256(scales).hexdigest()
+        return handle({**frames, "settings": json.dumps(settings).encode(), "scales": scales})
+
+    grid.nodes[3].handle = told_others
+    done = carry_out(secure(folder, 1, method=SCALED), grid, tmp_path / "run")
+    [record] = done.metrics()
+    assert record["aggregated"] == [0, 1, 2]
+    assert record["refused"] == [{"client": 3, "reason": "the client's keys are not signed by it"}]
 
 
 @pytest.mark.parametrize("phase", ["keys", "shares", "mask", "confirm", "unmask"])

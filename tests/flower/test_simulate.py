@@ -38,13 +38,19 @@ def test_the_log_is_that_of_a_run_in_one_process(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "method", [{"name": "fedcybgd", "blocks": 2}, {"name": "fedkseed", "seeds": 8}]
+    "method",
+    [
+        {"name": "fedcybgd", "blocks": 2},
+        {"name": "fedkseed", "seeds": 8},
+        {"name": "ferret", "coordinates": 300, "scales": "curvature"},
+    ],
 )
 @pytest.mark.usefixtures("flower_process")
 def test_which_process_is_asked_makes_no_difference(
     folder: Path, tmp_path: Path, method: dict[str, object]
 ) -> None:
-    """Neither where clients keep something, nor where the newest update replaces all others."""
+    """Neither where clients keep something, nor where the newest update replaces all others, nor
+    where the codec has scales."""
     federation, local = {"rounds": 5, "clients_per_round": 2}, {"learning_rate": 1e-4, "steps": 2}
     path = write_recipe(folder, method=method, federation=federation, local=local)
     recipe, turns = load_recipe(path), Random(0)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fullfed.errors import UserError
 from fullfed.headway import Headway
-from fullfed.methods.codecs.scaling import MOST_EXPONENT, ModelScales, scales_bytes
+from fullfed.methods.codecs.scaling import ModelScales, scales_bytes
 from fullfed.runs import run
 from fullfed.runs.assembly import assemble
 from fullfed.runs.curvature import own_texts, scales_of, squared_gradients, with_scales
@@ -54,7 +55,7 @@ def test_curvature_that_is_nothing_or_too_much_leaves_factors_alone() -> None:
         {"none": (0 * ones, 0 * ones), "some": (ones, ones), "tiny": (1e-30 * ones, ones)}
     )
     assert factors(few, "none").unique().tolist() == [1.0]
-    assert int(few.exponents["tiny"][0].max()) == MOST_EXPONENT
+    assert few.exponents["tiny"][0].tolist() == [24] * 3, "a factor of 8"
 
 
 def test_the_model_writes_the_same_text_for_a_seed_and_another_for_another(
@@ -182,3 +183,16 @@ def test_scales_that_are_not_the_runs_are_refused(
         with pytest.raises(UserError) as raised:
             carry_on(out)
         assert str(raised.value) == said
+
+
+def test_a_model_of_other_shapes_is_named_and_not_the_scales(
+    ingredients: Path, tmp_path: Path
+) -> None:
+    own, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(ingredients / "model", own)
+    changes = {"local": ADAMW, "federation": {"rounds": 2}, "model": {"path": str(own)}}
+    run.start(recipe(ingredients, **changes), out)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(own, num_hidden_layers=3)).save_pretrained(own)
+    for carry_on in (run.resume, lambda path: verify(RunFolder(path))):
+        with pytest.raises(UserError, match=f"^{own}: this is not the base model the run began"):
+            carry_on(out)

@@ -122,7 +122,7 @@ class TaskLoader:
         _log.info("%d prompts shortened, %d samples left out, %d answers empty", *changed)
         self._limits.check_work(recipe.local, len(own.examples))
         loaded = {parameter.data_ptr() for parameter in model.parameters()}
-        method = _scaled(build_method(recipe, choices, model, told.clients), scales)
+        method = build_method(recipe, choices, model, told.clients)
         replicated = method.replicated(model).items()
         known = frozenset(name for name, tensor in replicated if tensor.data_ptr() in loaded)
         replica = make_replica(recipe, model, method) if has_replica else None
@@ -132,6 +132,9 @@ class TaskLoader:
                 "name the right one by `fullfed join --model`.",
                 "its base model is not the one the run begins with",
             )
+        method = _scaled(method, scales)  # after the hash, which says more than their size
+        if replica is not None:
+            replica.method = method
         device, every = find_device(base.device), recipe.federation.snapshot_every
         source = None
         if choices.trainer is not None:
@@ -150,7 +153,8 @@ def _scaled(method: Composition, scales: bytes) -> Composition:
     if not scales:
         return method
     try:
-        if not method.wants_scales:
+        # Not ``wants_scales``: a node's own trainer says nothing of what the other nodes' do.
+        if method.codec.asks_scales == "none":
             raise MessageError("the run's recipe has no scales, and the server sent some")
         return method.scaled(ModelScales.read(scales, method.setting.shapes))
     except MessageError as error:

@@ -120,10 +120,12 @@ class NodeState:
         there is a replica, and the scales where the codec has none.
 
         Raises:
-            UserError: a file is missing or was damaged.
+            UserError: a file is missing, was damaged, or is of an earlier version.
         """
         absent = f"{self._settings_file}: the file is missing."
         sealed = read_sealed(self._settings_file, absent, self._run)
+        if "scales" not in sealed:
+            raise UserError(f"{self._settings_file}: this is of an earlier version of fullfed.")
         scales = _read(self._scales_file, sealed["scales"])
         weights = _read(self._static_weights_file, sealed["static_weights"])
         if self._client_file.exists():

@@ -1,4 +1,4 @@
-"""The append-only log of updates: with the base model, it is the whole run.
+"""The append-only log of updates: with base model and scales, it is the whole run.
 
 A file of records. Each is a 48-byte head and then the payload. The head is the
 payload's length (8 bytes, little endian), a check of the length (the first 8 bytes

@@ -37,6 +37,9 @@ from fullfed.training.loss import answer_loss
 
 TEXTS, LENGTH = 8, 128  # texts, and tokens of each
 _LEAST = 0.1  # of a tensor's mean: no row's or column's curvature counts as less
+# The largest exponent of a row: a factor of 8. Some tensors make no difference to the loss at all,
+# such as the bias of an attention's keys, and noise without a bound would carry them off.
+_MOST = 24
 
 Curvature = Mapping[str, tuple[Tensor, Tensor]]
 """Mean squared gradients of each parameter's rows and of its columns, float64, by name."""
@@ -75,7 +78,7 @@ def with_scales_of(folder: RunFolder, method: Composition) -> Composition:
     """The method with the scales of a run that has begun; itself where the run has none.
 
     Raises:
-        UserError: their file is missing, or was changed.
+        UserError: their file is missing, or was changed; or the model is another.
     """
     data = folder.scales()
     if not data:
@@ -83,7 +86,10 @@ def with_scales_of(folder: RunFolder, method: Composition) -> Composition:
     try:
         return method.scaled(ModelScales.read(data, method.setting.shapes))
     except MessageError as error:
-        raise UserError(f"{folder.scales_file}: {error}; put the run's own back.") from error
+        raise UserError(
+            f"{folder.recipe().model.path}: this is not the base model the run began with "
+            f"({error}); put that one back."
+        ) from error
 
 
 def own_texts(model: PreTrainedModel, seed: int) -> list[Batch]:
@@ -167,7 +173,7 @@ def scales_of(curvature: Curvature) -> ModelScales:
     for name, (rows, columns) in curvature.items():
         none = torch.zeros_like(rows) - shift, torch.zeros_like(columns)
         own = exact.get(name, none)
-        found[name] = _rounded(own[0] + shift), _rounded(own[1])
+        found[name] = _rounded((own[0] + shift).clamp(max=_MOST)), _rounded(own[1])
     return ModelScales(found)
 
 

@@ -1,7 +1,7 @@
 """A run's folder: what is where, and how it stays whole through a crash.
 
 recipe.toml     the resolved recipe; ``fullfed run`` takes it again
-updates.log     the log: with the base model, the whole run
+updates.log     the log: with the base model and scales.bin, the whole run
 base.json       the base model's hash, the data's, and the measurements before round 0
 metrics.jsonl   one object a round
 predictions.jsonl   where metrics are of answers: the answers (``runs.predictions``)
