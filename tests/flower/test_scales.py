@@ -96,6 +96,7 @@ def test_scales_other_than_those_of_the_settings_are_refused(
 ) -> None:
     node = node_worker(folder, 0, tmp_path / "state")
     for sent in (b"", scaled.scales[:-1], scaled.scales[::-1]):
+        caplog.clear()
         assert ask(node, replace(scaled.order(0, 0), scales=sent)).failure == UNFIT
         assert "the scales that the server sent are not those of its settings" in caplog.text
     assert not (tmp_path / "state").exists()

@@ -25,6 +25,7 @@ from fullfed.federation.client import Worker
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
 from fullfed.federation.server import run_round
+from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.randomness import Purpose, Stream, permutation
 from fullfed.runs.assembly import build_method, choose, make_replica
 from fullfed.runs.curvature import with_scales
@@ -111,6 +112,7 @@ class Trials:
         examples = [client.examples for client in data.clients]
         kept, self._validation = hold_out(examples, recipe.federation.seed)
         self._clients = dict(enumerate(kept))
+        self._scales: ModelScales | None = None  # which a learning rate does not change
 
     def run(self, learning_rate: float) -> Trial:
         """One trial; one that fails says why."""
@@ -125,7 +127,12 @@ class Trials:
     def _loss(self, recipe: Recipe) -> float:
         model, _ = self._load()  # anew: a method may add parameters to it
         options = choose(recipe)
-        method = with_scales(build_method(recipe, options, model, len(self._clients)), model)
+        method = build_method(recipe, options, model, len(self._clients))
+        if self._scales is None:
+            method = with_scales(method, model)
+            self._scales = method.codec.scales
+        else:
+            method = method.scaled(self._scales)
         worker = Worker(make_replica(recipe, model, method), method, self._clients)
         engine = Simulation(worker, recipe.simulation.failures, recipe.federation.seed)
         samples = {client: len(examples) for client, examples in self._clients.items()}

@@ -74,8 +74,6 @@ class Composition:
         submodels: what clients without a replica are sent; None where all hold one.
         offload: whether the values before a visit wait in a file (a GPU's: in the host's memory).
             For codecs and steps that do not look at them.
-        scales: the bytes of the codec's scales, empty where it has none: what clients must be told
-            once, beside the recipe.
     """
 
     setting: Setting
@@ -87,7 +85,6 @@ class Composition:
     blocks: tuple[Shapes, ...] = ()
     submodels: BlockSubmodels | None = None
     offload: bool = False
-    scales: bytes = b""
 
     def __post_init__(self) -> None:
         """See that the choices go together.
@@ -124,8 +121,11 @@ class Composition:
 
     def scaled(self, scales: ModelScales) -> Composition:
         """The same method with these scales."""
-        codec, step = self.codec.scaled(scales), self.step.scaled(scales)
-        return replace(self, codec=codec, step=step, scales=scales.data)
+        return replace(self, codec=self.codec.scaled(scales), step=self.step.scaled(scales))
+
+    @property
+    def scales(self) -> bytes:
+        return b"" if self.codec.scales is None else self.codec.scales.data
 
     def owned(self, run: str, owner_of: Callable[[int], Owner]) -> Composition:
         return replace(self, local=self.local.owned(run, owner_of))

@@ -55,6 +55,7 @@ def with_scales(
     """
     if not method.wants_scales:
         return method
+    observer(Headway("curvature", 0, TEXTS))
     texts = own_texts(model, method.setting.seed)
     trained = method.scope.trained(model)
     return method.scaled(scales_of(squared_gradients(model, trained, texts, observer)))

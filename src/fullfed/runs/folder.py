@@ -191,14 +191,14 @@ class RunFolder:
         Raises:
             UserError: the file is missing or was changed; or see ``base``.
         """
-        sha256 = self.scales_hash
-        if sha256 is None:
+        if self.scales_hash is None:
             return b""
-        if _sha256(self.scales_file) != sha256:
+        data = self.scales_file.read_bytes() if self.scales_file.exists() else b""
+        if hashlib.sha256(data).hexdigest() != self.scales_hash:
             raise UserError(
                 f"{self.scales_file}: the file is missing or was changed; restore a copy of it."
             )
-        return self.scales_file.read_bytes()
+        return data
 
     @property
     def scales_hash(self) -> str | None:

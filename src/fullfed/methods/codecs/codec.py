@@ -171,6 +171,11 @@ class Codec(ABC):
         always, where clients' optimizer makes changes that have not, or never."""
         return "none"
 
+    @property
+    def scales(self) -> ModelScales | None:
+        """Those that it has."""
+        return None
+
     def scaled(self, scales: ModelScales) -> Codec:
         """The same codec with these scales; only where they are asked for."""
         raise NotImplementedError(f"{type(self).__name__} does not define scaled")
