@@ -227,6 +227,9 @@ def test_the_command_prints_plain_text_where_there_is_no_terminal(recipe_file: P
     short = CliRunner().invoke(app, ["check", str(recipe_file), "--no-step"]).output
     assert "memory, by formula" in short
     assert "time, by" not in short
+    with_scales = ["check", str(recipe_file), "--no-step", "--set", "method.scales=curvature"]
+    assert "scales are measured on the base" in CliRunner().invoke(app, with_scales).output
+    assert "scales" not in short
 
 
 def test_with_colours_what_is_learned_is_green(folder: Path) -> None:

@@ -14,6 +14,7 @@ from fullfed.config import LocalTable
 from fullfed.methods.catalogue import METHODS
 from fullfed.methods.composition import Composition
 from fullfed.runs.assembly import build_method, choose
+from fullfed.runs.folder import RunFolder
 from fullfed.runs.visit_memory import optimizer_bytes, submodel_visit_bytes, visit_bytes
 from fullfed.training.optimizers import CLASSES, make_optimizers
 from runs.small import recipe, tables
@@ -66,6 +67,7 @@ def test_so_they_are_with_any_codec(
     cost, run = fullfed.estimate(told), fullfed.run(told, tmp_path / "run")
     assert cost.run_bytes_up == pytest.approx(run.bytes_up, rel=0.1)
     assert cost.run_bytes_down == pytest.approx(run.bytes_down, rel=0.1)
+    assert cost.scales_bytes == len(RunFolder(tmp_path / "run").scales())
 
 
 @pytest.mark.parametrize(

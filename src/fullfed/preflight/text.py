@@ -105,6 +105,11 @@ def _costs(found: Check) -> Iterator[str]:
         f"the run sends {bytes_text(costs.run_bytes_up)} up and "
         f"{bytes_text(costs.run_bytes_down)} down"
     )
+    if costs.scales_bytes:
+        yield (
+            "the sketch's scales are measured on the base model before the first round, and sent "
+            f"once: {bytes_text(costs.scales_bytes)}"
+        )
     yield from _memory(found.memory)
     if found.timing is not None:
         yield from _timing(found.timing, found)

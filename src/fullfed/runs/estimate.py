@@ -50,6 +50,7 @@ class Estimate:
         bytes_down: what a client is sent for a visit, in the mean over the run: the plan, and the
             updates since its last visit or a snapshot; without a replica (``method.surrogate``)
             the plan, its submodel and, once, the static weights.
+        scales_bytes: of a sketch's scales, which every client is sent once; 0 where it has none.
         run_bytes_up, run_bytes_down: of all visits of the run.
         memory_bytes: the peak of a visit, but for activations, which depend on the samples
             (docs/memory.md).
@@ -67,6 +68,7 @@ class Estimate:
     bytes_up: int
     first_bytes_up: int
     bytes_down: int
+    scales_bytes: int
     run_bytes_up: int
     run_bytes_down: int
     memory_bytes: int
@@ -158,6 +160,7 @@ def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Es
         bytes_up=round(up / visits),
         first_bytes_up=first_up,
         bytes_down=round(down / visits),
+        scales_bytes=_scales_bytes(method),
         run_bytes_up=up,
         run_bytes_down=down,
         memory_bytes=_memory_bytes(recipe, method, model, largest),
@@ -187,7 +190,7 @@ def _traffic(
     lengths, snapshot = _Lengths(), _snapshot_bytes(recipe, method, model)
     traffic = Traffic(lengths, lambda: snapshot, method.cumulative)
     weak = None if method.submodels is None else _Weak(method.submodels, model)
-    scales = scales_bytes(method.setting.shapes) if method.wants_scales else 0
+    scales = _scales_bytes(method)
     visits = first_up = up = down = 0
     for round in range(recipe.federation.rounds):
         plans = method.plans(round, _typical(method, round))
@@ -202,6 +205,10 @@ def _traffic(
             down += _phases(method, len(plans), _PHASES_DOWN) + (scales if first else 0)
         lengths.sizes.append(_update_bytes(method, plans))
     return visits, first_up, up, down
+
+
+def _scales_bytes(method: Composition) -> int:
+    return scales_bytes(method.setting.shapes) if method.wants_scales else 0
 
 
 @dataclass
