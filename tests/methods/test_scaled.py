@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -13,19 +15,20 @@ from torch import Tensor
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Update
 from fullfed.methods.codecs.codec import Change
-from fullfed.methods.codecs.scaling import MOST_EXPONENT, ModelScales, scales_bytes
+from fullfed.methods.codecs.scaling import MOST_EXPONENT, ModelScales, exponents_of
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
 from fullfed.methods.server_step import CurvatureStep, Trained
 
 SHAPES = {"matrix": torch.Size([70, 80]), "cube": torch.Size([3, 4, 5]), "row": torch.Size([30])}
+UNFIT = r"the scales (have an exponent beyond 64|are not 204)"
 LIKELY = {name: torch.randn(shape, generator=torch.Generator().manual_seed(1))
           for name, shape in SHAPES.items()}  # fmt: skip
 
 
 def some_scales(seed: int = 0, most: int = 16) -> ModelScales:
     generator = torch.Generator().manual_seed(seed)
-    data = torch.randint(-most, most + 1, (scales_bytes(SHAPES),), generator=generator)
-    return ModelScales.read(data.to(torch.int8).numpy().tobytes(), SHAPES)
+    data = torch.randint(-most, most + 1, (exponents_of(SHAPES),), generator=generator)
+    return ModelScales.read(zlib.compress(data.to(torch.int8).numpy().tobytes()), SHAPES)
 
 
 def factor(scales: ModelScales, name: str) -> Tensor:
@@ -41,13 +44,24 @@ def change(of: dict[str, Tensor]) -> Change:
 def test_scales_are_their_bytes(seed: int, most: int) -> None:
     scales = some_scales(seed, most)
     assert ModelScales.read(scales.data, SHAPES).data == scales.data
-    assert len(scales.data) == 70 + 80 + 3 + 20 + 30 + 1
+    assert len(zlib.decompress(scales.data)) == 70 + 80 + 3 + 20 + 30 + 1
 
 
-@pytest.mark.parametrize("data", [b"", bytes(203), bytes(205), bytes(203) + b"\x41"])
-def test_other_bytes_are_no_scales(data: bytes) -> None:
-    with pytest.raises(MessageError, match="the scales have"):
-        ModelScales.read(data, SHAPES)
+@pytest.mark.parametrize("plain", [b"", bytes(203), bytes(205), bytes(203) + b"\x41"])
+def test_other_bytes_are_no_scales(plain: bytes) -> None:
+    for data in (plain, zlib.compress(plain), zlib.compress(bytes(204))[:-9]):
+        with pytest.raises(MessageError, match=UNFIT):
+            ModelScales.read(data, SHAPES)
+
+
+def test_a_few_bytes_that_stand_for_very_many_take_no_memory() -> None:
+    bomb = zlib.compress(bytes(1 << 26))
+    tracemalloc.start()
+    with pytest.raises(MessageError, match="the scales are not 204 exponents"):
+        ModelScales.read(bomb, SHAPES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("seeds", ["client", "shared"])

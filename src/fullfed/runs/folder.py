@@ -5,7 +5,7 @@ updates.log     the log: with the base model and scales.bin, the whole run
 base.json       the base model's hash, the data's, and the measurements before round 0
 metrics.jsonl   one object a round
 predictions.jsonl   where metrics are of answers: the answers (``runs.predictions``)
-scales.bin      of a method whose codec has scales: theirs, a byte for each row and each column of
+scales.bin      of a method whose codec has scales: theirs, a number for each row and each column of
                 the model; measured on the base model before round 0 (``runs.curvature``)
 summary.json    first and last measurements, traffic, seconds; written when the run ends
 snapshot.safetensors   a recent model, to shorten replay

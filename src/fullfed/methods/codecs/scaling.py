@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ MOST_EXPONENT = 64
 class ModelScales:
     """A factor for each element of what a run's visits train (``fullfed.sketch.Scales``).
 
-    All who take part in a run have the same ones. They are a byte for each row and each column.
+    All who take part in a run have the same ones.
 
     Attributes:
         exponents: of each parameter's rows and of its columns, by name, in the model's order;
@@ -40,8 +41,10 @@ class ModelScales:
 
     @cached_property
     def data(self) -> bytes:
-        """The exponents of each parameter's rows, then of its columns, as they are in a file."""
-        return b"".join(e.numpy().tobytes() for pair in self.exponents.values() for e in pair)
+        """A byte for each exponent, of each parameter's rows and then of its columns; compressed by
+        zlib (RFC 1950)."""
+        plain = b"".join(e.numpy().tobytes() for pair in self.exponents.values() for e in pair)
+        return zlib.compress(plain, level=9)
 
     @cached_property
     def sha256(self) -> str:
@@ -55,12 +58,11 @@ class ModelScales:
         Raises:
             MessageError: they are not that.
         """
-        if len(data) != scales_bytes(shapes):
-            raise MessageError(
-                f"the scales have {len(data)} bytes; those of this model have "
-                f"{scales_bytes(shapes)}"
-            )
-        numbers = np.frombuffer(data, dtype=np.int8)
+        count = exponents_of(shapes)
+        plain = _decompressed(data, count)
+        if len(plain) != count:
+            raise MessageError(f"the scales are not {count} exponents, which this model has")
+        numbers = np.frombuffer(plain, dtype=np.int8)
         if len(numbers) and int(np.abs(numbers.astype(np.int16)).max()) > MOST_EXPONENT:
             raise MessageError(f"the scales have an exponent beyond {MOST_EXPONENT}")
         exponents, start = {}, 0
@@ -72,6 +74,14 @@ class ModelScales:
         return ModelScales(exponents)
 
 
-def scales_bytes(shapes: Shapes) -> int:
-    """Of the scales of parameters of these shapes."""
+def exponents_of(shapes: Shapes) -> int:
+    """How many the scales of parameters of these shapes have."""
     return sum(sum(matrix(shape)) for shape in shapes.values())
+
+
+def _decompressed(data: bytes, most: int) -> bytes:
+    """What was compressed, but no more than a byte beyond ``most``; nothing if it is malformed."""
+    try:
+        return zlib.decompressobj().decompress(data, most + 1)
+    except zlib.error:
+        return b""
