@@ -184,45 +184,39 @@ def spread(numbers: Sequence[float], digits: int) -> str:
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], data: str, variant: str = "") -> str:
-    """Markdown: a row for each label of a data set."""
+    """Markdown: a row for each label of a data set, and beside it those without scales."""
+    beside = ["without scales"] if variant == "" else []
     own = [row for row in rows.values() if row["data"] == data and row["variant"] == variant]
     if not own:
         return ""
+    own += [row for row in rows.values() if row["data"] == data and row["variant"] in beside]
     scores = [metric for metric in own[0]["before"] if metric != "loss"]
-    whole = {row["seed"]: drop(row) for row in _fedavg(rows, data, variant)}
+    whole = {row["seed"]: drop(row) for row in own if row["label"] == "fedavg"}
     heads = ["", "seeds", "bytes up, a client a round", "loss", "share of FedAvg's drop", *scores]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     first = own[0]["before"]
     before = [f"{first['loss']:.3f}", "0", *(f"{first[score]:.3f}" for score in scores)]
     lines.append("| base model |  |  | " + " | ".join(before) + " |")
-    for label in (*MAIN[:1], "ferret-1e2", "ferret-1e3", "ferret-1e4", "ferret-1e5", "ferret-1e6"):
-        lines += _line(label, own, whole, scores)
-    for label in ("ferret-published", "topk", "fedkseed", "fedit", "fedcybgd"):
-        lines += _line(label, own, whole, scores)
+    ours = ("fedavg", *(f"ferret-1e{n}" for n in range(2, 7)))
+    for label in (*ours, "ferret-published", "topk", "fedkseed", "fedit", "fedcybgd"):
+        for kind in (variant, *beside):
+            mine = [row for row in own if row["label"] == label and row["variant"] == kind]
+            name = f"{label}, {kind}" if kind in beside else label
+            lines += _line(name, mine, whole, scores)
     return "\n".join(lines)
 
 
-def _fedavg(
-    rows: Mapping[str, Mapping[str, Any]], data: str, variant: str
-) -> list[Mapping[str, Any]]:
-    """Its runs; it has no scales to do without."""
-    same = "" if variant == "without scales" else variant
-    return [rows[key] for key in rows if key.startswith(f"{data} fedavg")
-            and rows[key]["variant"] == same]  # fmt: skip
-
-
 def _line(
-    label: str,
-    own: Sequence[Mapping[str, Any]],
+    name: str,
+    mine: Sequence[Mapping[str, Any]],
     whole: Mapping[int, float],
     scores: Sequence[str],
 ) -> list[str]:
-    mine = [row for row in own if row["label"] == label]
     if not mine:
         return []
     shares = [drop(row) / whole[row["seed"]] for row in mine if row["seed"] in whole]
     cells = [
-        label,
+        name,
         str(len(mine)),
         f"{max(row['up'] for row in mine):,}",
         spread([row["after"]["loss"] for row in mine], 3),
@@ -251,7 +245,7 @@ def main() -> None:
         print("\n".join(name(run) for run in plan()))
     else:
         rows = json.loads(ROWS.read_text())
-        for variant in VARIANTS:
+        for variant in ("", "float32", "bfloat16 weights"):
             for data in SETS:
                 if text := table(rows, data, variant):
                     print(f"\n{data} {variant}\n\n{text}")
