@@ -5,9 +5,10 @@
 
 A sketch's noise has the energy of what is sent, so whatever has the same gain with less energy is
 worth more at equal bytes. The table has, for some ways to leave out of a change what may be noise
-already, its energy (with scales, in their units), and what the mean of ten clients' changes
-gains on the test set at the best step: without noise, and with that of as many exact coordinates
-on each client's own directions. Gains are shares of what the plain mean gains at a whole step.
+already, its energy (with scales, in their units), and what the mean of the clients' changes gains
+on the test set: at a whole step, at the best one, and at the best one with noise of so many exact
+coordinates on each client's own directions. Gains are shares of what the plain mean gains at a
+whole step.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from fullfed.sketch import Scales, perturb_
 from fullfed.training.first_order import train
 from fullfed.training.loss import answer_loss_value
 
-_CLIENTS, _SAMPLES = 10, 80
-_STEPS = (0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.0)
+_CLIENTS = 10  # at most
+_STEPS = (0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.4)
 _PAIRS = 1  # of opposite noise
 
 Change = Mapping[str, Tensor]
@@ -44,20 +45,23 @@ class Round:
 
     Args:
         assembly: its model is at the version.
+        samples: of the test set.
     """
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: Assembly, samples: int) -> None:
         self._assembly, self._model = assembly, assembly.model
         self.parameters = dict(self._model.named_parameters())
         self.before = {name: p.detach().clone() for name, p in self.parameters.items()}
-        some = evenly_spaced(assembly.data.test, _SAMPLES)
+        some = evenly_spaced(assembly.data.test, samples)
         self._batches = [collate(some[n : n + 8]) for n in range(0, len(some), 8)]
         self.start = self._loss()
 
     def visits(self) -> list[tuple[Change, Change]]:
-        """Each client's change, and the mean of its changes after each step."""
+        """Each client's change; and 2 / (T + 1) times the sum of its changes after each of T steps,
+        which is the same where it goes straight on."""
         clients = len(self._assembly.data.clients)
-        return [self._visit(n * clients // _CLIENTS) for n in range(_CLIENTS)]
+        cohort = min(clients, _CLIENTS)
+        return [self._visit(n * clients // cohort) for n in range(cohort)]
 
     def _visit(self, client: int) -> tuple[Change, Change]:
         setting = self._assembly.method.setting
@@ -65,7 +69,7 @@ class Round:
 
         def add(_: Tensor) -> None:
             for name, p in self.parameters.items():
-                sums[name] += (p.detach() - self.before[name]) / local.steps
+                sums[name] += (p.detach() - self.before[name]) * 2 / (local.steps + 1)
 
         examples = self._assembly.data.clients[client].examples
         stream = Stream(setting.seed, Purpose.BATCHES, 0, client)
@@ -133,6 +137,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="keys of the recipe")
     parser.add_argument("--after", type=Path, help="the folder of a run to begin within")
     parser.add_argument("--version", type=int, help="of the run's model")
+    parser.add_argument("--samples", type=int, default=80, help="of the test set")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[4, 1])
     parser.add_argument("--coordinates", type=int, nargs="+", default=[9000, 1500, 250])
     arguments = parser.parse_args()
     assembly = assemble(load_recipe(arguments.recipe, arguments.set))
@@ -140,19 +146,26 @@ def main() -> None:
     if arguments.after is not None:
         found, _ = replay(RunFolder(arguments.after), arguments.version)
         assembly.model.load_state_dict(found.state_dict())
-    here = Round(assembly)
+    here = Round(assembly, arguments.samples)
     scales = None if scaled is None else scaled.of(here.parameters)
     visits = here.visits()
     plain = here.gain(mean([last for last, _ in visits]), 1.0)
-    heads = ["", "energy", "no noise", *(f"{k:,} coordinates" for k in arguments.coordinates)]
+    heads = [
+        "",
+        "energy",
+        "a whole step",
+        "no noise",
+        *(f"{k:,} coordinates" for k in arguments.coordinates),
+    ]
     print(f"a plain round takes {plain:.4f} off the loss of {here.start:.4f}\n")
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|", flush=True)
-    for name, changes in _variants(visits):
+    for name, changes in _variants(visits, arguments.ranks):
         own = mean(changes)
         zeros = [torch.zeros_like(p) for p in here.before.values()]
         energies = [_energy(list(change.values()), zeros, scales) for change in changes]
         energy = sum(energies) / len(energies)
-        cells = [_best(lambda step, c=own: here.gain(c, step) / plain)]  # type: ignore[misc]
+        cells = [f"{here.gain(own, 1.0) / plain:.2f}"]
+        cells.append(_best(lambda step, c=own: here.gain(c, step) / plain))  # type: ignore[misc]
         for count in arguments.coordinates:
             noisy = here.noisy(own, math.sqrt(energy / (count * len(changes))), scales)
             cells.append(
@@ -161,12 +174,17 @@ def main() -> None:
         print(f"| {name} | {energy:.3g} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _variants(visits: Sequence[tuple[Change, Change]]) -> list[tuple[str, list[Change]]]:
+def _variants(
+    visits: Sequence[tuple[Change, Change]], ranks: Sequence[int]
+) -> list[tuple[str, list[Change]]]:
+    """Changes by their names; the mean over the steps is as long as the last where every step is
+    like any other."""
     last, means = [one for one, _ in visits], [one for _, one in visits]
     found = [("after the last step", last), ("mean over the steps", means)]
-    for rank in (4, 1):
+    for rank in ranks:
         found.append((f"last, of rank {rank}", [of_rank(rank)(change) for change in last]))
-    return [*found, ("mean, of rank 1", [of_rank(1)(change) for change in means])]
+        found.append((f"mean, of rank {rank}", [of_rank(rank)(change) for change in means]))
+    return found
 
 
 def _energy(change: Sequence[Tensor], zeros: Sequence[Tensor], scales: Scales | None) -> float:

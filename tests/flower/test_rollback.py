@@ -124,7 +124,7 @@ def test_damage_after_a_rollback_costs_a_catch_up_and_no_state(
 def test_a_record_that_is_no_update_is_damage(tmp_path: Path) -> None:
     """The node asks for everything anew, where it would refuse every order."""
     state = NodeState(tmp_path, RUN)
-    state.create(b"settings", b"")
+    state.create(b"settings", b"", b"")
     state.append(b"junk")
     with pytest.raises(UserError, match=r"updates\.log: this is not an update \(the message does"):
         state.follow_rollbacks((0,))

@@ -24,6 +24,7 @@ from fullfed.federation.messages import Plan, encode, number
 from fullfed.methods.catalogue import METHODS
 from fullfed.methods.composition import Composition
 from fullfed.runs.assembly import build_method, choose
+from fullfed.runs.curvature import with_scales
 from fullfed.sketch import SHARED, Purpose, SignBasis, Stream
 from fullfed.training.layers import layer_names
 from fullfed.training.loss import answer_loss
@@ -59,8 +60,10 @@ def data(clients: int) -> list[list[TokenizedExample]]:
     return [samples((9, 4, 1)[n % 3], seed=n) for n in range(clients)]
 
 
-def built(model: PreTrainedModel, clients: int, wanted: Recipe) -> Federation:
+def built(model: PreTrainedModel, clients: int, wanted: Recipe, scaled: bool = False) -> Federation:
+    """The recipe's federation; with ``scaled`` a sketch has the scales that it would have."""
     method = build_method(wanted, choose(wanted), model, clients)
+    method = with_scales(method, model) if scaled else method
     return Federation(model, method, data(clients))
 
 

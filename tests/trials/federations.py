@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from fullfed.deployment.node_task import TaskLoader
+from fullfed.deployment.node_task import TaskLoader, _scaled
 from fullfed.engines.node import NodeTask
 from fullfed.engines.node_limits import Limits
 from fullfed.engines.node_messages import Order, TaskSettings, encode_settings
@@ -104,7 +105,7 @@ class Subject:
         self._base = make("llama")
         cohort = 1 if "cy" in str(tables["method"]["name"]) else CLIENTS
         self.recipe = recipe(cohort, **{"local": _LOCAL, **tables})
-        federation = built(self.model(), CLIENTS, self.recipe)
+        federation = built(self.model(), CLIENTS, self.recipe, scaled=True)
         self.worker, self.method = federation.worker, federation.method
         base_hash = self.worker.replica.content_hash()
         federation.round()
@@ -126,8 +127,10 @@ class Subject:
         assert payload is not None
         self.report, self.update = payload, encode(result.update)
         self.weak = self.method.submodels is not None
-        settings = encode_settings(self.recipe, CLIENTS, base_hash)
-        self.order = Order(RUN, self.plan, settings)
+        scales = self.method.scales
+        scales_hash = hashlib.sha256(scales).hexdigest() if scales else None
+        settings = encode_settings(self.recipe, CLIENTS, base_hash, scales_hash)
+        self.order = Order(RUN, self.plan, settings, scales)
         if self.weak:
             self.static_weights = self.worker.static_weights()
             self.submodel = self.worker.submodel(self.plan)
@@ -144,7 +147,8 @@ class Subject:
 
     def _order_by_snapshot(self, settings: bytes) -> Order:
         plan = encode(self.method.plans(2, decode(self.update, Update))[0])
-        return Order(RUN, plan, settings, snapshot=self.snapshot, last=self.last)
+        scales = self.method.scales
+        return Order(RUN, plan, settings, scales, snapshot=self.snapshot, last=self.last)
 
     def model(self) -> PreTrainedModel:
         return copy.deepcopy(self._base)
@@ -171,13 +175,15 @@ class _Loader(TaskLoader):
         self._limits, self._subject, self._trainer = LIMITS, subject, None
         self._examples = data(CLIENTS)[0]  # type: ignore[assignment]
 
-    def _load(self, told: TaskSettings, choices: Choices, has_replica: bool) -> NodeTask:
+    def _load(
+        self, told: TaskSettings, choices: Choices, scales: bytes, has_replica: bool
+    ) -> NodeTask:
         recipe, examples = told.recipe, data(CLIENTS)[0]
         model = self._subject.model()
         if not has_replica:
             model = blank(type(model), model.config)
         loaded = {p.data_ptr() for p in model.parameters()}
-        method = build_method(recipe, choices, model, told.clients)
+        method = _scaled(build_method(recipe, choices, model, told.clients), scales)
         replica = Replica(model, method) if has_replica else None
         if replica is not None and replica.content_hash() != told.base_hash:
             from fullfed.engines.node_limits import RefusalError

@@ -216,8 +216,8 @@ class Trial:
         LIMITS.check_work(told.recipe.local, 9)
         choose(told.recipe)
         honest = decode_settings(self._subject.order.settings, "model", "cpu", "data")
-        alike = (told.recipe, told.clients, told.base_hash) == (
-            honest.recipe, honest.clients, honest.base_hash,
+        alike = (told.recipe, told.clients, told.base_hash, told.scales_hash) == (
+            honest.recipe, honest.clients, honest.base_hash, honest.scales_hash,
         )  # fmt: skip
         return SAME if alike else "other: settings"
 
@@ -225,6 +225,7 @@ class Trial:
         subject = self._subject
         order = subject.order if subject.weak or random.random() < 0.5 else subject.by_snapshot
         spoil = {"settings": spoil_text, "description": spoil_text, "snapshot": spoil_snapshot}
+        spoil["scales"] = spoil_bytes
         frames = spoil_frames(
             order.frames(),
             {**spoil, **dict.fromkeys(("plan", "update", "last", "s"), spoil_message)},
