@@ -41,10 +41,7 @@ from fullfed.deployment.run_audit import RunAudit, record_start
 from fullfed.deployment.server import START_SECONDS, configure, running_superlink, submit, write_app
 from fullfed.deployment.status import ServerStatus
 from fullfed.engines.flower import FlowerEngine
-from fullfed.engines.node_messages import (
-    encode_settings,
-    recipe_hash,
-)
+from fullfed.engines.node_messages import encode_settings, recipe_hash
 from fullfed.errors import UserError
 from fullfed.federation.client import Worker
 from fullfed.federation.log import Log
@@ -61,9 +58,7 @@ from fullfed.runs.assembly import (
 from fullfed.runs.binding import check_bound
 from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.loading import (
-    check_cohort,
-)
+from fullfed.runs.loading import check_cohort
 from fullfed.runs.progress import describe_round
 from fullfed.runs.rollback import finish_rollback, targets
 from fullfed.runs.run import carry_out

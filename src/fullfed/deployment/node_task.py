@@ -16,13 +16,7 @@ from fullfed.data.tokens import PackedExamples, Untokenized, tokenize
 from fullfed.deployment.node import RECIPE
 from fullfed.engines.node import NodeTask
 from fullfed.engines.node_limits import Limits, RefusalError
-from fullfed.engines.node_messages import (
-    Answer,
-    Frames,
-    Order,
-    TaskSettings,
-    decode_settings,
-)
+from fullfed.engines.node_messages import Answer, Frames, Order, TaskSettings, decode_settings
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Plan, decode
@@ -40,13 +34,7 @@ from fullfed.runs.assembly import (
 )
 from fullfed.runs.curvature import with_scales_of
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.loading import (
-    check_tokens,
-    find_device,
-    load_blank,
-    load_model,
-    max_tokens,
-)
+from fullfed.runs.loading import check_tokens, find_device, load_blank, load_model, max_tokens
 from fullfed.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)

@@ -167,8 +167,9 @@ class Codec(ABC):
 
     @property
     def asks_scales(self) -> Literal["auto", "curvature", "none"]:
-        """Whether noise is to have the shape of the model's curvature (``scaling.ModelScales``):
-        always, where clients' optimizer makes changes that have not, or never."""
+        """Whether noise is to be small where the loss is steep (``scaling.ModelScales``): always
+        ("curvature"), where the local optimizer changes flat and steep parameters alike, or never.
+        """
         return "none"
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -45,11 +44,6 @@ class ModelScales:
         zlib (RFC 1950)."""
         plain = b"".join(e.numpy().tobytes() for pair in self.exponents.values() for e in pair)
         return zlib.compress(plain, level=9)
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of ``data``, in hexadecimal."""
-        return hashlib.sha256(self.data).hexdigest()
 
     @staticmethod
     def read(data: bytes, shapes: Shapes) -> ModelScales:
