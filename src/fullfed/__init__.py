@@ -45,11 +45,8 @@ if TYPE_CHECKING:
     from fullfed.data.client_dataset import ClientDataset
     from fullfed.deployment.client import Client, ClientVisit
     from fullfed.errors import UserError
-    from fullfed.methods.catalogue import (
-        AggregationEntry,
-        CodecEntry,
-        MethodEntry,
-        TrainerEntry,
+    from fullfed.methods.entries import AggregationEntry, CodecEntry, MethodEntry, TrainerEntry
+    from fullfed.methods.registration import (
         register_aggregation,
         register_codec,
         register_method,
@@ -105,11 +102,12 @@ _HOMES = {
         ("compare", "evaluate", "export", "report", "resume", "run", "simulate"), "fullfed.api"
     ),
     **dict.fromkeys(
-        (
-            *("AggregationEntry", "CodecEntry", "MethodEntry", "TrainerEntry"),
-            *("register_aggregation", "register_codec", "register_method", "register_trainer"),
-        ),
-        "fullfed.methods.catalogue",
+        ("AggregationEntry", "CodecEntry", "MethodEntry", "TrainerEntry"),
+        "fullfed.methods.entries",
+    ),
+    **dict.fromkeys(
+        ("register_aggregation", "register_codec", "register_method", "register_trainer"),
+        "fullfed.methods.registration",
     ),
     **dict.fromkeys(("Check", "check"), "fullfed.preflight.check"),
     **dict.fromkeys(("Estimate", "estimate"), "fullfed.runs.estimate"),

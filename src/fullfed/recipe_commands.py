@@ -78,7 +78,8 @@ def methods(
 
 
 def _list_methods() -> None:
-    from fullfed.methods.catalogue import METHODS, load_plugins
+    from fullfed.methods.catalogue import METHODS
+    from fullfed.methods.registration import load_plugins
     from fullfed.schema.recipe_schema import NAMED
 
     load_plugins()

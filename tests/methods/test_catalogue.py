@@ -12,10 +12,11 @@ import pytest
 import fullfed
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import UserError
-from fullfed.methods import catalogue
-from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, AggregationEntry, CodecEntry
+from fullfed.methods import registration
+from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.topk import TopK
+from fullfed.methods.entries import AggregationEntry, CodecEntry
 from fullfed.runs.assembly import choose, resolved
 
 
@@ -38,7 +39,7 @@ def clean() -> Iterator[None]:
     for table, own in zip(tables, before, strict=True):
         table.clear()
         table.update(own)  # type: ignore[arg-type]
-    catalogue.load_plugins.cache_clear()
+    registration.load_plugins.cache_clear()
 
 
 def test_every_entry_has_a_dataclass_of_options_that_are_explained() -> None:
@@ -117,8 +118,8 @@ def test_what_is_registered_can_be_named_and_no_name_is_taken_twice() -> None:
 def test_installed_packages_register_by_entry_points_once(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     points = [SimpleNamespace(load=lambda: lambda: called.append("mine"))]
-    monkeypatch.setattr(catalogue, "entry_points", lambda group: points * (group == "fullfed"))
-    catalogue.load_plugins.cache_clear()
+    monkeypatch.setattr(registration, "entry_points", lambda group: points * (group == "fullfed"))
+    registration.load_plugins.cache_clear()
     choose(recipe())
     choose(recipe())
     assert called == ["mine"]

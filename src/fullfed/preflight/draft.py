@@ -8,7 +8,9 @@ from pathlib import Path
 
 from fullfed.errors import UserError
 from fullfed.evaluation.generation import context_length
-from fullfed.methods.catalogue import METHODS, MethodEntry, load_plugins
+from fullfed.methods.catalogue import METHODS
+from fullfed.methods.entries import MethodEntry
+from fullfed.methods.registration import load_plugins
 from fullfed.preflight.survey import Survey, survey
 from fullfed.recipe_file import load_recipe
 from fullfed.runs.loading import load_blank

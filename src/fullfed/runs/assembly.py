@@ -23,10 +23,11 @@ from fullfed.federation.replica import Replica, Rounding
 from fullfed.federation.states import States
 from fullfed.headway import Observer, unobserved
 from fullfed.hub import absolute
-from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS, load_plugins
+from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS
 from fullfed.methods.composition import Composition
 from fullfed.methods.own_training import OwnTraining
 from fullfed.methods.private_training import check_private, with_private_records
+from fullfed.methods.registration import load_plugins
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
 from fullfed.methods.summing import summed

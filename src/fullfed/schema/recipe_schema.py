@@ -8,7 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, TypeAdapter
 
 from fullfed.config import Recipe
-from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS, load_plugins
+from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS
+from fullfed.methods.registration import load_plugins
 from fullfed.schema.meanings import meanings
 
 NAMED: Mapping[str, Mapping[str, Any]] = {

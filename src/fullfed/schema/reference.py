@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from fullfed.config import NamedTable, Recipe
 from fullfed.config_data import ColumnsTable, SourceTable
 from fullfed.errors import UserError
-from fullfed.methods.catalogue import load_plugins
+from fullfed.methods.registration import load_plugins
 from fullfed.schema.meanings import meanings, summary
 from fullfed.schema.recipe_schema import NAMED, Schema, options_schema, recipe_schema, tables_of
 
