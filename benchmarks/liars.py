@@ -169,7 +169,7 @@ class Exaggerating(CurvatureStep):
         share: of ten clients.
     """
 
-    share: int
+    share: int = 0
 
     def measure(
         self, trained: Trained, plan: Plan, last: Update | None, coordinates: float
