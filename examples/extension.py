@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 import fullfed
 from fullfed.federation.messages import Plan, Report, Update, number
 from fullfed.methods.aggregation import Aggregation, Sum
+from fullfed.methods.averaging import averaging
 from fullfed.methods.codecs.codec import Change, Codec, Contribution, Encoded, Shapes, check_tensors
-from fullfed.methods.composition import Composition, averaging
+from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import Everything
 from fullfed.methods.setting import Setting
 

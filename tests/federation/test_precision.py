@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,13 @@ class Add:
     def replicated(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
         return dict(model.named_parameters())
 
+    def moments(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
+        return {}
+
     def check_update(self, update: Update) -> None:
         pass
 
-    def apply(self, model: LlamaForCausalLM, update: Update) -> None:
+    def apply(self, model: LlamaForCausalLM, update: Update, moments: Mapping[str, Tensor]) -> None:
         for parameter in model.parameters():
             parameter.copy_(parameter.float() + STEP)
 
@@ -41,7 +45,7 @@ class AddToBase(Add):
 
     cumulative = True
 
-    def apply(self, model: LlamaForCausalLM, update: Update) -> None:
+    def apply(self, model: LlamaForCausalLM, update: Update, moments: Mapping[str, Tensor]) -> None:
         for parameter in model.parameters():
             parameter.copy_(parameter.float() + STEP * (update.round + 1))
 

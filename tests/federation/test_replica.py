@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +29,13 @@ class AddOne:
     def replicated(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
         return dict(model.named_parameters())
 
+    def moments(self, model: LlamaForCausalLM) -> dict[str, Tensor]:
+        return {}
+
     def check_update(self, update: Update) -> None:
         pass
 
-    def apply(self, model: LlamaForCausalLM, update: Update) -> None:
+    def apply(self, model: LlamaForCausalLM, update: Update, moments: Mapping[str, Tensor]) -> None:
         for parameter in model.parameters():
             parameter.add_(update.values["step"])
 
@@ -71,7 +74,9 @@ def test_an_update_of_another_method_is_refused(
     tiny_llama: LlamaForCausalLM, error: Exception
 ) -> None:
     class Other(AddOne):
-        def apply(self, model: LlamaForCausalLM, update: Update) -> None:
+        def apply(
+            self, model: LlamaForCausalLM, update: Update, moments: Mapping[str, Tensor]
+        ) -> None:
             raise error
 
     with pytest.raises(UserError, match="update 0 does not fit the model and the method"):

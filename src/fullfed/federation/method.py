@@ -124,7 +124,7 @@ class Sums(Protocol):
 
 class Method(Protocol):
     """A federated method. Every call is a pure function of its arguments, but for the
-    model, which ``apply`` changes."""
+    model and the moments, which ``apply`` changes."""
 
     @property
     def cumulative(self) -> bool:
@@ -251,6 +251,17 @@ class Method(Protocol):
     def check_update(self, update: Update) -> None:
         """The same of values and tensors. What passes can be applied."""
 
-    def apply(self, model: PreTrainedModel, update: Update) -> None:
+    def moments(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """What every replica keeps beside the model for the server's optimizer, by name, as it is
+        at version 0; empty for most methods."""
+
+    def apply(
+        self, model: PreTrainedModel, update: Update, moments: Mapping[str, Tensor] = NOTHING
+    ) -> None:
         """Take the model in place from version ``update.round`` (or from the base, for a
-        cumulative method) to the next."""
+        cumulative method) to the next.
+
+        Args:
+            moments: as they are at that version; updated in place. Without them the change is
+                applied as it is.
+        """

@@ -122,6 +122,7 @@ class Replica:
         self.method = method
         self._rounding = rounding or Rounding()
         self._masters = self._rounding.masters(model, method.replicated(model))
+        self._moments = method.moments(model)
         # What cumulative updates start from: a second copy of the model, not in its memory.
         base = {**method.replicated(model), **self._masters} if method.cumulative else {}
         store = Offload()
@@ -144,7 +145,7 @@ class Replica:
             self.method.check_update(update)  # before anything is changed
             with torch.no_grad(), self._widened(update.round):
                 self._return_to_base()
-                self.method.apply(self.model, update)
+                self.method.apply(self.model, update, self._moments)
         except (KeyError, RuntimeError, MessageError) as error:
             raise UnfitUpdateError(
                 f"update {update.round} does not fit the model and the method; "
@@ -154,8 +155,9 @@ class Replica:
 
     @contextmanager
     def trial(self, update: Update) -> Iterator[None]:
-        """Inside, the model is as one more change of this version makes it; afterwards it is as it
-        was, bit for bit. Another copy of what updates change is held meanwhile.
+        """Inside, the model is as one more change of this version makes it, without the server's
+        optimizer; afterwards it is as it was, bit for bit. Another copy of what updates change is
+        held meanwhile.
 
         Args:
             update: of ``Method.alone``.
@@ -182,7 +184,7 @@ class Replica:
         """Whether all that updates change is, as it is held: an update of finite numbers may be
         more than weights in 16 bits can hold."""
         held = [*self.method.replicated(self.model).values(), *self._masters.values()]
-        return all(is_finite(tensor.detach()) for tensor in held)
+        return all(is_finite(tensor.detach()) for tensor in [*held, *self._moments.values()])
 
     @property
     def exact(self) -> Mapping[str, Tensor]:
@@ -190,11 +192,12 @@ class Replica:
         return self._masters
 
     def state(self) -> dict[str, Tensor]:
-        """The parameters by name, each once (tied ones under their first name), and exact."""
-        return {**dict(self.model.named_parameters()), **self._masters}
+        """The parameters by name, each once (tied ones under their first name), and exact; and the
+        moments of the server's optimizer."""
+        return {**dict(self.model.named_parameters()), **self._masters, **self._moments}
 
     def content_hash(self) -> str:
-        """SHA-256, in hex, of every parameter's name, dtype, shape and bytes."""
+        """SHA-256, in hex, of every name, dtype, shape and bytes of ``state``."""
         return content_hash(self.state())
 
     @property
@@ -269,8 +272,8 @@ class Replica:
         return self._rounding.widened(self.model, replicated, self._masters, round)
 
     def parameters(self) -> Mapping[str, Tensor]:
-        """What updates change, exact."""
-        return {**self.method.replicated(self.model), **self._masters}
+        """What updates change, exact, and the moments of the server's optimizer."""
+        return {**self.method.replicated(self.model), **self._masters, **self._moments}
 
 
 def snapshot_version(path: Path) -> int:

@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from fullfed.config import SKETCH_RULE
-from fullfed.methods import fed_sb, fedavg, fedcybgd, fedkseed, fedprox, fedzo, ferret, lora
+from fullfed.methods import (
+    fed_sb,
+    fedavg,
+    fedcybgd,
+    fedkseed,
+    fedopt,
+    fedprox,
+    fedzo,
+    ferret,
+    lora,
+)
 from fullfed.methods.aggregation import TrimmedMean, WeightedMean
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
@@ -45,6 +55,46 @@ METHODS: dict[str, MethodEntry] = {
         composition="everything x first-order, proximal x dense x sampled cohort",
         options=fedprox.FedProxOptions,
         build=fedprox.build,
+        codec=DENSE,
+    ),
+    "fedavgm": MethodEntry(
+        title="FedAvgM",
+        paper="Hsu et al. 2019, arXiv 1909.06335",
+        composition="everything x first-order x dense x sampled cohort, momentum at the server",
+        options=fedopt.MomentumOptions,
+        build=fedopt.build_fedavgm,
+        codec=DENSE,
+    ),
+    "fedadagrad": MethodEntry(
+        title="FedAdagrad",
+        paper="Reddi et al. 2020, arXiv 2003.00295",
+        composition="everything x first-order x dense x sampled cohort, Adagrad at the server",
+        options=fedopt.AdaptiveOptions,
+        build=fedopt.builder("adagrad"),
+        codec=DENSE,
+    ),
+    "fedadam": MethodEntry(
+        title="FedAdam",
+        paper="Reddi et al. 2020, arXiv 2003.00295",
+        composition="everything x first-order x dense x sampled cohort, Adam at the server",
+        options=fedopt.AdaptiveOptions,
+        build=fedopt.builder("adam"),
+        codec=DENSE,
+    ),
+    "fedyogi": MethodEntry(
+        title="FedYogi",
+        paper="Reddi et al. 2020, arXiv 2003.00295",
+        composition="everything x first-order x dense x sampled cohort, Yogi at the server",
+        options=fedopt.AdaptiveOptions,
+        build=fedopt.builder("yogi"),
+        codec=DENSE,
+    ),
+    "diloco": MethodEntry(
+        title="DiLoCo",
+        paper="Douillard et al. 2023, arXiv 2311.08105",
+        composition="everything x first-order x dense x sampled cohort, Nesterov at the server",
+        options=fedopt.DiLoCoOptions,
+        build=fedopt.build_diloco,
         codec=DENSE,
     ),
     "ferret": MethodEntry(

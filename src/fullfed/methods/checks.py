@@ -17,6 +17,9 @@ STEP = "server_step"  # in every update that changes something
 BLOCKS = "blocks"  # in updates of a model in blocks: those that change
 CLIENTS = "clients"  # in updates where clients keep a state: whose reports are in it
 
+_HEADER_BYTES = 4096  # room for a message's header ...
+_HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
+
 Item = TypeVar("Item")
 
 
@@ -44,6 +47,11 @@ class MessageChecks:
         own = [*(["block"] if self.blocks else []), *(["dropped"] if self.submodels else [])]
         check_values(plan, [*self.codec.plan_values, *own])
         self.codec.check_plan(plan, shapes)
+
+    def report_limit(self, plan: Plan, shapes: Shapes) -> int:
+        """The most bytes of an honest report; ``shapes``: of what the plan has trained."""
+        header = _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * max(len(shapes), 8)
+        return header + self.codec.report_bytes(plan, shapes)
 
     def report(self, report: Report) -> None:
         """Raise MessageError unless the report holds the values that clients say, by name."""

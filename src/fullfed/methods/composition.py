@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -35,10 +35,10 @@ from fullfed.methods.checks import (
 from fullfed.methods.codecs.codec import Change, Codec, Encoded, Shapes
 from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.local_work import LocalWork
-from fullfed.methods.own_training import gradient_work
-from fullfed.methods.schedules import SampledCohort, Schedule, block_of, named_block
+from fullfed.methods.schedules import Schedule, block_of, named_block
 from fullfed.methods.scopes import Everything, Scope
-from fullfed.methods.server_step import StepRule, Trained, server_step
+from fullfed.methods.server_optimizers import ServerOptimizer, moments_of, take_step
+from fullfed.methods.server_step import StepRule, Trained
 from fullfed.methods.setting import Setting
 from fullfed.methods.step_memory import short
 from fullfed.methods.submodel import BlockSubmodels
@@ -53,8 +53,6 @@ from fullfed.training.watch import VisitWatch
 if TYPE_CHECKING:
     from fullfed.privacy.summing import Owner
 
-_HEADER_BYTES = 4096  # room for a message's header ...
-_HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
 _LOCAL, _CODEC = "local/", "codec/"  # whose state a tensor of a client's is
 
 
@@ -72,6 +70,7 @@ class Composition:
         blocks: of the scope, of which a plan's value ``block`` names one. Empty where every visit
             trains all of the scope.
         submodels: what clients without a replica are sent; None where all hold one.
+        optimizer: the server's; None where the mean change is applied as it is.
         offload: whether the values before a visit wait in a file (a GPU's: in the host's memory).
             For codecs and steps that do not look at them.
     """
@@ -84,6 +83,7 @@ class Composition:
     schedule: Schedule
     blocks: tuple[Shapes, ...] = ()
     submodels: BlockSubmodels | None = None
+    optimizer: ServerOptimizer | None = None
     offload: bool = False
 
     def __post_init__(self) -> None:
@@ -177,10 +177,7 @@ class Composition:
             self._checks.plan(plan)
             own = {name: trained[name] for name in self._shapes(plan)}
             exact = self._start(own, plan, exact)
-            with (
-                restored(own, exact, self.offload) as before,
-                self._held(model, plan, list(own.values())),
-            ):
+            with restored(own, exact, self.offload) as before, self._held(model, plan, own):
                 visit = model, plan, examples, last, state, exact, before, own, started
                 return self._train(*visit, observer)
         except (TrainingError, MessageError, UserError) as error:
@@ -243,19 +240,17 @@ class Composition:
         return dithered(own, Stream(self.setting.seed, Purpose.DITHER, plan.round, plan.client))
 
     def _held(
-        self, model: PreTrainedModel, plan: Plan, trained: list[Tensor]
+        self, model: PreTrainedModel, plan: Plan, trained: Mapping[str, Tensor]
     ) -> AbstractContextManager[None]:
         """Hold the model as the client does; a submodel is in few bits already."""
         frozen = "exact" if "dropped" in plan.values else self.setting.memory.frozen
-        return held(model, trained, frozen)
+        return held(model, list(trained.values()), frozen)
 
     def steps(self, samples: int) -> int:
         return self.setting.local.batches(samples)
 
     def report_limit(self, plan: Plan) -> int:
-        shapes = self._shapes(plan)
-        header = _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * max(len(shapes), 8)
-        return header + self.codec.report_bytes(plan, shapes)
+        return self._checks.report_limit(plan, self._shapes(plan))
 
     def check(self, report: Report, plan: Plan) -> None:
         self._checks.report(report)
@@ -340,10 +335,22 @@ class Composition:
     def check_update(self, update: Update) -> None:
         self._checks.update(update)
 
-    def apply(self, model: PreTrainedModel, update: Update) -> None:
+    def moments(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        return moments_of(self.optimizer, self.scope.replicated(model)) if self.optimizer else {}
+
+    def apply(
+        self, model: PreTrainedModel, update: Update, moments: Mapping[str, Tensor] = NOTHING
+    ) -> None:
         if update.skipped:
             return
-        parameters = self.scope.replicated(model)
+        parameters, change = self.scope.replicated(model), partial(self._change, update)
+        if self.optimizer and moments:
+            changes = not self.codec.sends_weights
+            take_step(self.optimizer, parameters, moments, change, changes=changes)
+        else:
+            change(parameters)
+
+    def _change(self, update: Update, parameters: Mapping[str, Tensor]) -> None:
         if not self.blocks:
             self.codec.apply(parameters, update, self.setting.shapes)
             return
@@ -364,26 +371,3 @@ class Composition:
 
     def _coordinates(self, shapes: Shapes) -> float:
         return 0.0 if self.codec.directions is None else self.codec.coordinates(shapes)
-
-
-def averaging(
-    setting: Setting,
-    *,
-    scope: Scope | None = None,
-    local: LocalWork | None = None,
-    codec: Codec | None = None,
-    step: float | Literal["auto"] = "auto",
-    offload: bool = False,
-) -> Composition:
-    """Federated averaging, with what a method does otherwise: each round a cohort trains in
-    parallel, with the recipe's optimizer and codec, and the server aggregates."""
-    codec = codec or setting.codec
-    return Composition(
-        setting=setting,
-        scope=scope or Everything(),
-        local=local or gradient_work(setting),
-        codec=codec,
-        step=server_step(step, setting.seed, codec, setting.cohort_size),
-        schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
-        offload=offload,
-    )

@@ -30,6 +30,7 @@ from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update
 from fullfed.federation.method import NOTHING
 from fullfed.federation.replica import norm
+from fullfed.methods.averaging import averaging
 from fullfed.methods.codecs.codec import (
     Change,
     Codec,
@@ -39,7 +40,7 @@ from fullfed.methods.codecs.codec import (
     cannot_be_added,
 )
 from fullfed.methods.codecs.dense import Dense
-from fullfed.methods.composition import Composition, averaging
+from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import FirstOrder
 from fullfed.methods.scopes import A, Adapters, B, LoraOptions, W, adapted, initial_a
 from fullfed.methods.setting import Setting

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fullfed.methods.composition import Composition, averaging
+from fullfed.methods.averaging import averaging
+from fullfed.methods.composition import Composition
 from fullfed.methods.server_step import check_server_step
 from fullfed.methods.setting import Setting
 

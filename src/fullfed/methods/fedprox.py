@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch
-from fullfed.methods.composition import Composition, averaging
+from fullfed.methods.averaging import averaging
+from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import FirstOrder
 from fullfed.methods.setting import Setting
 from fullfed.training.loss import Loss, answer_loss

@@ -20,7 +20,8 @@ from fullfed.config import LocalTable
 from fullfed.data.batches import Batch
 from fullfed.federation.messages import Plan
 from fullfed.federation.method import NOTHING
-from fullfed.methods.composition import Composition, averaging
+from fullfed.methods.averaging import averaging
+from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import LocalWork, check_without_gradients
 from fullfed.methods.setting import Setting
 from fullfed.sketch import Purpose, Stream, accumulate_

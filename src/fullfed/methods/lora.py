@@ -30,8 +30,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fullfed.methods.averaging import averaging
 from fullfed.methods.codecs.stacked import Stacked
-from fullfed.methods.composition import Composition, averaging
+from fullfed.methods.composition import Composition
 from fullfed.methods.scopes import A, Adapters, B, LoraOptions, W, adapted, merge
 from fullfed.methods.setting import Setting
 

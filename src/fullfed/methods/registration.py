@@ -25,7 +25,7 @@ def register_method(name: str, entry: MethodEntry) -> None:
 
     Examples:
         >>> from dataclasses import make_dataclass
-        >>> from fullfed.methods.composition import averaging
+        >>> from fullfed.methods.averaging import averaging
         >>> def build(setting, options):
         ...     return averaging(setting, step=0.5)  # FedAvg that goes half of the way
         >>> entry = fullfed.MethodEntry(

@@ -350,5 +350,7 @@ class SummedComposition(Composition):
         encoded = self.codec.encode_update(self._mean(update), plan, shapes, None)
         return replace(self._plain(update), tensors=encoded.tensors)
 
-    def apply(self, model: PreTrainedModel, update: Update) -> None:
-        super().apply(model, update if update.skipped else self._decoded(update))
+    def apply(
+        self, model: PreTrainedModel, update: Update, moments: Mapping[str, Tensor] = NOTHING
+    ) -> None:
+        super().apply(model, update if update.skipped else self._decoded(update), moments)

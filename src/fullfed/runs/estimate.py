@@ -263,10 +263,12 @@ def _phases(method: Composition, clients: int, sizes: tuple[int, int]) -> int:
 
 
 def _snapshot_bytes(recipe: Recipe, method: Composition, model: PreTrainedModel) -> int:
-    replicated = method.replicated(model)
+    replicated, moments = method.replicated(model), method.moments(model)
     exact = 4 if recipe.model.rounding == "master" else 0  # bytes a number, at least
     tensors = sum(p.numel() * max(exact, p.dtype.itemsize) for p in replicated.values())
-    return tensors + _SNAPSHOT + sum(len(name) + _SNAPSHOT_TENSOR for name in replicated)
+    tensors += tensor_bytes(moments)
+    names = [*replicated, *moments]
+    return tensors + _SNAPSHOT + sum(len(name) + _SNAPSHOT_TENSOR for name in names)
 
 
 def _report_bytes(method: Composition, plan: Plan) -> int:

@@ -62,7 +62,7 @@ def replica_bytes(
 ) -> int:
     """What a replica is at rest; the arguments are those of ``visit_bytes``."""
     exact = _copies(method.replicated(model)) if rounding == "master" else 0
-    return sum(p.nbytes for p in model.parameters()) + exact
+    return sum(p.nbytes for p in model.parameters()) + exact + tensor_bytes(method.moments(model))
 
 
 def submodel_visit_bytes(
