@@ -146,7 +146,9 @@ def test_packed_bits_come_back(bits: int, numbers: list[int]) -> None:
 def test_the_largest_are_those_of_a_sort_and_never_zeros(
     rows: list[list[float]], count: int
 ) -> None:
-    found = select_largest([torch.tensor(row, dtype=torch.float32) for row in rows], count)
+    found = SparseVector(
+        *select_largest([torch.tensor(row, dtype=torch.float32) for row in rows], count)
+    )
     whole = np.concatenate([np.array(row, dtype=np.float32) for row in rows])
     order = np.argsort(-np.abs(whole), kind="stable")
     expected = sorted(int(i) for i in order[:count] if whole[i] != 0)

@@ -22,6 +22,7 @@ def averaging(
     local: LocalWork | None = None,
     codec: Codec | None = None,
     step: float | Literal["auto"] = "auto",
+    begins: float = 1.0,
     optimizer: ServerOptimizer | None = None,
     offload: bool = False,
 ) -> Composition:
@@ -35,6 +36,7 @@ def averaging(
         codec=codec,
         step=server_step(step, setting.seed, codec, setting.cohort_size),
         schedule=SampledCohort(setting.seed, setting.clients, setting.cohort_size),
+        begins=begins,
         optimizer=optimizer,
         offload=offload,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from fullfed.config import SKETCH_RULE
 from fullfed.methods import (
+    eden,
     fed_sb,
     fedavg,
     fedcybgd,
@@ -18,7 +19,9 @@ from fullfed.methods import (
     fedprox,
     fedzo,
     ferret,
+    flasc,
     lora,
+    sparseloco,
 )
 from fullfed.methods.aggregation import TrimmedMean, WeightedMean
 from fullfed.methods.codecs.dense import Dense
@@ -97,6 +100,21 @@ METHODS: dict[str, MethodEntry] = {
         build=fedopt.build_diloco,
         codec=DENSE,
     ),
+    "sparseloco": MethodEntry(
+        title="SparseLoCo",
+        paper="Sarfi et al. 2025, arXiv 2508.15706",
+        composition="everything x first-order x top-k of chunks x sampled cohort",
+        options=sparseloco.SparseLoCoOptions,
+        build=sparseloco.build,
+        codec=sparseloco.CODEC,
+    ),
+    "eden": MethodEntry(
+        title="EDEN",
+        paper="Vargaftik et al. 2022, arXiv 2108.08842",
+        composition="everything x first-order x rotation and signs x sampled cohort",
+        options=eden.EdenOptions,
+        build=eden.build,
+    ),
     "ferret": MethodEntry(
         title="Ferret",
         paper="Shu et al. 2024, arXiv 2409.06277",
@@ -171,6 +189,15 @@ METHODS: dict[str, MethodEntry] = {
         build=lora.build_ffa_lora,
         codec=DENSE,
         scope=lora.FrozenA,
+    ),
+    "flasc": MethodEntry(
+        title="FLASC",
+        paper="Kuo et al. 2024, arXiv 2406.05233",
+        composition="LoRA x first-order from the largest x top-k x sampled cohort, AdamW at the "
+        "server",
+        options=flasc.FlascOptions,
+        build=flasc.build,
+        scope=Adapters,
     ),
     "fed-sb": MethodEntry(
         title="Fed-SB",

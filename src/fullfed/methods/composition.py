@@ -33,6 +33,7 @@ from fullfed.methods.checks import (
     prefixed,
 )
 from fullfed.methods.codecs.codec import Change, Codec, Encoded, Shapes
+from fullfed.methods.codecs.largest import largest_alone
 from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.local_work import LocalWork
 from fullfed.methods.schedules import Schedule, block_of, named_block
@@ -70,6 +71,8 @@ class Composition:
         blocks: of the scope, of which a plan's value ``block`` names one. Empty where every visit
             trains all of the scope.
         submodels: what clients without a replica are sent; None where all hold one.
+        begins: the share of what is trained, its largest numbers, that a visit begins with; all
+            others are 0 then.
         optimizer: the server's; None where the mean change is applied as it is.
         offload: whether the values before a visit wait in a file (a GPU's: in the host's memory).
             For codecs and steps that do not look at them.
@@ -83,6 +86,7 @@ class Composition:
     schedule: Schedule
     blocks: tuple[Shapes, ...] = ()
     submodels: BlockSubmodels | None = None
+    begins: float = 1.0
     optimizer: ServerOptimizer | None = None
     offload: bool = False
 
@@ -177,7 +181,11 @@ class Composition:
             self._checks.plan(plan)
             own = {name: trained[name] for name in self._shapes(plan)}
             exact = self._start(own, plan, exact)
-            with restored(own, exact, self.offload) as before, self._held(model, plan, own):
+            with (
+                largest_alone([p.detach() for p in own.values()], self.begins),
+                restored(own, exact, self.offload) as before,
+                self._held(model, plan, own),
+            ):
                 visit = model, plan, examples, last, state, exact, before, own, started
                 return self._train(*visit, observer)
         except (TrainingError, MessageError, UserError) as error:

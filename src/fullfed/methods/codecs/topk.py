@@ -25,6 +25,7 @@ from fullfed.methods.codecs.codec import (
     Weighted,
     elements,
 )
+from fullfed.methods.codecs.largest import largest_of_chunks, select_largest
 from fullfed.methods.codecs.positions import (
     decode_positions,
     encode_positions,
@@ -54,7 +55,7 @@ class SparseVector(NamedTuple):
 
     def largest(self, count: int) -> SparseVector:
         """Those of largest absolute value; of equal ones the first."""
-        chosen = select_largest([torch.from_numpy(self.values)], count).positions
+        chosen, _ = select_largest([torch.from_numpy(self.values)], count)
         return SparseVector(self.positions[chosen], self.values[chosen])
 
     def worth_sending(self, bits: int) -> SparseVector:
@@ -91,7 +92,9 @@ class TopK(Codec):
 
     Attributes:
         upload (bytes): of a client's report, such as "32KiB", from which k follows.
-        count (numbers): k, that a client sends; in place of upload.
+        count (numbers): k, that a client sends; in place of upload. With chunk, of each chunk.
+        chunk (numbers): how many in a row, of the whole model, are a chunk: the largest of each are
+            sent, in place of the largest of all.
         bits (bits): of each value: 1 to 8, of which one is its sign, or 32, which is float32.
         error_feedback: whether clients keep what was not sent and add it to their next change (of
             the same block).
@@ -103,6 +106,7 @@ class TopK(Codec):
     bits: int = 1
     error_feedback: bool = False
     decay: float = 1.0
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if (self.upload is None) == (self.count is None):
@@ -114,6 +118,8 @@ class TopK(Codec):
             raise ValueError("count is at least 1")
         if not 1 <= self.bits <= 8 and self.bits != _EXACT:
             raise ValueError("bits is 1 to 8, or 32")
+        if self.chunk is not None and (self.count is None or not self.count <= self.chunk):
+            raise ValueError("chunk goes with a count, which is at most as many")
         if not 0 < self.decay <= 1:
             raise ValueError("decay is a share, above 0 and at most 1")
 
@@ -127,7 +133,7 @@ class TopK(Codec):
 
     def check_parts(self, parts: Sequence[Shapes]) -> None:
         least = min(elements(part) for part in parts)
-        if self.count is not None and self.count > least:
+        if self.count is not None and self.count > least and self.chunk is None:
             raise UserError(
                 f"codec.count: {self.count} numbers of {least} parameters; ask for at "
                 "most one per parameter."
@@ -146,12 +152,12 @@ class TopK(Codec):
         for name, residual in change.state.items():
             wanted[name].add_(residual.to(wanted[name].device), alpha=self.decay)
         size = elements(shapes)
-        entries = select_largest([t.view(-1) for t in wanted.values()], self._most(size))
+        entries = self._largest([t.view(-1) for t in wanted.values()], size)
         if not np.isfinite(entries.values).all():
             raise UserError(
                 "the change to send is not finite; lower local.learning_rate or check the data."
             )
-        if self.bits != _EXACT:
+        if self.bits != _EXACT and self.chunk is None:
             entries = entries.worth_sending(self.bits)
         sent = encode_entries(entries, size, self.bits)
         while self._budget and (nbytes := sum(t.nbytes for t in sent.values())) > self._budget:
@@ -211,7 +217,8 @@ class TopK(Codec):
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
     ) -> Encoded:
         size = elements(shapes)
-        entries = select_largest([aggregate.tensors[n].view(-1) for n in shapes], size)
+        flat = [aggregate.tensors[n].view(-1) for n in shapes]
+        entries = SparseVector(*select_largest(flat, size))
         sent = encode_entries(entries, size, _EXACT)
         named = {f"0/{name}": tensor for name, tensor in sent.items()}
         return Encoded(tensors={**named, "weights": torch.ones(1)})
@@ -241,10 +248,16 @@ class TopK(Codec):
             return None
         return parse_bytes(self.upload) - REPORT_HEADER
 
+    def _largest(self, tensors: Sequence[Tensor], size: int) -> SparseVector:
+        if self.chunk is None:
+            return SparseVector(*select_largest(tensors, self._most(size)))
+        assert self.count is not None
+        return SparseVector(*largest_of_chunks(tensors, self.count, self.chunk))
+
     def _most(self, size: int) -> int:
         """The most numbers, of ``size``, that a report can hold."""
         if self.count is not None:
-            return self.count
+            return self.count * (-(-size // self.chunk) if self.chunk else 1)
         assert self._budget is not None
         room = 8 * (self._budget - 4 * _level_count(self.bits))
         low, high = 0, size
@@ -263,39 +276,6 @@ def _reports(update: Update) -> dict[str, dict[str, Tensor]]:
             place, _, own = name.partition("/")
             reports.setdefault(place, {})[own] = tensor
     return reports
-
-
-def select_largest(tensors: Sequence[Tensor], count: int) -> SparseVector:
-    """The ``count`` numbers of largest absolute value in flat float32 tensors taken as one vector;
-    fewer where the rest is zero, of equal ones the first.
-
-    The smallest of them is found in two passes over the bits of all, upper and lower halves.
-    """
-    threshold = above = 0
-    for shift in (16, 0):
-        counts = torch.zeros(1 << 16, dtype=torch.int64)
-        for size in map(_size, tensors):
-            inside = size if shift else size[size >> 16 == threshold]
-            counts += torch.bincount(inside >> shift & 0xFFFF, minlength=1 << 16).cpu()
-        from_top = counts.flip(0).cumsum(0)
-        place = min(int(torch.searchsorted(from_top, count - above)), 0xFFFF)
-        threshold = threshold << 16 | 0xFFFF - place
-        above += int(from_top[place] - counts[0xFFFF - place])
-    positions, values, start, ties = [], [], 0, count - above
-    for tensor in tensors:
-        size = _size(tensor)
-        equal = (size == threshold).nonzero().flatten()[: ties if threshold else 0]
-        ties -= len(equal)
-        found = torch.cat([(size > threshold).nonzero().flatten(), equal]).sort().values
-        positions.append((found + start).cpu())
-        values.append(tensor[found].cpu())
-        start += tensor.numel()
-    return SparseVector(torch.cat(positions).numpy(), torch.cat(values).numpy())
-
-
-def _size(tensor: Tensor) -> Tensor:
-    """Absolute values as integers of the same order."""
-    return tensor.view(torch.int32) & 0x7FFFFFFF
 
 
 def encode_entries(entries: SparseVector, size: int, bits: int) -> dict[str, Tensor]:
