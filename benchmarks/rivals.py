@@ -1,0 +1,180 @@
+"""Ferret beside its strongest rivals at equal bytes: the tables of docs/results/rivals.md.
+
+    python benchmarks/rivals.py run            # FULLFED_SHARED names the folder with data/ and models/
+    python benchmarks/rivals.py table
+
+stories260k. Across devices: natural-instructions, 10 of 170 clients a round. Across silos: GSM8K,
+each of 3 clients in every round. SGD and AdamW at the clients, twelve rounds of ten steps. Every
+method has its defaults, or what its paper has; a ratio is of the bytes of FedAvg's report, header
+and all. Rows go to docs/results/rivals.json as they come; ``run`` goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+import fullfed
+from fullfed.files import write_json
+from machine import machine
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ROOT / "docs/results/rivals.json"
+BYTES = 4 * 260_032
+RATIOS = (100, 1000, 10000)
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "devices": ("recipes/natural-instructions.toml", "federation.rounds=12"),
+    "silos": ("recipes/gsm8k.toml", "federation.rounds=12"),
+}
+OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
+    "adamw": ('local.optimizer="adamw"', "local.learning_rate=0.003"),
+    "sgd": ('local.optimizer="sgd"', "local.learning_rate=0.5"),
+}
+KEPT = "local.optimizer_state=kept"  # of AdamW; SGD without momentum has nothing to keep
+TOPK = ("method.name=fedavg", "codec.name=topk")
+FEEDBACK = ("codec.error_feedback=true", "codec.decay=0.95")
+
+
+def methods() -> dict[str, tuple[str, ...]]:
+    """What each row changes in the recipe."""
+    rows: dict[str, tuple[str, ...]] = {
+        "fedavg": ("method.name=fedavg",),
+        "fedavg, moments kept": ("method.name=fedavg", KEPT),
+        "fedavgm": ("method.name=fedavgm",),
+        "fedadam": ("method.name=fedadam",),
+        "fedyogi": ("method.name=fedyogi",),
+        "diloco": ("method.name=diloco", KEPT),
+        "diloco, moments anew": ("method.name=diloco",),
+        "eden": ("method.name=eden",),
+        "sparseloco": ("method.name=sparseloco", KEPT),
+        "sparseloco, moments anew": ("method.name=sparseloco",),
+    }
+    for ratio in RATIOS:
+        upload = BYTES // ratio
+        rows |= {
+            f"ferret {ratio}x": ("method={}", "method.name=ferret", f"method.upload={upload}B"),
+            f"ferret {ratio}x, shared": (
+                *("method={}", "method.name=ferret", f"method.upload={upload}B"),
+                "method.seeds=shared",
+            ),
+            f"topk {ratio}x": (*TOPK, f"codec.upload={upload}B"),
+            f"topk {ratio}x, error feedback": (*TOPK, f"codec.upload={upload}B", *FEEDBACK),
+            f"topk {ratio}x, error feedback, 2 bits": (
+                *(*TOPK, f"codec.upload={upload}B", *FEEDBACK),
+                "codec.bits=2",
+            ),
+        }
+    return rows
+
+
+def plan(seeds: Sequence[int]) -> Iterator[tuple[str, str, str, int]]:
+    """(setting, optimizer, method, seed); what keeps moments of SGD is left out."""
+    for seed, setting, optimizer in product(seeds, SETTINGS, OPTIMIZERS):
+        for method, overrides in methods().items():
+            if optimizer == "adamw" or KEPT not in overrides:
+                yield setting, optimizer, method, seed
+
+
+def carry_out(setting: str, optimizer: str, method: str, seed: int) -> dict[str, Any]:
+    recipe, *common = SETTINGS[setting]
+    overrides = [
+        *common,
+        *OPTIMIZERS[optimizer],
+        "method={}",
+        *methods()[method],
+        f"federation.seed={seed}",
+        'evaluation.metrics=["loss"]',
+    ]
+    with TemporaryDirectory() as folder:
+        run = fullfed.run(str(ROOT / recipe), f"{folder}/run", overrides=overrides)
+        return {
+            "base": run["loss"]["initial"],
+            "loss": run["loss"]["final"],
+            "up": run["bytes"]["up"],
+            "down": run["bytes"]["down"],
+            "machine": machine("cpu"),
+        }
+
+
+def run_all(seeds: Sequence[int], only: Sequence[str]) -> None:
+    rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+    for setting, optimizer, method, seed in plan(seeds):
+        name = f"{setting} | {optimizer} | {method} | {seed}"
+        if name in rows or not all(part in name for part in only):
+            continue
+        rows[name] = carry_out(setting, optimizer, method, seed)
+        write_json(ROWS, rows)
+        print(f"{name}: {rows[name]['loss']:.3f}", flush=True)
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], setting: str, optimizer: str) -> str:
+    """Markdown: a line a method, over the seeds that FedAvg has been run with too."""
+    lines = [
+        f"| {setting}, {optimizer} | seeds | loss | share of FedAvg's drop | up: times fewer bytes "
+        "| both ways |",
+        "|---|---|---|---|---|---|",
+    ]
+    whole = {
+        name.rsplit(" | ", 1)[1]: row
+        for name, row in rows.items()
+        if name.startswith(f"{setting} | {optimizer} | fedavg | ")
+    }
+    for method in methods():
+        start = f"{setting} | {optimizer} | {method} | "
+        own = {seed: rows[start + seed] for seed in whole if start + seed in rows}
+        if not own:
+            continue
+        shares = [_drop(row) / _drop(whole[seed]) for seed, row in own.items()]
+        up, both = (
+            statistics.mean(_bytes(whole[s], ways) / _bytes(row, ways) for s, row in own.items())
+            for ways in (("up",), ("up", "down"))
+        )
+        losses = _spread([row["loss"] for row in own.values()])
+        lines.append(
+            f"| {method} | {len(own)} | {losses} | {_spread(shares)} | {up:,.0f} | {both:,.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _drop(row: Mapping[str, Any]) -> float:
+    return float(row["base"] - row["loss"])
+
+
+def _bytes(row: Mapping[str, Any], ways: Sequence[str]) -> int:
+    return sum(row[way] for way in ways)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="*", default=[], help="parts of the names of rows to do")
+    options = parser.parse_args()
+    if options.command == "run":
+        run_all(options.seeds, options.only)
+        return
+    rows = json.loads(ROWS.read_text())
+    for setting, optimizer in product(SETTINGS, OPTIMIZERS):
+        if any(name.startswith(f"{setting} | {optimizer} | fedavg | ") for name in rows):
+            print(f"\n{table(rows, setting, optimizer)}")
+
+
+if __name__ == "__main__":
+    main()
