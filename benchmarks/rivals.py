@@ -1,6 +1,6 @@
 """Ferret beside its strongest rivals at equal bytes: the tables of docs/results/rivals.md.
 
-    python benchmarks/rivals.py run            # FULLFED_SHARED names the folder with data/ and models/
+    python benchmarks/rivals.py run      # FULLFED_SHARED: the folder with data/ and models/
     python benchmarks/rivals.py table
 
 stories260k. Across devices: natural-instructions, 10 of 170 clients a round. Across silos: GSM8K,
@@ -29,10 +29,11 @@ from machine import machine
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "docs/results/rivals.json"
 BYTES = 4 * 260_032
+MODEL = "$FULLFED_SHARED/models/stories260k"
 RATIOS = (100, 1000, 10000)
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "devices": ("recipes/natural-instructions.toml", "federation.rounds=12"),
-    "silos": ("recipes/gsm8k.toml", "federation.rounds=12"),
+    "silos": ("recipes/gsm8k.toml", "federation.rounds=12", f"model.path={MODEL}"),
 }
 OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
     "adamw": ('local.optimizer="adamw"', "local.learning_rate=0.003"),
