@@ -169,7 +169,7 @@ def run(arguments: argparse.Namespace, seed: int, kind: str) -> tuple[float, Var
         raise SystemExit("clients must take a given number of first-order steps")
     local = method.local
     if kind.startswith("FedProx"):
-        local = Proximal(local.local, local.memory, mu=float(kind.split()[-1]))
+        local = Proximal(method.setting, mu=float(kind.split()[-1]))
     variates = Variates(method.setting.clients, method.setting.cohort_size)
     watched = Watched(local, variates, method.setting.local.steps, kind == "SCAFFOLD")
     assembly = replace(assembly, method=replace(method, local=watched))

@@ -82,7 +82,7 @@ def main() -> None:
     plain, engine = [], []
     with tempfile.TemporaryDirectory() as folder, Log(Path(folder) / "updates.log") as log:
         for number in range(arguments.rounds + 1):
-            cohort = assembly.method.schedule.cohort(number)
+            cohort = tuple(assembly.method.schedule.visits(number))
             if number == 0:  # warms caches up
                 plain_round(assembly, cohort, number)
                 engine_round(assembly, worker, log, number)

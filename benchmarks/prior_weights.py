@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from fullfed.data.batches import Batch, training_batches
 from fullfed.federation.log import read_log
-from fullfed.federation.messages import Update, decode
+from fullfed.federation.messages import Plan, Update, decode
 from fullfed.randomness import permutation
 from fullfed.runs.assembly import Assembly, assemble
 from fullfed.runs.folder import RunFolder
@@ -105,16 +105,14 @@ class Sample:
 
     def _measure_energies(self) -> list[Tensor]:
         """Mean squared change of each parameter in a visit, float64."""
-        optimizer, work = (
-            self._assembly.method.setting.optimizer,
-            self._assembly.method.setting.work,
-        )
+        method = self._assembly.method
+        work, parameters = method.setting.local, dict(self._model.named_parameters())
         before = [p.clone() for p in self._parameters]
         sums = [torch.zeros_like(p, dtype=torch.float64) for p in before]
         for client in self._clients:
             steps = work.batches(len(self._assembly.data.clients[client].examples))
             batches = self._batches(client, work.batch_size, steps)
-            optimizer.improve(self._model, list(self._model.parameters()), batches)
+            method.local.improve(self._model, parameters, batches, Plan(self._round, client), {})
             for p, start, total in zip(self._parameters, before, sums, strict=True):
                 total += (p - start).double().square()
                 p.copy_(start)
