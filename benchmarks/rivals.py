@@ -6,7 +6,8 @@
 stories260k. Across devices: natural-instructions, 10 of 170 clients a round. Across silos: GSM8K,
 each of 3 clients in every round. SGD and AdamW at the clients, twelve rounds of ten steps. Every
 method has its defaults, or what its paper has; a ratio is of the bytes of FedAvg's report, header
-and all. Rows go to docs/results/rivals.json as they come; ``run`` goes on with what is missing.
+and all. Then across silos with AdamW the same 300 steps of each client in 30, 10, 3 or 1 rounds.
+Rows go to docs/results/rivals.json as they come; ``run`` goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "devices": ("recipes/natural-instructions.toml", "federation.rounds=12"),
     "silos": ("recipes/gsm8k.toml", "federation.rounds=12", f"model.path={MODEL}"),
 }
+STEPS = (10, 30, 100, 300)  # of a visit, with as many rounds as make 300
+DIAL = ("fedavg", "diloco", "ferret 1000x", "ferret 10000x")
 OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
     "adamw": ('local.optimizer="adamw"', "local.learning_rate=0.003"),
     "sgd": ('local.optimizer="sgd"', "local.learning_rate=0.5"),
@@ -76,16 +79,33 @@ def methods() -> dict[str, tuple[str, ...]]:
     return rows
 
 
+def dial_of(steps: int) -> str:
+    """The setting's name."""
+    return f"silos, {steps} steps a visit"
+
+
+def settings() -> dict[str, tuple[str, ...]]:
+    """A recipe and what is changed in it."""
+    recipe, _, model = SETTINGS["silos"]
+    dial = {
+        dial_of(n): (recipe, f"federation.rounds={300 // n}", model, f"local.steps={n}")
+        for n in STEPS
+    }
+    return {**SETTINGS, **dial}
+
+
 def plan(seeds: Sequence[int]) -> Iterator[tuple[str, str, str, int]]:
     """(setting, optimizer, method, seed); what keeps moments of SGD is left out."""
-    for seed, setting, optimizer in product(seeds, SETTINGS, OPTIMIZERS):
-        for method, overrides in methods().items():
-            if optimizer == "adamw" or KEPT not in overrides:
-                yield setting, optimizer, method, seed
+    for seed in seeds:
+        for setting, optimizer in product(SETTINGS, OPTIMIZERS):
+            for method, overrides in methods().items():
+                if optimizer == "adamw" or KEPT not in overrides:
+                    yield setting, optimizer, method, seed
+        yield from ((dial_of(n), "adamw", method, seed) for n, method in product(STEPS, DIAL))
 
 
 def carry_out(setting: str, optimizer: str, method: str, seed: int) -> dict[str, Any]:
-    recipe, *common = SETTINGS[setting]
+    recipe, *common = settings()[setting]
     overrides = [
         *common,
         *OPTIMIZERS[optimizer],
@@ -96,7 +116,10 @@ def carry_out(setting: str, optimizer: str, method: str, seed: int) -> dict[str,
     ]
     with TemporaryDirectory() as folder:
         run = fullfed.run(str(ROOT / recipe), f"{folder}/run", overrides=overrides)
+        lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
+        visits = sum(len(json.loads(line)["aggregated"]) for line in lines)
         return {
+            "visits": visits,
             "base": run["loss"]["initial"],
             "loss": run["loss"]["final"],
             "up": run["bytes"]["up"],
@@ -145,6 +168,24 @@ def table(rows: Mapping[str, Mapping[str, Any]], setting: str, optimizer: str) -
     return "\n".join(lines)
 
 
+def dial(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: loss and bytes up for each step of a client, over the seeds that there are."""
+    lines = [
+        "| silos, adamw | " + " | ".join(f"{n} steps a visit" for n in STEPS) + " |",
+        "|---" * (len(STEPS) + 1) + "|",
+    ]
+    for method in DIAL:
+        cells = []
+        for n in STEPS:
+            start = f"{dial_of(n)} | adamw | {method} | "
+            own = [row for name, row in rows.items() if name.startswith(start)]
+            sent = [row["up"] / row["visits"] / n for row in own]
+            losses = _spread([row["loss"] for row in own]) if own else ""
+            cells.append(f"{losses}; {statistics.mean(sent):,.0f} B" if own else "")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _drop(row: Mapping[str, Any]) -> float:
     return float(row["base"] - row["loss"])
 
@@ -175,6 +216,7 @@ def main() -> None:
     for setting, optimizer in product(SETTINGS, OPTIMIZERS):
         if any(name.startswith(f"{setting} | {optimizer} | fedavg | ") for name in rows):
             print(f"\n{table(rows, setting, optimizer)}")
+    print(f"\n{dial(rows)}")
 
 
 if __name__ == "__main__":
