@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from fullfed.config import SKETCH_RULE
-from fullfed.methods import fed_sb, fedavg, fedcybgd, fedkseed, fedprox, fedzo, ferret, lora
+from fullfed.methods import (
+    embracing_fl,
+    fed_sb,
+    fedavg,
+    fedcybgd,
+    fedkseed,
+    fedprox,
+    fedzo,
+    ferret,
+    lora,
+)
 from fullfed.methods.aggregation import TrimmedMean, WeightedMean
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
@@ -86,6 +96,14 @@ METHODS: dict[str, MethodEntry] = {
         options=fedcybgd.FedCyBGDOptions,
         build=fedcybgd.build,
         codec={"name": "sketch", "coordinates": 1024},
+    ),
+    "embracing-fl": MethodEntry(
+        title="EmbracingFL",
+        paper="Lee et al. 2024, arXiv 2406.15125",
+        composition="everything x first-order on the last layers x dense x cohort of classes",
+        options=embracing_fl.EmbracingFLOptions,
+        build=embracing_fl.build,
+        codec=DENSE,
     ),
     "fedzo": MethodEntry(
         title="FedZO",

@@ -281,17 +281,21 @@ class Composition:
     def aggregate(
         self, plans: Sequence[Plan], reports: Iterable[Report], last: Update | None
     ) -> Update:
-        last = changing(last)
         plan_of = {plan.client: plan for plan in plans}
+        return self.combined(((plan_of[report.client], report) for report in reports), last)
+
+    def combined(self, pairs: Iterable[tuple[Plan, Report]], last: Update | None) -> Update:
+        """One update from checked reports, each with its plan, in increasing order of clients. One
+        client's may be several, on different parts."""
+        last = changing(last)
         parts: dict[int | None, PartReports] = {}
-        light: list[Report] = []  # without their tensors
-        for report in reports:
-            plan = plan_of[report.client]
+        lights: dict[int, Report] = {}  # without their tensors
+        for plan, report in pairs:
             block = self._block(plan)
             if block not in parts:
                 parts[block] = PartReports(self.codec, self.aggregation, plan, self._shapes(plan))
             parts[block].add(report, plan)
-            light.append(replace(report, tensors={}))
+            lights[report.client] = replace(report, tensors={})
         values: dict[str, Value] = {}
         tensors: dict[str, Tensor] = {}
         blocks = sorted(block for block in parts if block is not None)
@@ -303,12 +307,13 @@ class Composition:
         known = values.get(prefix_of(one) + "energy")
         energy = known if isinstance(known, float) else None
         exact, scalar = self._coordinates(parts[one].shapes), self.aggregation.scalar
+        light = list(lights.values())
         values |= self.step.decide(light, energy, last, exact, scalar)
         if self.blocks:
             values[BLOCKS] = [*blocks]
         if self.stateful:
-            values[CLIENTS] = [report.client for report in light]
-        return Update(plans[0].round, values, tensors)
+            values[CLIENTS] = [*lights]
+        return Update(light[0].round, values, tensors)
 
     def alone(self, report: Report, plan: Plan, last: Update | None, share: float) -> Update:
         block, shapes = self._block(plan), self._shapes(plan)

@@ -30,6 +30,7 @@ from fullfed.methods.private_training import check_private, with_private_records
 from fullfed.methods.registration import load_plugins
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
+from fullfed.methods.suffixes import SuffixComposition
 from fullfed.methods.summing import summed
 from fullfed.runs.checking import check_cohort_of_check, check_trusted
 from fullfed.runs.checkpoint import check_passing_over
@@ -349,6 +350,8 @@ def build_method(
             f"trainer: clients of {recipe.method.name} train in a way of its own; leave the table "
             "out, or take another method."
         )
+    if isinstance(method, SuffixComposition):
+        check_passing_over(model, "method.name", "take another method")
     if recipe.privacy is not None and recipe.privacy.protects == "record":
         method = with_private_records(method, recipe.privacy)
     if recipe.privacy is not None and recipe.privacy.only_sums:

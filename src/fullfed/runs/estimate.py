@@ -18,6 +18,7 @@ from fullfed.federation.server import Traffic
 from fullfed.methods.codecs.codec import Shapes, elements
 from fullfed.methods.codecs.scaling import exponents_of
 from fullfed.methods.composition import Composition
+from fullfed.methods.suffixes import SuffixComposition
 from fullfed.methods.summed import SummedComposition
 from fullfed.recipe_file import RecipeSource
 from fullfed.runs.assembly import build_method, choose
@@ -57,6 +58,7 @@ class Estimate:
         run_bytes_up, run_bytes_down: of all visits of the run.
         memory_bytes: the peak of a visit, but for activations, which depend on the samples
             (docs/memory.md).
+        class_bytes: the same of each class of clients, by its name, where a method has classes.
 
     Examples:
         >>> print(fullfed.estimate("first.toml"))
@@ -75,6 +77,7 @@ class Estimate:
     run_bytes_up: int
     run_bytes_down: int
     memory_bytes: int
+    class_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def up_text(self) -> str:
@@ -85,12 +88,14 @@ class Estimate:
         return text
 
     def __str__(self) -> str:
+        classes = [f"{name} {bytes_text(own)}" for name, own in self.class_bytes.items()]
         return "\n".join(
             [
                 f"{self.parameters:,} parameters, {self.trained_parameters:,} trained in a visit "
                 f"of {self.steps:g} steps; {self.clients} clients",
                 f"a visit: {self.up_text}, {bytes_text(self.bytes_down)} down, "
                 f"{bytes_text(self.memory_bytes)} of memory and activations",
+                *([f"memory by class: {', '.join(classes)}"] if classes else []),
                 f"the run: {bytes_text(self.run_bytes_up)} up, "
                 f"{bytes_text(self.run_bytes_down)} down",
             ]
@@ -167,7 +172,14 @@ def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Es
         run_bytes_up=up,
         run_bytes_down=down,
         memory_bytes=_memory_bytes(recipe, method, model, largest),
+        class_bytes=_class_bytes(recipe, method, model),
     )
+
+
+def _class_bytes(recipe: Recipe, method: Composition, model: PreTrainedModel) -> dict[str, int]:
+    classes = method.classes if isinstance(method, SuffixComposition) else ()
+    rounding = recipe.model.rounding
+    return {name: visit_bytes(model, method, method.blocks[n], rounding) for name, n in classes}
 
 
 def _memory_bytes(
@@ -282,6 +294,9 @@ def _update_bytes(method: Composition, plans: Sequence[Plan]) -> int:
         sent = method.tensor_bytes(plans[0]) if plans else 0
         values = len(method.step.update_values) + _SUM_VALUES
         return _HEADER + _TENSOR + _UPDATE_VALUE * values + sent
+    if isinstance(method, SuffixComposition):
+        plans = [own for plan in plans for own in method.by_segment(plan)]
+        method = method.segmented
     one_of = {method.part(plan): plan for plan in plans}
     total = _HEADER + _UPDATE_VALUE * len(method.step.update_values)
     for part, reports in Counter(method.part(plan) for plan in plans).items():

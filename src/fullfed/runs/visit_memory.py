@@ -16,8 +16,10 @@ from fullfed.methods.codecs.codec import Shapes
 from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import FirstOrder
 from fullfed.methods.own_training import OwnTraining
+from fullfed.methods.suffixes import SuffixComposition
 from fullfed.training.layers import layer_names
 from fullfed.training.optimizers import make_optimizers
+from fullfed.training.prefix import Prefix
 
 _PACKED = {"int8": 1.0, "int4": 0.53}  # bytes an element
 
@@ -49,6 +51,13 @@ def visit_bytes(
         # Losses are of perturbed copies, one part of the model at a time.
         exact = 0 if method.offload else _copies(trained)
         working = exact + max(p.nbytes for p in model.parameters()) + graph
+    if isinstance(method, SuffixComposition):
+        prefix = Prefix(model, trained.values())
+        away = sum(p.nbytes for p in prefix.waiting)
+        there = max((sum(p.nbytes for p in own) for own in prefix.stages), default=0)
+        # A layer of the prefix is gone when training begins, and all are back afterwards.
+        during = held - away + before + max(working, there)
+        return max(during, held + before + _copies(trained))
     if memory.frozen == "exact":
         return held + before + working
     frozen = [p for name, p in model.named_parameters() if name not in trained]
