@@ -171,7 +171,7 @@ def _gradients(trained: Mapping[str, Tensor], memory: MemoryTable) -> int:
 
 
 def check_memory(recipe: Recipe, model: PreTrainedModel, setting: Setting) -> None:
-    """See that there is something of what the recipe asks to hold in less memory, for a method whose
+    """See that there is something of what a recipe asks to hold in less memory, for a method whose
     visits train all of the scope.
 
     Raises:
