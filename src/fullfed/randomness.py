@@ -48,6 +48,7 @@ class Purpose(IntEnum):
     DITHER = 18
     TRAINER = 19
     CLASSES = 20
+    TENSORS = 21
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:

@@ -29,6 +29,8 @@ METHODS: dict[str, dict[str, object]] = {
     "fedcybgd": {"name": "fedcybgd", "blocks": 2, "clients_per_block": 2},
     # Its clients train different parts in the same round.
     "embracing-fl": {"name": "embracing-fl"},
+    # Its clients train other parameters after a round.
+    "blockllm": {"name": "blockllm", "patience": 2},
 }
 
 

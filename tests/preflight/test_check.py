@@ -94,6 +94,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedzo": {},
     "fedcybgd": {},
     "embracing-fl": {},
+    "blockllm": {},
     "fedit": {"rank": 2},
     "flora": {"rank": 2},
     "fed-sb": {"rank": 2},

@@ -31,7 +31,7 @@ def of(ingredients: Path, name: str, codec: str) -> Recipe:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("name", ["embracing-fl"])
+@pytest.mark.parametrize("name", ["embracing-fl", "blockllm"])
 def test_a_stopped_run_resumes_to_the_same_end(
     name: str, codec: str, ingredients: Path, tmp_path: Path
 ) -> None:

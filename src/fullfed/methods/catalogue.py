@@ -10,6 +10,7 @@ from typing import Any
 
 from fullfed.config import SKETCH_RULE
 from fullfed.methods import (
+    blockllm,
     embracing_fl,
     fed_sb,
     fedavg,
@@ -103,6 +104,14 @@ METHODS: dict[str, MethodEntry] = {
         composition="everything x first-order on the last layers x dense x cohort of classes",
         options=embracing_fl.EmbracingFLOptions,
         build=embracing_fl.build,
+        codec=DENSE,
+    ),
+    "blockllm": MethodEntry(
+        title="BlockLLM",
+        paper="Ramesh et al. 2024, arXiv 2406.17296",
+        composition="everything x first-order on a changing set of tensors x dense x cohort",
+        options=blockllm.BlockLLMOptions,
+        build=blockllm.build,
         codec=DENSE,
     ),
     "fedzo": MethodEntry(

@@ -15,6 +15,7 @@ from fullfed.config import Recipe
 from fullfed.federation.messages import Plan, Update, encode
 from fullfed.federation.method import Submodels
 from fullfed.federation.server import Traffic
+from fullfed.methods.blockllm import BlockLLM
 from fullfed.methods.codecs.codec import Shapes, elements
 from fullfed.methods.codecs.scaling import exponents_of
 from fullfed.methods.composition import Composition
@@ -158,7 +159,7 @@ def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Es
     recipe = recipe.model_copy(update={"local": local})
     model.to(getattr(torch, recipe.model.dtype))
     method = build_method(recipe, choose(recipe), model, len(samples))
-    largest = max(method.blocks or (method.setting.shapes,), key=elements)
+    largest = max(method.parts, key=elements)
     visits, first_up, up, down = _traffic(recipe, method, model)
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -284,9 +285,11 @@ def _snapshot_bytes(recipe: Recipe, method: Composition, model: PreTrainedModel)
 def _report_bytes(method: Composition, plan: Plan) -> int:
     if isinstance(method, SummedComposition):
         return _HEADER + 2 * (7 + _TENSOR) + method.tensor_bytes(plan)
-    shapes, codec = _shapes(method, plan), method.codec
+    shapes, codec = method.shapes_of(plan), method.codec
     tensors = codec.report_bytes(plan, shapes)
-    return tensors + _header(codec.report_values | method.step.report_values, shapes, tensors)
+    told = method.norms_bytes if isinstance(method, BlockLLM) and plan.values["measure"] else 0
+    named = codec.report_values | method.step.report_values
+    return tensors + told + _header(named, shapes, tensors)
 
 
 def _update_bytes(method: Composition, plans: Sequence[Plan]) -> int:
@@ -300,16 +303,12 @@ def _update_bytes(method: Composition, plans: Sequence[Plan]) -> int:
     one_of = {method.part(plan): plan for plan in plans}
     total = _HEADER + _UPDATE_VALUE * len(method.step.update_values)
     for part, reports in Counter(method.part(plan) for plan in plans).items():
-        shapes = _shapes(method, one_of[part])
+        shapes = method.shapes_of(one_of[part])
         tensors = method.codec.update_bytes(one_of[part], shapes, reports)
         total += tensors + _header((), shapes, tensors) - _HEADER
+    if isinstance(method, BlockLLM):  # of each tensor a norm, sometimes, and a count
+        total += method.rule.count + any(p.values["measure"] for p in plans) * method.norms_bytes
     return total
-
-
-def _shapes(method: Composition, plan: Plan) -> Shapes:
-    """What a visit trains."""
-    part = method.part(plan)
-    return method.setting.shapes if part is None else method.blocks[part]
 
 
 def _header(values: Iterable[str], shapes: Shapes, tensors: int) -> int:

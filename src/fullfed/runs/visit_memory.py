@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from fullfed.config import LocalTable, MemoryTable, Recipe
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan
+from fullfed.methods.blockllm import BlockLLM
 from fullfed.methods.codecs.codec import Shapes
 from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import FirstOrder
@@ -49,6 +50,8 @@ def visit_bytes(
     memory = method.setting.memory
     if isinstance(method.local, FirstOrder | OwnTraining):
         working = _training(model, method, trained, graph)
+        if isinstance(method, BlockLLM):  # measures one gradient at a time of everything
+            working = max(working, max(p.nbytes for p in model.parameters()) + graph)
     else:
         # Losses are of perturbed copies, one part of the model at a time.
         exact = 0 if method.offload else _copies(trained)
