@@ -46,8 +46,10 @@ def _clients() -> dict[str, float]:
 class EmbracingFLOptions:
     """
     Attributes:
-        memory (share): of what training the whole model takes, that each class of clients has.
-        clients (share): of all, that are in each class; who is in none takes no part.
+        memory (share): of what training the whole model takes, that each class of clients has; if
+            it is not said strong 1.0, moderate 0.4 and weak 0.15.
+        clients (share): of all, that are in each class; who is in none takes no part. If it is not
+            said strong 0.25, moderate 0.25 and weak 0.5.
         server_step: how much of the change is applied; "auto" is all of it.
     """
 
