@@ -63,7 +63,7 @@ def _of_class(share: float) -> Row:
         fitting = [n for n in range(s.layers + 1) if n * s.block + outer <= share * s.d]
         layers = max(fitting, default=0)
         trained = s.d if share == 1 else layers * s.block + outer
-        during = 2 * trained + (_LARGE + 4) * trained
+        during = 2 * trained + (_LARGE + 4) * trained + 8 * s.widest  # the head is in each
         return max(during, 2 * s.d + 8 * trained)
 
     return Row(lambda setting: embracing_fl.build(setting, options), formula)
@@ -123,7 +123,7 @@ ROWS = {
     "embracing-fl, weak": _of_class(0.15),
     "blockllm": Row(
         lambda s: blockllm.build(s, blockllm.BlockLLMOptions()),
-        lambda s: 2 * s.d + (_LARGE + 4) * s.d / 10,
+        lambda s: 2 * s.d + (_LARGE + 4) * s.d / 10 + 8 * s.largest,
     ),
     "block x sketch": Row(
         lambda s: _cyclic(s, Sketch(0, SketchOptions(coordinates=4096)), server_step=1.0),
