@@ -14,7 +14,7 @@ Without --visits: the loss of the recipe's base model on the test samples, its l
 weights alone, by Wanda, by Wanda and DSnoT, and by DSnoT on attention alone, which is the released
 code's default; calibrated on texts that the model itself writes, or on clients' samples. With it:
 the loss after so many visits of the recipe's method, where each visit trains on a model whose other
-blocks are pruned, or half of them left out, as ``method.surrogate`` does.
+blocks are pruned, or in 4 bits, or half of them left out, as ``method.surrogate`` does.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from fullfed.runs.assembly import Assembly, assemble
 from fullfed.runs.curvature import own_texts
 from fullfed.training.layers import find_layers, pass_on
 from fullfed.training.loss import answer_logits
+from fullfed.training.quantised import Quantised
 
 CYCLES, THRESHOLD = 50, 0.1  # the released code's defaults
 
@@ -200,6 +201,12 @@ def surrogates(
         for n in half.dropped(plan.round, plan.client, int(number(plan, "block"))):
             find_layers(model)[1][int(n)].forward = pass_on  # type: ignore[call-overload]
 
+    def round_off(model: PreTrainedModel, plan: Plan) -> None:
+        for n, layer in enumerate(find_layers(model)[1]):
+            for module in layer.modules() if n != number(plan, "block") else ():
+                if isinstance(module, nn.Linear):
+                    module.weight.data = Quantised.of(module.weight, 4).dequantised()
+
     def pruning(share: float, name: str) -> Surrogating:
         def change(model: PreTrainedModel, plan: Plan) -> None:
             prune(model, texts, share, PRUNERS[name], spared=int(number(plan, "block")))
@@ -208,6 +215,7 @@ def surrogates(
 
     yield "the whole model", lambda model, plan: None
     yield "half of the other blocks", leave_out
+    yield "the other blocks in 4 bits", round_off
     for share in shares:
         for name in ("wanda", "wanda, dsnot"):
             yield f"{share:g} pruned, {name}", pruning(share, name)
@@ -234,6 +242,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="keys of the recipe")
     parser.add_argument("--shares", nargs="*", type=float, default=[0.3, 0.5, 0.7])
     parser.add_argument("--visits", type=int, default=0)
+    parser.add_argument("--only", default="", help="rows with this in their name, of visits")
     arguments = parser.parse_args()
     assembly = assemble(load_recipe(arguments.recipe, arguments.set))
     if not arguments.visits:
@@ -242,6 +251,8 @@ def main() -> None:
     texts = own_texts(assembly.model, assembly.recipe.federation.seed)
     print(f"| trained on | loss after {arguments.visits} visits |\n|---|---|", flush=True)
     for name, change in surrogates(assembly, texts, arguments.shares):
+        if arguments.only not in name:
+            continue
         print(f"| {name} | {visits(assembly, arguments.visits, change):.4f} |", flush=True)
 
 
