@@ -130,7 +130,7 @@ def _device() -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """The visit to the middle block; all parameters where the method has no blocks.
+    """The visit to the middle block; the first there is where the method has no blocks or one.
 
     Attributes:
         model: has no weights where its client has no replica.
@@ -161,12 +161,11 @@ def _task(shape_name: str, row_name: str, arguments: argparse.Namespace, device:
     method = row.build(setting)
     middle = shape.layers // 2
     plan = Plan(0, 0, {**method.plans(0, None)[0].values})
-    if method.blocks:
+    if len(method.blocks) > 1:
         plan = Plan(0, 0, {"block": middle})
     if row.dropped:
         plan = Plan(0, 0, {"block": middle, "dropped": row.dropped(shape.layers)})
-    names = setting.layers[middle] if method.blocks else tuple(setting.shapes)
-    return Task(row, model, setting, method, plan, names)
+    return Task(row, model, setting, method, plan, tuple(method.shapes_of(plan)))
 
 
 def _visit(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fullfed.config import MemoryTable
-from fullfed.methods import fedavg, fedcybgd, fedkseed, ferret
+from fullfed.methods import blockllm, embracing_fl, fedavg, fedcybgd, fedkseed, ferret
 from fullfed.methods.codecs.codec import Codec
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
@@ -51,6 +51,22 @@ def _half(layers: int) -> list[int]:
     """Half of the other layers, neither the first nor the last."""
     free = [b for b in range(1, layers - 1) if b != layers // 2]
     return free[: (layers - 1) // 2]
+
+
+def _of_class(share: float) -> Row:
+    """EmbracingFL's client with a share of the memory."""
+    options = embracing_fl.EmbracingFLOptions({"class": share}, {"class": 1.0})
+
+    def formula(s: Sizes) -> float:
+        """While a visit trains, or before and after, when the whole replica is there."""
+        outer = (s.d - s.layers * s.block) / 2  # embeddings; final norm and head are as many
+        fitting = [n for n in range(s.layers + 1) if n * s.block + outer <= share * s.d]
+        layers = max(fitting, default=0)
+        trained = s.d if share == 1 else layers * s.block + outer
+        during = 2 * trained + (_LARGE + 4) * trained + 8 * s.widest  # the head is in each
+        return max(during, 2 * s.d + 8 * trained)
+
+    return Row(lambda setting: embracing_fl.build(setting, options), formula)
 
 
 _LEAN = MemoryTable(optimizer_in_backward=True)
@@ -101,6 +117,13 @@ ROWS = {
     "+ frozen in int4": Row(_cyclic, lambda s: _frozen(s, 4.25), _IN_INT4),
     "surrogate client, no replica": Row(
         lambda s: _cyclic(s, surrogate=0.5), _without_replica, _LEAN, dropped=_half
+    ),
+    "embracing-fl, strong": _of_class(1.0),
+    "embracing-fl, moderate": _of_class(0.4),
+    "embracing-fl, weak": _of_class(0.15),
+    "blockllm": Row(
+        lambda s: blockllm.build(s, blockllm.BlockLLMOptions()),
+        lambda s: 2 * s.d + (_LARGE + 4) * s.d / 10 + 8 * s.largest,
     ),
     "block x sketch": Row(
         lambda s: _cyclic(s, Sketch(0, SketchOptions(coordinates=4096)), server_step=1.0),

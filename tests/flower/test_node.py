@@ -27,6 +27,10 @@ METHODS: dict[str, dict[str, object]] = {
     "fedavg": {"name": "fedavg"},
     # Its clients keep what rounding took, between their visits to a block.
     "fedcybgd": {"name": "fedcybgd", "blocks": 2, "clients_per_block": 2},
+    # Its clients train different parts in the same round.
+    "embracing-fl": {"name": "embracing-fl"},
+    # Its clients train other parameters after a round.
+    "blockllm": {"name": "blockllm", "patience": 2},
 }
 
 

@@ -93,6 +93,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedkseed": {},
     "fedzo": {},
     "fedcybgd": {},
+    "embracing-fl": {},
+    "blockllm": {},
     "fedit": {"rank": 2},
     "flora": {"rank": 2},
     "fed-sb": {"rank": 2},

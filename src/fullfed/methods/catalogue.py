@@ -10,7 +10,9 @@ from typing import Any
 
 from fullfed.config import SKETCH_RULE
 from fullfed.methods import (
+    blockllm,
     eden,
+    embracing_fl,
     fed_sb,
     fedavg,
     fedcybgd,
@@ -154,6 +156,22 @@ METHODS: dict[str, MethodEntry] = {
         options=fedcybgd.FedCyBGDOptions,
         build=fedcybgd.build,
         codec={"name": "sketch", "coordinates": 1024},
+    ),
+    "embracing-fl": MethodEntry(
+        title="EmbracingFL",
+        paper="Lee et al. 2024, arXiv 2406.15125",
+        composition="everything x first-order on the last layers x dense x cohort of classes",
+        options=embracing_fl.EmbracingFLOptions,
+        build=embracing_fl.build,
+        codec=DENSE,
+    ),
+    "blockllm": MethodEntry(
+        title="BlockLLM",
+        paper="Ramesh et al. 2024, arXiv 2406.17296",
+        composition="everything x first-order on a changing set of tensors x dense x cohort",
+        options=blockllm.BlockLLMOptions,
+        build=blockllm.build,
+        codec=DENSE,
     ),
     "fedzo": MethodEntry(
         title="FedZO",

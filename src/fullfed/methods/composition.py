@@ -96,13 +96,18 @@ class Composition:
         Raises:
             UserError: they do not.
         """
-        self.codec.check_parts(self.blocks or (self.setting.shapes,))
+        self.codec.check_parts(self.parts)
         self.aggregation.check_codec(self.codec)
         self.aggregation.check(self.schedule.fewest_together)
 
     @property
     def aggregation(self) -> Aggregation:
         return self.setting.aggregation
+
+    @property
+    def parts(self) -> tuple[Shapes, ...]:
+        """What single visits train."""
+        return self.blocks or (self.setting.shapes,)
 
     @property
     def cumulative(self) -> bool:
@@ -153,17 +158,16 @@ class Composition:
             plan = Plan(round, client, own)
             block = self._block(plan)
             if block not in encoded:
-                earlier = None if self.blocks else changing(last)
-                encoded[block] = self.codec.plan(round, earlier, self._shapes(plan))
+                earlier = self._codecs_last(changing(last))
+                encoded[block] = self.codec.plan(round, earlier, self.shapes_of(plan))
             common = encoded[block]
             plans.append(Plan(round, client, {**common.values, **own}, common.tensors))
         return plans
 
     def client_state(self, plan: Plan) -> str | None:
-        if not self.stateful:
-            return None
         block = self._block(plan)
-        return "all" if block is None else f"block-{block}"
+        name = "all" if block is None else f"block-{block}"
+        return name if self.stateful else None
 
     def train(
         self,
@@ -179,7 +183,7 @@ class Composition:
         trained = self.scope.trained(model)
         try:
             self._checks.plan(plan)
-            own = {name: trained[name] for name in self._shapes(plan)}
+            own = {name: trained[name] for name in self.shapes_of(plan)}
             exact = self._start(own, plan, exact)
             with (
                 largest_alone([p.detach() for p in own.values()], self.begins),
@@ -204,7 +208,7 @@ class Composition:
         started: float,
         observer: Observer,
     ) -> Visit:
-        local, shapes = self.setting.local, self._shapes(plan)
+        local, shapes = self.setting.local, self.shapes_of(plan)
         stream = Stream(self.setting.seed, Purpose.BATCHES, plan.round, plan.client)
         steps = local.batches(len(examples))
         work = self.local.on(examples)
@@ -258,11 +262,11 @@ class Composition:
         return self.setting.local.batches(samples)
 
     def report_limit(self, plan: Plan) -> int:
-        return self._checks.report_limit(plan, self._shapes(plan))
+        return self._checks.report_limit(plan, self.shapes_of(plan))
 
     def check(self, report: Report, plan: Plan) -> None:
         self._checks.report(report)
-        self.codec.check(report, plan, self._shapes(plan))
+        self.codec.check(report, plan, self.shapes_of(plan))
         self.step.check(report)
 
     def part(self, plan: Plan) -> int | None:
@@ -275,7 +279,7 @@ class Composition:
         model: PreTrainedModel,
         exact: Mapping[str, Tensor] = NOTHING,
     ) -> float:
-        trained, shapes = self.scope.trained(model), self._shapes(plan)
+        trained, shapes = self.scope.trained(model), self.shapes_of(plan)
         own = {name: trained[name] for name in shapes}
         if self.codec.sends_weights:
             own |= self._start(own, plan, exact)
@@ -284,37 +288,40 @@ class Composition:
     def aggregate(
         self, plans: Sequence[Plan], reports: Iterable[Report], last: Update | None
     ) -> Update:
-        last = changing(last)
         plan_of = {plan.client: plan for plan in plans}
+        return self.combined(((plan_of[report.client], report) for report in reports), last)
+
+    def combined(self, pairs: Iterable[tuple[Plan, Report]], last: Update | None) -> Update:
+        """One update from checked reports with their plans; a client's may be on several parts."""
+        last = changing(last)
         parts: dict[int | None, PartReports] = {}
-        light: list[Report] = []  # without their tensors
-        for report in reports:
-            plan = plan_of[report.client]
+        lights: dict[int, Report] = {}  # without their tensors
+        for plan, report in pairs:
             block = self._block(plan)
             if block not in parts:
-                parts[block] = PartReports(self.codec, self.aggregation, plan, self._shapes(plan))
+                parts[block] = PartReports(self.codec, self.aggregation, plan, self.shapes_of(plan))
             parts[block].add(report, plan)
-            light.append(replace(report, tensors={}))
-        values: dict[str, Value] = {}
-        tensors: dict[str, Tensor] = {}
+            lights[report.client] = replace(report, tensors={})
+        values, tensors = dict[str, Value](), dict[str, Tensor]()
         blocks = sorted(block for block in parts if block is not None)
         for block in blocks or parts:
-            encoded = parts[block].encoded(None if self.blocks else last)
+            encoded = parts[block].encoded(self._codecs_last(last))
             values |= prefixed(prefix_of(block), encoded.values)
             tensors |= prefixed(prefix_of(block), encoded.tensors)
         one = next(iter(parts))  # a rule that measures has one part a round
         known = values.get(prefix_of(one) + "energy")
         energy = known if isinstance(known, float) else None
         exact, scalar = self._coordinates(parts[one].shapes), self.aggregation.scalar
+        light = list(lights.values())
         values |= self.step.decide(light, energy, last, exact, scalar)
         if self.blocks:
             values[BLOCKS] = [*blocks]
         if self.stateful:
-            values[CLIENTS] = [report.client for report in light]
-        return Update(plans[0].round, values, tensors)
+            values[CLIENTS] = [*lights]
+        return Update(light[0].round, values, tensors)
 
     def alone(self, report: Report, plan: Plan, last: Update | None, share: float) -> Update:
-        block, shapes = self._block(plan), self._shapes(plan)
+        block, shapes = self._block(plan), self.shapes_of(plan)
         part, prefix = PartReports(self.codec, WeightedMean(), plan, shapes), prefix_of(block)
         part.add(report, plan)
         exact, encoded = self._coordinates(shapes), part.encoded(None)
@@ -369,13 +376,17 @@ class Composition:
     def _block(self, plan: Plan) -> int | None:
         return block_of(plan) if self.blocks else None
 
-    def _shapes(self, plan: Plan) -> Shapes:
+    def shapes_of(self, plan: Plan) -> Shapes:
         """What a visit trains.
 
         Raises:
             MessageError: the plan names no block, or one that does not exist.
         """
         return named_block(self.blocks, plan) if self.blocks else self.setting.shapes
+
+    def _codecs_last(self, last: Update | None) -> Update | None:
+        """The last update as far as it is about the same parameters."""
+        return None if self.blocks else last
 
     def _coordinates(self, shapes: Shapes) -> float:
         return 0.0 if self.codec.directions is None else self.codec.coordinates(shapes)

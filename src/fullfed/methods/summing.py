@@ -106,6 +106,11 @@ def _check(method: Composition, table: PrivacyTable) -> None:
             f"privacy: {what} is of clients that train the same parameters, and this method's "
             "train a block each; take a method whose cohort trains together, such as ferret."
         )
+    if type(method) is not Composition:
+        raise UserError(
+            f"privacy: {what} is of the same numbers in every round, and this method's change with "
+            "what reports say; take a method such as ferret."
+        )
     if method.codec.stacks:
         raise cannot_be_added()
     if type(method.aggregation) is not WeightedMean:

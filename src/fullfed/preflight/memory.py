@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from fullfed.config import Recipe
 from fullfed.federation.messages import Plan
 from fullfed.federation.method import Submodels
+from fullfed.methods.blockllm import BlockLLM
 from fullfed.methods.codecs.codec import Shapes, elements
 from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import FirstOrder
@@ -78,9 +79,8 @@ def memory_of(
     submodels = method.submodels
     if submodels is None:
         # Of blocks the first has the longest graph, and the largest the most gradients.
-        parts = [method.blocks[0], max(method.blocks, key=elements)] if method.blocks else []
         needed = []
-        for shapes in parts or [method.setting.shapes]:
+        for shapes in [method.parts[0], max(method.parts, key=elements)][: len(method.parts)]:
             graph = _graph(recipe, method, model, shapes, work, device)
             visit = visit_bytes(model, method, shapes, recipe.model.rounding, graph)
             needed.append((visit, graph))
@@ -116,8 +116,12 @@ def _graph(
     held: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model,
 ) -> int:
     trained = shapes if isinstance(method.local, FirstOrder | OwnTraining) else ()
-    tables = recipe.local, recipe.memory
-    return graph_bytes(copy.deepcopy(model), trained, work.largest, *tables, device, held)
+    memory = recipe.memory
+    if isinstance(method, BlockLLM):  # measures everything's gradients, one at a time
+        trained = method.setting.shapes
+        memory = memory.model_copy(update={"optimizer_in_backward": True})
+    again = copy.deepcopy(model)
+    return graph_bytes(again, trained, work.largest, recipe.local, memory, device, held)
 
 
 def _on_submodel(

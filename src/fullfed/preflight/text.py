@@ -105,6 +105,9 @@ def _costs(found: Check) -> Iterator[str]:
         f"the run sends {bytes_text(costs.run_bytes_up)} up and "
         f"{bytes_text(costs.run_bytes_down)} down"
     )
+    if costs.class_bytes:
+        classes = [f"{name} {bytes_text(own)}" for name, own in costs.class_bytes.items()]
+        yield f"memory of a visit, but for activations: {', '.join(classes)}"
     if costs.scales_bytes:
         yield (
             "the sketch's scales are measured on the base model before the first round, and sent "

@@ -30,10 +30,12 @@ from fullfed.methods.private_training import check_private, with_private_records
 from fullfed.methods.registration import load_plugins
 from fullfed.methods.scopes import Scope
 from fullfed.methods.setting import Setting
+from fullfed.methods.suffixes import SuffixComposition
 from fullfed.methods.summing import summed
 from fullfed.runs.checking import check_cohort_of_check, check_trusted
 from fullfed.runs.checkpoint import check_passing_over
 from fullfed.runs.loading import BUILTIN, load_model, read_data, tokenize_data
+from fullfed.runs.visit_memory import check_memory
 from fullfed.training.layers import layer_names
 from fullfed.training.optimizers import check_optimizer
 from fullfed.training.trainer import OWN, Trainer
@@ -349,33 +351,17 @@ def build_method(
             f"trainer: clients of {recipe.method.name} train in a way of its own; leave the table "
             "out, or take another method."
         )
+    if isinstance(method, SuffixComposition):
+        check_passing_over(model, "method.name", "take another method")
     if recipe.privacy is not None and recipe.privacy.protects == "record":
         method = with_private_records(method, recipe.privacy)
     if recipe.privacy is not None and recipe.privacy.only_sums:
         auto = getattr(choices.method, "server_step", None) == "auto"
         method = summed(method, recipe.privacy, recipe.federation, clients, auto)
     if not method.blocks:
-        _check_memory(recipe, model, setting)
+        check_memory(recipe, model, setting)
     check_cohort_of_check(recipe, method.schedule.fewest_together)
     return method
-
-
-def _check_memory(recipe: Recipe, model: PreTrainedModel, setting: Setting) -> None:
-    """Raise a UserError if there is nothing of what the recipe asks to hold in less memory.
-
-    For a method whose visits train all of the scope.
-    """
-    frozen = len(setting.shapes) < len(list(model.parameters()))
-    if recipe.memory.frozen != "exact" and not frozen:
-        raise UserError(
-            f"memory.frozen: {recipe.method.name} trains every parameter in every visit, so "
-            "nothing is frozen; leave the key out."
-        )
-    if recipe.memory.cache_inputs and setting.layers and setting.layers[0]:
-        raise UserError(
-            f"memory.cache_inputs: {recipe.method.name} trains the first layer in every visit, so "
-            "nothing comes before it that could be kept; leave the key out."
-        )
 
 
 def make_replica(recipe: Recipe, model: PreTrainedModel, method: Composition) -> Replica:

@@ -128,11 +128,14 @@ def check_behaviour(model: PreTrainedModel, path: str) -> None:
         )
 
 
-def check_passing_over(model: PreTrainedModel, key: str) -> None:
+def check_passing_over(
+    model: PreTrainedModel, key: str, instead: str = "leave the key out"
+) -> None:
     """See that a layer hands on its hidden states and nothing else, so that some can be left out.
 
     Args:
         key: of the recipe, which leaves layers out.
+        instead: what to do where it cannot.
 
     Raises:
         UserError: it hands on more.
@@ -140,7 +143,7 @@ def check_passing_over(model: PreTrainedModel, key: str) -> None:
     _, layers = find_layers(model)
     more = UserError(
         f"{key}: the layers of this model ({type(model).__name__}) hand on more than their hidden "
-        "states, so none can be left out; leave the key out."
+        f"states, so none can be left out; {instead}."
     )
     if router_loss_weight(model):
         raise more

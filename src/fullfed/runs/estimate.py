@@ -15,9 +15,11 @@ from fullfed.config import Recipe
 from fullfed.federation.messages import Plan, Update, encode
 from fullfed.federation.method import Submodels
 from fullfed.federation.server import Traffic
+from fullfed.methods.blockllm import BlockLLM
 from fullfed.methods.codecs.codec import Shapes, elements
 from fullfed.methods.codecs.scaling import exponents_of
 from fullfed.methods.composition import Composition
+from fullfed.methods.suffixes import SuffixComposition
 from fullfed.methods.summed import SummedComposition
 from fullfed.recipe_file import RecipeSource
 from fullfed.runs.assembly import build_method, choose
@@ -57,6 +59,7 @@ class Estimate:
         run_bytes_up, run_bytes_down: of all visits of the run.
         memory_bytes: the peak of a visit, but for activations, which depend on the samples
             (docs/memory.md).
+        class_bytes: the same of each class of clients, by its name, where a method has classes.
 
     Examples:
         >>> print(fullfed.estimate("first.toml"))
@@ -75,6 +78,7 @@ class Estimate:
     run_bytes_up: int
     run_bytes_down: int
     memory_bytes: int
+    class_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def up_text(self) -> str:
@@ -85,12 +89,14 @@ class Estimate:
         return text
 
     def __str__(self) -> str:
+        classes = [f"{name} {bytes_text(own)}" for name, own in self.class_bytes.items()]
         return "\n".join(
             [
                 f"{self.parameters:,} parameters, {self.trained_parameters:,} trained in a visit "
                 f"of {self.steps:g} steps; {self.clients} clients",
                 f"a visit: {self.up_text}, {bytes_text(self.bytes_down)} down, "
                 f"{bytes_text(self.memory_bytes)} of memory and activations",
+                *([f"memory by class: {', '.join(classes)}"] if classes else []),
                 f"the run: {bytes_text(self.run_bytes_up)} up, "
                 f"{bytes_text(self.run_bytes_down)} down",
             ]
@@ -153,7 +159,7 @@ def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Es
     recipe = recipe.model_copy(update={"local": local})
     model.to(getattr(torch, recipe.model.dtype))
     method = build_method(recipe, choose(recipe), model, len(samples))
-    largest = max(method.blocks or (method.setting.shapes,), key=elements)
+    largest = max(method.parts, key=elements)
     visits, first_up, up, down = _traffic(recipe, method, model)
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -167,7 +173,14 @@ def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Es
         run_bytes_up=up,
         run_bytes_down=down,
         memory_bytes=_memory_bytes(recipe, method, model, largest),
+        class_bytes=_class_bytes(recipe, method, model),
     )
+
+
+def _class_bytes(recipe: Recipe, method: Composition, model: PreTrainedModel) -> dict[str, int]:
+    classes = method.classes if isinstance(method, SuffixComposition) else ()
+    rounding = recipe.model.rounding
+    return {name: visit_bytes(model, method, method.blocks[n], rounding) for name, n in classes}
 
 
 def _memory_bytes(
@@ -274,9 +287,11 @@ def _snapshot_bytes(recipe: Recipe, method: Composition, model: PreTrainedModel)
 def _report_bytes(method: Composition, plan: Plan) -> int:
     if isinstance(method, SummedComposition):
         return _HEADER + 2 * (7 + _TENSOR) + method.tensor_bytes(plan)
-    shapes, codec = _shapes(method, plan), method.codec
+    shapes, codec = method.shapes_of(plan), method.codec
     tensors = codec.report_bytes(plan, shapes)
-    return tensors + _header(codec.report_values | method.step.report_values, shapes, tensors)
+    told = method.norms_bytes if isinstance(method, BlockLLM) and plan.values["measure"] else 0
+    named = codec.report_values | method.step.report_values
+    return tensors + told + _header(named, shapes, tensors)
 
 
 def _update_bytes(method: Composition, plans: Sequence[Plan]) -> int:
@@ -284,19 +299,18 @@ def _update_bytes(method: Composition, plans: Sequence[Plan]) -> int:
         sent = method.tensor_bytes(plans[0]) if plans else 0
         values = len(method.step.update_values) + _SUM_VALUES
         return _HEADER + _TENSOR + _UPDATE_VALUE * values + sent
+    if isinstance(method, SuffixComposition):
+        plans = [own for plan in plans for own in method.by_segment(plan)]
+        method = method.segmented
     one_of = {method.part(plan): plan for plan in plans}
     total = _HEADER + _UPDATE_VALUE * len(method.step.update_values)
     for part, reports in Counter(method.part(plan) for plan in plans).items():
-        shapes = _shapes(method, one_of[part])
+        shapes = method.shapes_of(one_of[part])
         tensors = method.codec.update_bytes(one_of[part], shapes, reports)
         total += tensors + _header((), shapes, tensors) - _HEADER
+    if isinstance(method, BlockLLM):  # of each tensor a norm, sometimes, and a count
+        total += method.rule.count + any(p.values["measure"] for p in plans) * method.norms_bytes
     return total
-
-
-def _shapes(method: Composition, plan: Plan) -> Shapes:
-    """What a visit trains."""
-    part = method.part(plan)
-    return method.setting.shapes if part is None else method.blocks[part]
 
 
 def _header(values: Iterable[str], shapes: Shapes, tensors: int) -> int:

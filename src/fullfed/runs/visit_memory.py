@@ -10,14 +10,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from fullfed.config import LocalTable, MemoryTable
+from fullfed.config import LocalTable, MemoryTable, Recipe
+from fullfed.errors import UserError
 from fullfed.federation.messages import Plan
+from fullfed.methods.blockllm import BlockLLM
 from fullfed.methods.codecs.codec import Shapes
 from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import FirstOrder
 from fullfed.methods.own_training import OwnTraining
+from fullfed.methods.setting import Setting
+from fullfed.methods.suffixes import SuffixComposition
 from fullfed.training.layers import layer_names
 from fullfed.training.optimizers import make_optimizers
+from fullfed.training.prefix import Prefix
 
 _PACKED = {"int8": 1.0, "int4": 0.53}  # bytes an element
 
@@ -45,10 +50,19 @@ def visit_bytes(
     memory = method.setting.memory
     if isinstance(method.local, FirstOrder | OwnTraining):
         working = _training(model, method, trained, graph)
+        if isinstance(method, BlockLLM):  # measures one gradient at a time of everything
+            working = max(working, max(p.nbytes for p in model.parameters()) + graph)
     else:
         # Losses are of perturbed copies, one part of the model at a time.
         exact = 0 if method.offload else _copies(trained)
         working = exact + max(p.nbytes for p in model.parameters()) + graph
+    if isinstance(method, SuffixComposition):
+        prefix = Prefix(model, trained.values())
+        away = sum(p.nbytes for p in prefix.waiting)
+        there = max((sum(p.nbytes for p in own) for own in prefix.stages), default=0)
+        # A layer of the prefix is gone when training begins, and all are back afterwards.
+        during = held - away + before + max(working, there)
+        return max(during, held + before + _copies(trained))
     if memory.frozen == "exact":
         return held + before + working
     frozen = [p for name, p in model.named_parameters() if name not in trained]
@@ -157,3 +171,23 @@ def _gradients(trained: Mapping[str, Tensor], memory: MemoryTable) -> int:
     if not memory.optimizer_in_backward:
         return sum(4 * p.numel() for p in trained.values())
     return max(4 * p.numel() + (p.nbytes if p.dtype.itemsize == 2 else 0) for p in trained.values())
+
+
+def check_memory(recipe: Recipe, model: PreTrainedModel, setting: Setting) -> None:
+    """See that there is something of what a recipe asks to hold in less memory, for a method whose
+    visits train all of the scope.
+
+    Raises:
+        UserError: there is not.
+    """
+    frozen = len(setting.shapes) < len(list(model.parameters()))
+    if recipe.memory.frozen != "exact" and not frozen:
+        raise UserError(
+            f"memory.frozen: {recipe.method.name} trains every parameter in every visit, so "
+            "nothing is frozen; leave the key out."
+        )
+    if recipe.memory.cache_inputs and setting.layers and setting.layers[0]:
+        raise UserError(
+            f"memory.cache_inputs: {recipe.method.name} trains the first layer in every visit, so "
+            "nothing comes before it that could be kept; leave the key out."
+        )
