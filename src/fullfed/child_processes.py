@@ -11,6 +11,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+_CONTEXT = multiprocessing.get_context("spawn")  # a process's memory is what it needs itself
+
 
 def start(
     target: Callable[..., None], arguments: tuple[Any, ...], name: str
@@ -23,9 +25,8 @@ def start(
         arguments: pickled.
         name: of the process.
     """
-    context = multiprocessing.get_context("spawn")  # its memory is what it needs itself
-    ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(*arguments, theirs), name=name)
+    ours, theirs = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=target, args=(*arguments, theirs), name=name)
     # A Ctrl-C is for us, who end the processes: they start with it ignored.
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None

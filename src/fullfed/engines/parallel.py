@@ -119,7 +119,8 @@ class ParallelSimulation(Simulation):
             if all(one.place != place for one in self._processes):
                 self._processes.append(_Process(*self.start(place), place))
         for one in self._processes:
-            if due and one.version is not None and one.client is None:
+            waits = one.version is not None and one.client is None
+            if due and waits and one.process.is_alive():
                 one.client = due.popleft()
                 try:
                     self._bring_up_to_date(one)
@@ -194,8 +195,8 @@ class ParallelSimulation(Simulation):
         """End the processes; a visit that one is making counts for nothing."""
         for one in self._processes:
             one.process.kill()
-            one.process.join()
             one.connection.close()
+            one.process.join()
         self._processes.clear()
 
 
