@@ -243,7 +243,7 @@ class SimulationTable(RecipeTable):
     Attributes:
         failures (share): of visits, drawn afresh each round, that end without a report.
         workers: processes that make visits at once, each with a model and a visit's memory of its
-            own; GPUs are dealt out in turn. One is the run's own process.
+            own; GPUs are dealt out in turn. With 1 the run's own process makes them.
         threads: in which each process computes; where it is not said, each worker's share of those
             that torch takes. The last bits of what clients send depend on it.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -179,7 +180,7 @@ def saying(*said: object) -> Callable[[int], tuple[Connection, Any]]:
         ours, theirs = Pipe()
 
         def target() -> int:
-            with theirs:
+            with theirs, suppress(BrokenPipeError):  # the run may have ended by then
                 for one in said:
                     theirs.send(one)
             return 1
