@@ -1,11 +1,11 @@
 """What worker processes gain: rounds a second of one simulation, in one, two and more processes.
 
-    python benchmarks/workers.py [--rounds 6] [--repeats 2] [--json]
+    python benchmarks/workers.py [--rounds 4] [--repeats 2] [--json]
 
 The same run of each model (code-alpaca, eight clients a round, ten steps of batch 4 each) with two
 workers of one thread, with one process of one thread, and with one of two: in turn, and again. A
-round's seconds are all between two rounds' ends but for evaluation; the first rounds, in which
-processes start, are left out. Logs of one thread must be equal, whatever the workers. Needs two
+round's seconds are all between two rounds' ends but for evaluation; the first round, in which
+processes start, is left out. Logs of one thread must be equal, whatever the workers. Needs two
 quiet cores, and FULLFED_SHARED.
 """
 
@@ -29,7 +29,7 @@ from machine import machine
 RECIPE = Path(__file__).parents[1] / "recipes" / "code-alpaca.toml"
 MODELS = ("stories260k", "base-4m")
 COHORT = 8
-WARM = 2  # rounds that are left out
+WARM = 1  # rounds that are left out
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--method", default="ferret")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
