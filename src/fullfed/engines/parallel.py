@@ -161,7 +161,7 @@ class ParallelSimulation(Simulation):
                 self.worker.observer(replace(headway, loss=None if loss is None else lambda: loss))
             case Visited(arrival, reported, peak, overall):
                 payload = one.connection.recv_bytes() if reported else None
-                one.client = None
+                one.client, self._failed_starts = None, 0
                 self.on_peak(one.place, peak, overall)
                 return replace(arrival, payload=payload)
             case Failed(text, is_users):
@@ -172,7 +172,7 @@ class ParallelSimulation(Simulation):
         """Forget a process that has ended; return how it did, as the end of a sentence.
 
         Raises:
-            UserError: it is the second in a row that ended before it was ready.
+            UserError: it is the second that ended before it was ready, with no visit made between.
         """
         self._processes.remove(one)
         one.connection.close()
