@@ -15,6 +15,7 @@ import random
 import signal
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ import typer
 
 from fullfed import child_processes
 from fullfed.config import Recipe
+from fullfed.engines.parallel import ParallelSimulation
 from fullfed.runs import run, simulated
 from fullfed.runs.callback import Callback
 from runs.small import recipe, write_ingredients
@@ -81,6 +83,7 @@ class Killer(Callback):
 
     Attributes:
         kills: so far.
+        did: what the processes did when they were found to have ended.
     """
 
     def __init__(self, most: int, longest: float, chance: random.Random) -> None:
@@ -88,12 +91,17 @@ class Killer(Callback):
         self._pids: list[int] = []
         self._timer: threading.Timer | None = None
         self._rounds = 0
-        self.kills = 0
+        self.kills, self.did = 0, Counter[str]()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, the processes that runs start are known."""
-        real = child_processes.start
+        """Inside, the processes that runs start are known, and what becomes of them."""
+        real, real_buried = child_processes.start, ParallelSimulation._buried
+
+        def buried(engine: ParallelSimulation, one: Any) -> str:
+            working = "waiting" if one.client is None else "visiting"
+            self.did["starting" if one.version is None else working] += 1
+            return real_buried(engine, one)
 
         def start(*arguments: Any) -> Any:
             connection, process = real(*arguments)
@@ -101,7 +109,10 @@ class Killer(Callback):
             self._pids.append(process.pid)
             return connection, process
 
-        with mock.patch.object(simulated, "start", start):
+        with (
+            mock.patch.object(simulated, "start", start),
+            mock.patch.object(ParallelSimulation, "_buried", buried),
+        ):
             yield
 
     def on_round_end(self, record: dict[str, Any]) -> None:
@@ -139,15 +150,17 @@ def disturbed(
 ) -> list[str]:
     """Runs of one method with so many kills in all; what is wrong with what came of them."""
     whole, done, faults, number = home / f"{name}-whole", 0, list[str](), 0
+    did = Counter[str]()
     run.start(recipe_of(name, ingredients, workers=1), whole)
     while done < kills:
         out = home / f"{name}-{number}"
         killer = Killer(kills - done, longest, chance)
         with killer.watching():
             run.start(recipe_of(name, ingredients, workers=2), out, [killer])
-        done, number = done + killer.kills, number + 1
+        done, number, did = done + killer.kills, number + 1, did + killer.did
         faults += differences(out, whole)
-    print(f"{name}: {done} kills in {number} runs")
+    told = ", ".join(f"{count} {what}" for what, count in sorted(did.items()))
+    print(f"{name}: {done} kills in {number} runs; found {told}")
     return faults
 
 
