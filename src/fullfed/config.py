@@ -238,13 +238,19 @@ class CheckTable(RecipeTable):
 
 
 class SimulationTable(RecipeTable):
-    """What simulated clients suffer; real ones see to that themselves.
+    """What simulated clients suffer, and in how many processes; real ones see to that themselves.
 
     Attributes:
         failures (share): of visits, drawn afresh each round, that end without a report.
+        workers: processes that make visits at once, each with a model and a visit's memory of its
+            own; GPUs are dealt out in turn. With 1 the run's own process makes them.
+        threads: in which each process computes; where it is not said, each worker's share of those
+            that torch takes. The last bits of what clients send depend on it.
     """
 
     failures: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    workers: Positive = 1
+    threads: Positive | None = None
 
 
 class DeploymentTable(RecipeTable):
@@ -294,7 +300,7 @@ class Recipe(RecipeTable):
         local: a client's work in one visit.
         memory: what a client trades for memory.
         evaluation: what is measured, and when.
-        simulation: what simulated clients suffer.
+        simulation: what simulated clients suffer, and in how many processes.
         deployment: how long the server of a real federation waits.
 
     Examples:

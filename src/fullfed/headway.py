@@ -72,7 +72,8 @@ class NowAndThen:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._say, self._every, self._clock = say, every, clock
-        self._said = self._began = clock()
+        self._said = clock()
+        self._began: dict[int | None, float] = {}  # whose work began when
 
     def said(self) -> None:
         """Something else was said just now."""
@@ -81,9 +82,10 @@ class NowAndThen:
     def __call__(self, headway: Headway) -> None:
         now = self._clock()
         if headway.done == 0 and headway.tokens == 0:
-            self._began = now
+            self._began[headway.client] = now
         if now - self._said >= self._every:
-            self._say(headway, describe_headway(headway, now - self._began))
+            began = self._began.get(headway.client, now)
+            self._say(headway, describe_headway(headway, now - began))
             self.said()
 
 

@@ -131,6 +131,16 @@ def test_clients_without_a_replica_need_a_part_of_the_model(frozen: str, folder:
     assert " for the server beside it" in report(weak, colour=False).plain
 
 
+def test_worker_processes_are_counted(folder: Path) -> None:
+    told = tables(folder)
+    one = fullfed.check(told, step=False).memory
+    three = fullfed.check(told | {"simulation": {"workers": 3}}, step=False)
+    assert one.together == one.peak
+    both = one.replica + three.memory.replica + three.memory.process
+    assert three.memory.together == 3 * three.memory.peak + both
+    assert "the run's process and 3 worker processes at once: " in str(report(three, colour=False))
+
+
 def test_objects_can_be_checked(folder: Path, tmp_path: Path) -> None:
     """As the run that they would be given to."""
     model = LlamaForCausalLM.from_pretrained(folder / "model")

@@ -139,6 +139,7 @@ def free_values(copied: Path, ingredients: Path) -> dict[str, Any]:
         "evaluation.batch_size": 16,
         "evaluation.best_by": "loss",
         "evaluation.patience": 9,
+        "simulation.threads": 1,
         "deployment.quorum": 0.7,
         "deployment.deadline_seconds": 5.0,
     }
@@ -155,6 +156,7 @@ def test_what_the_log_does_not_depend_on_may_change_and_is_told(
     elsewhere |= {"data.sources.*.path"}  # test_sources.py
     elsewhere |= {"memory.cache_inputs"}  # nothing is to be cached of a method that trains all
     elsewhere |= {"check.data", "check.trusted"}  # test_checking.py
+    elsewhere |= {"simulation.workers"}  # test_workers.py
     assert {*values, *elsewhere} == set(FREE)
     for key, value in values.items():
         put(copied, key, value)

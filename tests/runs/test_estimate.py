@@ -214,3 +214,14 @@ def test_an_optimizers_state_is_what_it_keeps(optimizer: str) -> None:
     assert optimizer_bytes(local, shapes, hidden) == kept
     if optimizer == "adamw":
         assert kept == 8 * 620 + 2 * 4, "two moments, and step counts"
+
+
+def test_every_worker_process_has_a_model_and_a_visits_memory(ingredients: Path) -> None:
+    told = tables(ingredients)
+    one = fullfed.estimate(told)
+    three = fullfed.estimate(told | {"simulation": {"workers": 3}})
+    replica = 4 * one.parameters
+    assert one.simulation_bytes == one.memory_bytes == three.memory_bytes
+    assert three.simulation_bytes == 3 * one.memory_bytes + replica
+    assert "3 worker processes and the server: " in str(three)
+    assert "worker" not in str(one)

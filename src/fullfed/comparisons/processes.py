@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -15,6 +11,7 @@ from typing import Any, cast
 
 import torch
 
+from fullfed.child_processes import end_with_parent, start
 from fullfed.comparisons.folder import ComparisonFolder
 from fullfed.comparisons.plan import Task
 from fullfed.comparisons.progress import ComparisonCallback
@@ -47,7 +44,8 @@ def carry_out(
             while due and len(running) < jobs:
                 task = due.popleft()
                 callback.on_task_begin(task)
-                events, process = _start(task, folder, threads)
+                about = (folder, task.label, task.seed, threads)
+                events, process = start(work, about, str(task))
                 running[events] = task, process
             for ready in wait(list(running)):
                 events = cast(Connection, ready)
@@ -74,21 +72,6 @@ def carry_out(
     return failures
 
 
-def _start(task: Task, folder: Path, threads: int) -> tuple[Connection, BaseProcess]:
-    context = multiprocessing.get_context("spawn")  # its memory is what it needs itself
-    ours, theirs = context.Pipe(duplex=False)
-    arguments = (folder, task.label, task.seed, threads, theirs)
-    process = context.Process(target=work, args=arguments, name=str(task))
-    # A Ctrl-C is for us, who end the processes: they start with it ignored.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    theirs.close()
-    return ours, process
-
-
 def work(folder: Path, label: str, seed: int | None, threads: int, events: Connection) -> None:
     """Carry out a method's run with a seed, or, without one, its search.
 
@@ -104,7 +87,7 @@ def work(folder: Path, label: str, seed: int | None, threads: int, events: Conne
     def say(*event: Any) -> None:
         events.send(event)
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(threads)
     try:
         if seed is None:
@@ -113,13 +96,6 @@ def work(folder: Path, label: str, seed: int | None, threads: int, events: Conne
             carry_out_run(ComparisonFolder(folder), label, seed, say)
     except UserError as error:
         say("failed", str(error))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def carry_out_search(folder: ComparisonFolder, label: str, say: Say) -> None:

@@ -39,16 +39,22 @@ class Simulation:
     ) -> Iterator[Arrival]:
         """Visit the clients in increasing order."""
         for client in sorted(plans):
-            yield self._visit(client, plans[client])
+            plan = plans[client]
+            submodel = self.worker.submodel(plan)
+            suffered = self.suffered(client, plan, submodel)
+            if suffered.failure:
+                yield suffered
+            else:
+                yield replace(self.worker.visit(plan, submodel), down=suffered.down)
 
-    def _visit(self, client: int, plan: bytes) -> Arrival:
-        submodel = self.worker.submodel(plan)
+    def suffered(self, client: int, plan: bytes, submodel: bytes) -> Arrival:
+        """What becomes of a plan before any work on it: the bytes that the client is sent are
+        counted, and where the recipe lets the visit fail, it has."""
         down = len(plan) + len(submodel) + self._lacking(client, bool(submodel))
         stream = Stream(self.seed, Purpose.FAILURES, self.worker.replica.version, client)
-        if uniforms(stream, 1)[0] < self.failures:
-            failure = "a failure that the recipe simulates"
-            return Arrival(client, None, failure=failure, down=down, drawn=True)
-        return replace(self.worker.visit(plan, submodel), down=down)
+        fails = uniforms(stream, 1)[0] < self.failures
+        failure = "a failure that the recipe simulates" if fails else ""
+        return Arrival(client, None, failure=failure, down=down, drawn=bool(fails))
 
     def _lacking(self, client: int, by_submodel: bool) -> int:
         """Bytes of what a client is sent besides plan and submodel; it has that from now on."""

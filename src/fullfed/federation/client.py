@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import MessageError
 from fullfed.federation.inbox import Arrival
-from fullfed.federation.messages import Plan, Update, decode, encode
+from fullfed.federation.messages import Plan, Report, Update, decode, encode
 from fullfed.federation.method import NOTHING, Method, VisitError
 from fullfed.federation.replica import Replica
 from fullfed.federation.states import States, StatesInMemory
@@ -75,20 +75,15 @@ class Worker:
                 Unless it is empty, training is on what was sent, as at a client without a replica.
         """
         order = decode(plan, Plan)
-        finish = None
-        if self._summing is not None:
-            from fullfed.privacy.phases import PHASE
-
-            if PHASE in order.values:
-                return _answer(self._summing, order)
-            finish = _Finish(self._summing, self._model_hash())
+        if (answer := self.answer(order)) is not None:
+            return answer
         try:
             submodel = self.submodel(plan) if submodel is None else submodel
         except MessageError as error:
             return Arrival(order.client, None, failure=str(error))
         if submodel:
             return self._without_replica.visit(plan, submodel)
-        return _carry_out(
+        visited = _carry_out(
             order,
             self._method,
             self.replica.model,
@@ -97,8 +92,35 @@ class Worker:
             self._states,
             self.replica.exact,
             self.observer,
-            finish,
         )
+        return self.finish(order, visited)
+
+    def answer(self, order: Plan) -> Arrival | None:
+        """What a client says to a plan that asks for no visit, or for one that it may not make;
+        None where it is to make one."""
+        if self._summing is None:
+            return None
+        from fullfed.privacy.phases import PHASE
+
+        try:
+            if PHASE in order.values:
+                return Arrival(order.client, encode(self._summing.answer(order)))
+            self._summing.check(order)
+        except MessageError as error:
+            return Arrival(order.client, None, failure=str(error))
+        return None
+
+    def finish(self, order: Plan, arrival: Arrival) -> Arrival:
+        """A visit that was made here, or elsewhere on an equal replica, with what is sent in its
+        report's place where the server is to know sums alone."""
+        if self._summing is None or arrival.payload is None:
+            return arrival
+        report = decode(arrival.payload, Report)
+        try:
+            sent = self._summing.report(report, order, self._model_hash())
+        except MessageError as error:
+            return replace(arrival, payload=None, failure=str(error))
+        return replace(arrival, payload=encode(sent))
 
     def _model_hash(self) -> str:
         """Of the replica as it is: once a version, however many clients visit it."""
@@ -219,26 +241,6 @@ class SubmodelWorker:
         )
 
 
-@dataclass(frozen=True)
-class _Finish:
-    """What becomes of a visit's report where only sums are known.
-
-    Attributes:
-        summing: the clients' part in sums.
-        model_hash: of the version that the visit began with.
-    """
-
-    summing: SummingClients
-    model_hash: str
-
-
-def _answer(summing: SummingClients, request: Plan) -> Arrival:
-    try:
-        return Arrival(request.client, encode(summing.answer(request)))
-    except MessageError as error:
-        return Arrival(request.client, None, failure=str(error))
-
-
 def _carry_out(
     plan: Plan,
     method: Method,
@@ -248,11 +250,8 @@ def _carry_out(
     states: States,
     exact: Mapping[str, Tensor] = NOTHING,
     observer: Observer = unobserved,
-    finish: _Finish | None = None,
 ) -> Arrival:
     try:
-        if finish is not None:
-            finish.summing.check(plan)
         name = method.client_state(plan)
     except MessageError as error:
         return Arrival(plan.client, None, failure=str(error))
@@ -260,16 +259,13 @@ def _carry_out(
     try:
         own = examples[plan.client]
         visit = method.train(model, plan, own, last, state, exact, observer)
-        report = visit.report
-        if finish is not None:
-            report = finish.summing.report(report, plan, finish.model_hash)
     except (VisitError, MessageError) as error:
         return Arrival(plan.client, None, failure=str(error))
     if name:
         states.save(plan.client, name, plan.round, visit.state)
     return Arrival(
         plan.client,
-        encode(report),
+        encode(visit.report),
         train_seconds=visit.train_seconds,
         encode_seconds=visit.encode_seconds,
         metrics=visit.metrics,

@@ -140,6 +140,7 @@ class Inbox:
                             f"{self._folder}: a round's reports cannot be "
                             f"put here ({error.strerror}); free some space and resume."
                         ) from error
+            self.refused.sort(key=lambda one: one[0])  # whoever was first to answer
             self._refuse_outliers()
             if self._check is not None:
                 self._refuse_harmful(self._check, spool)

@@ -181,5 +181,12 @@ class StatesOnDisk:
         return self._folder / str(client) / f"{name}.{round}.safetensors"
 
 
+class StatesOfVisits(StatesOnDisk):
+    """The same folder in a process that only visits: another one sees to what counts."""
+
+    def settle(self, round: int, clients: Collection[int]) -> None:
+        """That is the other process's."""
+
+
 def _unreadable(path: Path) -> UserError:
     return UserError(f"{path}: this is not the state that the client kept; restore a copy of it.")

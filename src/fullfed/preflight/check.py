@@ -25,8 +25,8 @@ from fullfed.runs.assembly import (
     check_records,
     choose,
     settled,
-    with_trainer,
 )
+from fullfed.runs.brought import with_trainer
 from fullfed.runs.checking import check_trusted
 from fullfed.runs.estimate import Estimate, reckon
 from fullfed.runs.given import Given, Records

@@ -43,6 +43,8 @@ class Memory:
             visit of a client without a replica; 0 where clients hold replicas, since they share it.
         process: what this process has besides; 0 on a GPU.
         there: what the machine, or its GPU, has in all.
+        replica: one at rest, as the run's own process has where worker processes make the visits.
+        workers: of these, how many there are at once; on GPUs, how many share one.
     """
 
     visit: int
@@ -50,11 +52,20 @@ class Memory:
     server: int
     process: int
     there: int
+    replica: int = 0
+    workers: int = 1
 
     @property
     def peak(self) -> int:
         """What to compare with a run's ``peak_memory_by_part``."""
         return self.visit + self.server + self.process
+
+    @property
+    def together(self) -> int:
+        """What all processes of the run need at once."""
+        if not self.replica:
+            return self.peak
+        return self.workers * self.peak + self.replica + self.process
 
 
 def memory_of(
@@ -76,6 +87,10 @@ def memory_of(
     """
     on_gpu = device.type == "cuda"
     there = _gpu_bytes(device) if on_gpu else _ram()
+    held_by_server, workers = replica_bytes(model, method, recipe.model.rounding), 1
+    if (count := recipe.simulation.workers) > 1:
+        workers = -(-count // torch.cuda.device_count()) if on_gpu else count
+    shared = (held_by_server if count > 1 else 0, workers)
     submodels = method.submodels
     if submodels is None:
         # Of blocks the first has the longest graph, and the largest the most gradients.
@@ -84,8 +99,7 @@ def memory_of(
             graph = _graph(recipe, method, model, shapes, work, device)
             visit = visit_bytes(model, method, shapes, recipe.model.rounding, graph)
             needed.append((visit, graph))
-        return Memory(*max(needed), 0, process, there)
-    held_by_server = replica_bytes(model, method, recipe.model.rounding)
+        return Memory(*max(needed), 0, process, there, *shared)
     found = []
     for part in {min(work.plan_of), max(work.plan_of, key=lambda p: elements(method.blocks[p]))}:
         plan, shapes = work.plan_of[part], method.blocks[part]
@@ -94,7 +108,7 @@ def memory_of(
         message = tensor_bytes(submodels.submodel(model, plan).tensors)
         server = held_by_server + (0 if on_gpu else message)
         found.append((submodel_visit_bytes(model, method, plan, graph), graph, server))
-    return Memory(*max(found), process, there)
+    return Memory(*max(found), process, there, *shared)
 
 
 def resident(device: torch.device) -> int:

@@ -125,7 +125,12 @@ def _memory(memory: Memory) -> Iterator[str]:
         f"memory, by formula: {bytes_text(memory.peak)} of {bytes_text(memory.there)} here, "
         f"{bytes_text(memory.visit)} for a visit{beside}"
     )
-    if memory.peak > memory.there:
+    if memory.together > memory.peak:
+        yield (
+            f"memory of the run's process and {memory.workers} worker processes at once: "
+            f"{bytes_text(memory.together)}"
+        )
+    if memory.together > memory.there:
         yield "  more than there is: docs/memory.md says what needs less"
 
 

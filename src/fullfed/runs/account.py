@@ -1,13 +1,17 @@
-"""The account of a round: its line of metrics.jsonl, but for what is measured on the model."""
+"""The accounts of a run: a round's line of metrics.jsonl, and the summary of all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fullfed.config import Recipe
 from fullfed.federation.held_out import Checked
+from fullfed.federation.replica import Replica
 from fullfed.federation.server import RoundResult
+from fullfed.runs.best import best_version
 
+_SECONDS = ("train", "encode", "aggregate", "evaluate")  # what a round's time is spent on
 UNMEASURED = {"visit": None, "aggregate": None}  # peaks of a round that nobody was asked in
 
 
@@ -30,7 +34,7 @@ def account_of(result: RoundResult, update_bytes: int) -> dict[str, Any]:
             "up": sum(result.up.values()),
             "down": sum(result.down.values()),
             "update": update_bytes,
-            "up_by_client": {str(client): n for client, n in result.up.items()},
+            "up_by_client": {str(client): n for client, n in sorted(result.up.items())},
             "down_by_client": {str(client): n for client, n in result.down.items()},
         },
         "seconds": {
@@ -54,4 +58,35 @@ def most_of(rounds: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]
     """The largest peak of each part; None where none is known."""
     return {
         part: max((peaks[part] or 0 for peaks in rounds), default=0) or None for part in rounds[0]
+    }
+
+
+def summary_of(
+    recipe: Recipe, base: Mapping[str, Any], records: Sequence[Mapping[str, Any]], replica: Replica
+) -> dict[str, Any]:
+    """First and last of every metric, and the sums of traffic and time.
+
+    Args:
+        base: base.json.
+        records: the lines of metrics.jsonl.
+        replica: after the last round.
+    """
+    spent = [record["seconds"] for record in records]
+    seconds = {part: sum(of_round[part] for of_round in spent) for part in _SECONDS}
+    seconds["evaluate"] += base["seconds"]["evaluate"]
+    seconds["total"] = sum(of_round["elapsed"] for of_round in spent)
+    return {
+        "method": recipe.method.name,
+        "parameters": sum(p.numel() for p in replica.model.parameters()),
+        "rounds": len(records),
+        "best": best_version(base, records, recipe.evaluation),
+        **{
+            metric: {"initial": base[metric], "final": records[-1][metric]}
+            for metric in recipe.evaluation.metrics
+        },
+        "bytes": {way: sum(r["bytes"][way] for r in records) for way in ("up", "down")},
+        "seconds": seconds,
+        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
+        "peak_memory_by_part": most_of([record["peak_memory_by_part"] for record in records]),
+        "model_hash": replica.content_hash(),
     }

@@ -38,7 +38,7 @@ from fullfed.runs.loading import BUILTIN, load_model, read_data, tokenize_data
 from fullfed.runs.visit_memory import check_memory
 from fullfed.training.layers import layer_names
 from fullfed.training.optimizers import check_optimizer
-from fullfed.training.trainer import OWN, Trainer
+from fullfed.training.trainer import Trainer
 from fullfed.validation import describe_validation, keys_of
 
 if TYPE_CHECKING:
@@ -133,45 +133,6 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
     method = build_method(recipe, choices, model, clients)
     method.plans(0, None)  # a schedule that does not fit the federation shows at once
     return Assembly(resolved(recipe, choices), model, tokenizer, data, method)
-
-
-def with_trainer(recipe: Recipe, trainer: Trainer | None) -> Recipe:
-    """The recipe of a new run that is given a trainer, which takes the place of its own.
-
-    Raises:
-        UserError: none is given, and the recipe's clients train with one that must be.
-    """
-    if trainer is not None:
-        if not callable(trainer):
-            raise UserError(
-                f"local: {trainer!r} is no function; give one, or name a trainer in the table "
-                "[trainer]."
-            )
-        if recipe.trainer is not None and recipe.trainer.name != OWN:
-            raise UserError(
-                f"trainer.name: clients train with a function that is given, or with "
-                f"{recipe.trainer.name}; give one of the two."
-            )
-        recipe = recipe.model_copy(update={"trainer": NamedTable(name=OWN)})
-    check_brought(recipe, trainer)
-    return recipe
-
-
-def check_brought(recipe: Recipe, trainer: Trainer | None) -> None:
-    """See that a trainer is given where the recipe's clients train with one that must be, and only
-    there.
-
-    Raises:
-        UserError: it is not.
-    """
-    named = recipe.trainer is not None and recipe.trainer.name == OWN
-    if named and trainer is None:
-        raise UserError(
-            "trainer.name: the clients of this recipe train with a function of yours; give it in "
-            "Python, as local=, or name another trainer."
-        )
-    if trainer is not None and not named:
-        raise UserError("trainer.name: the run began with a trainer of its recipe's; give none.")
 
 
 def check_examples(recipe: Recipe, examples: Sequence[Example]) -> None:

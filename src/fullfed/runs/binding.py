@@ -31,6 +31,8 @@ FREE = (
     "evaluation.batch_size",
     "evaluation.best_by",
     "evaluation.patience",
+    "simulation.workers",
+    "simulation.threads",  # a line of metrics.jsonl has those that computed (``arithmetic``)
     "deployment.quorum",
     "deployment.deadline_seconds",
 )

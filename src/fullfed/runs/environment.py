@@ -68,7 +68,8 @@ def peak_memory_bytes() -> int:
 
 
 class PeakMemory:
-    """The peaks of parts of this process's work, each by itself, and of all of it.
+    """The peaks of parts of this process's work, each by itself, and of all of it; a part is as
+    large as the process that needed most for it.
 
     The system's own peak begins anew with each part, so one process can have one of these at work.
     """
@@ -77,11 +78,24 @@ class PeakMemory:
         self._part: str | None = None
         self._overall = 0
         self._peaks: dict[str, int | None] = {}
+        self._workers: dict[int, int] = {}  # the most of each so far
 
     @property
     def overall(self) -> int:
-        """The peak so far, in bytes."""
-        return max(self._overall, peak_memory_bytes())
+        """The peak so far, in bytes: this process's, and each worker process's beside it."""
+        return max(self._overall, peak_memory_bytes()) + sum(self._workers.values())
+
+    def of_worker(self, place: int, peak: int | None, overall: int) -> None:
+        """Count in what a worker process needed in a visit, which is a part of this round's.
+
+        Args:
+            place: of the process among those there are at once.
+            peak: in the visit; None where the system does not tell.
+            overall: so far.
+        """
+        self._workers[place] = max(self._workers.get(place, 0), overall)
+        if peak is not None:
+            self._peaks["visit"] = max(self._peaks.get("visit") or 0, peak)
 
     def begin(self, part: str) -> None:
         """What comes next belongs to ``part``, which may have begun before."""
@@ -97,7 +111,7 @@ class PeakMemory:
         return peaks
 
     def _end_part(self) -> None:
-        self._overall = self.overall
+        self._overall = max(self._overall, peak_memory_bytes())
         if self._part is not None:
             self._peaks[self._part] = max(self._peaks[self._part] or 0, peak_memory_bytes())
 

@@ -25,7 +25,7 @@ from fullfed.recipe_file import RecipeSource
 from fullfed.runs.assembly import build_method, choose
 from fullfed.runs.given import Given, Records
 from fullfed.runs.loading import load_blank, read_data
-from fullfed.runs.visit_memory import submodel_visit_bytes, tensor_bytes, visit_bytes
+from fullfed.runs.visit_memory import replica_bytes, submodel_visit_bytes, tensor_bytes, visit_bytes
 from fullfed.runs.workload import plans_by_part
 from fullfed.units import bytes_text
 
@@ -59,6 +59,9 @@ class Estimate:
         run_bytes_up, run_bytes_down: of all visits of the run.
         memory_bytes: the peak of a visit, but for activations, which depend on the samples
             (docs/memory.md).
+        workers: processes that make visits at once in a simulation.
+        simulation_bytes: what these need together, with the replica of the run's own process where
+            that makes none.
         class_bytes: the same of each class of clients, by its name, where a method has classes.
 
     Examples:
@@ -78,6 +81,8 @@ class Estimate:
     run_bytes_up: int
     run_bytes_down: int
     memory_bytes: int
+    workers: int
+    simulation_bytes: int
     class_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -89,13 +94,17 @@ class Estimate:
         return text
 
     def __str__(self) -> str:
+        at_once = (
+            f"; {self.workers} worker processes and the server: {bytes_text(self.simulation_bytes)}"
+        )
         classes = [f"{name} {bytes_text(own)}" for name, own in self.class_bytes.items()]
         return "\n".join(
             [
                 f"{self.parameters:,} parameters, {self.trained_parameters:,} trained in a visit "
                 f"of {self.steps:g} steps; {self.clients} clients",
                 f"a visit: {self.up_text}, {bytes_text(self.bytes_down)} down, "
-                f"{bytes_text(self.memory_bytes)} of memory and activations",
+                f"{bytes_text(self.memory_bytes)} of memory and activations"
+                f"{at_once if self.workers > 1 else ''}",
                 *([f"memory by class: {', '.join(classes)}"] if classes else []),
                 f"the run: {bytes_text(self.run_bytes_up)} up, "
                 f"{bytes_text(self.run_bytes_down)} down",
@@ -161,6 +170,9 @@ def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Es
     method = build_method(recipe, choose(recipe), model, len(samples))
     largest = max(method.parts, key=elements)
     visits, first_up, up, down = _traffic(recipe, method, model)
+    memory, workers = _memory_bytes(recipe, method, model, largest), recipe.simulation.workers
+    replica = replica_bytes(model, method, recipe.model.rounding)
+    process = memory + (replica if method.submodels is not None else 0)  # which makes submodels
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters()),
         trained_parameters=elements(largest),
@@ -172,7 +184,9 @@ def reckon(recipe: Recipe, samples: Sequence[int], model: PreTrainedModel) -> Es
         scales_bytes=_scales_bytes(method),
         run_bytes_up=up,
         run_bytes_down=down,
-        memory_bytes=_memory_bytes(recipe, method, model, largest),
+        memory_bytes=memory,
+        workers=workers,
+        simulation_bytes=workers * process + (replica if workers > 1 else 0),
         class_bytes=_class_bytes(recipe, method, model),
     )
 

@@ -42,7 +42,7 @@ import tomli_w
 from fullfed.config import Recipe
 from fullfed.errors import UserError
 from fullfed.federation.log import MAGIC, count_records
-from fullfed.federation.states import StatesOnDisk
+from fullfed.federation.states import StatesOfVisits, StatesOnDisk
 from fullfed.files import read_sealed, seal, unseal, write_atomically, write_sealed
 from fullfed.recipe_file import load_recipe
 from fullfed.runs.binding import check_bound, tables_of
@@ -220,6 +220,15 @@ class RunFolder:
                 "put that one back."
             )
 
+    def check_data(self, recipe: Recipe, data_hash: str) -> None:
+        """Raise a UserError if data with this hash are not those that the run began with."""
+        if self.base()["data_hash"] != data_hash:
+            sources = ", ".join(source.path for source in recipe.data.training_sources())
+            raise UserError(
+                f"{sources}: training or test data are not those the run began with; put those "
+                "back."
+            )
+
     def run(self) -> str:
         """Names the run: its own alone, whatever its recipe."""
         return str(self.base()["checksum"])
@@ -234,6 +243,10 @@ class RunFolder:
     def states(self) -> StatesOnDisk:
         """What the run's simulated clients keep."""
         return StatesOnDisk(self._states_folder, self.run())
+
+    def states_of_visits(self) -> StatesOfVisits:
+        """The same for a process that visits and is not the run's own."""
+        return StatesOfVisits(self._states_folder, self.run())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; a line that a crash cut short is passed over.

@@ -34,8 +34,8 @@ from fullfed.runs.assembly import (
     choose,
     resolved,
     settled,
-    with_trainer,
 )
+from fullfed.runs.brought import with_trainer
 from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.run import carry_out

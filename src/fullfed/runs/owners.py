@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fullfed.engines.node_messages import encode_settings, named
 from fullfed.runs.assembly import Assembly
 from fullfed.runs.budget import Budget
 from fullfed.runs.folder import RunFolder
@@ -12,6 +13,17 @@ from fullfed.runs.record_budget import LedgerOfRun
 
 if TYPE_CHECKING:
     from fullfed.privacy.summing import SummingClients
+
+
+def name_of(assembly: Assembly, folder: RunFolder, name: str | None = None) -> str:
+    """Names a run and what its clients were told of it.
+
+    Args:
+        name: of the run, where its folder does not say it.
+    """
+    clients, scales = assembly.method.setting.clients, folder.scales_hash
+    settings = encode_settings(assembly.recipe, clients, base_hash="", scales_hash=scales)
+    return named(name or folder.run(), settings)
 
 
 def with_owners(

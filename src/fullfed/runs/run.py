@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fullfed.config import Recipe
-from fullfed.engines.node_messages import encode_settings, named
-from fullfed.engines.simulation import simulate
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate, recorded
 from fullfed.federation.client import Worker
@@ -20,30 +21,28 @@ from fullfed.federation.messages import encode
 from fullfed.federation.server import Engine, Traffic, run_round
 from fullfed.headway import Headway
 from fullfed.methods.summing import keyed
-from fullfed.runs.account import UNMEASURED, account_of, most_of
+from fullfed.runs.account import UNMEASURED, account_of, summary_of
 from fullfed.runs.assembly import (
     Assembly,
     assemble,
-    check_brought,
     make_replica,
     make_worker,
-    with_trainer,
 )
-from fullfed.runs.best import best_version, is_over
+from fullfed.runs.best import is_over
 from fullfed.runs.binding import changes_since
+from fullfed.runs.brought import check_brought, with_trainer
 from fullfed.runs.budget import Budget
 from fullfed.runs.callback import Callback
 from fullfed.runs.checking import round_check
 from fullfed.runs.curvature import take_scales
 from fullfed.runs.environment import PeakMemory, arithmetic
 from fullfed.runs.folder import RunFolder
-from fullfed.runs.owners import with_owners
+from fullfed.runs.owners import name_of, with_owners
 from fullfed.runs.predictions import forget_predictions, write_predictions
 from fullfed.runs.replay import check_recorded, logged_update, record_read
 from fullfed.runs.rollback import finish_rollback
+from fullfed.runs.simulated import computing_in, simulation, threads_of
 from fullfed.training.trainer import Trainer
-
-_SECONDS = ("train", "encode", "aggregate", "evaluate")  # what a round's time is spent on
 
 
 def start(
@@ -93,7 +92,7 @@ def carry_out(
     folder: RunFolder,
     assembly: Assembly,
     callbacks: Sequence[Callback] = (),
-    connect: Connect = simulate,
+    connect: Connect | None = None,
     quorum: float = 0.0,
     samples: Mapping[int, int] | None = None,
     name: str | None = None,
@@ -101,6 +100,7 @@ def carry_out(
     """Carry a run on from wherever its folder says it is to its end; return the summary.
 
     Args:
+        connect: makes the engine; without it clients are simulated as the recipe says.
         quorum: the share of a cohort without whose reports the run stops.
         samples: how many clients have, as far as it is known; those of the clients whose data are
             in this process need not be said.
@@ -111,7 +111,10 @@ def carry_out(
     """
     here = {n: len(client.examples) for n, client in enumerate(assembly.data.clients)}
     known = {**here, **(samples or {})}
-    return _Run(folder, assembly, callbacks, connect, quorum, known, name).carry_out()
+    simulated = connect is None
+    threads = threads_of(assembly.recipe.simulation) if simulated else torch.get_num_threads()
+    with computing_in(threads):
+        return _Run(folder, assembly, callbacks, connect, quorum, known, name).carry_out()
 
 
 @dataclass
@@ -121,7 +124,7 @@ class _Run:
     folder: RunFolder
     assembly: Assembly
     callbacks: Sequence[Callback]
-    connect: Connect
+    connect: Connect | None
     quorum: float
     samples: Mapping[int, int]
     name: str | None = None
@@ -156,25 +159,27 @@ class _Run:
             cumulative = self.assembly.method.cumulative
             traffic = Traffic(log, self.worker.snapshot_bytes, cumulative)
             traffic.restore(self.folder.metrics())
-            engine = self.connect(self.recipe, self.worker, log, traffic)
             if self.replica.version < self.recipe.federation.rounds:
                 self.folder.summary_file.unlink(missing_ok=True)  # of fewer rounds
             rounds = self.recipe.federation.rounds
-            while self.replica.version < rounds and not self._over(base):
-                self._round(log, engine)
-        summary = self._summary(base)
+            with self._engine(log, traffic) as engine:
+                while self.replica.version < rounds and not self._over(base):
+                    self._round(log, engine)
+        summary = summary_of(self.recipe, base, self.folder.metrics(), self.replica)
         self.folder.write_summary(summary)
         for callback in self.callbacks:
             callback.on_run_end(summary)
         return summary
 
+    def _engine(self, log: Log, traffic: Traffic) -> AbstractContextManager[Engine]:
+        if self.connect is not None:
+            return nullcontext(self.connect(self.recipe, self.worker, log, traffic))
+        method, peaks = self.assembly.method, self.peaks
+        return simulation(self.recipe, self.folder, method, self.worker, log, traffic, peaks)
+
     @property
     def _name(self) -> str:
-        """Names the run and what its clients were told of it."""
-        clients = self.assembly.method.setting.clients
-        scales = self.folder.scales_hash
-        settings = encode_settings(self.recipe, clients, base_hash="", scales_hash=scales)
-        return named(self.name or self.folder.run(), settings)
+        return name_of(self.assembly, self.folder, self.name)
 
     def _over(self, base: Mapping[str, Any]) -> bool:
         """Whether the run ends before its last round, and if so says it."""
@@ -203,12 +208,7 @@ class _Run:
             ]
             self.folder.write_base({**base, "clients": clients, "arithmetic": self.arithmetic})
         base = self.folder.base()
-        if base["data_hash"] != data_hash:
-            sources = ", ".join(s.path for s in self.recipe.data.training_sources())
-            raise UserError(
-                f"{sources}: training or test data are not those the run began with; put those "
-                "back."
-            )
+        self.folder.check_data(self.recipe, data_hash)
         self.folder.check_base_model(self.recipe, model_hash)
         return base
 
@@ -360,29 +360,6 @@ class _Run:
     def _observe(self, headway: Headway) -> None:
         for callback in self.callbacks:
             callback.on_headway(self.replica.version, headway)
-
-    def _summary(self, base: Mapping[str, Any]) -> dict[str, Any]:
-        """First and last of every metric, and the sums of traffic and time; ``base``: base.json."""
-        records = self.folder.metrics()
-        spent = [record["seconds"] for record in records]
-        seconds = {part: sum(of_round[part] for of_round in spent) for part in _SECONDS}
-        seconds["evaluate"] += base["seconds"]["evaluate"]
-        seconds["total"] = sum(of_round["elapsed"] for of_round in spent)
-        return {
-            "method": self.recipe.method.name,
-            "parameters": sum(p.numel() for p in self.replica.model.parameters()),
-            "rounds": len(records),
-            "best": best_version(base, records, self.recipe.evaluation),
-            **{
-                metric: {"initial": base[metric], "final": records[-1][metric]}
-                for metric in self.recipe.evaluation.metrics
-            },
-            "bytes": {way: sum(r["bytes"][way] for r in records) for way in ("up", "down")},
-            "seconds": seconds,
-            "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
-            "peak_memory_by_part": most_of([record["peak_memory_by_part"] for record in records]),
-            "model_hash": self.replica.content_hash(),
-        }
 
 
 @dataclass
