@@ -40,6 +40,10 @@ def test_bytes_are_those_that_a_run_counts(name: str, ingredients: Path, tmp_pat
         told["codec"] = {"name": "sketch", "coordinates": 100}
     cost, run = fullfed.estimate(told), fullfed.run(told, tmp_path / "run")
     visits = sum(len(line["cohort"]) for line in run.history)
+    if name == "flasc":  # the most: half of the factors do not move as long as the others are 0
+        assert run.bytes_up < cost.run_bytes_up < 2 * run.bytes_up
+        assert run.bytes_down < cost.run_bytes_down
+        return
     assert cost.run_bytes_up == pytest.approx(run.bytes_up, rel=0.01, abs=100 * visits)
     down = DOWN_TOLERANCE.get(name, 0.01)
     assert cost.run_bytes_down == pytest.approx(run.bytes_down, rel=down, abs=150 * visits)
