@@ -47,6 +47,8 @@ class Purpose(IntEnum):
     CODES = 17
     DITHER = 18
     TRAINER = 19
+    RANKS = 20
+    MASK = 21
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:

@@ -96,6 +96,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedit": {"rank": 2},
     "flora": {"rank": 2},
     "fed-sb": {"rank": 2},
+    "flexlora": {"ranks": [1, 2]},
 }
 
 

@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from fullfed.config import SKETCH_RULE
-from fullfed.methods import fed_sb, fedavg, fedcybgd, fedkseed, fedprox, fedzo, ferret, lora
+from fullfed.methods import (
+    fed_sb,
+    fedavg,
+    fedcybgd,
+    fedkseed,
+    fedprox,
+    fedzo,
+    ferret,
+    flexlora,
+    lora,
+)
 from fullfed.methods.aggregation import TrimmedMean, WeightedMean
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
@@ -129,6 +139,14 @@ METHODS: dict[str, MethodEntry] = {
         options=fed_sb.FedSBOptions,
         build=fed_sb.build,
         scope=fed_sb.scope,
+    ),
+    "flexlora": MethodEntry(
+        title="FlexLoRA",
+        paper="Bai et al. 2024, arXiv 2402.11505",
+        composition="LoRA of clients' own ranks x first-order x best factors x sampled cohort",
+        options=flexlora.FlexLoRAOptions,
+        build=flexlora.build,
+        scope=flexlora.scope,
     ),
 }
 
