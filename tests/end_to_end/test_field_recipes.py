@@ -18,7 +18,10 @@ SHORT = {
     "data.test_samples": 8,
     "evaluation.every": 2,
 }
-OWN: dict[str, dict[str, object]] = {"flexlora": {}}
+OWN: dict[str, dict[str, object]] = {
+    "flexlora": {},
+    "slora": {"method.sparse_rounds": 1},
+}
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -97,6 +97,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "flora": {"rank": 2},
     "fed-sb": {"rank": 2},
     "flexlora": {"ranks": [1, 2]},
+    "slora": {"rank": 2},
 }
 
 

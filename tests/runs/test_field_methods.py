@@ -21,6 +21,7 @@ from runs.test_adapters import StopAfter, logits, untimed
 
 METHODS: dict[str, dict[str, Any]] = {
     "flexlora": {"ranks": [1, 2, 4], "alpha": 4.0},
+    "slora": {"rank": 4, "alpha": 2.0, "density": 0.1, "sparse_rounds": 2},
 }
 
 

@@ -16,7 +16,7 @@ SAMPLE = [
         "fedkseed-pro",
         "flora",
         "fed-sb",
-        "flexlora",
+        *("flexlora", "slora"),
         "cyclic-ferret",
         "fedcybgd without replicas",
     ),

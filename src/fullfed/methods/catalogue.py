@@ -19,6 +19,7 @@ from fullfed.methods import (
     ferret,
     flexlora,
     lora,
+    slora,
 )
 from fullfed.methods.aggregation import TrimmedMean, WeightedMean
 from fullfed.methods.codecs.dense import Dense
@@ -147,6 +148,15 @@ METHODS: dict[str, MethodEntry] = {
         options=flexlora.FlexLoRAOptions,
         build=flexlora.build,
         scope=flexlora.scope,
+    ),
+    "slora": MethodEntry(
+        title="SLoRA",
+        paper="Babakniya et al. 2023, arXiv 2308.06522",
+        composition="sparse entries, then LoRA x first-order x dense x sampled cohort",
+        options=slora.SLoRAOptions,
+        build=slora.build,
+        codec=DENSE,
+        scope=slora.scope,
     ),
 }
 

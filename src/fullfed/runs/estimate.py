@@ -288,6 +288,8 @@ def _update_bytes(method: Composition, plans: Sequence[Plan]) -> int:
         shapes = _shapes(method, one_of[part])
         tensors = method.codec.update_bytes(one_of[part], shapes, reports)
         total += tensors + _header((), shapes, tensors) - _HEADER
+    if added := method.completion(plans[0].round):
+        total += 4 * elements(added) + _header((), added, 4 * elements(added)) - _HEADER
     return total
 
 
