@@ -74,13 +74,13 @@ def measure(tables: Mapping[str, Any]) -> dict[str, float]:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fullfed-field-") as folder:
         run = fullfed.run(tables, Path(folder) / "run")
-    return {
-        "initial": run["loss"]["initial"],
-        "final": run["loss"]["final"],
-        "up": run.bytes_up,
-        "down": run.bytes_down,
-        "seconds": time.perf_counter() - began,
-    }
+        return {
+            "initial": run["loss"]["initial"],
+            "final": run["loss"]["final"],
+            "up": run.bytes_up,
+            "down": run.bytes_down,
+            "seconds": time.perf_counter() - began,
+        }
 
 
 def key(label: str, alpha: float, seed: int) -> str:
