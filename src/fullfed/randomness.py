@@ -49,6 +49,9 @@ class Purpose(IntEnum):
     TRAINER = 19
     RANKS = 20
     MASK = 21
+    PROMPT = 22
+    EVOLUTION = 23
+    PERTURBATION = 24
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:

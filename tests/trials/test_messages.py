@@ -16,7 +16,7 @@ SAMPLE = [
         "fedkseed-pro",
         "flora",
         "fed-sb",
-        *("flexlora", "slora"),
+        *("flexlora", "slora", "fedbpt"),
         "cyclic-ferret",
         "fedcybgd without replicas",
     ),

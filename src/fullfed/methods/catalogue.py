@@ -12,6 +12,7 @@ from fullfed.config import SKETCH_RULE
 from fullfed.methods import (
     fed_sb,
     fedavg,
+    fedbpt,
     fedcybgd,
     fedkseed,
     fedprox,
@@ -157,6 +158,14 @@ METHODS: dict[str, MethodEntry] = {
         build=slora.build,
         codec=DENSE,
         scope=slora.scope,
+    ),
+    "fedbpt": MethodEntry(
+        title="FedBPT",
+        paper="Sun et al. 2023, arXiv 2310.01467",
+        composition="a soft prompt x evolution x samples of a search x sampled cohort",
+        options=fedbpt.FedBPTOptions,
+        build=fedbpt.build,
+        scope=fedbpt.scope,
     ),
 }
 
