@@ -55,6 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedit, rank 32": {"method": {"name": "fedit", "rank": 32, "alpha": 32.0, "targets": _SEVEN}},
     "flexlora": {"method": {"name": "flexlora", "targets": _SEVEN}},
     "slora": {"method": {"name": "slora"}},
+    "fedbpt": {"method": {"name": "fedbpt"}, "local": {"steps": 8, "batch_size": 16}},
     "slora, 10 % of entries": {"method": {"name": "slora", "density": 0.1}},
 }
 

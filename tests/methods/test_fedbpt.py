@@ -14,7 +14,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from fullfed.data.batches import training_batches
+from fullfed.data.batches import collate, training_batches
+from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import MessageError, UserError
 from fullfed.evaluation.generation import evaluating
 from fullfed.federation.messages import Plan, Report, Update, encode
@@ -41,14 +42,18 @@ OPTIONS = FedBPTOptions(prompt_tokens=3, dimension=6, population=4)
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 7, 1, 8, 2, 8]])
 
 
-def federate(options: FedBPTOptions = OPTIONS, **changes: Any) -> Federation:
+def federate(
+    options: FedBPTOptions = OPTIONS,
+    data: list[list[TokenizedExample]] | None = None,
+    **changes: Any,
+) -> Federation:
     model = tiny_model()
     scope = fedbpt.scope(SEED, options)
     scope.attach(model)
     shapes = {name: p.shape for name, p in scope.trained(model).items()}
     known: dict[str, Any] = {"local": sgd(), "work": {"steps": 2}, "shapes": shapes}
     made = setting(model, clients=3, **known | changes)
-    return Federation(model, fedbpt.build(made, options), three_clients())
+    return Federation(model, fedbpt.build(made, options), data or three_clients())
 
 
 def prompted(make: Any, numbers: float = 1.0) -> tuple[Any, Any]:
@@ -259,6 +264,18 @@ def test_replicas_that_apply_the_same_bytes_are_equal_and_only_z_changes() -> No
         assert same(weights(one.model), weights(two.model))
     changed = [n for n, p in weights(one.model).items() if not torch.equal(p, before[n])]
     assert changed == [Z]
+
+
+def test_the_search_finds_a_prompt_that_loses_less() -> None:
+    """Where clients' data are alike; of unlike ones the server's ranking favours the easiest."""
+    options = replace(OPTIONS, perturbed=0.0, population=6)
+    data = [three_clients()[0]] * 3
+    federation = federate(options, data, work={"batch_size": 9, "steps": 6})
+    batch = collate(data[0])
+    first = answer_loss_value(federation.model, batch)
+    for _ in range(12):
+        federation.round()
+    assert answer_loss_value(federation.model, batch) < first - 0.1
 
 
 def test_a_report_takes_two_kilobytes() -> None:
