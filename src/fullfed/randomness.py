@@ -49,6 +49,11 @@ class Purpose(IntEnum):
     TRAINER = 19
     CLASSES = 20
     TENSORS = 21
+    RANKS = 22
+    MASK = 23
+    PROMPT = 24
+    EVOLUTION = 25
+    PERTURBATION = 26
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:

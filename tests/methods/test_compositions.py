@@ -368,7 +368,9 @@ def test_whatever_is_trained_can_be_sent_by_its_largest_numbers(name: str) -> No
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_method_is_built_by_its_name_and_trains(name: str, optimizer: str) -> None:
     """With the codec of its own or its default one."""
-    known = {"ferret": {"coordinates": 24}, "fed-sb": {"rank": 2}, "cyclic-ferret": {}}
+    known = {"ferret": {"coordinates": 24}, "fed-sb": {"rank": 2}, "flexlora": {"ranks": [1, 2]}}
+    known["fedbpt"] = {"prompt_tokens": 3, "dimension": 8, "population": 3}
+    known["slora"] = {"rank": 2, "sparse_rounds": 1}
     method = {"name": name, **known.get(name, {})}
     tables: dict[str, Any] = {"method": method}
     if name == "cyclic-ferret":

@@ -27,7 +27,13 @@ CODECS: list[dict[str, Any]] = [
     {"name": "sketch", "coordinates": 24, "bits": 2},
     {"name": "topk", "count": 9},
 ]
-OWN: dict[str, dict[str, Any]] = {"ferret": {"coordinates": 24}, "fed-sb": {"rank": 2}}
+OWN: dict[str, dict[str, Any]] = {
+    "ferret": {"coordinates": 24},
+    "fed-sb": {"rank": 2},
+    "flexlora": {"ranks": [1, 2]},
+    "fedbpt": {"prompt_tokens": 3, "dimension": 8, "population": 3},
+    "slora": {"rank": 2, "sparse_rounds": 2},
+}
 CASES = [(name, None) for name in METHODS] + [("fedavg", codec) for codec in CODECS]
 
 Message = Any

@@ -98,6 +98,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedit": {"rank": 2},
     "flora": {"rank": 2},
     "fed-sb": {"rank": 2},
+    "flexlora": {"ranks": [1, 2]},
+    "fedbpt": {"prompt_tokens": 3, "dimension": 8, "population": 3},
+    "slora": {"rank": 2},
 }
 
 

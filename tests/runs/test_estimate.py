@@ -23,7 +23,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ferret": {"coordinates": 300},
     "cyclic-ferret": {"server_step": 1.0},
     **{name: {"rank": 2} for name in ("fedit", "flora", "ffa-lora", "fed-sb")},
+    "flexlora": {"ranks": [1, 2, 3]},
+    "fedbpt": {"prompt_tokens": 3, "dimension": 8, "population": 3},
+    "slora": {"rank": 2, "sparse_rounds": 2},
 }
+ADAPTERS = ("fedit", "flora", "ffa-lora", "fed-sb", "flexlora", "slora", "fedbpt")
 # On so small a model headers count: the first's first update brings three factors for each of
 # others, and the second's updates are larger than the model, but do not name its parameters.
 DOWN_TOLERANCE = {"fed-sb": 0.3, "fedkseed-pro": 0.03}
@@ -48,7 +52,9 @@ def test_bytes_are_those_that_a_run_counts(name: str, ingredients: Path, tmp_pat
     down = DOWN_TOLERANCE.get(name, 0.01)
     assert cost.run_bytes_down == pytest.approx(run.bytes_down, rel=down, abs=150 * visits)
     assert cost.bytes_up == pytest.approx(cost.run_bytes_up / visits, abs=1)
-    if not name.startswith(("fedit", "flora", "ffa", "fed-sb")):  # with adapters
+    if not name.startswith(
+        ("fedit", "flora", "ffa", "fed-sb", "flexlora", "slora")
+    ):  # with adapters
         assert cost.parameters == run["parameters"]
 
 

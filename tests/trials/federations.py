@@ -45,6 +45,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "fedit": {"rank": 2},
     "flora": {"rank": 2},
     "ffa-lora": {"rank": 2},
+    "flexlora": {"ranks": [1, 2, 3]},
+    "fedbpt": {"prompt_tokens": 3, "dimension": 8, "population": 3},
+    "slora": {"rank": 2, "density": 0.1, "sparse_rounds": 2},
 }
 _CODECS: dict[str, list[dict[str, Any]]] = {
     "dense": [{"precision": "bfloat16"}, {"precision": "int8", "error_feedback": True}],

@@ -11,7 +11,15 @@ from trials.federations import tables
 from trials.mutations import dump, parse
 
 SAMPLE = [
-    *("ferret", "fedkseed-pro", "flora", "fed-sb", "cyclic-ferret", "fedcybgd without replicas"),
+    *(
+        "ferret",
+        "fedkseed-pro",
+        "flora",
+        "fed-sb",
+        *("flexlora", "slora", "fedbpt"),
+        "cyclic-ferret",
+        "fedcybgd without replicas",
+    ),
     *("fedavg, topk 9", "fedavg, sketch 24 normal"),
 ]
 

@@ -228,6 +228,13 @@ class Method(Protocol):
     ) -> Update:
         """One update from checked reports, which come in increasing order of clients."""
 
+    def completed(self, update: Update, model: PreTrainedModel) -> Update:
+        """The update of ``aggregate`` with what only the model tells.
+
+        Args:
+            model: the server's, at version ``update.round``; is only looked at.
+        """
+
     def alone(self, report: Report, plan: Plan, last: Update | None, share: float) -> Update:
         """What adds to the model of version ``plan.round`` so much of a checked report's change as
         if no other had come: for ``apply`` on that version, of a cumulative method too.

@@ -114,11 +114,11 @@ def run_round(
     first = next(reports, None)  # by now all have arrived
     if first is not None and len(inbox.accepted) < quorum * len(plans):
         raise _too_few(round, inbox, account)
-    update = (
-        method.skip(round, last)
-        if first is None
-        else method.aggregate(plans, itertools.chain([first], reports), last)
-    )
+    if first is not None:
+        aggregated = method.aggregate(plans, itertools.chain([first], reports), last)
+        update: Update | None = method.completed(aggregated, model)
+    else:
+        update = method.skip(round, last)
     if update is None:
         raise _too_few(round, inbox, account)
     if not all(is_finite(tensor) for tensor in update.tensors.values()):

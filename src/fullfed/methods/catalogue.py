@@ -15,6 +15,7 @@ from fullfed.methods import (
     embracing_fl,
     fed_sb,
     fedavg,
+    fedbpt,
     fedcybgd,
     fedkseed,
     fedopt,
@@ -22,7 +23,9 @@ from fullfed.methods import (
     fedzo,
     ferret,
     flasc,
+    flexlora,
     lora,
+    slora,
     sparseloco,
 )
 from fullfed.methods.aggregation import TrimmedMean, WeightedMean
@@ -224,6 +227,31 @@ METHODS: dict[str, MethodEntry] = {
         options=fed_sb.FedSBOptions,
         build=fed_sb.build,
         scope=fed_sb.scope,
+    ),
+    "flexlora": MethodEntry(
+        title="FlexLoRA",
+        paper="Bai et al. 2024, arXiv 2402.11505",
+        composition="LoRA of clients' own ranks x first-order x best factors x sampled cohort",
+        options=flexlora.FlexLoRAOptions,
+        build=flexlora.build,
+        scope=flexlora.scope,
+    ),
+    "slora": MethodEntry(
+        title="SLoRA",
+        paper="Babakniya et al. 2023, arXiv 2308.06522",
+        composition="sparse entries, then LoRA x first-order x dense x sampled cohort",
+        options=slora.SLoRAOptions,
+        build=slora.build,
+        codec=DENSE,
+        scope=slora.scope,
+    ),
+    "fedbpt": MethodEntry(
+        title="FedBPT",
+        paper="Sun et al. 2023, arXiv 2310.01467",
+        composition="a soft prompt x evolution x samples of a search x sampled cohort",
+        options=fedbpt.FedBPTOptions,
+        build=fedbpt.build,
+        scope=fedbpt.scope,
     ),
 }
 

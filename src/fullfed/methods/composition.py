@@ -320,6 +320,13 @@ class Composition:
             values[CLIENTS] = [*lights]
         return Update(light[0].round, values, tensors)
 
+    def completed(self, update: Update, model: PreTrainedModel) -> Update:
+        return update
+
+    def completion(self, round: int) -> Shapes:
+        """The tensors, float32, that ``completed`` adds to a round's update."""
+        return {}
+
     def alone(self, report: Report, plan: Plan, last: Update | None, share: float) -> Update:
         block, shapes = self._block(plan), self.shapes_of(plan)
         part, prefix = PartReports(self.codec, WeightedMean(), plan, shapes), prefix_of(block)

@@ -324,6 +324,8 @@ def _update_bytes(method: Composition, plans: Sequence[Plan]) -> int:
         total += tensors + _header((), shapes, tensors) - _HEADER
     if isinstance(method, BlockLLM):  # of each tensor a norm, sometimes, and a count
         total += method.rule.count + any(p.values["measure"] for p in plans) * method.norms_bytes
+    if added := method.completion(plans[0].round):
+        total += 4 * elements(added) + _header((), added, 4 * elements(added)) - _HEADER
     return total
 
 
