@@ -36,6 +36,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "devices": ("recipes/natural-instructions.toml", "federation.rounds=12"),
     "silos": ("recipes/gsm8k.toml", "federation.rounds=12", f"model.path={MODEL}"),
 }
+SERVER_RATES = {"diloco": (0.1, 0.3), "fedadam": (0.003, 0.01)}  # beside the default
 STEPS = (10, 30, 100, 300)  # of a visit, with as many rounds as make 300
 DIAL = ("fedavg", "diloco", "ferret 1000x", "ferret 10000x")
 OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
@@ -61,6 +62,10 @@ def methods() -> dict[str, tuple[str, ...]]:
         "sparseloco": ("method.name=sparseloco", KEPT),
         "sparseloco, moments anew": ("method.name=sparseloco",),
     }
+    for rate in SERVER_RATES["diloco"]:
+        rows[f"diloco, {rate}"] = ("method.name=diloco", KEPT, f"method.learning_rate={rate}")
+    for rate in SERVER_RATES["fedadam"]:
+        rows[f"fedadam, {rate}"] = ("method.name=fedadam", f"method.learning_rate={rate}")
     for ratio in RATIOS:
         upload = BYTES // ratio
         rows |= {
