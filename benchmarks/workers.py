@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ def measure(
                 recipe = recipe_of(model, method, setup, rounds + WARM)
                 seconds, memory[setup] = carry_out(recipe, out)
                 taken[setup] += seconds
+                told = ", ".join(f"{one:.2f}" for one in seconds)
+                print(f"{model}, {setup}: {told} s", file=sys.stderr, flush=True)
                 if setup.threads == 1:
                     logs.add((out / "updates.log").read_bytes())
     assert len(logs) == 1, "runs of one thread have different logs"

@@ -90,7 +90,8 @@ class Inbox:
         check: what reports are measured by; None to let in what harms.
 
     Attributes:
-        refused: (client, reason) of each arrival that was not let in.
+        refused: (client, reason) of each arrival that was not let in; in client order once all
+            have arrived, and then of those that were compared with others.
         accepted: the clients whose reports were let in; in client order once all have arrived.
         limited: (samples that the client claimed, samples that its report counts as).
         checked: what the check found, once all have arrived.

@@ -50,7 +50,7 @@ def work(
         serve(folder, worker, connection)
     except UserError as error:
         connection.send(Failed(str(error), is_users=True))
-    except (EOFError, BrokenPipeError):
+    except ConnectionError:
         pass  # nobody is there any more
     except Exception:
         # The last resort at the edge of the process; the run's own process raises it anew.
@@ -82,15 +82,18 @@ def load_worker(folder: RunFolder, trainer: Trainer | None, device: str) -> Work
 
 
 def serve(folder: RunFolder, worker: Worker, connection: Connection) -> None:
-    """Do what the other end says.
+    """Do what the other end says until it is closed.
 
     Raises:
-        EOFError: it was closed.
+        ConnectionError: it was closed while this end spoke.
         UserError: the replica cannot be brought up to date, or a client's state is damaged.
     """
     peaks = PeakMemory()
     while True:
-        kind, content = connection.recv_bytes(), connection.recv_bytes()
+        try:
+            kind, content = connection.recv_bytes(), connection.recv_bytes()
+        except EOFError:
+            return
         if kind == UPDATE:
             worker.deliver(content)
         elif kind == SNAPSHOT:
