@@ -15,10 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from fullfed.config import SimulationTable
-from fullfed.data.client_dataset import ClientDataset
 from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival
 from fullfed.headway import Headway
@@ -27,7 +25,7 @@ from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import verify
 from fullfed.runs.simulated import computing_in, device_of, threads_of
-from fullfed.training.trainer import LocalResult, VisitContext
+from runs.in_processes import gently, go
 from runs.small import recipe
 from runs.test_binding import put
 from trials.subjects import StopAfter, StopError
@@ -66,12 +64,6 @@ def test_two_workers_write_the_log_of_one(name: str, ingredients: Path, tmp_path
 def test_workers_that_are_killed_leave_no_trace(ingredients: Path, tmp_path: Path) -> None:
     chance = random.Random(time.time_ns())
     assert not disturbed("residuals", ingredients, tmp_path, 2, chance, longest=0.3)
-
-
-def go(ingredients: Path, out: Path) -> None:
-    """Begin a run with two workers, in a process that starts them as every program does."""
-    torch.set_num_threads(1)
-    run.start(recipe_of("residuals", ingredients, workers=2, rounds=1000), out)
 
 
 def children(pid: int) -> set[int]:
@@ -168,14 +160,6 @@ def test_clients_secrets_are_the_same_in_workers(
     for out in (one, two):
         run.resume(out)
     assert not differences(two, one)
-
-
-def gently(model: PreTrainedModel, dataset: ClientDataset, context: VisitContext) -> LocalResult:
-    """A trainer of a program's own."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1 - 0.01 * (context.client + 1))
-    return {"loss": 1.0}
 
 
 def test_a_trainer_that_a_program_brings_is_sent_or_refused(
