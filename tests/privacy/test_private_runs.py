@@ -40,6 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"name": "fedavg"},
     "fedkseed": {"name": "fedkseed", "seeds": 64},
     "fedit": {"name": "fedit", "rank": 2},
+    "fedavgm": {"name": "fedavgm"},
 }
 
 

@@ -191,6 +191,11 @@ class Replica:
         """What weights in 16 bits are rounded from, float32, by name; not to be changed."""
         return self._masters
 
+    @property
+    def moments(self) -> Mapping[str, Tensor]:
+        """What is kept for the server's optimizer, by name; not to be changed."""
+        return self._moments
+
     def state(self) -> dict[str, Tensor]:
         """The parameters by name, each once (tied ones under their first name), and exact; and the
         moments of the server's optimizer."""

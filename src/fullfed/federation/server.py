@@ -85,6 +85,7 @@ def run_round(
     exact: Mapping[str, Tensor] = NOTHING,
     check: HeldOutCheck | None = None,
     run: str = "",
+    moments: Mapping[str, Tensor] = NOTHING,
 ) -> RoundResult:
     """Run one round and return its update; appending it to the log is the caller's.
 
@@ -95,6 +96,7 @@ def run_round(
         quorum: the share of the cohort that must have sent a usable report.
         samples, folder, exact, check: as for ``Inbox``.
         run: names the run, as clients know it.
+        moments: of the server's optimizer, which a replica keeps beside the model.
         observer: is told how the aggregation gets on.
 
     Raises:
@@ -104,7 +106,8 @@ def run_round(
     started = time.perf_counter()
     plans = method.plans(round, last)
     if method.sums is not None and (method.sums.secure or not plans):
-        name = run, content_hash({**dict(model.named_parameters()), **exact})
+        replica = {**dict(model.named_parameters()), **exact, **moments}
+        name = run, content_hash(replica)
         return _run_summed(method, engine, plans, last, round, on_arrival, quorum, name)
     outgoing = {plan.client: encode(plan) for plan in plans}
     inbox = Inbox(method, plans, model, samples, folder, exact, check)

@@ -286,6 +286,7 @@ class _Run:
             self.replica.exact,
             round_check(self.recipe, self.replica, self.assembly.data, self.folder, last),
             self._name,
+            self.replica.moments,
         )
         payload = encode(result.update)
         account = {
