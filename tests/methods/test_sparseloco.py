@@ -96,3 +96,9 @@ def test_eden_sends_a_bit_a_number_and_is_right_on_average() -> None:
     codec.apply(start, update, made.shapes)
     error = (start["w"] - after["w"]).square().sum() / after["w"].square().sum()
     assert float(error) == pytest.approx((math.pi / 2 - 1) / clients, rel=0.03)
+
+
+def test_a_chunk_longer_than_the_model_takes_no_more_memory() -> None:
+    """A server's recipe says how long a chunk is, and a client holds it."""
+    positions, values = largest_of_chunks([torch.tensor([1.0, -3.0, 2.0])], 2, 10**13)
+    assert (positions.tolist(), values.tolist()) == ([1, 2], [-3.0, 2.0])

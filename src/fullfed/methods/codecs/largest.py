@@ -24,6 +24,7 @@ def largest_of_chunks(
         their positions, increasing, and their values.
     """
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    chunk = min(chunk, flat.numel())  # a longer one is all of them, and not worth its padding
     rows = torch.nn.functional.pad(flat, (0, -flat.numel() % chunk)).view(-1, chunk)
     order = rows.abs().sort(dim=1, descending=True, stable=True).indices[:, :count]
     starts = torch.arange(len(rows), device=flat.device).unsqueeze(1) * chunk
