@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,6 +156,16 @@ def test_one_report_alone_changes_the_set() -> None:
         ours.method.apply(ours.model, update)
     changed = {n for n, p in weights(ours.model).items() if not torch.equal(p, before[n])}
     assert changed == set(ours.method.shapes_of(plan))
+
+
+def test_an_update_that_is_skipped_changes_nothing() -> None:
+    ours = federation()
+    update, before = ours.round().update, weights(ours.model)
+    skipped = replace(update, round=1, values={**update.values, "skipped": 1})
+    with pytest.raises(UserError, match="does not fit"):
+        ours.worker.deliver(encode(skipped))
+    ours.worker.deliver(encode(replace(skipped, tensors={})))
+    assert same(weights(ours.model), before)
 
 
 @pytest.mark.parametrize(

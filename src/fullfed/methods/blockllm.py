@@ -26,11 +26,11 @@ from transformers import PreTrainedModel
 from fullfed.data.batches import Batch
 from fullfed.data.tokens import TokenizedExample
 from fullfed.errors import MessageError, UserError
-from fullfed.federation.messages import Plan, Report, Update, check_values
+from fullfed.federation.messages import SKIPPED, Plan, Report, Update, check_values
 from fullfed.federation.method import NOTHING, Visit, VisitError
 from fullfed.headway import Observer, unobserved
 from fullfed.methods.checks import MessageChecks
-from fullfed.methods.codecs.codec import Shapes
+from fullfed.methods.codecs.codec import Shapes, check_tensors
 from fullfed.methods.composition import Composition
 from fullfed.methods.own_training import gradient_work
 from fullfed.methods.schedules import SampledCohort
@@ -106,6 +106,9 @@ class SetChecks(MessageChecks):
 
     def update(self, update: Update) -> None:
         self.update_values(update)
+        if SKIPPED in update.values:
+            check_tensors(update, {})
+            return
         self.codec.check_update(without_set(update), chosen_of(update, self.whole))
 
 
@@ -228,6 +231,8 @@ class BlockLLM(Composition):
     def apply(
         self, model: PreTrainedModel, update: Update, moments: Mapping[str, Tensor] = NOTHING
     ) -> None:
+        if update.skipped:
+            return
         shapes, parameters = chosen_of(update, self.setting.shapes), self.scope.replicated(model)
         own = {name: parameters[name] for name in shapes}
         self.codec.apply(own, without_set(update), shapes)
