@@ -294,3 +294,8 @@ def test_senseless_options_are_refused(options: dict[str, Any]) -> None:
 def test_frozen_matrices_in_few_bits_are_refused() -> None:
     with pytest.raises(UserError, match=r"^memory\.frozen: SLoRA"):
         federate(memory=MemoryTable(frozen="int8"))
+
+
+def test_a_cache_before_the_first_layer_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^memory\.cache_inputs: SLoRA"):
+        federate(memory=MemoryTable(cache_inputs="1MiB"), layers=(("a parameter",),))

@@ -300,12 +300,18 @@ def build(setting: Setting, options: SLoRAOptions) -> Composition:
     """SLoRA for a federation.
 
     Raises:
-        UserError: the recipe asks to hold frozen matrices in few bits.
+        UserError: the recipe asks to hold frozen matrices in few bits, or to keep what comes into
+            the first layer.
     """
     if setting.memory.frozen != "exact":
         raise UserError(
             "memory.frozen: SLoRA holds its frozen matrices exactly, since it adds to entries of "
             "them; leave the key out."
+        )
+    if setting.memory.cache_inputs and setting.layers and setting.layers[0]:
+        raise UserError(
+            "memory.cache_inputs: SLoRA trains the first layer in every visit, so nothing comes "
+            "before it that could be kept; leave the key out."
         )
     sparse = {name: s for name, s in setting.shapes.items() if name.endswith(VALUES)}
     factors = {name: s for name, s in setting.shapes.items() if not name.endswith(VALUES)}
