@@ -328,7 +328,8 @@ def test_another_rule_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"population": 2}, {"sigma": 0}, {"dimension": 1}, {"perturbed": 1.5}]
+    "options",
+    [{"population": 2}, {"sigma": 0}, {"sigma": 1e-9}, {"dimension": 1}, {"perturbed": 1.5}],
 )
 def test_senseless_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
@@ -340,3 +341,15 @@ def test_a_search_needs_no_global_generator() -> None:
     es = search(np.zeros(6), 1.0, 4, None, NormalNumbers(Stream(0, Purpose.EVOLUTION)))
     es.tell(es.ask(), [1.0, 2.0, 3.0, 4.0])
     assert str(np.random.get_state()) == str(state)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1e3])
+def test_a_search_is_the_same_in_any_unit(sigma: float) -> None:
+    """A prompt follows from z over sigma; so does how large a change is."""
+    norms = []
+    for own in (1.0, sigma):
+        federation = federate(replace(OPTIONS, sigma=own))
+        result = federation.round()
+        assert not result.refused
+        norms.append(float(federation.model.get_parameter(Z).detach().norm()) / own)
+    assert norms[1] == pytest.approx(norms[0], rel=0.01)

@@ -73,8 +73,8 @@ class FedBPTOptions:
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1 or self.dimension < 2:
             raise ValueError("prompt_tokens is at least 1, and dimension at least 2")
-        if not 0 < self.sigma < _LARGEST:
-            raise ValueError("sigma is a positive number")
+        if not 1 / _LARGEST <= self.sigma <= _LARGEST:
+            raise ValueError("sigma is a number from 1e-6 to 1e6")
         if self.population < FEWEST:
             raise ValueError(f"population is at least {FEWEST}")
         if not 0 <= self.perturbed <= 1:
@@ -272,8 +272,9 @@ class Evolution(Codec):
     def norm(
         self, report: Report, plan: Plan, shapes: Shapes, parameters: Mapping[str, Tensor]
     ) -> float:
+        """In units of the first sigma, by which the matrix that makes a prompt of z is divided."""
         start = parameters[Z].detach()
-        return norm([report.tensors[Z].to(start).double() - start.double()])
+        return norm([report.tensors[Z].to(start).double() - start.double()]) / self.options.sigma
 
     def stack(self, reports: Weighted, plan: Plan, shapes: Shapes, last: Update | None) -> Encoded:
         """The server alone does this, so its bits are nobody else's to reproduce. Of too few
