@@ -210,6 +210,7 @@ def test_a_trial_of_one_report_knows_no_moments(name: str) -> None:
         ("fedadam", {"beta_1": -0.1}, "beta_1 is a share"),
         ("fedyogi", {"beta_2": float("nan")}, "beta_2 is a share"),
         ("fedadagrad", {"tau": 0.0}, "tau is a positive number"),
+        ("fedadam", {"tau": 1e-50}, "tau is a positive number, one that float32 holds"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

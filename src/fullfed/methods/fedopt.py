@@ -21,10 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from fullfed.methods.averaging import averaging
 from fullfed.methods.composition import Composition
 from fullfed.methods.server_optimizers import Adaptive, Momentum
 from fullfed.methods.setting import Setting
+
+_LEAST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ class AdaptiveOptions:
         check_rate(self.learning_rate)
         check_share("beta_1", self.beta_1)
         check_share("beta_2", self.beta_2)
-        if not 0 < self.tau < math.inf:
-            raise ValueError("tau is a positive number")
+        if not _LEAST <= self.tau < math.inf:
+            raise ValueError("tau is a positive number, one that float32 holds")
 
 
 def check_rate(rate: float) -> None:
