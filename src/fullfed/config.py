@@ -250,7 +250,7 @@ class SimulationTable(RecipeTable):
 
     failures: Annotated[float, Field(ge=0, lt=1)] = 0.0
     workers: Positive = 1
-    threads: Positive | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 class DeploymentTable(RecipeTable):

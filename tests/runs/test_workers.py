@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from fullfed.config import SimulationTable
 from fullfed.errors import UserError
@@ -181,6 +182,12 @@ def test_threads_are_shared_out_unless_the_recipe_says_how_many() -> None:
         assert [threads_of(SimulationTable(workers=n)) for n in (1, 2, 6)] == [5, 2, 1]
         assert threads_of(SimulationTable(workers=2, threads=4)) == 4
     assert torch.get_num_threads() == before
+
+
+def test_threads_beyond_any_machine_are_refused() -> None:
+    """Torch takes so many for its word, and asks for memory for each."""
+    with pytest.raises(ValidationError, match="1024"):
+        SimulationTable(threads=10**9)
 
 
 def test_gpus_are_dealt_out_in_turn(ingredients: Path, monkeypatch: pytest.MonkeyPatch) -> None:
