@@ -4,8 +4,8 @@ arXiv 2310.15080).
     S_l = the cosines of the samples' hidden states after layer l, (samples, samples)
     score_l = sum_k log(lambda_k + e) + 1 / (lambda_k + e),    lambda the eigenvalues of S_l
 
-It is the larger, the more alike samples look to a layer: with all at right angles every lambda is 1,
-and the score is the number of samples.
+It is the larger, the more alike samples look to a layer: with all at right angles every lambda is
+1, and the score is the number of samples.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def score(hidden: Tensor, mask: Tensor) -> Tensor:
     rows = (hidden * mask.unsqueeze(-1)).flatten(1).double().cpu()
     rows = normalize(rows)
     eigenvalues = torch.linalg.eigvalsh(rows @ rows.T).clamp(min=0) + _SMALL
-    return (eigenvalues.log() + 1 / eigenvalues).sum()
+    return torch.sum(eigenvalues.log() + 1 / eigenvalues)
 
 
 @contextmanager

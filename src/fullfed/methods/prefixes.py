@@ -1,5 +1,5 @@
-"""Keys and values that every layer's attention finds before those of the tokens (P-tuning v2: Liu et
-al., arXiv 2110.07602; prefix tuning: Li and Liang, arXiv 2101.00190).
+"""Keys and values that every layer's attention finds before those of the tokens (P-tuning v2: Liu
+et al., arXiv 2110.07602; prefix tuning: Li and Liang, arXiv 2101.00190).
 
     attention of layer l:    softmax(q [P_l^K; K]^T / sqrt(width of a head)) [P_l^V; V]
 
@@ -46,7 +46,7 @@ class Prefixes(nn.Module):
     def of_layer(self, number: int, samples: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values, float32, (samples, heads, n, width of a head)."""
         layer: Tensor = self.layers[number]
-        split = layer.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+        split = layer.view(2, layer.shape[1], self._heads, -1).transpose(1, 2)
         keys, values = split.unsqueeze(1).expand(-1, samples, -1, -1, -1)
         return keys, values
 
@@ -58,7 +58,8 @@ class Prefixes(nn.Module):
         Who brings a cache gets the prefixes in it once, with what comes after them.
         """
         changed, count = dict(kwargs), self.layers[0].shape[1]
-        given: Tensor = args[0] if args else changed.get("input_ids", changed.get("inputs_embeds"))
+        ids = args[0] if args else changed.get("input_ids")
+        given: Tensor = changed["inputs_embeds"] if ids is None else ids
         past = changed.get("past_key_values")
         if past is None:
             changed["past_key_values"] = PrefixCache(self)
@@ -75,11 +76,12 @@ class Prefixes(nn.Module):
 
 
 class PrefixCache(Cache):
-    """Holds the prefixes and nothing else, for a pass that keeps no cache: gradients reach them, and
-    a layer that is computed again finds the same."""
+    """Holds the prefixes and nothing else, for a pass that keeps no cache: gradients reach them,
+    and a layer that is computed again finds the same."""
 
     def __init__(self, prefixes: Prefixes) -> None:
-        super().__init__(layers=[DynamicLayer() for _ in prefixes.layers])
+        layers: list[Any] = [DynamicLayer() for _ in prefixes.layers]  # type: ignore[no-untyped-call]
+        super().__init__(layers=layers)
         self._prefixes = prefixes
 
     def update(
@@ -90,7 +92,8 @@ class PrefixCache(Cache):
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._prefixes.layers[0].shape[1]
+        count: int = self._prefixes.layers[0].shape[1]
+        return count
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -139,7 +142,7 @@ class PrefixesAlone:
         return self.trained(model)
 
     def detach(self, model: PreTrainedModel, folder: Path) -> None:
-        """Save the prefixes where ``PeftModel.from_pretrained`` loads them; the model is the base."""
+        """Save the prefixes where ``PeftModel.from_pretrained`` loads them, and leave the base."""
         prefixes: Any = model.get_submodule(_MODULE)
         save(model, [layer.detach() for layer in prefixes.layers], folder)
         hooks = model.base_model._forward_pre_hooks
