@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer
 
 from fullfed.errors import UserError
 from fullfed.randomness import Purpose, Stream, uniforms
+from fullfed.training.layers import find_layers
 
 _MODULE = "prefixes"
 _CONTEXT = "max_position_embeddings"
@@ -51,7 +52,7 @@ class Prefixes(nn.Module):
         return keys, values
 
     def before(
-        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, reader: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A hook before the layers' forward pass.
 
@@ -66,7 +67,7 @@ class Prefixes(nn.Module):
         elif past.get_seq_length() == 0:
             for number in range(len(self.layers)):
                 own = self.of_layer(number, len(given))
-                past.update(*(t.to(model.dtype) for t in own), number)
+                past.update(*(t.to(reader.dtype) for t in own), number)
         mask, positions = changed.get("attention_mask"), changed.get("position_ids")
         if mask is not None:
             changed["attention_mask"] = torch.cat([mask.new_ones(len(mask), count), mask], dim=1)
@@ -131,7 +132,7 @@ class PrefixesAlone:
         started = [initial_prefix(self.seed, number, shape).to(device) for number in layers]
         prefixes = Prefixes(started, heads)
         model.add_module(_MODULE, prefixes)
-        model.base_model.register_forward_pre_hook(prefixes.before, with_kwargs=True)
+        _reader(model).register_forward_pre_hook(prefixes.before, with_kwargs=True)
         if context is not None:
             setattr(config, _CONTEXT, context - self.tokens)  # what is left for samples
 
@@ -145,10 +146,9 @@ class PrefixesAlone:
         """Save the prefixes where ``PeftModel.from_pretrained`` loads them, and leave the base."""
         prefixes: Any = model.get_submodule(_MODULE)
         save(model, [layer.detach() for layer in prefixes.layers], folder)
-        hooks = model.base_model._forward_pre_hooks
+        hooks = _reader(model)._forward_pre_hooks
         for number in [n for n, h in hooks.items() if getattr(h, "__self__", None) is prefixes]:
             del hooks[number]
-            model.base_model._forward_pre_hooks_with_kwargs.pop(number, None)
         delattr(model, _MODULE)
         config = model.config.get_text_config()
         if getattr(config, _CONTEXT, None) is not None:
@@ -196,6 +196,11 @@ def save(model: PreTrainedModel, layers: list[Tensor], folder: Path) -> None:
     rows = torch.cat([half for layer in layers for half in layer], dim=1).cpu().contiguous()
     path = folder / "adapter_model.safetensors"
     safetensors.torch.save_file({"prompt_embeddings": rows}, path, {"format": "pt"})
+
+
+def _reader(model: PreTrainedModel) -> nn.Module:
+    """What calls a model's layers; a model may go past its own ``base_model`` to it."""
+    return model.get_submodule(find_layers(model)[0].rpartition(".")[0])
 
 
 def _heads(config: Any) -> tuple[int, int]:

@@ -62,7 +62,9 @@ class SharedPrefixes(Codec):
         )
 
     def plan(self, round: int, last: Update | None, shapes: Shapes) -> Encoded:
-        return Encoded({LAYERS: [] if last is None else last.values[LAYERS]})
+        if last is None:  # in round 0, and where a run is only estimated: then any so many
+            return Encoded({LAYERS: [*range(self.count(shapes) if round else 0)]})
+        return Encoded({LAYERS: last.values[LAYERS]})
 
     def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
         due = self._due(plan, shapes)
