@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fullfed.methods.variates import ServerRule, ServerState, Visited, client_variate
+from fullfed.methods.variates import ServerRule, ServerState, VisitResult, client_variate
 
 Numbers = NDArray[np.float64]
 RATE, MOMENTUM, ETA = 0.05, 0.9, 0.04
@@ -57,7 +57,7 @@ def test_three_rounds_of_the_server_and_its_clients(clients: int) -> None:
             client_variate(own[i], state.variate, state.weights, left[i], STEPS[i], ETA)
             for i in range(2)
         ]
-        visits = [Visited(SHARES[i], STEPS[i], left[i], own[i]) for i in range(2)]
+        visits = [VisitResult(SHARES[i], STEPS[i], left[i], own[i]) for i in range(2)]
         state = rule.after(state, visits, round)
         for ours, wanted in zip(
             [state.weights, state.variate, state.momentum, *own], [w, c, v, *variates], strict=True
@@ -70,7 +70,7 @@ def test_without_a_rate_the_server_averages() -> None:
     rule = ServerRule(0.0, MOMENTUM, ETA, 2)
     state = ServerState.start(torch.zeros(3).double())
     for round, left in enumerate(torch.tensor(LEFT, dtype=torch.float64), start=1):
-        visits = [Visited(SHARES[i], 1, left[i], left[i]) for i in range(2)]
+        visits = [VisitResult(SHARES[i], 1, left[i], left[i]) for i in range(2)]
         state = rule.after(state, visits, round)
         torch.testing.assert_close(state.weights, 0.25 * left[0] + 0.75 * left[1])
 

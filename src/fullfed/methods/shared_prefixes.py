@@ -21,7 +21,7 @@ from fullfed.methods.checks import STEP
 from fullfed.methods.codecs.codec import Change, Codec, Encoded, Shapes, Weighted, check_tensors
 from fullfed.methods.layer_scores import chosen_layers
 from fullfed.methods.prefixes import initial_prefix
-from fullfed.methods.variates import ServerRule, ServerState, Visited
+from fullfed.methods.variates import ServerRule, ServerState, VisitResult
 
 LAYERS = "layers"  # in plans and updates: the shared ones' numbers; none in the first plans
 SCORES = "scores"
@@ -114,7 +114,9 @@ class SharedPrefixes(Codec):
         tensors: dict[str, Tensor] = {}
         for name in shared_of(plan, shapes):
             visits = [
-                Visited(share, self.local.batches(report.samples), *_doubles(report, name, _TOLD))
+                VisitResult(
+                    share, self.local.batches(report.samples), *_doubles(report, name, _TOLD)
+                )
                 for share, report in reports
             ]
             state = ServerState(*_doubles(last, name, _STATE))

@@ -45,7 +45,7 @@ class ServerState:
 
 
 @dataclass(frozen=True)
-class Visited:
+class VisitResult:
     """What the server knows of a visit.
 
     Attributes:
@@ -76,7 +76,7 @@ class ServerRule:
     local_rate: float
     clients: int
 
-    def after(self, state: ServerState, visits: Sequence[Visited], round: int) -> ServerState:
+    def after(self, state: ServerState, visits: Sequence[VisitResult], round: int) -> ServerState:
         """The state after a round; in the dtype of its tensors.
 
         Args:
