@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicLayer
 
 from fullfed.errors import UserError
 from fullfed.randomness import Purpose, Stream, uniforms
-from fullfed.training.layers import find_layers
+from fullfed.training.layers import find_reader
 
 _MODULE = "prefixes"
 _CONTEXT = "max_position_embeddings"
@@ -132,7 +132,7 @@ class PrefixesAlone:
         started = [initial_prefix(self.seed, number, shape).to(device) for number in layers]
         prefixes = Prefixes(started, heads)
         model.add_module(_MODULE, prefixes)
-        _reader(model).register_forward_pre_hook(prefixes.before, with_kwargs=True)
+        find_reader(model).register_forward_pre_hook(prefixes.before, with_kwargs=True)
         if context is not None:
             setattr(config, _CONTEXT, context - self.tokens)  # what is left for samples
 
@@ -146,7 +146,7 @@ class PrefixesAlone:
         """Save the prefixes where ``PeftModel.from_pretrained`` loads them, and leave the base."""
         prefixes: Any = model.get_submodule(_MODULE)
         save(model, [layer.detach() for layer in prefixes.layers], folder)
-        hooks = _reader(model)._forward_pre_hooks
+        hooks = find_reader(model)._forward_pre_hooks
         for number in [n for n, h in hooks.items() if getattr(h, "__self__", None) is prefixes]:
             del hooks[number]
         delattr(model, _MODULE)
@@ -196,11 +196,6 @@ def save(model: PreTrainedModel, layers: list[Tensor], folder: Path) -> None:
     rows = torch.cat([half for layer in layers for half in layer], dim=1).cpu().contiguous()
     path = folder / "adapter_model.safetensors"
     safetensors.torch.save_file({"prompt_embeddings": rows}, path, {"format": "pt"})
-
-
-def _reader(model: PreTrainedModel) -> nn.Module:
-    """What calls a model's layers; a model may go past its own ``base_model`` to it."""
-    return model.get_submodule(find_layers(model)[0].rpartition(".")[0])
 
 
 def _heads(config: Any) -> tuple[int, int]:
