@@ -56,6 +56,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "flexlora": {"method": {"name": "flexlora", "targets": _SEVEN}},
     "slora": {"method": {"name": "slora"}},
     "fedbpt": {"method": {"name": "fedbpt"}, "local": {"steps": 8, "batch_size": 16}},
+    "fedpeptao": {
+        "method": {"name": "fedpeptao"},
+        "local": {"learning_rate": 0.04, "weight_decay": 0.1, "optimizer_state": "kept"},
+    },
+    "fedpeptao, averaging alone": {
+        "method": {"name": "fedpeptao", "server_rate": 0.0},
+        "local": {"learning_rate": 0.04, "weight_decay": 0.1, "optimizer_state": "kept"},
+    },
     "slora, 10 % of entries": {"method": {"name": "slora", "density": 0.1}},
 }
 

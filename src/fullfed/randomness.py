@@ -54,6 +54,7 @@ class Purpose(IntEnum):
     PROMPT = 24
     EVOLUTION = 25
     PERTURBATION = 26
+    PREFIX = 27
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:

@@ -26,6 +26,7 @@ OWN: dict[str, dict[str, object]] = {
         "method.population": 3,
     },
     "slora": {"method.sparse_rounds": 1},
+    "fedpeptao": {},
 }
 
 

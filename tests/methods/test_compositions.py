@@ -370,6 +370,7 @@ def test_every_method_is_built_by_its_name_and_trains(name: str, optimizer: str)
     """With the codec of its own or its default one."""
     known = {"ferret": {"coordinates": 24}, "fed-sb": {"rank": 2}, "flexlora": {"ranks": [1, 2]}}
     known["fedbpt"] = {"prompt_tokens": 3, "dimension": 8, "population": 3}
+    known["fedpeptao"] = {"prefix_tokens": 2}
     known["slora"] = {"rank": 2, "sparse_rounds": 1}
     method = {"name": name, **known.get(name, {})}
     tables: dict[str, Any] = {"method": method}

@@ -37,6 +37,7 @@ from fullfed.training.loss import answer_loss_value
 from methods.lora import SEED, reports, three_clients
 from methods.test_adapters import tiny_gpt2
 from methods.tiny import Federation, method_options, same, setting, sgd, tiny_model, weights
+from training.architectures import make as family
 
 OPTIONS = FedBPTOptions(prompt_tokens=3, dimension=6, population=4)
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 7, 1, 8, 2, 8]])
@@ -75,7 +76,7 @@ def by_hand(base: Any, rows: torch.Tensor, ids: torch.Tensor, mask: Any = None) 
     return found[:, len(rows) :]
 
 
-@pytest.mark.parametrize("make", [tiny_model, tiny_gpt2])
+@pytest.mark.parametrize("make", [tiny_model, tiny_gpt2, lambda: family("opt")])
 @torch.no_grad()
 def test_a_prompt_comes_before_every_input(make: Any) -> None:
     base, model = prompted(make)
@@ -83,7 +84,7 @@ def test_a_prompt_comes_before_every_input(make: Any) -> None:
     assert isinstance(prompt, SoftPrompt)
     rows = prompt.rows()
     z = torch.arange(1.0, 7.0).double()
-    wanted = prompt.start.double() + (prompt.matrix.double() @ z).view(3, 4)
+    wanted = prompt.start.double() + (prompt.matrix.double() @ z).view(3, -1)
     torch.testing.assert_close(rows.double(), wanted, rtol=0, atol=1e-6)
     found = model(input_ids=IDS).logits
     assert not torch.allclose(found, base(input_ids=IDS).logits, atol=1e-3)

@@ -25,9 +25,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"rank": 2} for name in ("fedit", "flora", "ffa-lora", "fed-sb")},
     "flexlora": {"ranks": [1, 2, 3]},
     "fedbpt": {"prompt_tokens": 3, "dimension": 8, "population": 3},
+    "fedpeptao": {"prefix_tokens": 2},
     "slora": {"rank": 2, "sparse_rounds": 2},
 }
-ADAPTERS = ("fedit", "flora", "ffa-lora", "fed-sb", "flexlora", "slora", "fedbpt")
+ADAPTERS = ("fedit", "flora", "ffa-lora", "fed-sb", "flexlora", "slora", "fedbpt", "fedpeptao")
 # On so small a model headers count: the first's first update brings three factors for each of
 # others, and the second's updates are larger than the model, but do not name its parameters.
 DOWN_TOLERANCE = {"fed-sb": 0.3, "fedkseed-pro": 0.03}

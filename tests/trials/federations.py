@@ -47,6 +47,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "ffa-lora": {"rank": 2},
     "flexlora": {"ranks": [1, 2, 3]},
     "fedbpt": {"prompt_tokens": 3, "dimension": 8, "population": 3},
+    "fedpeptao": {"prefix_tokens": 2},
     "slora": {"rank": 2, "density": 0.1, "sparse_rounds": 2},
 }
 _CODECS: dict[str, list[dict[str, Any]]] = {

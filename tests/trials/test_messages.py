@@ -16,7 +16,7 @@ SAMPLE = [
         "fedkseed-pro",
         "flora",
         "fed-sb",
-        *("flexlora", "slora", "fedbpt"),
+        *("flexlora", "slora", "fedbpt", "fedpeptao"),
         "cyclic-ferret",
         "fedcybgd without replicas",
     ),

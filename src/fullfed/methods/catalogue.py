@@ -19,6 +19,7 @@ from fullfed.methods import (
     fedcybgd,
     fedkseed,
     fedopt,
+    fedpeptao,
     fedprox,
     fedzo,
     ferret,
@@ -252,6 +253,15 @@ METHODS: dict[str, MethodEntry] = {
         options=fedbpt.FedBPTOptions,
         build=fedbpt.build,
         scope=fedbpt.scope,
+    ),
+    "fedpeptao": MethodEntry(
+        title="FedPepTAO",
+        paper="Che et al. 2023, arXiv 2310.15080",
+        composition="prefixes of all layers x first-order x those of some, and variates x cohort",
+        options=fedpeptao.FedPepTAOOptions,
+        build=fedpeptao.build,
+        learning_rate=0.04,
+        scope=fedpeptao.scope,
     ),
 }
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from fullfed.errors import UserError
 from fullfed.randomness import Purpose, Stream, uniforms
+from fullfed.training.layers import find_reader
 
 Z = "soft_prompt.z"
 _MODULE = "soft_prompt"
@@ -121,7 +122,7 @@ class PromptAlone:
         matrix = torch.from_numpy(((2 * drawn - 1) * bound).astype(np.float32)).reshape(shape)
         prompt = SoftPrompt(start, matrix.to(start.device))
         model.add_module(_MODULE, prompt)
-        layers = model.base_model
+        layers = find_reader(model)
         layers.register_forward_pre_hook(prompt.before, with_kwargs=True)
         layers.register_forward_hook(prompt.after)
         if context is not None:
@@ -137,7 +138,8 @@ class PromptAlone:
         """Save the prompt where ``PeftModel.from_pretrained`` loads it; the model is the base."""
         prompt: Any = model.get_submodule(_MODULE)
         save(model, prompt.rows().detach(), folder)
-        for hooks in (model.base_model._forward_pre_hooks, model.base_model._forward_hooks):
+        layers = find_reader(model)
+        for hooks in (layers._forward_pre_hooks, layers._forward_hooks):
             for number in [n for n, h in hooks.items() if getattr(h, "__self__", None) is prompt]:
                 del hooks[number]
         delattr(model, _MODULE)

@@ -36,6 +36,12 @@ def layer_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     return tuple(layer for layer in own if layer)
 
 
+def find_reader(model: nn.Module) -> nn.Module:
+    """What calls a model's layers, one after another; the model's head may go past its
+    ``base_model`` to it."""
+    return model.get_submodule(find_layers(model)[0].rpartition(".")[0])
+
+
 @contextmanager
 def training_only(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
     """Inside, exactly ``parameters`` require gradients; afterwards what did before does again."""
