@@ -60,7 +60,7 @@ def test_commands_exist(page: Path) -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, Group)
     for name, further in re.findall(
-        r"\bfullfed +([a-z][\w-]*)(?: +([a-z]+))?", shell(page.read_text())
+        r"(?:\bfullfed +|`fullfed\n)([a-z][\w-]*)(?: +([a-z]+))?", shell(page.read_text())
     ):
         assert name in group.commands, name
         command = group.commands[name]

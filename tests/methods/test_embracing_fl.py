@@ -163,6 +163,8 @@ def test_it_works_with_any_codec(codec: dict[str, Any]) -> None:
         twin.worker.deliver(encode(result.update))
         changed = {n for n, p in weights(ours.model).items() if not torch.equal(p, before[n])}
         assert len(changed) > 0.5 * len(before)
+        ours.method.codec.apply(before, result.update, ours.method.setting.shapes)
+        assert same(before, weights(ours.model)), "as its codec applies it to the whole model"
     assert same(weights(ours.model), weights(twin.model))
 
 

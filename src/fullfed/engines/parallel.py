@@ -1,4 +1,4 @@
-"""The in-process engine's sibling: clients' visits in several processes at once.
+"""The simulation with clients' visits in several processes at once.
 
 Each process has a replica and makes one visit at a time; a client is handed to the first that is
 free. Which one it is and which visit ends first does not show in a run: a visit follows from its
@@ -54,7 +54,7 @@ class ParallelSimulation(Simulation):
     """A Simulation whose visits are made in other processes.
 
     A process that ends in a visit is replaced, and the visit made once more. The processes start
-    when there is a visit for them, and end on ``close``, or with this process.
+    when there is a visit for them, and end with the context that this is, or with this process.
 
     Args:
         log: of the run, from which replicas are brought up to date.

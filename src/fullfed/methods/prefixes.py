@@ -23,11 +23,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from fullfed.errors import UserError
+from fullfed.methods.virtual_tokens import take_out, take_room
 from fullfed.randomness import Purpose, Stream, uniforms
 from fullfed.training.layers import find_reader
 
 _MODULE = "prefixes"
-_CONTEXT = "max_position_embeddings"
 _SPREAD = 0.02  # standard deviation of a prefix's first numbers, as published
 
 
@@ -120,12 +120,7 @@ class PrefixesAlone:
         """
         config = model.config.get_text_config()
         _check(model)
-        context = getattr(config, _CONTEXT, None)
-        if context is not None and self.tokens >= context:
-            raise UserError(
-                f"method.prefix_tokens: {self.tokens} are not fewer than the {context} tokens that "
-                "the model reads at once; lower it."
-            )
+        take_room(model, self.tokens, "method.prefix_tokens")
         heads, width = _heads(config)
         shape, device = (2, self.tokens, heads * width), model.device
         layers = range(config.num_hidden_layers)
@@ -133,8 +128,6 @@ class PrefixesAlone:
         prefixes = Prefixes(started, heads)
         model.add_module(_MODULE, prefixes)
         find_reader(model).register_forward_pre_hook(prefixes.before, with_kwargs=True)
-        if context is not None:
-            setattr(config, _CONTEXT, context - self.tokens)  # what is left for samples
 
     def trained(self, model: PreTrainedModel) -> dict[str, Tensor]:
         return {n: p for n, p in model.named_parameters() if n.startswith(f"{_MODULE}.")}
@@ -146,13 +139,7 @@ class PrefixesAlone:
         """Save the prefixes where ``PeftModel.from_pretrained`` loads them, and leave the base."""
         prefixes: Any = model.get_submodule(_MODULE)
         save(model, [layer.detach() for layer in prefixes.layers], folder)
-        hooks = find_reader(model)._forward_pre_hooks
-        for number in [n for n, h in hooks.items() if getattr(h, "__self__", None) is prefixes]:
-            del hooks[number]
-        delattr(model, _MODULE)
-        config = model.config.get_text_config()
-        if getattr(config, _CONTEXT, None) is not None:
-            setattr(config, _CONTEXT, getattr(config, _CONTEXT) + self.tokens)
+        take_out(model, _MODULE, self.tokens)
 
 
 def initial_prefix(seed: int, layer: int, shape: tuple[int, ...] | torch.Size) -> Tensor:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fullfed.errors import UserError
+from fullfed.methods.virtual_tokens import take_out, take_room
 from fullfed.randomness import Purpose, Stream, uniforms
 from fullfed.training.layers import find_reader
 
 Z = "soft_prompt.z"
 _MODULE = "soft_prompt"
-_CONTEXT = "max_position_embeddings"
 
 
 class SoftPrompt(nn.Module):
@@ -102,13 +102,7 @@ class PromptAlone:
         Raises:
             UserError: the prompt would leave no room in the model's context.
         """
-        config = model.config.get_text_config()
-        context = getattr(config, _CONTEXT, None)
-        if context is not None and self.tokens >= context:
-            raise UserError(
-                f"method.prompt_tokens: {self.tokens} are not fewer than the {context} tokens that "
-                "the model reads at once; lower it."
-            )
+        take_room(model, self.tokens, "method.prompt_tokens")
         table: Any = model.get_input_embeddings()
         embedding: Tensor = table.weight.detach()
         stream = Stream(self.seed, Purpose.PROMPT, block=0)
@@ -125,8 +119,6 @@ class PromptAlone:
         layers = find_reader(model)
         layers.register_forward_pre_hook(prompt.before, with_kwargs=True)
         layers.register_forward_hook(prompt.after)
-        if context is not None:
-            setattr(config, _CONTEXT, context - self.tokens)  # what is left for samples
 
     def trained(self, model: PreTrainedModel) -> dict[str, Tensor]:
         return {Z: model.get_parameter(Z)}
@@ -138,14 +130,7 @@ class PromptAlone:
         """Save the prompt where ``PeftModel.from_pretrained`` loads it; the model is the base."""
         prompt: Any = model.get_submodule(_MODULE)
         save(model, prompt.rows().detach(), folder)
-        layers = find_reader(model)
-        for hooks in (layers._forward_pre_hooks, layers._forward_hooks):
-            for number in [n for n, h in hooks.items() if getattr(h, "__self__", None) is prompt]:
-                del hooks[number]
-        delattr(model, _MODULE)
-        config = model.config.get_text_config()
-        if getattr(config, _CONTEXT, None) is not None:
-            setattr(config, _CONTEXT, getattr(config, _CONTEXT) + self.tokens)
+        take_out(model, _MODULE, self.tokens)
 
 
 def save(model: PreTrainedModel, rows: Tensor, folder: Path) -> None:

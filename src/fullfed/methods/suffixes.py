@@ -22,7 +22,7 @@ from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update
 from fullfed.federation.method import NOTHING
 from fullfed.methods.aggregation import WeightedMean
-from fullfed.methods.checks import changing, named, prefix_of, prefixed
+from fullfed.methods.checks import changing, named, part_of, prefix_of, prefixed
 from fullfed.methods.codecs.codec import Change, Codec, Encoded, Shapes
 from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.composition import Composition
@@ -177,7 +177,9 @@ class BySegment(Codec):
         )
 
     def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
-        raise NotImplementedError("updates are of segments, which the inner codec applies")
+        for number, part in self.own(shapes):
+            own = {name: parameters[name] for name in part}
+            self.inner.apply(own, part_of(update, number), part)
 
     def split(self, report: Report, shapes: Shapes) -> list[tuple[Report, Shapes]]:
         """A report on each of its suffix's segments, under the names that the codec gave."""
