@@ -17,6 +17,7 @@ SHORT = {
     "local.steps": 2,
     "data.test_samples": 8,
     "evaluation.every": 2,
+    "evaluation.metrics": '["loss"]',
 }
 OWN: dict[str, dict[str, object]] = {
     "flexlora": {},
@@ -27,7 +28,15 @@ OWN: dict[str, dict[str, object]] = {
     },
     "slora": {"method.sparse_rounds": 1},
     "fedpeptao": {},
+    "embracing-fl": {},
+    "blockllm": {},
+    "flasc": {},
+    "diloco": {},
+    "sparseloco": {},
+    "eden": {},
 }
+# Of methods that have no file of their own.
+OTHERS = {"sparseloco": "diloco", "eden": "natural-instructions"}
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -35,8 +44,10 @@ def test_two_short_rounds(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("FULLFED_SHARED", str(shared))
-    changes = [f"{key}={value}" for key, value in {**SHORT, **OWN[name]}.items()]
-    run = fullfed.run(RECIPES / f"{name}.toml", tmp_path / "run", overrides=changes)
+    other = {"method": "{}", "method.name": name} if name in OTHERS else {}
+    changes = [f"{key}={value}" for key, value in {**other, **SHORT, **OWN[name]}.items()]
+    file = RECIPES / f"{OTHERS.get(name, name)}.toml"
+    run = fullfed.run(file, tmp_path / "run", overrides=changes)
     assert run["method"] == name
     # Two steps of a search find nothing yet.
     most = 20.0 if name == "fedbpt" else run["loss"]["initial"]
