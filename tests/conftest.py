@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -19,6 +20,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("fullfed", deadline=None)
 hypothesis.settings.load_profile("fullfed")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """See that a test leaves torch's threads as they were: sums of later ones would be others."""
+    before = torch.get_num_threads()
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert left == before, f"the test left torch with {left} threads"
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from fullfed.runs.callback import Callback
 from fullfed.runs.export import export
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import measure, verify
+from fullfed.runs.simulated import computing_in
 from runs.small import recipe
 from runs.test_resume import assert_same_run, stop_after
 
@@ -157,6 +158,7 @@ def test_what_the_log_does_not_depend_on_may_change_and_is_told(
     elsewhere |= {"memory.cache_inputs"}  # nothing is to be cached of a method that trains all
     elsewhere |= {"check.data", "check.trusted"}  # test_checking.py
     elsewhere |= {"simulation.workers"}  # test_workers.py
+    elsewhere |= {"federation.keep_updates"}  # test_snapshots.py
     assert {*values, *elsewhere} == set(FREE)
     for key, value in values.items():
         put(copied, key, value)
@@ -209,14 +211,12 @@ def test_the_members_of_a_run_are_bound(ingredients: Path, tmp_path: Path) -> No
         folder.recipe()
 
 
-def test_a_machine_that_adds_up_otherwise_is_told(
-    copied: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_adds_up_otherwise_is_told(copied: Path, finished: Path) -> None:
     notices = Notices()
     run.resume(copied, [notices])
     assert notices.texts == []
-    monkeypatch.setattr("torch.get_num_threads", lambda: 7)
-    run.resume(copied, [notices])
+    with computing_in(7):
+        run.resume(copied, [notices])
     [text] = notices.texts
     assert "threads was 1 and is 7" in text
     assert_same_run(copied, finished)
