@@ -60,12 +60,16 @@ class FederationTable(RecipeTable):
         clients_per_round: how many clients train in a round.
         seed: what everything random follows from.
         snapshot_every (rounds): between snapshots, which make replays of the log shorter.
+        keep_updates: which updates the run's folder keeps. Without those from before the newest
+            snapshot it stays small where updates are as large as the model; then the run can be
+            verified, taken back and exported from there on only, and the best model is kept apart.
     """
 
     rounds: Positive
     clients_per_round: Positive
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     snapshot_every: Positive = 10
+    keep_updates: Literal["all", "since-snapshot"] = "all"
 
 
 # Rates at which others tune whole pretrained models of 0.1 to 10 billion parameters: 1e-5 to 5e-5

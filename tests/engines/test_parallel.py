@@ -19,11 +19,11 @@ import pytest
 
 from fullfed.engines.parallel import ParallelSimulation
 from fullfed.engines.simulation import Simulation
-from fullfed.engines.worker_messages import UPDATE, VISIT, Failed, Ready, Told, Visited
+from fullfed.engines.worker_messages import SNAPSHOT, UPDATE, VISIT, Failed, Ready, Told, Visited
 from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
-from fullfed.federation.messages import Plan, decode, encode
+from fullfed.federation.messages import Plan, Update, decode, encode
 from fullfed.federation.server import Traffic, run_round
 from fullfed.headway import Headway
 from methods.tiny import Federation, make_ferret, samples, setting, tiny_model
@@ -71,6 +71,7 @@ class Workers:
     def __init__(self, ends: Callable[[int, int], bool] = lambda place, client: False) -> None:
         self._ends = ends
         self.visited: list[tuple[int, int]] = []
+        self.snapshot = Path("there is none")
 
     def start(self, place: int) -> tuple[Connection, Any]:
         ours, theirs = Pipe()
@@ -84,6 +85,10 @@ class Workers:
                         kind, content = theirs.recv_bytes(), theirs.recv_bytes()
                         if kind == UPDATE:
                             worker.deliver(content)
+                            continue
+                        if kind == SNAPSHOT:
+                            worker.last = decode(content, Update)
+                            worker.replica.load_snapshot(self.snapshot)
                             continue
                         assert kind == VISIT
                         client = decode(content, Plan).client
@@ -107,7 +112,7 @@ def parallel(
 ) -> ParallelSimulation:
     usual: dict[str, Any] = {
         "log": log,
-        "snapshot": Path("there is none"),
+        "snapshot": workers.snapshot,
         "workers": count,
         "start": workers.start,
         "on_peak": lambda place, peak, overall: None,
@@ -137,6 +142,29 @@ def test_a_run_is_the_serial_one_for_any_number_of_workers(count: int, tmp_path:
         assert log.digest == other.digest
         assert {place for place, _ in workers.visited} <= set(range(count))
         assert len({place for place, _ in workers.visited}) > 1 or count == 1
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_a_process_begins_with_the_snapshot_where_the_log_has_no_older_updates(
+    tmp_path: Path, later: int
+) -> None:
+    serial, ours, workers = federation(), federation(), Workers()
+    workers.snapshot = tmp_path / "snapshot"
+    with Log(tmp_path / "log") as log:
+        for number in range(3 + later):
+            simulation = Simulation(serial.worker)
+            result = run_round(serial.method, simulation, number, serial.last, serial.model)
+            log.append(encode(result.update))
+            for each in (serial, ours):
+                each.worker.deliver(encode(result.update))
+            if number == 2:
+                ours.worker.replica.save_snapshot(workers.snapshot)
+        log.leave_out(before=2)
+        plans = {p.client: encode(p) for p in ours.method.plans(3 + later, ours.last)}
+        with parallel(ours, log, workers) as engine:
+            arrivals = {arrival.sender: arrival.payload for arrival in engine.exchange(plans)}
+    expected = Simulation(serial.worker).exchange(plans)
+    assert arrivals == {arrival.sender: arrival.payload for arrival in expected}
 
 
 def plans_of(ours: Federation) -> dict[int, bytes]:

@@ -121,7 +121,7 @@ def test_a_client_without_a_replica_is_sent_static_weights_once_also_if_it_fails
     failures: float,
 ) -> None:
     ours = submodels(FedCyBGDOptions(surrogate=0.4), codec={"name": "dense", "precision": "int8"})
-    traffic = Traffic(SimpleNamespace(sizes=[]), lambda: 0)  # type: ignore[arg-type]
+    traffic = Traffic(SimpleNamespace(size=None), lambda: 0)  # type: ignore[arg-type]
     simulation = Simulation(ours.worker, failures, traffic=traffic)
     plan = ours.method.plans(0, None)[0]
     first, second = (next(simulation.exchange({plan.client: encode(plan)})).down for _ in range(2))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullfed.errors import UserError
-from fullfed.federation.log import Log, count_records, read_log
+from fullfed.federation.log import Log, count_records, first_record, read_log
 
 RECORDS = [b"first", b"", b"the third \0 record"]
 
@@ -346,3 +346,69 @@ def test_two_processes_do_not_write_one_log(path: Path) -> None:
         with pytest.raises(UserError, match="another process"):
             Log(path)
     assert contents(path) == [b"one"]
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 3, 4])
+def test_records_that_are_left_out_are_gone_and_the_chain_goes_on(path: Path, before: int) -> None:
+    whole = written(path, [*RECORDS, b"later"])
+    with Log(path) as log:
+        digests = [log.digest_after(b"")]
+        log.leave_out(before)
+        assert (log.first, len(log)) == (before, 4)
+        assert log.digest_after(b"") == digests[0]
+        log.append(b"the next")
+        assert log.size(4) == len(b"the next")
+    assert first_record(path) == before
+    assert count_records(path) == 5
+    assert list(read_log(path)) == [*RECORDS, b"later", b"the next"][before:]
+    if before < 4:
+        assert whole[-5 - 48 :] in path.read_bytes(), "records are the bytes that they were"
+    with Log(path) as log:
+        assert [log.read(n) for n in range(before, 5)] == list(read_log(path))
+        log.leave_out(before=2)
+        assert log.first == max(before, 2)
+
+
+def test_a_log_without_its_first_records_is_held_to_the_digests_of_all(path: Path) -> None:
+    known = []
+    with Log(path) as log:
+        for record in RECORDS:
+            log.append(record)
+            known.append(log.digest)
+        log.leave_out(2)
+    assert list(read_log(path, known)) == RECORDS[2:]
+    with Log(path, known) as log:
+        assert len(log) == 3
+    kept = path.read_bytes()
+    for changed in (["0" * 64, *known[1:]], [known[0], "0" * 64, known[2]], [*known, "0" * 64]):
+        # The first is of a record that is not here, which the second digest speaks for.
+        if changed[1:] == known[1:]:
+            assert list(read_log(path, changed)) == RECORDS[2:]
+            continue
+        for read in (lambda: Log(path, changed), lambda: list(read_log(path, changed))):  # noqa: B023
+            with pytest.raises(UserError, match=r"not the one that the run wrote|are whole"):
+                read()
+    for position in range(len(kept)):
+        spoilt = bytearray(kept)
+        spoilt[position] ^= 1
+        path.write_bytes(spoilt)
+        with pytest.raises(UserError):
+            list(read_log(path, known))
+
+
+def test_leaving_out_that_cannot_be_written_leaves_the_log_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = written(path, RECORDS)
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Log(path) as log:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="free some space"):
+            log.leave_out(2)
+        monkeypatch.undo()
+        assert (log.first, [log.read(n) for n in range(3)]) == (0, RECORDS)
+    assert path.read_bytes() == whole
+    assert list(path.parent.iterdir()) == [path]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +11,23 @@ from hypothesis import strategies as st
 from fullfed.federation.server import Traffic
 
 
-def traffic_of(sizes: Sequence[int], snapshot: int = 1000, cumulative: bool = False) -> Traffic:
+@dataclass
+class Lengths:
+    """Of updates, in bytes, of which the log has those from ``first`` on."""
+
+    sizes: Sequence[int]
+    first: int = 0
+
+    def size(self, index: int, /) -> int:
+        assert index >= self.first
+        return self.sizes[index]
+
+
+def traffic_of(
+    sizes: Sequence[int], snapshot: int = 1000, cumulative: bool = False, first: int = 0
+) -> Traffic:
     """Of a run whose updates are of these sizes."""
-    return Traffic(SimpleNamespace(sizes=sizes), lambda: snapshot, cumulative)  # type: ignore[arg-type]
+    return Traffic(Lengths(sizes, first), lambda: snapshot, cumulative)
 
 
 def paid(
@@ -33,6 +47,15 @@ def test_the_base_model_costs_nothing() -> None:
 
 def test_a_newcomer_is_sent_every_update() -> None:
     assert paid([10, 20, 30, 40], [(0, 3)]) == [60]
+
+
+def test_a_client_is_sent_a_snapshot_for_updates_that_are_not_kept() -> None:
+    traffic = traffic_of([10, 20, 30, 40], first=2)
+    assert [traffic.by_snapshot(client, 4) for client in (0, 1)] == [True, True]
+    assert traffic.catch_up(0, 4) == 1000
+    traffic.found(1, 2)
+    assert not traffic.by_snapshot(1, 4)
+    assert traffic.catch_up(1, 4) == 70
 
 
 def test_a_client_is_sent_only_what_it_missed() -> None:

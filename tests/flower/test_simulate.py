@@ -42,6 +42,7 @@ def test_the_log_is_that_of_a_run_in_one_process(folder: Path, tmp_path: Path) -
     [
         {"name": "fedcybgd", "blocks": 2},
         {"name": "fedkseed", "seeds": 8},
+        {"name": "fedavg"},
         {"name": "ferret", "coordinates": 300, "scales": "curvature"},
     ],
 )
@@ -50,8 +51,11 @@ def test_which_process_is_asked_makes_no_difference(
     folder: Path, tmp_path: Path, method: dict[str, object]
 ) -> None:
     """Neither where clients keep something, nor where the newest update replaces all others, nor
-    where the codec has scales."""
-    federation, local = {"rounds": 5, "clients_per_round": 2}, {"learning_rate": 1e-4, "steps": 2}
+    where the codec has scales, nor where the log has no older updates."""
+    kept = {"snapshot_every": 1, "keep_updates": "since-snapshot"}
+    less = kept if method["name"] == "fedavg" else {}
+    federation = {"rounds": 5, "clients_per_round": 2, **less}
+    local = {"learning_rate": 1e-4, "steps": 2}
     path = write_recipe(folder, method=method, federation=federation, local=local)
     recipe, turns = load_recipe(path), Random(0)
     ours, flowers = RunFolder(tmp_path / "ours"), RunFolder(tmp_path / "flowers")

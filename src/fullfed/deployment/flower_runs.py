@@ -242,7 +242,8 @@ def _lead(
         hashes = folder.base()["model_hash"], folder.scales_hash
         settings = encode_settings(recipe, len(keys()), *hashes)
         table, back = recipe.deployment, targets(folder)
-        return FlowerEngine(grid, run, keys, settings, worker, log, traffic, table, back)
+        counted = {client: r["round"] for r in folder.metrics() for client in r["aggregated"]}
+        return FlowerEngine(grid, run, keys, settings, worker, log, traffic, table, back, counted)
 
     quorum = assembly.recipe.deployment.quorum
     carry_out(folder, assembly, callbacks, connect, quorum, samples, name=run)

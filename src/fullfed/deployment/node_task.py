@@ -18,8 +18,8 @@ from fullfed.engines.node import NodeTask
 from fullfed.engines.node_limits import Limits, RefusalError
 from fullfed.engines.node_messages import Answer, Frames, Order, TaskSettings, decode_settings
 from fullfed.errors import MessageError, UserError
-from fullfed.federation.log import read_log
-from fullfed.federation.messages import Plan, decode
+from fullfed.federation.log import first_record, read_log
+from fullfed.federation.messages import Plan, Update, decode
 from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.composition import Composition
 from fullfed.runs.assembly import (
@@ -35,6 +35,7 @@ from fullfed.runs.assembly import (
 from fullfed.runs.curvature import with_scales_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import check_tokens, find_device, load_blank, load_model, max_tokens
+from fullfed.runs.snapshots import load_snapshot
 from fullfed.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class SimulatedNode:
         assembly = replace(assembly, method=method)
         replica = make_replica(assembly.recipe, assembly.model, method)
         self._worker = make_worker(assembly, replica, folder.states())
-        self._log_file = folder.log_file
+        self._folder = folder
 
     def handle(self, frames: Frames) -> Mapping[str, bytes]:
         """Answer one order."""
@@ -184,8 +185,18 @@ class SimulatedNode:
         while replica.version < version:
             number = version - 1 if replica.method.cumulative else replica.version
             if number not in known:
-                known = dict(enumerate(islice(read_log(self._log_file), number, None), number))
-            self._worker.deliver(known[number])
+                known = self._logged(number)
+            if number in known:
+                self._worker.deliver(known[number])
+            else:  # there is a snapshot in its place
+                load_snapshot(self._folder, replica, self._folder.snapshot_file)
+                self._worker.last = decode(known[replica.version - 1], Update)
+
+    def _logged(self, number: int) -> dict[int, bytes]:
+        """The updates from one on, as far as the run's log has them."""
+        file = self._folder.log_file
+        skipped = max(number - first_record(file), 0)
+        return dict(enumerate(islice(read_log(file), skipped, None), first_record(file) + skipped))
 
 
 simulated_node = lru_cache(maxsize=1)(SimulatedNode)  # one for this process

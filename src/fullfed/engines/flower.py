@@ -77,6 +77,7 @@ class FlowerEngine:
         traffic: knows what each node holds, and is told what nodes say.
         table: how long a round waits, and for how many.
         rollbacks: the versions that the run was taken back to, in their order; nodes follow.
+        aggregated: the last round so far with each client's report in its update.
     """
 
     grid: Grid
@@ -88,13 +89,14 @@ class FlowerEngine:
     traffic: Traffic
     table: DeploymentTable
     rollbacks: tuple[int, ...] = ()
+    aggregated: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._messenger = FlowerMessenger(self.grid, self.keys)
         self._told: set[int] = set()  # clients that know the settings
         self._no_longer_due: dict[SentMessage, tuple[int, int]] = {}  # with (client, round)
-        self._aggregated: dict[int, int] = {}  # the last round with each client's report, ...
-        self._log_read = 0  # ... as far as the log has been read
+        self._aggregated = dict(self.aggregated)  # as far as the log has been read
+        self._log_read = len(self.log)
 
     def exchange(
         self, plans: Mapping[int, bytes], seconds: float | None = None

@@ -136,7 +136,7 @@ class ParallelSimulation(Simulation):
             missed = missed[-1:]
         elif len(missed) > 1 and self.snapshot.exists():
             newest = snapshot_version(self.snapshot)
-            if newest in missed:
+            if one.version < newest <= replica.version:
                 self._tell(one, SNAPSHOT, self.log.read(newest - 1))
                 missed = range(newest, replica.version)
         for version in missed:

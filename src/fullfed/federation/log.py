@@ -11,6 +11,9 @@ a torn tail, which is cut off when the log is next opened for writing.
 
 Whoever keeps the digests of records that were appended can have them back: a log
 that does not begin with these records is damaged, wherever it ends.
+
+The first records can be left out, where a snapshot has what they led to. Then the file begins
+with how many they were and the digest of the last of them, which the chain goes on from.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from fullfed.errors import UserError
 from fullfed.files import lock, sync_folder
 
 MAGIC = b"fullfed-log-1\n"
+_MAGIC_OF_REST = b"fullfed-log-2\n"  # of a log whose first records are left out
+_WITHOUT_FIRST = struct.Struct("<14sQ32s")  # that, how many they are, the digest of the last
 _HEAD = struct.Struct("<Q8s32s")
 
 
@@ -50,6 +55,7 @@ class Log:
             raise _missing(path)
         self._file = _open(path)
         self._begin = begin
+        self._first = 0
         self._records: list[tuple[int, int, bytes]] = []  # a payload's start, length and digest
         try:
             self._find_records(known)
@@ -58,6 +64,7 @@ class Log:
             raise
 
     def _find_records(self, known: Sequence[str]) -> None:
+        self._file.seek(0)
         begin = self._file.read(len(MAGIC) + 1)
         # Where its creation was interrupted, the rest may be missing or zeros.
         new = len(begin) <= len(MAGIC) and MAGIC.startswith(begin.rstrip(b"\0"))
@@ -66,7 +73,7 @@ class Log:
             self._file.write(MAGIC)
             self._sync()
             sync_folder(self._path.parent)
-        end = len(MAGIC)
+        self._first, self._begin, end = _beginning(self._file, self._begin)
         for start, length, digest in _scan(self._file, self._path, known, self._begin):
             self._records.append((start, length, digest))
             end = start + length
@@ -74,12 +81,21 @@ class Log:
         self._file.seek(end)
 
     def __len__(self) -> int:
-        """The number of whole records."""
-        return len(self._records)
+        """The number of whole records, those that were left out included."""
+        return self._first + len(self._records)
+
+    @property
+    def first(self) -> int:
+        """The first record that is here; those before it were left out."""
+        return self._first
+
+    def size(self, index: int) -> int:
+        """Bytes of the payload of a record that is here."""
+        return self._records[index - self._first][1]
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each record's payload."""
+        """Bytes of the payloads of all records that are here."""
         return [length for _, length, _ in self._records]
 
     @property
@@ -130,7 +146,7 @@ class Log:
 
     def read(self, index: int) -> bytes:
         """The payload of one record."""
-        start, length, _ = self._records[index]
+        start, length, _ = self._records[index - self._first]
         end = self._file.tell()
         self._file.seek(start)
         payload = self._file.read(length)
@@ -144,7 +160,7 @@ class Log:
         Raises:
             UserError: ``kept`` cannot be written.
         """
-        end = self._records[records][0] - _HEAD.size
+        end = self._records[records - self._first][0] - _HEAD.size
         self._file.seek(end)
         try:
             with kept.open("wb") as copy:
@@ -160,7 +176,37 @@ class Log:
         self._file.truncate(end)
         self._sync()
         self._file.seek(end)
-        del self._records[records:]
+        del self._records[records - self._first :]
+
+    def leave_out(self, before: int) -> None:
+        """Leave out the records before one, for good. Interrupted, the log is as it was.
+
+        Raises:
+            UserError: the rest cannot be written.
+        """
+        dropped = self._records[: max(before - self._first, 0)]
+        if not dropped:
+            return
+        start, length, digest = dropped[-1]
+        self._file.seek(start + length)
+        fresh = self._path.with_suffix(".partial")
+        try:
+            rest = _open(fresh)
+            rest.write(_WITHOUT_FIRST.pack(_MAGIC_OF_REST, before, digest))
+            shutil.copyfileobj(self._file, rest)
+            rest.flush()
+            os.fsync(rest.fileno())
+            fresh.replace(self._path)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise UserError(
+                f"{fresh}: cannot be written ({error.strerror}); free some space and resume the "
+                "run."
+            ) from error
+        sync_folder(self._path.parent)
+        self._file.close()
+        self._file, self._records = rest, []
+        self._find_records(())
 
     def close(self) -> None:
         self._file.close()
@@ -202,12 +248,24 @@ def read_log(path: Path, known: Sequence[str] = ()) -> Iterator[bytes]:
             yield file.read(length)
 
 
+def first_record(path: Path) -> int:
+    """The first record that a log has; 0 unless some were left out.
+
+    Raises:
+        UserError: the file is missing, or is not a log.
+    """
+    if not path.is_file():
+        raise _missing(path)
+    with path.open("rb") as file:
+        return _beginning(file).first
+
+
 def count_records(path: Path) -> int:
     """How many records a log has by their lengths alone, a last one of wrong content included."""
     if not path.is_file():
         return 0
     with path.open("rb") as file:
-        size, position, count = os.fstat(file.fileno()).st_size, len(MAGIC), 0
+        size, (count, _, position) = os.fstat(file.fileno()).st_size, _beginning(file)
         while position + _HEAD.size <= size:
             file.seek(position)
             length, _, _ = _HEAD.unpack(file.read(_HEAD.size))
@@ -226,10 +284,12 @@ def _scan(
     damage, because appends only ever tear the end.
     """
     file.seek(0)
-    if file.read(len(MAGIC)) != MAGIC:
+    if file.read(len(MAGIC)) not in (MAGIC, _MAGIC_OF_REST):
         raise UserError(f"{path}: this is not a fullfed log; name a run's folder.")
+    found, previous, position = _beginning(file, begin)
+    if found and known and previous.hex() not in known[found - 1 : found]:
+        raise _foreign(path, found - 1)
     size = os.fstat(file.fileno()).st_size
-    position, previous, found = len(MAGIC), begin, 0
     while position + _HEAD.size <= size:
         file.seek(position)
         length, check, digest = _HEAD.unpack(file.read(_HEAD.size))
@@ -246,10 +306,7 @@ def _scan(
                 break
             raise _damage(path, position)
         if found < len(known) and digest.hex() != known[found]:
-            raise UserError(
-                f"{path}: record {found} is not the one that the run wrote; restore a copy of "
-                "the log that belongs to the other files here."
-            )
+            raise _foreign(path, found)
         yield start, length, digest
         position, previous, found = start + length, digest, found + 1
     if found < len(known):
@@ -257,6 +314,27 @@ def _scan(
             f"{path}: the log is damaged at byte {position}: {len(known)} records were written and "
             f"{found} are whole; restore a copy of it."
         )
+
+
+class _Beginning(NamedTuple):
+    """How a log begins: with which record, what the chain goes on from, and where records are."""
+
+    first: int
+    digest: bytes
+    position: int
+
+
+def _beginning(file: BinaryIO, begin: bytes = b"") -> _Beginning:
+    """
+    Args:
+        begin: what the chain of a whole log begins with.
+    """
+    file.seek(0)
+    left_out = file.read(_WITHOUT_FIRST.size)
+    if left_out.startswith(_MAGIC_OF_REST) and len(left_out) == _WITHOUT_FIRST.size:
+        _, first, digest = _WITHOUT_FIRST.unpack(left_out)
+        return _Beginning(first, digest, len(left_out))
+    return _Beginning(0, begin, len(MAGIC))
 
 
 def _check(previous: bytes, length: int) -> bytes:
@@ -269,6 +347,13 @@ def _digest(previous: bytes, payload: bytes) -> bytes:
 
 def _damage(path: Path, position: int) -> UserError:
     return UserError(f"{path}: the log is damaged at byte {position}; restore a copy of it.")
+
+
+def _foreign(path: Path, number: int) -> UserError:
+    return UserError(
+        f"{path}: record {number} is not the one that the run wrote; restore a copy of the log "
+        "that belongs to the other files here."
+    )
 
 
 def _missing(path: Path) -> UserError:

@@ -253,18 +253,20 @@ class _Account:
 
 
 class Sizes(Protocol):
-    """What knows how many bytes each update of a run has."""
+    """What knows how many bytes each update of a run has, from the first on that is kept."""
 
     @property
-    def sizes(self) -> Sequence[int]: ...
+    def first(self) -> int: ...
+
+    def size(self, index: int, /) -> int: ...
 
 
 class Traffic:
     """Knows which model version each client holds.
 
     Everybody holds the base model, version 0. A client that missed several updates is sent them,
-    or a snapshot of the model where that is fewer bytes. A client without a replica is sent its
-    static weights with its first plan.
+    or a snapshot of the model where that is fewer bytes or the log has them no more. A client
+    without a replica is sent its static weights with its first plan.
 
     Args:
         log: of the run; only how long its records are counts.
@@ -304,9 +306,12 @@ class Traffic:
         return missed[-1:] if self._cumulative else missed
 
     def by_snapshot(self, client: int, version: int) -> bool:
-        """Whether several updates that ``client`` missed are more bytes than a snapshot."""
+        """Whether several updates that ``client`` missed are more bytes than a snapshot, or are not
+        kept any more."""
         missed = self.missed(client, version)
-        return len(missed) > 1 and self._snapshot_bytes() < self._bytes(missed)
+        if len(missed) <= 1:
+            return False
+        return missed.start < self._log.first or self._snapshot_bytes() < self._bytes(missed)
 
     def catch_up(self, client: int, version: int) -> int:
         """Record that ``client`` now has ``version``; return the bytes sent to it for that."""
@@ -316,5 +321,4 @@ class Traffic:
 
     def _bytes(self, versions: Iterable[int]) -> int:
         """Of the updates that start from these versions."""
-        sizes = self._log.sizes
-        return sum(sizes[version] for version in versions)
+        return sum(map(self._log.size, versions))

@@ -25,6 +25,7 @@ FREE = (
     "check.trusted",  # who is vouched for is the operator's to say at any time
     "federation.rounds",
     "federation.snapshot_every",
+    "federation.keep_updates",
     "memory.checkpoint_activations",  # computes the same once more
     "memory.cache_inputs",
     "evaluation.every",

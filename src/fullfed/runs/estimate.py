@@ -211,6 +211,10 @@ class _Lengths:
     """Of a run's updates so far, in bytes."""
 
     sizes: list[int] = field(default_factory=list)
+    first: int = 0
+
+    def size(self, index: int, /) -> int:
+        return self.sizes[index]
 
 
 def _traffic(
@@ -222,7 +226,8 @@ def _traffic(
     weak = None if method.submodels is None else _Weak(method.submodels, model)
     scales = _scales_bytes(method)
     visits = first_up = up = down = 0
-    for round in range(recipe.federation.rounds):
+    table = recipe.federation
+    for round in range(table.rounds):
         plans = method.plans(round, _typical(method, round))
         for plan in plans:
             visits += 1
@@ -234,6 +239,8 @@ def _traffic(
             down += len(encode(plan)) + (missed if weak is None else weak.sent(plan, first))
             down += _phases(method, len(plans), _PHASES_DOWN) + (scales if first else 0)
         lengths.sizes.append(_update_bytes(method, plans))
+        if table.keep_updates == "since-snapshot" and (round + 1) % table.snapshot_every == 0:
+            lengths.first = round
     return visits, first_up, up, down
 
 

@@ -8,7 +8,8 @@ predictions.jsonl   where metrics are of answers: the answers (``runs.prediction
 scales.bin      of a method whose codec has scales: theirs, a number for each row and each column of
                 the model; measured on the base model before round 0 (``runs.curvature``)
 summary.json    first and last measurements, traffic, seconds; written when the run ends
-snapshot.safetensors   a recent model, to shorten replay
+snapshot.safetensors   a recent model, to shorten replay; best.safetensors where the log keeps no
+                older updates (``runs.snapshots``)
 account.json    the newest round's line of metrics.jsonl but for what is measured on the model;
                 written before the round enters the log, so that a crash cannot lose it
 rollbacks.json  the versions that the run was taken back to, when, by whom and why; what was cut
@@ -65,6 +66,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
         self.snapshot_file = path / "snapshot.safetensors"
+        self.best_file = path / "best.safetensors"
         self.secret_file = path / "secret.key"
         self.account_file = path / "account.json"
         self.rollbacks_file = path / "rollbacks.json"

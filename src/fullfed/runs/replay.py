@@ -15,7 +15,7 @@ from fullfed.config import Recipe
 from fullfed.config_data import is_jinja
 from fullfed.errors import UserError
 from fullfed.evaluation.evaluate import evaluate
-from fullfed.federation.log import read_log
+from fullfed.federation.log import first_record, read_log
 from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
 from fullfed.headway import Observer, unobserved
@@ -23,6 +23,7 @@ from fullfed.runs.assembly import build_method, choose, make_replica, scope_of, 
 from fullfed.runs.curvature import with_scales_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model, read_data, tokenize_data
+from fullfed.runs.snapshots import go_towards, load_snapshot, recorded_hashes
 
 
 def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTokenizerBase]:
@@ -56,7 +57,8 @@ def replay(
     if version is None and not folder.metrics():
         raise UserError(f"{folder.path}: no round of the run is over yet; resume it first.")
     replica, model, tokenizer = load_base(folder)
-    updates = islice(_updates(folder), version)
+    go_towards(folder, replica, version)
+    updates = _updates(folder, replica.version, version)
     for update in deque(updates, maxlen=1) if replica.method.cumulative else updates:
         replica.apply(update)
     template = folder.recipe().data.template
@@ -80,7 +82,8 @@ def ordinary(
 
 
 def verify(folder: RunFolder) -> int:
-    """Replay the whole log from the base model and compare every hash the run wrote down.
+    """Replay the whole log from the base model and compare every hash the run wrote down; where
+    the run kept no older updates, from its newest snapshot.
 
     Returns:
         how many hashes were compared.
@@ -88,11 +91,14 @@ def verify(folder: RunFolder) -> int:
     Raises:
         UserError: a hash differs, or something is missing; says at which version.
     """
-    recorded = {r["round"] + 1: r["model_hash"] for r in folder.metrics() if r["model_hash"]}
+    recorded = recorded_hashes(folder)
     final = folder.summary() if folder.summary_file.exists() else None
     replica, _, _ = load_base(folder)
     compared = 1
-    for update in _updates(folder):
+    if first_record(folder.log_file) > 0:
+        load_snapshot(folder, replica, folder.snapshot_file)
+        compared += 1
+    for update in _updates(folder, replica.version):
         replica.apply(update)
         if replica.version in recorded:
             check_recorded(folder, replica, recorded[replica.version])
@@ -103,9 +109,12 @@ def verify(folder: RunFolder) -> int:
     return compared
 
 
-def _updates(folder: RunFolder) -> Iterator[Update]:
-    for number, payload in enumerate(read_log(folder.log_file, folder.digests())):
-        yield logged_update(folder, number, payload)
+def _updates(folder: RunFolder, begin: int, end: int | None = None) -> Iterator[Update]:
+    """The log's updates between two versions, ``end`` None for the newest."""
+    first, payloads = first_record(folder.log_file), read_log(folder.log_file, folder.digests())
+    for number, payload in enumerate(islice(payloads, end and max(end - first, 0)), first):
+        if number >= begin:
+            yield logged_update(folder, number, payload)
 
 
 def logged_update(folder: RunFolder, number: int, payload: bytes) -> Update:

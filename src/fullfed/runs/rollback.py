@@ -33,13 +33,7 @@ def roll_back(folder: RunFolder, version: int, why: str = "") -> None:
     _check_repeatable(folder)
     records = folder.metrics()
     with Log(folder.log_file, folder.digests()) as log:
-        if not 0 <= version < len(log):
-            raise UserError(
-                f"{folder.path}: the run is at version {len(log)} and cannot go back to {version}; "
-                f"name a version from 0 to {len(log) - 1}."
-                if len(log)
-                else f"{folder.path}: no round of the run is over; there is nothing to take back."
-            )
+        _check_target(folder, log, version)
         earlier = rollbacks(folder)
         record = {
             "version": version,
@@ -66,8 +60,9 @@ def finish_rollback(folder: RunFolder) -> None:
     version, kept = record["version"], folder.path / record["cut"]
     with Log(folder.log_file) as log:
         folder.summary_file.unlink(missing_ok=True)
-        if folder.snapshot_file.exists() and snapshot_version(folder.snapshot_file) > version:
-            folder.snapshot_file.unlink()
+        for file in (folder.snapshot_file, folder.best_file):
+            if file.exists() and snapshot_version(file) > version:
+                file.unlink()
         folder.states().forget(version)
         folder.account_file.unlink(missing_ok=True)
         folder.rewrite_metrics([r for r in folder.lines() if r["round"] < version])
@@ -93,6 +88,26 @@ def rollbacks(folder: RunFolder) -> list[dict[str, Any]]:
 def targets(folder: RunFolder) -> tuple[int, ...]:
     """The versions that the run was taken back to, in their order."""
     return tuple(record["version"] for record in rollbacks(folder))
+
+
+def _check_target(folder: RunFolder, log: Log, version: int) -> None:
+    """
+    Raises:
+        UserError: there is no such version before the newest, or the run has it no more.
+    """
+    if not len(log):
+        raise UserError(
+            f"{folder.path}: no round of the run is over; there is nothing to take back."
+        )
+    earliest = snapshot_version(folder.snapshot_file) if log.first else 0
+    if not earliest <= version < len(log):
+        raise UserError(
+            f"{folder.path}: the run is at version {len(log)} and cannot go back to {version}; "
+            f"name a version from {earliest} to {len(log) - 1}."
+            if earliest < len(log)
+            else f"{folder.path}: the run kept no update before version {earliest} "
+            "(federation.keep_updates), which is its newest; there is nothing to take back."
+        )
 
 
 def _check_repeatable(folder: RunFolder) -> None:

@@ -42,6 +42,13 @@ from fullfed.runs.predictions import forget_predictions, write_predictions
 from fullfed.runs.replay import check_recorded, logged_update, record_read
 from fullfed.runs.rollback import finish_rollback
 from fullfed.runs.simulated import computing_in, simulation, threads_of
+from fullfed.runs.snapshots import (
+    keep_best,
+    leave_out,
+    load_snapshot,
+    recorded_hashes,
+    take_snapshot,
+)
 from fullfed.training.trainer import Trainer
 
 
@@ -219,11 +226,11 @@ class _Run:
             UserError: files are missing, or the model is not the one that the run recorded.
         """
         records = self.folder.metrics()
-        recorded = {r["round"] + 1: r["model_hash"] for r in records if r["model_hash"]}
+        recorded = recorded_hashes(self.folder)
         if len(log):
-            logged_update(self.folder, 0, log.read(0))
-        if self.folder.snapshot_file.exists():
-            self._load_snapshot(log, recorded)
+            logged_update(self.folder, log.first, log.read(log.first))
+        if log.first or self.folder.snapshot_file.exists():
+            self._load_snapshot(log)
         missed = range(self.replica.version, len(log))
         for version in missed[-1:] if self.assembly.method.cumulative else missed:
             with record_read(self.folder, version):
@@ -240,20 +247,20 @@ class _Run:
                     f"{self.folder.account_file}: this is not of the log's last round; "
                     "restore copies of both."
                 )
-            self._close_round(account)
+            self._close_round(log, account)
 
-    def _load_snapshot(self, log: Log, recorded: Mapping[int, str]) -> None:
+    def _load_snapshot(self, log: Log) -> None:
         file = self.folder.snapshot_file
-        self.replica.load_snapshot(file, self.folder.run())
+        if not file.exists():
+            raise UserError(f"{file}: the file is missing; restore a copy of it.")
+        load_snapshot(self.folder, self.replica, file)
         version = self.replica.version
         if version > len(log):
             raise UserError(f"{file}: the snapshot is ahead of the log; delete it.")
-        if version in recorded and recorded[version] != self.replica.content_hash():
-            raise UserError(
-                f"{file}: this is not the model that the run had at version {version}; delete it "
-                "and resume."
-            )
+        if version <= log.first:
+            raise UserError(f"{file}: this is an older snapshot; restore a copy of the newest.")
         self.worker.last = logged_update(self.folder, version - 1, log.read(version - 1))
+        leave_out(self.folder, self.replica, log)
 
     def _check_states(self, records: Sequence[Mapping[str, Any]]) -> None:
         """See that the states of clients in this process are of their newest visits that count."""
@@ -307,9 +314,9 @@ class _Run:
         account["peak_memory_by_part"] = {**UNMEASURED, **self.peaks.end()}
         self.folder.write_account(account)
         log.append(payload)
-        self._close_round(account)
+        self._close_round(log, account)
 
-    def _close_round(self, account: dict[str, Any]) -> None:
+    def _close_round(self, log: Log, account: dict[str, Any]) -> None:
         """Evaluate if it is due, write the round's line, take a snapshot if that is due.
 
         The line has the model's hash where either is, so that a snapshot can be told from another
@@ -337,8 +344,10 @@ class _Run:
         line = self.folder.append_metrics(record)
         for callback in self.callbacks:
             callback.on_round_end(line)
+        if due:
+            keep_best(self.folder, self.replica)
         if snapshot_due:
-            self.replica.save_snapshot(self.folder.snapshot_file, self.folder.run())
+            take_snapshot(self.folder, self.replica, log)
 
     def _evaluate(self) -> dict[str, Any]:
         """The metrics of the model as it is now, its answers kept."""
