@@ -14,7 +14,7 @@ smollm2: .venv/run.stamp ## a real language model of 135 million parameters, in 
 	$(BIN)/python scripts/fetch_smollm2.py
 
 test: .venv/dev.stamp ## the whole test suite; FULLFED_SHARED names the folder of real data
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n 4 --dist loadfile
 
 test-flower: $(FLOWER:%=.venv-flower-%/run.stamp) ## the federation's tests on each of these versions
 	for version in $(FLOWER); do \

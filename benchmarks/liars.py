@@ -199,7 +199,7 @@ class LiarsLast(Simulation):
         self, plans: Mapping[int, bytes], seconds: float | None = None
     ) -> Iterator[Arrival]:
         for client in sorted(plans, key=lambda client: (lies(client, self.share), client)):
-            yield self._visit(client, plans[client])
+            yield from super().exchange({client: plans[client]}, seconds)
 
 
 def carry_out(assembly: Assembly, share: int, rounds: int) -> dict[str, Any]:

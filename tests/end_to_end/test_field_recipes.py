@@ -15,6 +15,7 @@ SHORT = {
     "federation.rounds": 2,
     "federation.clients_per_round": 2,
     "local.steps": 2,
+    "local.batch_size": 2,
     "data.test_samples": 8,
     "evaluation.every": 2,
     "evaluation.metrics": '["loss"]',
@@ -23,14 +24,13 @@ OWN: dict[str, dict[str, object]] = {
     "flexlora": {},
     "fedbpt": {
         "federation.clients_per_round": 3,
-        "local.batch_size": 2,
         "method.population": 3,
     },
-    "slora": {"method.sparse_rounds": 1},
+    "slora": {"method.sparse_rounds": 1, "data.clients": 10},
     "fedpeptao": {},
     "embracing-fl": {},
     "blockllm": {},
-    "flasc": {},
+    "flasc": {"data.clients": 10},
     "diloco": {},
     "sparseloco": {},
     "eden": {},
@@ -41,9 +41,9 @@ OTHERS = {"sparseloco": "diloco", "eden": "natural-instructions"}
 
 @pytest.mark.parametrize("name", OWN)
 def test_two_short_rounds(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    part_of_shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("FULLFED_SHARED", str(shared))
+    monkeypatch.setenv("FULLFED_SHARED", str(part_of_shared))
     other = {"method": "{}", "method.name": name} if name in OTHERS else {}
     changes = [f"{key}={value}" for key, value in {**other, **SHORT, **OWN[name]}.items()]
     file = RECIPES / f"{OTHERS.get(name, name)}.toml"

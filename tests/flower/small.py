@@ -71,10 +71,12 @@ class _Listening:
             yield arrival
 
 
-def reference(folder: Path, rounds: int, method: dict[str, Any]) -> Reference:
-    """Rounds of all partners with a method."""
+def reference(folder: Path, rounds: int, method: dict[str, Any], **tables: Any) -> Reference:
+    """Rounds of all partners with a method, and other tables of the recipe."""
     federation = {"rounds": rounds, "clients_per_round": len(PARTNERS), "snapshot_every": 2}
-    assembly = assemble(load_recipe(write_recipe(folder, federation=federation, method=method)))
+    assembly = assemble(
+        load_recipe(write_recipe(folder, federation=federation, method=method, **tables))
+    )
     clients = {n: client.examples for n, client in enumerate(assembly.data.clients)}
     made = with_scales(assembly.method, assembly.model)
     replica = Replica(assembly.model, made)

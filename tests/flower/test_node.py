@@ -31,12 +31,19 @@ METHODS: dict[str, dict[str, object]] = {
     "embracing-fl": {"name": "embracing-fl"},
     # Its clients train other parameters after a round.
     "blockllm": {"name": "blockllm", "patience": 2},
+    "trained by TRL's DPOTrainer": {"name": "fedavg"},
+}
+TABLES = {
+    "trained by TRL's DPOTrainer": {
+        "trainer": {"name": "dpo"},
+        "local": {"optimizer": "adamw", "learning_rate": 1e-3},
+    }
 }
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def known(folder: Path, request: pytest.FixtureRequest) -> Reference:
-    return reference(folder, ROUNDS, METHODS[request.param])
+    return reference(folder, ROUNDS, METHODS[request.param], **TABLES.get(request.param, {}))
 
 
 @pytest.fixture(scope="module")

@@ -123,9 +123,7 @@ def test_a_counter_may_have_no_columns():
     check(model, act)
 
 
-@pytest.mark.parametrize(
-    ("k", "sizes"), [(4, [300, 1, 0, 130, 64, 2, 55]), (300, [200, 1, 0, 130])]
-)
+@pytest.mark.parametrize(("k", "sizes"), [(4, [300, 1, 0, 130, 64, 2, 55]), (40, [20, 1, 0, 31])])
 def test_many_tensors_are_one_launch(monkeypatch, k, sizes):
     """Of several groups of rows, or many in one row; and one launch for each run of a dtype."""
     rng = torch.Generator().manual_seed(k)
