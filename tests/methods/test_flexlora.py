@@ -203,7 +203,12 @@ def test_rules_that_compare_or_measure_are_refused(rule: Any) -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"ranks": []}, "ranks is a list"), ({"ranks": [4, 0]}, "ranks"), ({"alpha": 0}, "alpha")],
+    [
+        ({"ranks": []}, "ranks is a list"),
+        ({"ranks": [4, 0]}, "ranks"),
+        ({"ranks": [True]}, "ranks"),
+        ({"alpha": 0}, "alpha"),
+    ],
 )
 def test_senseless_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=rf"method\.?.*{said}"):

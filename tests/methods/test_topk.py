@@ -415,6 +415,7 @@ def test_replicas_in_16_bits_and_of_any_stride_take_the_same_update() -> None:
         ({"count": 0}, "count is at least 1"),
         ({"count": 3, "bits": 9}, "bits is 1 to 8, or 32"),
         ({"count": 3, "decay": 0.0}, "decay is a share"),
+        ({"count": 3, "decay": 0.9}, "decay goes with error_feedback"),
         ({"upload": "soon"}, "not a number of bytes"),
     ],
 )

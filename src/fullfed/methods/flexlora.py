@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from pydantic import StrictInt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -46,7 +47,7 @@ class FlexLoRAOptions:
         targets: the linear layers that get an adapter, by the last parts of their names.
     """
 
-    ranks: tuple[int, ...] = (4, 8, 16, 32)
+    ranks: tuple[StrictInt, ...] = (4, 8, 16, 32)
     alpha: float = 32.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
 

@@ -307,8 +307,8 @@ class _Run:
         if not self.replica.is_finite:  # and so nobody's would be
             raise UserError(
                 f"round {number}: the clients' mean makes weights that are not finite in "
-                f"{self.recipe.model.dtype}; lower local.learning_rate or set local.clip, and "
-                "start a new run."
+                f"{self.recipe.model.dtype}; lower local.learning_rate or the server's rate (among "
+                "the method's options), or set local.clip, and start a new run."
             )
         account["seconds"]["aggregate"] += time.perf_counter() - started
         account["peak_memory_by_part"] = {**UNMEASURED, **self.peaks.end()}

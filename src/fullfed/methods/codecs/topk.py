@@ -122,6 +122,8 @@ class TopK(Codec):
             raise ValueError("chunk goes with a count, which is at most as many")
         if not 0 < self.decay <= 1:
             raise ValueError("decay is a share, above 0 and at most 1")
+        if self.decay < 1 and not self.error_feedback:
+            raise ValueError("decay goes with error_feedback = true; without it nothing is kept")
 
     @property
     def stacks(self) -> bool:
