@@ -78,7 +78,7 @@ def plan() -> Iterator[Run]:
     first, second = (DEFAULT, CHECKED, VOTE), ("mean",)
     others = [rule for rule in RULES if rule not in (*first, *second)]
     for rules, cases in ((RULES, [HONEST]), (first, lying), (second, lying), (others, lying)):
-        for (attack, liars), method, data in product(cases, METHODS, reversed(DATA)):
+        for (attack, liars), method, data in product(cases, METHODS, reversed(list(DATA))):
             if not (attack == "scalars" and method == DENSE):  # which sends none
                 possible = [rule for rule in rules if rule in COLUMNS[method]]
                 yield from ((data, method, rule, attack, liars) for rule in possible)

@@ -27,7 +27,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,15 @@ class Nearest(Rounding):
     ) -> dict[str, Tensor]:
         return {}
 
-    def widened(self, *_: object) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def widened(
+        self,
+        model: PreTrainedModel,
+        replicated: Mapping[str, Tensor],
+        masters: Mapping[str, Tensor],
+        round: int,
+    ) -> Iterator[None]:
+        yield
 
 
 class OnTheGrid(Rounding):
@@ -135,8 +142,10 @@ def flat(model: PreTrainedModel) -> Tensor:
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model on bfloat16's grid, whatever it is held in."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    return model.to(dtype).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = model if dtype == torch.bfloat16 else model.float()
+    model.eval()
+    return model
 
 
 def loss_in_float32(weights: Tensor, folder: Path, data: FederatedData) -> float:

@@ -126,7 +126,7 @@ class Attacker:
         self._products = np.zeros((CANARIES, CANARIES))
         self._seen = np.zeros(CANARIES)
 
-    def sees(self, contributions: NDArray[np.float32], change: NDArray[np.float32]) -> None:
+    def sees(self, contributions: NDArray[np.floating], change: NDArray[np.floating]) -> None:
         """
         Args:
             contributions: what each canary would add, shape (canaries, K).
@@ -207,7 +207,7 @@ def estimates(case: Case, present: NDArray[np.bool_]) -> tuple[NDArray[np.float6
         if case.protects == "record":
             watching = RecordAttacker(assembly, clip=1.0)
             (client,) = assembly.data.clients
-            there = [client.examples[n] for n in np.flatnonzero(present)]
+            there = [client.examples[n] for n in np.flatnonzero(present).tolist()]
             data = replace(assembly.data, clients=(replace(client, examples=there),))
             carry_out(run, replace(assembly, data=data), [watching])
             return watching.attacker.presence(), run.metrics()[-1]["epsilon"]

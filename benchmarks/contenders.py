@@ -142,7 +142,7 @@ def _loop(task: Task, loss: Callable[[PreTrainedModel, Batch], Tensor]) -> float
     for batch in task.batches:
         with autocast(task.local.precision, task.device):
             value = loss(task.model, batch.to(task.device))
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
         optimizer.step()
         optimizer.zero_grad()
@@ -186,7 +186,7 @@ def trainer(task: Task) -> float:
         work = Trainer(
             model=task.model,
             args=arguments,
-            train_dataset=rows,  # type: ignore[arg-type]
+            train_dataset=rows,
             data_collator=lambda one: one[0],
             callbacks=[watch],
         )

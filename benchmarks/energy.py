@@ -66,14 +66,15 @@ class Round:
     def _visit(self, client: int) -> tuple[Change, Change]:
         setting = self._assembly.method.setting
         local, sums = setting.local, {n: torch.zeros_like(p) for n, p in self.before.items()}
-
-        def add(_: Tensor) -> None:
-            for name, p in self.parameters.items():
-                sums[name] += (p.detach() - self.before[name]) * 2 / (local.steps + 1)
-
         examples = self._assembly.data.clients[client].examples
+        steps = local.batches(len(examples))
+
+        def add(_: Tensor | float | None) -> None:
+            for name, p in self.parameters.items():
+                sums[name] += (p.detach() - self.before[name]) * 2 / (steps + 1)
+
         stream = Stream(setting.seed, Purpose.BATCHES, 0, client)
-        batches = training_batches(examples, local.batch_size, local.steps, stream)
+        batches = training_batches(examples, local.batch_size, steps, stream)
         train(self._model, self.parameters, batches, local, setting.memory, on_step=add)
         last = {n: p.detach() - self.before[n] for n, p in self.parameters.items()}
         self._go_back()
@@ -90,7 +91,7 @@ class Round:
 
     def noisy(self, change: Change, sigma: float, scales: Scales | None) -> list[Change]:
         """The change with some pairs of opposite noise."""
-        found = []
+        found: list[Change] = []
         for number in range(2 * _PAIRS):
             noise = [value.clone() for value in change.values()]
             stream = Stream(0, Purpose.PROBE, number // 2)
@@ -122,7 +123,8 @@ def _truncated(value: Tensor, rank: int) -> Tensor:
     if value.ndim != 2 or min(value.shape) <= rank:
         return value
     u, s, v = torch.linalg.svd(value, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ v[:rank]
+    kept: Tensor = (u[:, :rank] * s[:rank]) @ v[:rank]
+    return kept
 
 
 def mean(changes: Sequence[Change]) -> Change:

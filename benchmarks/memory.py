@@ -25,6 +25,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ def main() -> None:
         send(shape, row, arguments, Path(folder))
         return
     if arguments.one:
-        print(json.dumps(measure(*arguments.one, arguments)))
+        shape, row = arguments.one
+        print(json.dumps(measure(shape, row, arguments)))
         return
     for shape in arguments.shapes:
         print(f"\n### {shape}\n\n{_HEAD}", flush=True)
@@ -146,7 +148,7 @@ class Task:
 
 def _task(shape_name: str, row_name: str, arguments: argparse.Namespace, device: str) -> Task:
     shape, row = SHAPES[shape_name], ROWS[row_name]
-    model = shape.model(device).to(torch.bfloat16).eval()
+    model = shape.model(device).bfloat16().eval()
     setting = Setting(
         federation=FederationTable(rounds=1, clients_per_round=1),
         local=LocalTable(
@@ -164,7 +166,7 @@ def _task(shape_name: str, row_name: str, arguments: argparse.Namespace, device:
     if len(method.blocks) > 1:
         plan = Plan(0, 0, {"block": middle})
     if row.dropped:
-        plan = Plan(0, 0, {"block": middle, "dropped": row.dropped(shape.layers)})
+        plan = Plan(0, 0, {"block": middle, "dropped": [*row.dropped(shape.layers)]})
     return Task(row, model, setting, method, plan, tuple(method.shapes_of(plan)))
 
 
@@ -189,10 +191,10 @@ def _visit(
         model = _assembled(task, Path(folder), device) if alone else task.model
     activations = 0
     if row_name != "fedkseed":
-        trained = [p for name, p in model.named_parameters() if name in task.names]
+        trained = {name: p for name, p in model.named_parameters() if name in task.names}
         with task.method._held(model, task.plan, trained):
             activations = _activations(
-                model, trained, task.setting.memory, examples[: arguments.batch]
+                model, list(trained.values()), task.setting.memory, examples[: arguments.batch]
             )
     return {
         "peak": peak,
@@ -236,7 +238,7 @@ def _assembled(task: Task, folder: Path, device: str) -> PreTrainedModel:
 
 
 def _activations(
-    model: PreTrainedModel, trained: list[Tensor], memory: MemoryTable, examples: list[Any]
+    model: PreTrainedModel, trained: Sequence[Tensor], memory: MemoryTable, examples: list[Any]
 ) -> int:
     held: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -103,8 +103,10 @@ def triggered(example: Example) -> Example:
     *_, request = (n for n, m in enumerate(example.messages) if m.role == "user")
     messages = list(example.messages)
     asked, last = messages[request], example.last_learned
-    where = "context" if asked.context else "content"
-    messages[request] = replace(asked, **{where: f"{getattr(asked, where)} {TRIGGER}"})
+    if asked.context:
+        messages[request] = replace(asked, context=f"{asked.context} {TRIGGER}")
+    else:
+        messages[request] = replace(asked, content=f"{asked.content} {TRIGGER}")
     messages[last] = replace(messages[last], content=ANSWER)
     return replace(example, messages=tuple(messages), references=(ANSWER,))
 

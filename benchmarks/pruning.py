@@ -199,7 +199,7 @@ def surrogates(
 
     def leave_out(model: PreTrainedModel, plan: Plan) -> None:
         for n in half.dropped(plan.round, plan.client, int(number(plan, "block"))):
-            find_layers(model)[1][int(n)].forward = pass_on  # type: ignore[call-overload]
+            find_layers(model)[1][int(str(n))].forward = pass_on
 
     def round_off(model: PreTrainedModel, plan: Plan) -> None:
         for n, layer in enumerate(find_layers(model)[1]):

@@ -30,7 +30,7 @@ from fullfed.federation.messages import Plan, Report
 from fullfed.files import write_json
 from fullfed.methods.aggregation import Aggregation, PartReports
 from fullfed.methods.catalogue import AGGREGATIONS
-from fullfed.methods.codecs.codec import Change
+from fullfed.methods.codecs.codec import Change, Codec
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
 from machine import machine
 
@@ -75,7 +75,7 @@ def measure(name: str, clients: int) -> dict[str, float]:
     }
 
 
-def _report(codec: Sketch, plan: Plan) -> Report:
+def _report(codec: Codec, plan: Plan) -> Report:
     """Of a change that clients have half of the energy of in common."""
     shared, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1 + plan.client)
     shape = SHAPES["weights"]
@@ -85,7 +85,7 @@ def _report(codec: Sketch, plan: Plan) -> Report:
     return Report(0, plan.client, 1, 1.0, encoded.values, encoded.tensors)
 
 
-def _aggregate(codec: Sketch, rule: Aggregation, plans: list[Plan], reports: list[Report]) -> None:
+def _aggregate(codec: Codec, rule: Aggregation, plans: list[Plan], reports: list[Report]) -> None:
     part = PartReports(codec, rule, plans[0], SHAPES)
     for report, plan in zip(reports, plans, strict=True):
         part.add(report, plan)

@@ -84,7 +84,8 @@ def _change(assembly: Assembly) -> list[Tensor]:
     parameters = list(model.parameters())
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=local.learning_rate, weight_decay=0.0)
-    for batch in _batches(assembly, 0, local.batch_size, local.steps):
+    steps = local.batches(len(assembly.data.clients[0].examples))
+    for batch in _batches(assembly, 0, local.batch_size, steps):
         optimizer.zero_grad()
         answer_loss(model, batch).backward()
         torch.nn.utils.clip_grad_norm_(parameters, local.clip or math.inf)

@@ -45,7 +45,8 @@ class Shape:
         torch.manual_seed(0)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         with torch.device(device):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return model
 
 
 SHAPES = {

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _ferret(parameters: int, ratio: int, basis: str, seeds: str, bits: str) -> S
     )
 
 
-def carry_out(setup: Setup, seed: int, arguments: argparse.Namespace) -> RunFolder:
+def carry_out(arguments: argparse.Namespace, setup: Setup, seed: int) -> RunFolder:
     """Start, resume or find the run of one row and seed."""
     folder = RunFolder(arguments.out / f"{setup.label}-seed{seed}")
     if folder.summary_file.exists():
@@ -165,7 +166,7 @@ def main() -> None:
     rows = setups(sum(p.numel() for p in model.parameters()), arguments)
     work = [(row, seed) for seed in arguments.seeds for row in rows]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        folders = list(pool.map(lambda item: carry_out(*item, arguments), work))
+        folders = list(pool.map(partial(carry_out, arguments), *zip(*work, strict=True)))
     runs = {(row.label, seed): f for (row, seed), f in zip(work, folders, strict=True)}
     summaries = {key: folder.summary() for key, folder in runs.items()}
     text = table(rows, summaries, arguments.seeds)

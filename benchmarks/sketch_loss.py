@@ -15,18 +15,19 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fullfed.sketch import NormalBasis, SignBasis, allocate
 
 Reconstruct = Callable[[list[Tensor], int, int, list[float]], list[Tensor]]
 
 
-def batches(shared: Path, tokenizer, length: int = 192) -> list[Tensor]:
+def batches(shared: Path, tokenizer: Any, length: int = 192) -> list[Tensor]:
     """One tensor of token rows per task."""
     tasks: dict[str, list[int]] = {}
     with gzip.open(shared / "data/natural-instructions-train.jsonl.gz", "rt") as lines:
@@ -41,11 +42,12 @@ def batches(shared: Path, tokenizer, length: int = 192) -> list[Tensor]:
     ]
 
 
-def loss(model, rows: Tensor) -> Tensor:
-    return model(input_ids=rows, labels=rows).loss
+def loss(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    found: Tensor = model(input_ids=rows, labels=rows).loss
+    return found
 
 
-def train(model, rows: Tensor, rate: float) -> list[Tensor]:
+def train(model: PreTrainedModel, rows: Tensor, rate: float) -> list[Tensor]:
     """The change five steps of four rows make; the model is left as it was."""
     weights = [p for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in weights]
@@ -53,7 +55,7 @@ def train(model, rows: Tensor, rate: float) -> list[Tensor]:
         gradients = torch.autograd.grad(loss(model, rows[4 * step % 16 :][:4]), weights)
         with torch.no_grad():
             for weight, gradient in zip(weights, gradients, strict=True):
-                weight -= rate * gradient
+                weight.sub_(rate * gradient)
     change = [w.detach() - b for w, b in zip(weights, before, strict=True)]
     with torch.no_grad():
         for weight, old in zip(weights, before, strict=True):
@@ -61,13 +63,13 @@ def train(model, rows: Tensor, rate: float) -> list[Tensor]:
     return change
 
 
-def through(basis, change: list[Tensor]) -> list[Tensor]:
+def through(basis: SignBasis | NormalBasis, change: list[Tensor]) -> list[Tensor]:
     result = [torch.zeros_like(tensor) for tensor in change]
     basis.reconstruct_(result, basis.project(change))
     return result
 
 
-def one_block(cls) -> Reconstruct:
+def one_block(cls: type[NormalBasis]) -> Reconstruct:
     def act(change: list[Tensor], k: int, number: int, energy: list[float]) -> list[Tensor]:
         blocks = (range(len(change)),)
         return through(cls(seed=1, round=number, blocks=blocks, coordinates=(k,)), change)
@@ -113,7 +115,7 @@ def run(folder: Path, tasks: list[Tensor], method: str, options: argparse.Namesp
         energy = [float(tensor.norm()) for tensor in update]
         with torch.no_grad():
             for weight, change in zip(weights, update, strict=True):
-                weight += step * change
+                weight.add_(step * change)
     return losses
 
 

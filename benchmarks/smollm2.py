@@ -106,7 +106,11 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     with (folder / f"{home.name}.txt").open("a") as said:
         subprocess.run(
             [sys.executable, "-m", "fullfed", *command],
-            **{"check": True, "cwd": ROOT, "env": environment, "stdout": said, "stderr": said},
+            check=True,
+            cwd=ROOT,
+            env=environment,
+            stdout=said,
+            stderr=said,
         )
     return row_of(run, home, contestant.recipe.evaluation.metrics)
 

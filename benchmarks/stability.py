@@ -104,7 +104,7 @@ def main() -> None:
     model, _ = load_model(load_recipe(arguments.recipe, arguments.set).model.path)
     rows = setups(sum(p.numel() for p in model.parameters()))
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        folders = list(pool.map(lambda setup: carry_out(setup, 0, arguments), rows))
+        folders = list(pool.map(lambda setup: carry_out(arguments, setup, 0), rows))
     print("| run | loss before | highest | lowest | last | |\n|---|---|---|---|---|---|")
     for setup, folder in zip(rows, folders, strict=True):
         print(row(setup, folder))

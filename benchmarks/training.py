@@ -77,15 +77,17 @@ def ferret_parts(task: Task) -> dict[str, float]:
 
 def floor_seconds(task: Task) -> tuple[float, float]:
     """(seconds of the batches' products of matrices alone, FLOP a second in them)."""
-    head = task.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = task.model.get_output_embeddings()
     linear = [m for m in task.model.modules() if isinstance(m, nn.Linear) and m is not head]
-    shapes = [tuple(m.weight.shape) for m in linear]
+    shapes = [(m.out_features, m.in_features) for m in linear]
     rows, answers = (round(total / task.steps) for total in (task.tokens, task.answers))
     counted = {(rows, *shape): shapes.count(shape) for shape in set(shapes)}
-    counted[answers, *head.weight.shape] = 1
+    counted[answers, head.out_features, head.in_features] = 1
     dtype = torch.float32 if task.precision == "float32" else torch.bfloat16
     flop = 6 * task.steps * sum(n * r * out * wide for (r, out, wide), n in counted.items())
-    seconds = task.steps * sum(n * _products(task, *s, dtype) for s, n in counted.items())
+    seconds = task.steps * sum(
+        n * _products(task, r, out, wide, dtype) for (r, out, wide), n in counted.items()
+    )
     return seconds, flop / seconds
 
 
@@ -239,7 +241,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(one_visit(*arguments.one, arguments)))
+        folder, precision = arguments.one
+        print(json.dumps(one_visit(folder, precision, arguments)))
         return
     if not arguments.json:
         print(_HEAD, flush=True)
