@@ -1,0 +1,195 @@
+"""The memory of each process of a real federation, in copies of the model.
+
+    python benchmarks/flower_memory.py [--shapes smollm2] [--json]
+
+A server and two nodes on this machine (processes, TLS, keys), two rounds of FedAvg and of Ferret
+with random weights and random letters, one step of one sample a visit, nothing to evaluate. Prints
+each kind of process's peak of resident memory, less what the same kind of process needs for a model
+of no size to speak of, over the bytes of the model in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from transformers import AutoTokenizer
+
+from flower import wait_for
+from fullfed.deployment.flower_runs import start
+from fullfed.deployment.folders import NodeFolder, ServerFolder
+from fullfed.deployment.processes import Child, environment, free_port, running
+from fullfed.engines.node_limits import Limits
+from fullfed.quickstart import MODEL_PATH
+from fullfed.recipe_file import load_recipe
+from fullfed.runs.folder import RunFolder
+from shapes import SHAPES
+
+NODES, ROUNDS = ("a", "b"), 2
+METHODS: dict[str, dict[str, Any]] = {
+    "fedavg": {"method": {"name": "fedavg"}},
+    "ferret": {"method": {"name": "ferret", "coordinates": 40_000}},
+}
+SMALL = "tiny"  # whose own bytes do not count
+# By a part of their command line; the first that fits.
+KINDS = {
+    "the run": "flwr-serverapp",
+    "the server's SuperLink": "fullfed.deployment.superlink",
+    "serve": "fullfed serve",
+    "a node's relay": "fullfed.deployment.relay",
+    "a node's worker": "fullfed worker",
+    "join": "fullfed join",
+}
+_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+_EVERY = 0.25  # seconds between two looks at the processes
+
+
+def peaks() -> Iterator[tuple[str, int]]:
+    """(kind, bytes of the peak so far) of each process of a federation that runs now."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            peak = _PEAK.search((process / "status").read_text())
+        except OSError:
+            continue  # it has ended meanwhile
+        kind = next((kind for kind, part in KINDS.items() if part in command), None)
+        if kind is not None and peak is not None:
+            yield kind, int(peak[1]) << 10
+
+
+@contextmanager
+def watched(highest: dict[str, int]) -> Iterator[None]:
+    """Inside, ``highest`` follows the largest peak of each kind of process."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_EVERY):
+            for kind, peak in peaks():
+                highest[kind] = max(highest.get(kind, 0), peak)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def write_ingredients(folder: Path, shape: str) -> int:
+    """A model and the nodes' data; return how many parameters it has."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_PATH)
+    sized = SHAPES[shape]
+    model = replace(sized, vocabulary=max(sized.vocabulary, len(tokenizer))).model("cpu")
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for name in NODES:
+        records = [{"instruction": f"{name}{n}", "output": "yes"} for n in range(8)]
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text(text)
+    return sum(p.numel() for p in model.parameters())
+
+
+def write_recipe(folder: Path, method: str) -> Path:
+    tables = {
+        "model": {"path": str(folder / "model")},
+        "data": {"train": "of each node", "template": "alpaca"},
+        "federation": {
+            "rounds": ROUNDS,
+            "clients_per_round": len(NODES),
+            "snapshot_every": 1,
+            "keep_updates": "since-snapshot",
+        },
+        "local": {"learning_rate": 1e-3, "steps": 1, "batch_size": 1},
+        "deployment": {"quorum": 1.0},
+        **METHODS[method],
+    }
+    path = folder / f"{method}.toml"
+    path.write_text(tomli_w.dumps(tables))
+    return path
+
+
+def measure(shape: str, method: str) -> dict[str, int]:
+    """The peak of each kind of process, in bytes, and "parameters"."""
+    highest: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        parameters = write_ingredients(folder, shape)
+        port, here, model = free_port(), "127.0.0.1", str(folder / "model")
+        server = ServerFolder.create(folder / "fed", NODES, here, port, here, model)
+        nodes = [NodeFolder(server.federation / "partners" / name) for name in NODES]
+        allowed = Limits(
+            fewest_samples_a_step=1,
+            fewest_samples_a_visit=1,
+            most_message_bytes=64 << 30,
+        )
+        for node in nodes:
+            node.write(node.settings().model_copy(update={"limits": allowed}))
+        joins = [
+            Child(
+                ["fullfed", "join", str(n.path), "--data", str(folder / f"{n.path.name}.jsonl")],
+                folder / f"{n.path.name}.out",
+                environment(n.flower),
+            )
+            for n in nodes
+        ]
+        command = ["fullfed", "serve", str(server.federation)]
+        serving = Child(command, folder / "serve.out", environment(server.flower))
+        with watched(highest), running(serving, *joins):
+            wait_for(lambda: all("connected to" in child.said() for child in joins))
+            run = RunFolder(folder / "run")
+            start(server, load_recipe(write_recipe(folder, method)), run.path, print)
+            assert len(run.metrics()) == ROUNDS
+    return {"parameters": parameters, **highest}
+
+
+def copies(found: Mapping[str, int], small: Mapping[str, int]) -> dict[str, float]:
+    """Each kind's peak in copies of the model in float32, less what a small model needs."""
+    size = 4 * (found["parameters"] - small["parameters"])
+    return {kind: (found[kind] - small[kind]) / size for kind in KINDS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--json", action="store_true", help="the bytes themselves")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(*arguments.one)))
+        return
+    print(f"| model | method | {' | '.join(KINDS)} |\n|---|---|{'---|' * len(KINDS)}")
+    for method in arguments.methods:
+        small = in_a_process(SMALL, method)
+        for shape in arguments.shapes:
+            found = in_a_process(shape, method)
+            if arguments.json:
+                print(json.dumps({"shape": shape, "method": method, **found}))
+            row = " | ".join(f"{value:.2f}" for value in copies(found, small).values())
+            print(f"| {shape} | {method} | {row} |", flush=True)
+
+
+def in_a_process(shape: str, method: str) -> dict[str, int]:
+    """``measure`` in a process of its own, since that holds the model once too."""
+    command = [sys.executable, __file__, "--one", shape, method]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    main()
