@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +21,11 @@ from fullfed.errors import UserError
 from fullfed.strict_json import parse_json
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Replace the file at ``path`` by ``data``, durably; ``mode`` as for os.open.
+def write_atomically(
+    path: Path, data: bytes | Iterable[bytes | memoryview], mode: int = 0o666
+) -> None:
+    """Replace the file at ``path`` by ``data``, durably, which may come in parts; ``mode`` as for
+    os.open.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the old file is intact.
@@ -31,7 +34,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     try:
         temporary.unlink(missing_ok=True)
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -141,6 +141,9 @@ class Inbox:
                             f"{self._folder}: a round's reports cannot be "
                             f"put here ({error.strerror}); free some space and resume."
                         ) from error
+                del (
+                    arrival
+                )  # before the next is waited for: its report may be as large as the model
             self.refused.sort(key=lambda one: one[0])  # whoever was first to answer
             self._refuse_outliers()
             if self._check is not None:

@@ -22,7 +22,7 @@ import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -34,6 +34,7 @@ MAGIC = b"fullfed-log-1\n"
 _MAGIC_OF_REST = b"fullfed-log-2\n"  # of a log whose first records are left out
 _WITHOUT_FIRST = struct.Struct("<14sQ32s")  # that, how many they are, the digest of the last
 _HEAD = struct.Struct("<Q8s32s")
+_PART = 1 << 20  # bytes of a payload that are hashed at once
 
 
 class Log:
@@ -109,7 +110,7 @@ class Log:
 
     def digest_after(self, payload: bytes) -> str:
         """The digest that a record of ``payload`` would have next, in hexadecimal."""
-        return _digest(self._digest, payload).hex()
+        return _digest(self._digest, [payload]).hex()
 
     def append(self, payload: bytes) -> None:
         """Add one record; when this returns it survives a power cut.
@@ -118,7 +119,7 @@ class Log:
             UserError: it could not be written (a full disk); the log is as it was before.
         """
         end = self._file.tell()
-        digest = _digest(self._digest, payload)
+        digest = _digest(self._digest, [payload])
         try:
             check = _check(self._digest, len(payload))
             self._file.write(_HEAD.pack(len(payload), check, digest))
@@ -301,7 +302,7 @@ def _scan(
             raise _damage(path, position)
         if start + length > size:
             break
-        if _digest(previous, file.read(length)) != digest:
+        if _digest(previous, _parts(file, length)) != digest:
             if start + length == size:
                 break
             raise _damage(path, position)
@@ -341,8 +342,22 @@ def _check(previous: bytes, length: int) -> bytes:
     return hashlib.sha256(previous + struct.pack("<Q", length)).digest()[:8]
 
 
-def _digest(previous: bytes, payload: bytes) -> bytes:
-    return hashlib.sha256(previous + payload).digest()
+def _digest(previous: bytes, payload: Iterable[bytes]) -> bytes:
+    """
+    Args:
+        payload: in parts.
+    """
+    digest = hashlib.sha256(previous)
+    for part in payload:
+        digest.update(part)
+    return digest.digest()
+
+
+def _parts(file: BinaryIO, length: int) -> Iterator[bytes]:
+    """So many bytes of a file, a part at a time."""
+    while length and (part := file.read(min(length, _PART))):
+        yield part
+        length -= len(part)
 
 
 def _damage(path: Path, position: int) -> UserError:

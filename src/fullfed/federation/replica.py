@@ -213,20 +213,30 @@ class Replica:
     @property
     def snapshot_bytes(self) -> int:
         """How long ``snapshot`` is, from names, shapes and types alone."""
-        about = json.dumps({"version": self.version, "hash": "0" * 64})
+        return len(self._snapshot_header("0" * 64)) + self.nbytes
+
+    def _snapshot_header(self, digest: str) -> bytes:
+        """What stands before the tensors in the safetensors format."""
+        about = json.dumps({"version": self.version, "hash": digest})
         header: dict[str, Any] = {"__metadata__": {"fullfed": about}}
-        ranks, end = list(_TYPES), 0
-        parameters = self.parameters().items()
-        for name, p in sorted(parameters, key=lambda item: (ranks.index(item[1].dtype), item[0])):
+        end = 0
+        for name, p in self._in_file_order():
             begin, end = end, end + p.nbytes
             offsets = {"data_offsets": [begin, end]}
             header[name] = {"dtype": _TYPES[p.dtype], "shape": [*p.shape], **offsets}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        return 8 + len(text) + -len(text) % 8 + self.nbytes
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def _in_file_order(self) -> list[tuple[str, Tensor]]:
+        """What updates change, by type and name, as safetensors itself orders it."""
+        ranks = list(_TYPES)
+        parameters = self.parameters().items()
+        return sorted(parameters, key=lambda item: (ranks.index(item[1].dtype), item[0]))
 
     def save_snapshot(self, path: Path, run: str = "") -> None:
-        """Write a snapshot to a file, atomically; see ``snapshot``."""
-        write_atomically(path, self.snapshot(run))
+        """Write a snapshot to a file, atomically and without a second copy; see ``snapshot``."""
+        write_atomically(path, self._snapshot_parts(run))
 
     def snapshot(self, run: str = "") -> bytes:
         """Version and what updates change, in the safetensors format.
@@ -234,10 +244,12 @@ class Replica:
         Args:
             run: must be the same when it is loaded.
         """
-        state = {name: p.detach().cpu().contiguous() for name, p in self.parameters().items()}
-        digest = _snapshot_hash(run, self.version, state)
-        about = json.dumps({"version": self.version, "hash": digest})
-        return safetensors.torch.save(state, metadata={"fullfed": about})
+        return b"".join(self._snapshot_parts(run))
+
+    def _snapshot_parts(self, run: str) -> Iterator[bytes | memoryview]:
+        yield self._snapshot_header(_snapshot_hash(run, self.version, self.parameters()))
+        for _, tensor in self._in_file_order():
+            yield _bytes_of(tensor)
 
     def load_snapshot(self, path: Path, run: str = "", due: int | None = None) -> None:
         """Take over the parameters and version of a snapshot.
@@ -349,9 +361,14 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy().data)
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, where they are if it is contiguous and on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return flat.numpy().data
 
 
 def _snapshot_hash(run: str, version: int, state: Mapping[str, Tensor]) -> str:

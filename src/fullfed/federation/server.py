@@ -114,11 +114,11 @@ def run_round(
     account = _Account(outgoing, on_arrival)
     arrivals = account.of_arrivals(engine.exchange(outgoing))
     reports = account.of_reports(inbox, arrivals, observer)
-    first = next(reports, None)  # by now all have arrived
-    if first is not None and len(inbox.accepted) < quorum * len(plans):
+    first = list(itertools.islice(reports, 1))  # by now all have arrived
+    if first and len(inbox.accepted) < quorum * len(plans):
         raise _too_few(round, inbox, account)
-    if first is not None:
-        aggregated = method.aggregate(plans, itertools.chain([first], reports), last)
+    if first:
+        aggregated = method.aggregate(plans, itertools.chain(_taken(first), reports), last)
         update: Update | None = method.completed(aggregated, model)
     else:
         update = method.skip(round, last)
@@ -211,6 +211,12 @@ def _too_few(round: int, inbox: Inbox, account: _Account) -> UserError:
     )
 
 
+def _taken(reports: list[Report]) -> Iterator[Report]:
+    """The reports, which the list does not hold any longer."""
+    while reports:
+        yield reports.pop(0)
+
+
 class _Account:
     """Counts what passes on its way to the aggregation."""
 
@@ -242,6 +248,7 @@ class _Account:
             if told:
                 self._on_arrival(arrival)
             yield arrival
+            del arrival  # and its report
 
     def of_reports(
         self, inbox: Inbox, arrivals: Iterator[Arrival], observer: Observer
@@ -250,6 +257,7 @@ class _Account:
             observer(Headway("aggregate", len(self.losses), len(inbox.accepted)))
             self.losses.append(report.loss)
             yield report
+            del report  # before the next is decoded: one may be as large as the model
 
 
 class Sizes(Protocol):

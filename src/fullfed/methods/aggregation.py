@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from statistics import median
@@ -249,6 +249,14 @@ class SortedNumbers:
                 for name in self._all[0].sums
             },
         )
+
+
+def with_plans(reports: Iterable[Report], plans: Sequence[Plan]) -> Iterator[tuple[Plan, Report]]:
+    """Each report with its client's plan; a report is let go before the next is asked for."""
+    plan_of = {plan.client: plan for plan in plans}
+    for report in reports:
+        yield plan_of[report.client], report
+        del report
 
 
 class PartReports:

@@ -19,7 +19,7 @@ from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import SKIPPED, Plan, Report, Update, Value
 from fullfed.federation.method import NOTHING, Sums, Visit, VisitError
 from fullfed.headway import Observer, unobserved
-from fullfed.methods.aggregation import Aggregation, PartReports, WeightedMean
+from fullfed.methods.aggregation import Aggregation, PartReports, WeightedMean, with_plans
 from fullfed.methods.checks import (
     BLOCKS,
     CLIENTS,
@@ -288,8 +288,7 @@ class Composition:
     def aggregate(
         self, plans: Sequence[Plan], reports: Iterable[Report], last: Update | None
     ) -> Update:
-        plan_of = {plan.client: plan for plan in plans}
-        return self.combined(((plan_of[report.client], report) for report in reports), last)
+        return self.combined(with_plans(reports, plans), last)
 
     def combined(self, pairs: Iterable[tuple[Plan, Report]], last: Update | None) -> Update:
         """One update from checked reports with their plans; a client's may be on several parts."""
@@ -302,6 +301,7 @@ class Composition:
                 parts[block] = PartReports(self.codec, self.aggregation, plan, self.shapes_of(plan))
             parts[block].add(report, plan)
             lights[report.client] = replace(report, tensors={})
+            del report  # before the next is decoded
         values, tensors = dict[str, Value](), dict[str, Tensor]()
         blocks = sorted(block for block in parts if block is not None)
         for block in blocks or parts:

@@ -296,6 +296,7 @@ class _Run:
             self.replica.moments,
         )
         payload = encode(result.update)
+        result = replace(result, update=replace(result.update, tensors={}))  # they are in there
         account = {
             **account_of(result, len(payload)),
             **self.budget.spent(number + 1),
