@@ -28,6 +28,7 @@ from fullfed.federation.method import Method
 from fullfed.files import write_atomically
 from fullfed.sketch import Purpose, Stream, round_
 from fullfed.sketch.checks import is_finite
+from fullfed.sketch.shards import hold_, whole
 from fullfed.strict_json import check_keys, parse_json
 from fullfed.training.exact import dithered
 from fullfed.training.offload import Offload
@@ -234,7 +235,7 @@ class Replica:
         Args:
             run: must be the same when it is loaded.
         """
-        state = {name: p.detach().cpu().contiguous() for name, p in self.parameters().items()}
+        state = {name: whole(p).cpu().contiguous() for name, p in self.parameters().items()}
         digest = _snapshot_hash(run, self.version, state)
         about = json.dumps({"version": self.version, "hash": digest})
         return safetensors.torch.save(state, metadata={"fullfed": about})
@@ -266,10 +267,15 @@ class Replica:
                 f"{path}: the snapshot's content was changed, or is another run's; delete it and "
                 "resume."
             )
-        with torch.no_grad():
-            _copy(ordered, mine)
-            with self._widened(version):
-                pass  # the model itself is what its masters round to
+        self.hold(ordered, version)
+
+    def hold(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Take over whole tensors, which are ``parameters`` at a version, in their order."""
+        mine = self.parameters()
+        for name, values in state.items():
+            hold_(mine[name], values)
+        with torch.no_grad(), self._widened(version):
+            pass  # the model itself is what its masters round to
         self.version = version
 
     def _widened(self, round: int) -> AbstractContextManager[None]:
@@ -349,7 +355,7 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        flat = whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(flat.numpy().data)
     return digest.hexdigest()
 
