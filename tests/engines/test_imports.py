@@ -50,6 +50,7 @@ def test_nodes_and_the_simulation_do_without_flower() -> None:
     names = [file.stem for file in engines if file.stem[0] != "_" and "flower" not in file.stem]
     assert names == [
         *("node", "node_channel", "node_drift", "node_limits", "node_messages", "node_state"),
+        "node_team",
         *("parallel", "simulation", "worker_messages"),
     ]
     assert not imported_with(", ".join(f"fullfed.engines.{name}" for name in names), "flwr")

@@ -27,6 +27,7 @@ from fullfed.sketch import (
 from fullfed.sketch.backends import DirectionRows, Rows, Segment
 from fullfed.sketch.entries import NORMALS, SIGNS, truncated
 from sketch.models import DTYPES, copies, same_bits, scales_of, tensors
+from sketch.parts import part_of, project, reconstruct, rows_of
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -78,6 +79,23 @@ def test_scales(model, data, number):
         for distribution in ("rademacher", "gaussian"):
             options = {"start": number, "scales": scales, "backend": backend}
             perturb_(tensors_, Stream(7, 4), 0.3, distribution, **options)
+        return y
+
+    check(model, act)
+
+
+@few
+@given(tensors(longest=16), st.data(), words)
+def test_some_rows_of_each(model, data, number):
+    """Between segments there are elements that another process has."""
+    total, rows = sum(tensor.numel() for tensor in model), rows_of(data, model)
+    k = data.draw(st.integers(-(-total // 100), total))
+    basis = SignBasis(seed=number, round=number, owner=number, coordinates=k)
+
+    def act(tensors_, backend):
+        part = part_of(tensors_, rows)
+        y = project(basis, part, None, total, backend)
+        reconstruct(basis, part, y, total, backend)
         return y
 
     check(model, act)

@@ -165,6 +165,11 @@ class Client:
         """
         folder, inside = self._folder, self._inside
         settings = configured(folder, self._data, self._model)
+        if settings.devices > 1:
+            raise UserError(
+                f"{folder.settings_file}: devices is {settings.devices}, and a program's own loop "
+                "trains on one; leave the key out, or let `fullfed join` take the program's place."
+            )
         with private_files():
             folder.write(settings)
         assert settings.data is not None  # configured sees to it

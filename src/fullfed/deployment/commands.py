@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -132,14 +133,17 @@ def simulate(
 
 
 def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> None:
-    """A node's resident worker, which `fullfed join` runs."""
+    """A node's resident worker, which `fullfed join` runs; of several devices by torchrun."""
     check_installed()
+    from torch.distributed import is_torchelastic_launched
+
     from fullfed.deployment.folders import NodeFolder
     from fullfed.deployment.node import LOG_FORMAT, configured
     from fullfed.deployment.node_task import TaskLoader
     from fullfed.deployment.owner import owner_of
     from fullfed.engines import node_channel
     from fullfed.engines.node import NodeWorker
+    from fullfed.engines.node_team import Team, follow
     from fullfed.files import locked, private_files
     from fullfed.training.trainer import named_trainer
 
@@ -148,16 +152,22 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     folder = NodeFolder(directory.absolute())
     settings = configured(folder, data, model)
     assert settings.data is not None  # configured sees to it
+    limits, own = settings.limits, (settings.columns, settings.ignore)
+    trainer = None if settings.trainer is None else named_trainer(settings.trainer)
+    place = settings.data, settings.model, settings.device
+    team = Team(settings.device) if is_torchelastic_launched() else None
+    load = TaskLoader(*place, limits, *own, trainer, team)
+    if team is not None and not team.leads:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: it has nothing to put away
+        follow(team, load.follow)
+        sys.exit(1)
     running = f"{folder.path}: a worker runs here already; end it."
+    out_of_step = threading.Event()
     with private_files(), locked(folder.path / "worker.lock", running):
-        limits, own = settings.limits, (settings.columns, settings.ignore)
-        trainer = None if settings.trainer is None else named_trainer(settings.trainer)
-        place = settings.data, settings.model, settings.device
-        load = TaskLoader(*place, limits, *own, trainer)
-        node_channel.serve(
-            folder.worker_address,
-            NodeWorker(folder.state, load, limits, owner_of(folder, settings)),
-        )
+        node = NodeWorker(folder.state, load, limits, owner_of(folder, settings), out_of_step)
+        stop = None if team is None else out_of_step  # alone it is in step with itself
+        node_channel.serve(folder.worker_address, node, stop)
+    sys.exit(1)  # for it to be started again, with the others
 
 
 def record_rollback(directory: Path, version: int, why: str) -> None:

@@ -118,7 +118,8 @@ class NodeFile(_Settings):
     fields, as in a recipe's table ``data``. trainer: a function of the owner's that trains in
     visits in the place of the run's own, as "module:name"; the module is found where Python finds
     others. partners: files with the public keys of those whom the node takes part in secure
-    sums with, or "all" whom the server names. limits: what the server may ask of the node.
+    sums with, or "all" whom the server names. devices: over how many GPUs (or, on the CPU, how many
+    processes) the model is divided. limits: what the server may ask of the node.
     """
 
     server: str
@@ -130,6 +131,7 @@ class NodeFile(_Settings):
     ignore: tuple[str, ...] = ()
     trainer: str | None = None
     partners: Literal["all"] | tuple[str, ...] = "all"
+    devices: Positive = 1
     limits: Limits = Limits()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from fullfed.data.sources import find_files
 from fullfed.deployment.folders import NodeFile, NodeFolder
 from fullfed.deployment.processes import (
+    PYTHON,
     TOLD,
     Child,
     Print,
@@ -28,7 +29,7 @@ from fullfed.files import private_files
 from fullfed.hub import absolute, has_wildcards, is_hub_name
 
 _RESTART_SECONDS = 1.0
-_USER_ERROR = 2  # exit code
+_USER_ERROR = "error: "  # what the program says before a sentence for its user, and ends
 LOG_FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # of the worker
 _ERROR = " ERROR: "
 RECIPE = "the run's recipe is "  # what owners of nodes may agree on: its hash follows
@@ -65,7 +66,7 @@ def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) ->
     settings = configured(folder, data, model)
     folder.write(settings)
     wait_for_server(folder, settings, say)
-    own = ["fullfed", "worker", str(folder.path)]
+    own = worker_command(folder, settings)
     say(shown(own))
     say(shown(relay(folder)))
     worker = Child(own, folder.path / "worker.log", os.environ)
@@ -75,12 +76,27 @@ def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) ->
             for error in errors(worker.news()):
                 say(error)
             keep_running(folder, node, say)
-            if worker.exit_code == _USER_ERROR:
-                raise UserError(worker.said().strip().splitlines()[-1].removeprefix("error: "))
+            if worker.exit_code is not None and (said := user_error(worker.said())):
+                raise UserError(said)
             if worker.exit_code is not None:
                 say("the worker has died and is started again")
                 time.sleep(_RESTART_SECONDS)
                 worker.start()
+
+
+def worker_command(folder: NodeFolder, settings: NodeFile) -> list[str]:
+    """The command that runs the node's worker: one process, or one a device by torchrun."""
+    if settings.devices == 1:
+        return ["fullfed", "worker", str(folder.path)]
+    started = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+    program = ("-m", "fullfed", "worker", str(folder.path))
+    return [PYTHON, *started, str(settings.devices), *program]
+
+
+def user_error(said: str) -> str:
+    """What a worker that has ended said to its user; empty where it ended of something else."""
+    errors = [line for line in said.splitlines() if line.startswith(_USER_ERROR)]
+    return errors[-1].removeprefix(_USER_ERROR) if errors else ""
 
 
 def wait_for_server(folder: NodeFolder, settings: NodeFile, say: Print) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fullfed.config_data import ColumnsTable
 from fullfed.data.federated import refuse_empty
@@ -17,9 +20,11 @@ from fullfed.deployment.node import RECIPE
 from fullfed.engines.node import NodeTask
 from fullfed.engines.node_limits import Limits, RefusalError
 from fullfed.engines.node_messages import Answer, Frames, Order, TaskSettings, decode_settings
+from fullfed.engines.node_team import Team, led, tell_to_load
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.log import first_record, read_log
 from fullfed.federation.messages import Plan, Update, decode
+from fullfed.federation.replica import content_hash
 from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.composition import Composition
 from fullfed.runs.assembly import (
@@ -35,7 +40,9 @@ from fullfed.runs.assembly import (
 from fullfed.runs.curvature import with_scales_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import check_tokens, find_device, load_blank, load_model, max_tokens
+from fullfed.runs.sharding import check_sharded, check_shards
 from fullfed.runs.snapshots import load_snapshot
+from fullfed.training.devices import shard
 from fullfed.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
@@ -51,6 +58,7 @@ class TaskLoader:
         limits: what the node's owner allows.
         columns, ignore: of the data's fields, as read_examples takes them.
         trainer: the owner's own, in the place of the run's.
+        team: the processes that hold a part of the model each; None where this one holds it whole.
 
     Raises:
         UserError: the data cannot be read.
@@ -65,9 +73,11 @@ class TaskLoader:
         columns: ColumnsTable | None = None,
         ignore: Sequence[str] = (),
         trainer: Trainer | None = None,
+        team: Team | None = None,
     ) -> None:
-        self._data, self._model, self._device = data, model, device
-        self._trainer = trainer
+        self._data, self._model = data, model
+        self._device = device if team is None else team.device
+        self._trainer, self._team = trainer, team
         self._limits = limits or Limits()
         self._examples = read_examples(data, columns=columns, ignore=ignore)
 
@@ -82,21 +92,32 @@ class TaskLoader:
             choices = choose(told.recipe, self._trainer)
             check_examples(told.recipe, self._examples)
             check_records(told.recipe, len(self._examples))
+            if self._team is not None:
+                check_sharded(told.recipe, choices.codec or choices.method, self._trainer)
         except RefusalError:
             raise
         except UserError as error:
             raise RefusalError(str(error), "the run's settings do not fit this node") from error
-        return partial(self._load, told, choices, scales, has_replica)
+        load = partial(self._load, told, choices, scales, has_replica)
+        return partial(self._lead, settings, scales, load)
+
+    def follow(self, settings: bytes, scales: bytes) -> NodeTask:
+        """The same in a process that does not lead its team; the one that does has checked them."""
+        told = decode_settings(settings, self._model, self._device, self._data)
+        return self._load(told, choose(told.recipe), scales, has_replica=True)
+
+    def _lead(self, settings: bytes, scales: bytes, load: Callable[[], NodeTask]) -> NodeTask:
+        if self._team is not None:
+            tell_to_load(self._team, settings, scales)
+        return load()
 
     def _load(
         self, told: TaskSettings, choices: Choices, scales: bytes, has_replica: bool
     ) -> NodeTask:
-        recipe, base = told.recipe, told.recipe.model
-        if has_replica:
-            model, tokenizer = load_model(base.path, base.dtype, base.device)
-        else:
-            model, tokenizer = load_blank(base.path)
-        _log.info("model %s loaded", base.path)
+        recipe = told.recipe
+        with nullcontext() if self._team is None else self._team.in_turn():
+            model, tokenizer, method, known = self._built(told, choices, has_replica)
+        _log.info("model %s loaded", recipe.model.path)
         length = max_tokens(recipe, model)
         table = recipe.data
         own = tokenize(self._examples, tokenizer, table.template, length, table.date, table.answers)
@@ -110,12 +131,9 @@ class TaskLoader:
         changed = own.shortened, own.dropped, own.empty
         _log.info("%d prompts shortened, %d samples left out, %d answers empty", *changed)
         self._limits.check_work(recipe.local, len(own.examples))
-        loaded = {parameter.data_ptr() for parameter in model.parameters()}
-        method = build_method(recipe, choices, model, told.clients)
-        replicated = method.replicated(model).items()
-        known = frozenset(name for name, tensor in replicated if tensor.data_ptr() in loaded)
         replica = make_replica(recipe, model, method) if has_replica else None
-        if replica is not None and replica.content_hash() != told.base_hash:
+        # All of a team compute it, who does not lead as well.
+        if replica is not None and content_hash(replica.state()) != told.base_hash:
             raise RefusalError(
                 f"{self._model}: this is not the base model the run begins with; "
                 "name the right one by `fullfed join --model`.",
@@ -124,13 +142,39 @@ class TaskLoader:
         method = _scaled(method, scales)  # after the hash, which says more than their size
         if replica is not None:
             replica.method = method
-        device, every = find_device(base.device), recipe.federation.snapshot_every
+        device, every = find_device(recipe.model.device), recipe.federation.snapshot_every
         source = None
         if choices.trainer is not None:
             words = self._examples, tokenizer, table.template, table.answers
             source = Untokenized.of(own, *words)
         examples = PackedExamples(own.examples, source)
-        return NodeTask(model, method, replica, examples, device, every, known)
+        task = NodeTask(model, method, replica, examples, device, every, known)
+        return task if self._team is None else led(task, self._team)
+
+    def _built(
+        self, told: TaskSettings, choices: Choices, has_replica: bool
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Composition, frozenset[str]]:
+        """Model, tokenizer, method, and the names of what the base model has of what updates
+        change."""
+        base, team = told.recipe.model, self._team
+        if has_replica:
+            device = base.device if team is None else "cpu"
+            model, tokenizer = load_model(base.path, base.dtype, device)
+        else:
+            model, tokenizer = load_blank(base.path)
+        loaded = {parameter.data_ptr() for parameter in model.parameters()}
+        method = build_method(told.recipe, choices, model, told.clients)
+        replicated = method.replicated(model).items()
+        known = frozenset(name for name, tensor in replicated if tensor.data_ptr() in loaded)
+        if team is not None:
+            try:
+                check_shards(model)
+            except UserError as error:
+                raise RefusalError(
+                    str(error), "the node's devices cannot share the model"
+                ) from error
+            shard(model, team.mesh)
+        return model, tokenizer, method, known
 
 
 def _scaled(method: Composition, scales: bytes) -> Composition:

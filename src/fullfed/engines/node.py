@@ -7,6 +7,7 @@ What it needs to go on where it was when it is killed is on the node's disk.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,6 +57,7 @@ class NodeTask:
         device: to train on.
         snapshot_every: rounds between two snapshots on the disk.
         base: of what updates change, the names of what is the base model's own.
+        worker, drift: make these of the replica; a team's, where it is one's.
     """
 
     model: PreTrainedModel
@@ -65,6 +67,8 @@ class NodeTask:
     device: torch.device
     snapshot_every: int
     base: Collection[str] = ()
+    worker: Callable[..., Worker] = Worker
+    drift: Callable[..., Drift] = Drift
 
     def by_client(self) -> Mapping[int, Sequence[TokenizedExample]]:
         """The examples by client: the node is one client, whatever its number is in the run."""
@@ -97,9 +101,9 @@ class ReplicaNodeClient:
     ) -> None:
         assert task.replica is not None
         replica = task.replica
-        self._drift = Drift(replica.parameters(), task.base, limits.most_drift)
+        self._drift = task.drift(replica.parameters(), task.base, limits.most_drift)
         clients = task.by_client()
-        self._worker = Worker(replica, task.method, clients, state.states, observer, summing)
+        self._worker = task.worker(replica, task.method, clients, state.states, observer, summing)
         self._state = state
         self._every = task.snapshot_every
         state.restore(self._worker)
@@ -210,6 +214,7 @@ class NodeWorker:
         load: see LoadTask.
         limits: what a server may ask.
         owner: what the node has that nobody else has; None where it has nothing.
+        out_of_step: is set where this process failed amid what others do with it: it has to end.
     """
 
     def __init__(
@@ -218,7 +223,9 @@ class NodeWorker:
         load: LoadTask,
         limits: Limits | None = None,
         owner: Owner | None = None,
+        out_of_step: threading.Event | None = None,
     ) -> None:
+        self._out_of_step = out_of_step or threading.Event()
         self._folder, self._load, self._limits = folder, load, limits or Limits()
         self._owner = owner
         self._joined: _Joined | None = None
@@ -260,6 +267,7 @@ class NodeWorker:
             # The last resort at the edge of the process: text of any exception may quote data.
             _log.exception("the worker failed; worker.log says how")
             failure = _UNSAID
+        self._out_of_step.set()
         self.leave()  # what is in memory may be half-way
         return Answer(version, failure=failure).frames()
 

@@ -49,10 +49,18 @@ class Drift:
         base: the names of those that the base model has. Others, such as adapters, begin anywhere
             and have only to be finite.
         most: see ``Limits.most_drift``.
+        seed: of the signs, 64 bits, where several processes hold a part of the tensors each.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], base: Collection[str], most: float) -> None:
-        self._seed, self._most = secrets.randbits(64), most
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        base: Collection[str],
+        most: float,
+        seed: int | None = None,
+    ) -> None:
+        self._seed = secrets.randbits(64) if seed is None else seed
+        self._most = most
         self._base = [name for name in tensors if name in base and tensors[name].numel()]
         self._start = {name: self._numbers(name, tensors[name]) for name in self._base}
         norms = {name: float(numbers.norm()) for name, numbers in self._start.items()}

@@ -28,6 +28,7 @@ from fullfed.federation.method import Method
 from fullfed.files import write_atomically
 from fullfed.sketch import Purpose, Stream, round_
 from fullfed.sketch.checks import is_finite
+from fullfed.sketch.shards import hold_, whole
 from fullfed.strict_json import check_keys, parse_json
 from fullfed.training.exact import dithered
 from fullfed.training.offload import Offload
@@ -220,15 +221,15 @@ class Replica:
         about = json.dumps({"version": self.version, "hash": digest})
         header: dict[str, Any] = {"__metadata__": {"fullfed": about}}
         end = 0
-        for name, p in self._in_file_order():
-            begin, end = end, end + p.nbytes
+        for name, p in self.in_file_order():
+            begin, end = end, end + p.numel() * p.element_size()
             offsets = {"data_offsets": [begin, end]}
             header[name] = {"dtype": _TYPES[p.dtype], "shape": [*p.shape], **offsets}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
-    def _in_file_order(self) -> list[tuple[str, Tensor]]:
+    def in_file_order(self) -> list[tuple[str, Tensor]]:
         """What updates change, by type and name, as safetensors itself orders it."""
         ranks = list(_TYPES)
         parameters = self.parameters().items()
@@ -248,7 +249,7 @@ class Replica:
 
     def _snapshot_parts(self, run: str) -> Iterator[bytes | memoryview]:
         yield self._snapshot_header(_snapshot_hash(run, self.version, self.parameters()))
-        for _, tensor in self._in_file_order():
+        for _, tensor in self.in_file_order():
             yield _bytes_of(tensor)
 
     def load_snapshot(self, path: Path, run: str = "", due: int | None = None) -> None:
@@ -278,10 +279,15 @@ class Replica:
                 f"{path}: the snapshot's content was changed, or is another run's; delete it and "
                 "resume."
             )
-        with torch.no_grad():
-            _copy(ordered, mine)
-            with self._widened(version):
-                pass  # the model itself is what its masters round to
+        self.hold(ordered, version)
+
+    def hold(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Take over whole tensors, which are ``parameters`` at a version, in their order."""
+        mine = self.parameters()
+        for name, values in state.items():
+            hold_(mine[name], values)
+        with torch.no_grad(), self._widened(version):
+            pass  # the model itself is what its masters round to
         self.version = version
 
     def _widened(self, round: int) -> AbstractContextManager[None]:
@@ -367,7 +373,7 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """A tensor's bytes, where they are if it is contiguous and on the CPU."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    flat = whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().data
 
 

@@ -18,6 +18,7 @@ from fullfed.methods.codecs.codec import Codec
 from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.step_memory import LARGEST, MEMORY, NEWEST, StepMemory, short
 from fullfed.sketch import SHARED, Purpose, Scales, SignBasis, Stream, perturb_
+from fullfed.sketch.shards import LocalTensors
 
 _SMALLEST = 1e-3  # step whose noise is measured: what a smaller one costs is lost in rounding
 _COMMON_SIGNS = 64  # enough for the mean cosine of ten clients within 0.04
@@ -179,7 +180,7 @@ class CurvatureStep(StepRule):
     ) -> dict[str, Value]:
         after, before = list(trained.after.values()), list(trained.before.values())
         scales = None if self.scales is None else self.scales.of(trained.after)
-        energy = _energy(after, before) if scales is None else scales.energy(after, before)
+        energy = _energy(after, before, scales)
         signs = {} if self.shared else {"signs": self._common_signs(after, before, plan, scales)}
         last_loss = trained.loss()
         with torch.no_grad():
@@ -301,11 +302,17 @@ class CurvatureStep(StepRule):
         return np.packbits((y >= 0).cpu().numpy()).tobytes()
 
 
-def _energy(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
-    """The squared norm of what changed."""
+def _energy(after: Sequence[Tensor], before: Sequence[Tensor], scales: Scales | None) -> float:
+    """The squared norm of what changed, in scaled units where there are scales."""
+    here, start = LocalTensors.of(after), LocalTensors.of(before).tensors
+    own = here.scales(scales)
+    energy = _squares(here.tensors, start) if own is None else own.energy(here.tensors, start)
+    return here.total(energy)
+
+
+def _squares(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
     return sum(
-        float((a.detach().float() - b.float()).square().sum())
-        for a, b in zip(after, before, strict=True)
+        float((a.float() - b.float()).square().sum()) for a, b in zip(after, before, strict=True)
     )
 
 

@@ -19,6 +19,7 @@ from fullfed.sketch.codes import Coded, decoded
 from fullfed.sketch.entries import FOLD, LANES, second_moment, truncated
 from fullfed.sketch.scales import Scales
 from fullfed.sketch.segments import load, readable, writable, zeros
+from fullfed.sketch.shards import LocalTensors
 
 _STRETCH = 4096 * FOLD  # elements of a dense basis whose products make one partial sum
 
@@ -71,7 +72,9 @@ class SignBasis:
 
         Args:
             delta: tensors of any shape in float32, bfloat16 or float16; or, with ``before``,
-                the tensors after training.
+                the tensors after training. Those that torch's ``fully_shard`` made are projected
+                where they lie, in all their processes at once; the coordinates are the same in
+                each, and those of whole tensors but for the order of their sums.
             before: tensors of the same shapes; ``delta - before`` is projected, each
                 difference rounded to float32 once.
             scales: each difference is multiplied by its inverse factor first.
@@ -86,9 +89,13 @@ class SignBasis:
         kernels, rows = backend_for(delta[0].device, backend), self.rows(elements)
         groups = -(-elements // (self.coordinates * FOLD))
         partials = zeros(groups, self.coordinates, delta[0].device)
-        for segments in readable(delta, before, scales, scaled=kernels.SCALED):
+        here, start = (
+            LocalTensors.of(delta),
+            None if before is None else LocalTensors.of(before).tensors,
+        )
+        for segments in readable(here, start, here.scales(scales), scaled=kernels.SCALED):
             kernels.add_projection(rows, segments, partials)
-        return check_finite(kernels.fold(partials), "the change to project")
+        return check_finite(here.added(kernels.fold(partials)), "the change to project")
 
     def reconstruct_(
         self,
@@ -107,7 +114,8 @@ class SignBasis:
         has the shape of the factors.
 
         Args:
-            weights: the model's tensors, in the order and shapes that were projected.
+            weights: the model's tensors, in the order and shapes that were projected. Sharded ones
+                get the same numbers, bit for bit, as whole ones.
             coordinates: y, float32, shape (K,), on the weights' device; or coded.
             scale: rounded to float32 once.
             scales: those that were projected with.
@@ -122,7 +130,8 @@ class SignBasis:
         check_coordinates(self.coordinates, coordinates, device)
         factor, kernels = check_scale(scale), backend_for(device, backend)
         values = decoded(coordinates, device, backend)
-        for segments in writable(weights, factor, scales=scales, scaled=kernels.SCALED):
+        here = LocalTensors.of(weights)
+        for segments in writable(here, factor, here.scales(scales), scaled=kernels.SCALED):
             kernels.add_reconstruction(self.rows(elements), segments, values)
 
     def _check_fits(self, elements: int) -> None:
@@ -219,7 +228,7 @@ class NormalBasis:
         for number, block in enumerate(self.blocks):
             tensors = [weights[n] for n in block]
             d = _elements(tensors)
-            for segments in writable(tensors, factor):
+            for segments in writable(LocalTensors.of(tensors), factor):
                 kernels.add_combination(
                     truncated(d), self._directions(number, d), values[number], segments
                 )

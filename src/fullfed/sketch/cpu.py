@@ -17,11 +17,11 @@ from torch import Tensor
 
 from fullfed.randomness import Stream
 from fullfed.sketch import cpu_codes, cpu_dense, cpu_numbers, cpu_sign
-from fullfed.sketch.backends import DirectionRows, Message, Rows, Segment
+from fullfed.sketch.backends import DirectionRows, Factors, Message, Rows, Segment
 from fullfed.sketch.cpu_codes import CodedBlocks
 from fullfed.sketch.cpu_dense import Directions
 from fullfed.sketch.cpu_sign import Layout
-from fullfed.sketch.cpu_tables import Scaling, Table
+from fullfed.sketch.cpu_tables import HOLE, Scaling, Table
 from fullfed.sketch.entries import FOLD, LANES, Entries
 
 SCALED = True
@@ -144,7 +144,7 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def _tables(segments: Sequence[Segment]) -> Iterator[Table]:
-    """Consecutive segments of the same dtypes together, in the order of their elements."""
+    """Segments of the same dtypes together, in the order of their elements."""
 
     def dtypes(segment: Segment) -> tuple[torch.dtype, torch.dtype | None]:
         return segment.flat.dtype, None if segment.before is None else segment.before.dtype
@@ -154,14 +154,20 @@ def _tables(segments: Sequence[Segment]) -> Iterator[Table]:
 
 
 def _table(segments: Sequence[Segment]) -> Table:
-    edges = np.cumsum([0, *(segment.flat.numel() for segment in segments)], dtype=np.int64)
-    memory, places = _places([segment.flat for segment in segments], edges)
-    befores = [segment.before for segment in segments if segment.before is not None]
+    pieces, ends = list[Segment | None](), [segments[0].offset]
+    for segment in segments:
+        if segment.offset > ends[-1]:  # what is between is another process's
+            pieces.append(None)
+            ends.append(segment.offset)
+        pieces.append(segment)
+        ends.append(segment.offset + segment.flat.numel())
+    edges = np.array(ends, dtype=np.int64) - ends[0]
+    memory, places = _places([piece and piece.flat for piece in pieces], edges)
+    befores = [piece and piece.before for piece in pieces]
     memory_before, places_before = (
-        _places(befores, edges) if befores else (None, np.zeros_like(places))
+        (None, np.zeros_like(places)) if segments[0].before is None else _places(befores, edges)
     )
-    factors = np.array([segment.factor for segment in segments], dtype=np.float32)
-    scaling = _scaling(segments)
+    factors = np.array([piece.factor if piece else 0 for piece in pieces], dtype=np.float32)
     return Table(
         segments[0].offset,
         memory,
@@ -170,15 +176,16 @@ def _table(segments: Sequence[Segment]) -> Table:
         places_before,
         edges,
         factors,
-        scaling,
+        _scaling(pieces),
     )
 
 
-def _scaling(segments: Sequence[Segment]) -> Scaling | None:
-    """The factors of a Table."""
-    factors = [segment.factors for segment in segments if segment.factors is not None]
-    if not factors:
+def _scaling(pieces: Sequence[Segment | None]) -> Scaling | None:
+    """The factors of a Table; there are none of elements that are not here."""
+    if all(piece is None or piece.factors is None for piece in pieces):
         return None
+    nothing = Factors(torch.zeros(0), torch.zeros(0))
+    factors = [(piece and piece.factors) or nothing for piece in pieces]
     rows, columns = [own.rows.numpy() for own in factors], [own.columns.numpy() for own in factors]
     widths = np.array([len(vector) for vector in columns], dtype=np.int64)
     first_rows, first_columns = (
@@ -188,12 +195,15 @@ def _scaling(segments: Sequence[Segment]) -> Scaling | None:
 
 
 def _places(
-    flats: Sequence[Tensor], edges: NDArray[np.int64]
+    flats: Sequence[Tensor | None], edges: NDArray[np.int64]
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """``memory`` and ``places`` of a Table."""
-    memory = _memory(_stored(flats[0][:0]).dtype)
-    numbers = [flat.data_ptr() // flat.itemsize - 1 for flat in flats]
-    return memory, np.array(numbers, dtype=np.int64) - edges[:-1]
+    some = next(flat for flat in flats if flat is not None)
+    places = [
+        HOLE if flat is None else flat.data_ptr() // flat.itemsize - 1 - edge
+        for flat, edge in zip(flats, edges[:-1].tolist(), strict=True)
+    ]
+    return _memory(_stored(some[:0]).dtype), np.array(places, dtype=np.int64)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullfed.sketch.cpu_numbers import at, compiled, fill_words, kernel, narrow, signed, widen
-from fullfed.sketch.cpu_tables import Table, holder, less, row_of, times
+from fullfed.sketch.cpu_tables import HOLE, Table, holder, less, row_of, times
 
 _SHIFT = np.uint64(32)
 
@@ -177,6 +177,9 @@ def _project_row(
         while first < last:
             n = holder(table.edges, place + first, n)
             cut = min(last, table.edges[n + 1] - place)
+            if table.places[n] == HOLE:
+                first = cut
+                continue
             element = place + first - table.edges[n]
             cut, power, column = row_of(table.scaling, n, element, first, cut)
             places = table.places[n] + place, table.places_before[n] + place, column
@@ -224,6 +227,7 @@ def _four_at_once(r: int, item: Item, layout: Layout, table: Table, n: int) -> b
     begin = item.begin + r * layout.width
     inside = table.edges[n] <= begin and begin + 4 * layout.width <= table.edges[n + 1]
     alone = table.memory_before is None and table.scaling is None
+    inside = inside and table.places[n] != HOLE
     return alone and layout.width >= layout.long and r % 4 == 0 and inside
 
 
@@ -327,6 +331,9 @@ def _add_columns(
             while first < last:
                 n = holder(table.edges, place + first, n)
                 cut = min(last, table.edges[n + 1] - place)
+                if table.places[n] == HOLE:
+                    first = cut
+                    continue
                 element, low = place + first - table.edges[n], first - left
                 high, power, column = row_of(table.scaling, n, element, low, cut - left)
                 factor, there = table.factors[n], table.places[n] + place + left

@@ -26,11 +26,14 @@ class Scaling(NamedTuple):
     widths: NDArray[np.int64]
 
 
+HOLE = np.iinfo(np.int64).min  # the place of elements that are not here
+
+
 class Table(NamedTuple):
-    """Segments that follow on one another, all of one dtype, as positions in memory.
+    """Segments in the order of their elements, all of one dtype, as positions in memory.
 
     Element e of the table, counted from its first, is number ``places[n] + e`` of ``memory`` if
-    segment n has it.
+    segment n has it. Where elements between two segments are not here, a segment at HOLE has them.
 
     Attributes:
         first: the number of the first element in the whole list of tensors.

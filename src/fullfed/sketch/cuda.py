@@ -147,7 +147,7 @@ def _device_of(tensor: Tensor) -> AbstractContextManager[None]:
 
 
 def _alike(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
-    """Consecutive segments of the same dtypes: one launch, in the order that sums are in."""
+    """Segments of the same dtypes: one launch, in the order that sums are in."""
 
     def dtypes(segment: Segment) -> tuple[torch.dtype, torch.dtype | None]:
         return segment.flat.dtype, None if segment.before is None else segment.before.dtype

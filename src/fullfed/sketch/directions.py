@@ -17,6 +17,7 @@ from fullfed.sketch.checks import check_scale, check_start, check_tensors
 from fullfed.sketch.entries import LANES, NORMALS, SIGNS
 from fullfed.sketch.scales import Scales
 from fullfed.sketch.segments import writable
+from fullfed.sketch.shards import LocalTensors
 
 Distribution = Literal["rademacher", "gaussian"]
 
@@ -41,6 +42,7 @@ def perturb_(
 
     Args:
         weights: float32, bfloat16 or float16 tensors; 16-bit ones are widened and rounded back.
+            Sharded ones get the same numbers, bit for bit, as whole ones.
         stream: what z is made of.
         scale: rounded to float32 once.
         distribution: of the entries of z.
@@ -59,7 +61,8 @@ def perturb_(
     check_tensors(weights, scales=scales)
     check_start(start)
     factor, kernels = check_scale(scale), backend_for(weights[0].device, backend)
-    for segments in writable(weights, factor, start, scales, scaled=kernels.SCALED):
+    here = LocalTensors.of(weights, start)
+    for segments in writable(here, factor, here.scales(scales), scaled=kernels.SCALED):
         kernels.add_reconstruction(Rows(LANES, stream, None), segments, _ones(weights[0].device))
 
 
@@ -102,7 +105,8 @@ def _accumulate(
     entries = NORMALS if distribution == "gaussian" else SIGNS
     kernels = backend_for(device, backend)
     directions = [DirectionRows(stream, 0) for stream in streams]
-    for segments in writable(weights, 1.0, start, scales, scaled=kernels.SCALED):
+    here = LocalTensors.of(weights, start)
+    for segments in writable(here, 1.0, here.scales(scales), scaled=kernels.SCALED):
         kernels.add_combination(entries, directions, values, segments)
 
 
@@ -134,12 +138,10 @@ def round_(
                 "stochastic rounding is of bfloat16 from float32."
             )
     kernels = backend_for(weights[0].device, backend)
-    offset = 0
-    for weight, value in zip(weights, values, strict=True):
-        flat = weight.detach().view(-1)
-        if flat.numel():
-            kernels.round_to(flat, value.detach().contiguous().view(-1), stream, offset)
-        offset += flat.numel()
+    here, exact = LocalTensors.of(weights), LocalTensors.of(values).tensors
+    for weight, value, offset in zip(here.tensors, exact, here.offsets, strict=True):
+        if weight.numel():
+            kernels.round_to(weight.view(-1), value.contiguous().view(-1), stream, offset)
 
 
 def dither_(
@@ -168,11 +170,10 @@ def dither_(
     if dtype not in _DROPPED or any(value.dtype != torch.float32 for value in values):
         raise UserError("dither is of float32 tensors that hold numbers in 16 bits.")
     kernels = backend_for(values[0].device, backend)
-    offset = 0
-    for value in values:
+    here = LocalTensors.of(values)
+    for value, offset in zip(here.tensors, here.offsets, strict=True):
         if value.numel():
-            kernels.dither(value.detach().view(-1), stream, offset, _DROPPED[dtype])
-        offset += value.numel()
+            kernels.dither(value.view(-1), stream, offset, _DROPPED[dtype])
 
 
 @functools.cache

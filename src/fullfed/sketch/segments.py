@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fullfed.sketch.backends import Segment
 from fullfed.sketch.scales import Scales
+from fullfed.sketch.shards import LocalTensors
 
 SERIAL = 1 << 15  # torch uses threads of its own for element-wise work on more elements than this
 STAGED = 1 << 17  # elements copied at once, on the CPU, where a kernel cannot work in place
@@ -22,29 +23,28 @@ Box = tuple[int | slice, ...]
 
 
 def readable(
-    tensors: Sequence[Tensor],
+    here: LocalTensors,
     before: Sequence[Tensor] | None,
     scales: Scales | None = None,
     *,
     scaled: bool = False,
 ) -> Iterator[list[Segment]]:
-    """All elements in order, as many at once as possible.
+    """All elements that are here in order, as many at once as possible.
 
-    Contiguous tensors are handed over in place. Of others, and of those with scales if kernels are
-    not ``scaled``, fl(tensor - before), times the inverse factor, is copied, a stretch at a time.
+    ``before`` and scales are of the same part of the tensors. Contiguous tensors are handed over in
+    place. Of others, and of those with scales if kernels are not ``scaled``, fl(tensor - before),
+    times the inverse factor, is copied, a stretch at a time.
     """
-    return _batches(_to_read(tensors, before, scales, scaled))
+    return _batches(_to_read(here, before, scales, scaled))
 
 
 def _to_read(
-    tensors: Sequence[Tensor],
+    here: LocalTensors,
     before: Sequence[Tensor] | None,
     scales: Scales | None,
     scaled: bool,
 ) -> Iterator[tuple[Segment, bool]]:
-    offset = 0
-    for number, tensor in enumerate(tensors):
-        new = tensor.detach()
+    for number, (new, offset) in enumerate(zip(here.tensors, here.offsets, strict=True)):
         old = None if before is None else before[number].detach()
         if _in_place(new, scales, number, scaled) and (old is None or _in_place(old)):
             flat = None if old is None else old.view(-1)
@@ -57,33 +57,30 @@ def _to_read(
                 if scales is not None:
                     _multiply(wide, scales, number, low, inverse=True)
                 yield Segment(wide, offset + low), False
-        offset += new.numel()
 
 
 def writable(
-    tensors: Sequence[Tensor],
+    here: LocalTensors,
     factor: float,
-    offset: int = 0,
     scales: Scales | None = None,
     *,
     scaled: bool = False,
 ) -> Iterator[list[Segment]]:
-    """All elements in order, as many at once as possible; what is added to them is kept.
+    """All elements that are here in order, as many at once as possible; what is added to them is
+    kept.
 
-    The first is number ``offset``. Contiguous tensors are handed over in place, others copied and
-    written back, a stretch at a time. Of tensors with scales, if kernels are not ``scaled``,
-    stretches of nothing are handed over, and what was added to these is multiplied by the factors
-    and added to the tensors.
+    Scales are of the same part of the tensors. Contiguous tensors are handed over in place, others
+    copied and written back, a stretch at a time. Of tensors with scales, if kernels are not
+    ``scaled``, stretches of nothing are handed over, and what was added to these is multiplied by
+    the factors and added to the tensors.
     """
-    return _batches(_to_write(tensors, factor, offset, scales, scaled))
+    return _batches(_to_write(here, factor, scales, scaled))
 
 
 def _to_write(
-    tensors: Sequence[Tensor], factor: float, offset: int, scales: Scales | None, scaled: bool
+    here: LocalTensors, factor: float, scales: Scales | None, scaled: bool
 ) -> Iterator[tuple[Segment, bool]]:
-    place = offset
-    for number, tensor in enumerate(tensors):
-        old = tensor.detach()
+    for number, (old, place) in enumerate(zip(here.tensors, here.offsets, strict=True)):
         if _in_place(old, scales, number, scaled):
             factors = scales.vectors(number, old.device, inverse=False) if scales else None
             yield Segment(old.view(-1), place, factor, None, factors), True
@@ -97,7 +94,6 @@ def _to_write(
                     _add(wide, old, low)
                 for first, last in parts(wide):
                     assign(old, low + first, wide[first:last])
-        place += old.numel()
 
 
 def _clear(row: Tensor) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from fullfed.config import LocalTable, MemoryTable
 from fullfed.data.batches import Batch
+from fullfed.training.devices import over_all, shares
 from fullfed.training.layers import layer_names, training_only
 from fullfed.training.loss import Loss, answer_loss
 from fullfed.training.memory import checkpointed, input_cache
@@ -80,15 +81,16 @@ def train(
     Raises:
         TrainingError: a loss is not finite.
     """
-    losses = []
+    losses, trained = [], list(parameters.values())
     with passes(model, parameters, local, memory, loss, state, exact) as (steps, backward):
         for batch in batches:
-            parts = batch.split(local.micro_batch_size)
+            parts = shares(batch, local.micro_batch_size, trained)
             total = sum(
-                (backward(part, part.tokens / batch.tokens) for part in parts),
-                start=torch.zeros((), device=next(iter(parameters.values())).device),
+                (backward(part, share) for part, share in parts),
+                start=torch.zeros((), device=trained[0].device),
             )
             steps.take()
+            total = over_all(total, trained)
             losses.append(total)
             on_step(total)
     values: list[float] = torch.stack(losses).tolist()

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from fullfed.config import LocalTable
 from fullfed.data.batches import IGNORED, Batch
+from fullfed.sketch.shards import mesh_of, total
+from fullfed.training.devices import shares
 from fullfed.training.precision import autocast, matrix_units
 
 Loss = Callable[[PreTrainedModel, Batch], Tensor]
@@ -93,9 +95,10 @@ def loss_value(
     Args:
         local: the recipe's table, of which precision and the size of micro-batches count.
     """
-    device, total = batch.input_ids.device, 0.0
+    device, own = batch.input_ids.device, 0.0
     with matrix_units(local.precision):
-        for part in batch.split(local.micro_batch_size):
+        for part, share in shares(batch, local.micro_batch_size, model.parameters()):
             with autocast(local.precision, device):
-                total += float(loss(model, part)) * (part.tokens / batch.tokens)
-    return total
+                own += float(loss(model, part)) * share
+    mesh = mesh_of(model.parameters())
+    return own if mesh is None else total(own, mesh)
