@@ -32,7 +32,7 @@ class Engine(Protocol):
     def exchange(
         self, plans: Mapping[int, bytes], seconds: float | None = None
     ) -> Iterator[Arrival]:
-        """Send each client its encoded plan; yield what comes back, as it comes.
+        """Send each client its encoded plan; yield what comes back in this round, as it comes.
 
         Args:
             seconds: that it may take at most; None for as long as a round may.
@@ -109,7 +109,8 @@ def run_round(
         replica = {**dict(model.named_parameters()), **exact, **moments}
         name = run, content_hash(replica)
         return _run_summed(method, engine, plans, last, round, on_arrival, quorum, name)
-    outgoing = {plan.client: encode(plan) for plan in plans}
+    sent = [plan for plan in (*plans, *method.ahead(round)) if plan.version == round]
+    outgoing = {plan.client: encode(plan) for plan in sent}
     inbox = Inbox(method, plans, model, samples, folder, exact, check)
     account = _Account(outgoing, on_arrival)
     arrivals = account.of_arrivals(engine.exchange(outgoing))
@@ -239,9 +240,11 @@ class _Account:
             self.waiting_seconds += time.perf_counter() - asked
             if arrival is None:
                 return
-            self.up[arrival.sender] = self.up.get(arrival.sender, 0) + len(arrival.payload or b"")
             if arrival.sender in self.down:
                 self.down[arrival.sender] += arrival.down
+            if arrival.under_way:
+                continue
+            self.up[arrival.sender] = self.up.get(arrival.sender, 0) + len(arrival.payload or b"")
             self.train_seconds += arrival.train_seconds
             self.encode_seconds += arrival.encode_seconds
             self.only_drawn &= arrival.drawn

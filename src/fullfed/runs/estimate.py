@@ -235,7 +235,7 @@ def _traffic(
             first_up = first_up or report
             up += report
             first = traffic.is_new(plan.client)
-            missed = traffic.catch_up(plan.client, round)
+            missed = traffic.catch_up(plan.client, plan.version)
             down += len(encode(plan)) + (missed if weak is None else weak.sent(plan, first))
             down += _phases(method, len(plans), _PHASES_DOWN) + (scales if first else 0)
         lengths.sizes.append(_update_bytes(method, plans))
