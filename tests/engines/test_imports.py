@@ -50,7 +50,7 @@ def test_nodes_and_the_simulation_do_without_flower() -> None:
     names = [file.stem for file in engines if file.stem[0] != "_" and "flower" not in file.stem]
     assert names == [
         *("node", "node_channel", "node_drift", "node_limits", "node_messages", "node_state"),
-        *("parallel", "simulation", "worker_messages"),
+        *("parallel", "simulation", "under_way", "worker_messages"),
     ]
     assert not imported_with(", ".join(f"fullfed.engines.{name}" for name in names), "flwr")
 

@@ -276,3 +276,9 @@ class Method(Protocol):
             moments: as they are at that version; updated in place. Without them the change is
                 applied as it is.
         """
+
+
+def sent(method: Method, plans: Iterable[Plan], round: int) -> list[Plan]:
+    """The plans that go out in a round: of ``plans``, whose reports are for it, those that did not
+    go out before, and those of later rounds that do now."""
+    return [plan for plan in (*plans, *method.ahead(round)) if plan.version == round]

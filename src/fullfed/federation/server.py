@@ -20,7 +20,7 @@ from fullfed.errors import UserError
 from fullfed.federation.held_out import Checked, HeldOutCheck
 from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import Plan, Report, Update, encode
-from fullfed.federation.method import NOTHING, Method
+from fullfed.federation.method import NOTHING, Method, sent
 from fullfed.federation.replica import content_hash
 from fullfed.headway import Headway, Observer, unobserved
 from fullfed.sketch.checks import is_finite
@@ -109,8 +109,7 @@ def run_round(
         replica = {**dict(model.named_parameters()), **exact, **moments}
         name = run, content_hash(replica)
         return _run_summed(method, engine, plans, last, round, on_arrival, quorum, name)
-    sent = [plan for plan in (*plans, *method.ahead(round)) if plan.version == round]
-    outgoing = {plan.client: encode(plan) for plan in sent}
+    outgoing = {plan.client: encode(plan) for plan in sent(method, plans, round)}
     inbox = Inbox(method, plans, model, samples, folder, exact, check)
     account = _Account(outgoing, on_arrival)
     arrivals = account.of_arrivals(engine.exchange(outgoing))

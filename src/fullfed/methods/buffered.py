@@ -26,8 +26,8 @@ class BufferedArrivals:
     """A schedule whose rounds are the reports that a full buffer holds (Nguyen et al. 2022,
     FedBuff, arXiv 2106.06639, Algorithm 1).
 
-    The client that begins is uniformly random among those that are free: that do not train, and
-    have no report in the buffer.
+    Who begins is uniformly random among the clients that are free: that do not train, and have no
+    report in the buffer. Where nobody is, fewer train until the buffer is full.
 
     Attributes:
         seed: the recipe's.
@@ -72,12 +72,10 @@ class BufferedArrivals:
         Raises:
             UserError: there are too few clients.
         """
-        least = self.at_once + self.buffer - 1
-        if self.clients < least:
+        if self.buffer > self.clients:
             raise UserError(
-                f"federation.clients_per_round: where {self.at_once} clients train at once and "
-                f"{self.buffer - 1} reports wait in the buffer, {least} clients are needed, and "
-                f"there are {self.clients}; lower it, or method.buffer."
+                f"method.buffer: {self.clients} clients never fill a buffer of {self.buffer} "
+                "reports, each of another client; lower it."
             )
         while len(self._course.rounds) <= round:
             self._course.fill()
@@ -116,8 +114,7 @@ class _Course:
         self.rounds: list[dict[int, int]] = []
         self.times: list[float] = []
         self.begun: list[dict[int, float]] = [{}]
-        for _ in range(schedule.at_once):
-            self._begin(0.0)
+        self._begin(0.0)
 
     def fill(self) -> None:
         """Go on until the buffer is full once more."""
@@ -136,15 +133,16 @@ class _Course:
         self._begin(now)
 
     def _begin(self, now: float) -> None:
-        """Have a free client begin, on the newest version."""
+        """Have free clients begin on the newest version, until enough train."""
         schedule, version = self._schedule, len(self.rounds)
-        stream = Stream(schedule.seed, Purpose.ARRIVALS, round=self._visits)
-        client = next(one for one in _drawn(stream, schedule.clients) if one not in self._busy)
-        ends = now + duration(stream)
-        heapq.heappush(self._training, (ends, self._visits, client, version))
-        self._busy.add(client)
-        self.begun[version][client] = math.inf
-        self._visits += 1
+        while len(self._training) < schedule.at_once and len(self._busy) < schedule.clients:
+            stream = Stream(schedule.seed, Purpose.ARRIVALS, round=self._visits)
+            client = next(one for one in _drawn(stream, schedule.clients) if one not in self._busy)
+            ends = now + duration(stream)
+            heapq.heappush(self._training, (ends, self._visits, client, version))
+            self._busy.add(client)
+            self.begun[version][client] = math.inf
+            self._visits += 1
 
 
 def _drawn(stream: Stream, clients: int) -> Iterator[int]:
