@@ -291,6 +291,7 @@ class Traffic:
         self._snapshot_bytes = snapshot_bytes
         self._cumulative = cumulative
         self._versions: dict[int, int] = {}  # of each client that has been sent something
+        self._snapshot = -1, 0  # the version whose snapshot was measured last, and its bytes
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Take over what the lines of the run's metrics.jsonl say was sent to whom."""
@@ -321,13 +322,19 @@ class Traffic:
         missed = self.missed(client, version)
         if len(missed) <= 1:
             return False
-        return missed.start < self._log.first or self._snapshot_bytes() < self._bytes(missed)
+        return missed.start < self._log.first or self._snapshot_at(version) < self._bytes(missed)
 
     def catch_up(self, client: int, version: int) -> int:
         """Record that ``client`` now has ``version``; return the bytes sent to it for that."""
         by_snapshot, missed = self.by_snapshot(client, version), self.missed(client, version)
         self._versions[client] = version
-        return self._snapshot_bytes() if by_snapshot else self._bytes(missed)
+        return self._snapshot_at(version) if by_snapshot else self._bytes(missed)
+
+    def _snapshot_at(self, version: int) -> int:
+        """Of the newest version; measured once, however many clients ask for it."""
+        if self._snapshot[0] != version:
+            self._snapshot = version, self._snapshot_bytes()
+        return self._snapshot[1]
 
     def _bytes(self, versions: Iterable[int]) -> int:
         """Of the updates that start from these versions."""

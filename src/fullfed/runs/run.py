@@ -30,7 +30,7 @@ from fullfed.runs.assembly import (
     make_replica,
     make_worker,
 )
-from fullfed.runs.best import is_over
+from fullfed.runs.best import is_over, measurement
 from fullfed.runs.binding import changes_since
 from fullfed.runs.brought import check_brought, with_trainer
 from fullfed.runs.budget import Budget
@@ -194,7 +194,7 @@ class _Run:
         if not self.budget.allows(self.replica.version + 1):
             self._notice("another round would exceed privacy.epsilon, so the run ends")
             return True
-        over = is_over(base, self.folder.metrics(), self.recipe.evaluation)
+        over = is_over(base, self.measured, self.recipe.evaluation)
         if over:
             table = self.recipe.evaluation
             self._notice(
@@ -228,6 +228,7 @@ class _Run:
             UserError: files are missing, or the model is not the one that the run recorded.
         """
         records = self.folder.metrics()
+        self.measured = [measurement(record, self.recipe.evaluation) for record in records]
         recorded = recorded_hashes(self.folder)
         if len(log):
             logged_update(self.folder, log.first, log.read(log.first))
@@ -351,6 +352,7 @@ class _Run:
             "peak_memory_by_part": peaks,
         }
         line = self.folder.append_metrics(record)
+        self.measured.append(measurement(line, self.recipe.evaluation))
         for callback in self.callbacks:
             callback.on_round_end(line)
         if due:
