@@ -251,7 +251,7 @@ def drawing_memory(rows: Mapping[str, Mapping[str, Any]], clients: int) -> float
     """Bytes that are needed while a cohort is drawn, before a round's own."""
     points = POINTS[:-1]
     needed = [rows[name_of(*point)]["drawing_memory"] / point[0] for point in points[-2:]]
-    return statistics.mean(needed) * clients
+    return float(statistics.mean(needed)) * clients
 
 
 def _least_relative(terms: NDArray[np.float64], found: NDArray[np.float64]) -> list[float]:
@@ -366,7 +366,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if said.what == "run":
         run_all()
     elif said.what == "point":
-        print(json.dumps(measure(*said.point, said.traced)))
+        clients, cohort = said.point
+        print(json.dumps(measure(clients, cohort, said.traced)))
     elif said.what == "table":
         print(table(json.loads(ROWS.read_text())))
     else:

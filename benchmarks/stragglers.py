@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,7 +53,7 @@ def round_ends(counted: int, seed: int) -> list[float]:
     """
     if counted == 0:
         course = BufferedArrivals(seed, CLIENTS, AT_ONCE, BUFFER)
-        ends = map(course.time, range(10_000))
+        ends: Iterator[float] = map(course.time, range(10_000))
     else:
         lasting = (
             sorted(

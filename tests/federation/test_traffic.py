@@ -122,7 +122,7 @@ def test_a_snapshot_is_measured_once_a_version() -> None:
         asked.append(1)
         return 250
 
-    ours = Traffic(SimpleNamespace(sizes=[100] * 5), snapshot)  # type: ignore[arg-type]
+    ours = Traffic(Lengths([100] * 5), snapshot)
     assert [ours.catch_up(client, 4) for client in range(3)] == [250] * 3
     assert [ours.catch_up(client, 5) for client in range(3, 6)] == [250] * 3
     assert len(asked) == 2

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fullfed.config import FederationTable
 from fullfed.data.batches import collate
 from fullfed.data.tokens import TokenizedExample
 from fullfed.engines.simulation import Simulation
@@ -200,6 +201,9 @@ def test_what_cannot_be_discounted_or_known_rounds_before_is_refused(tmp_path: P
         Buffered(tmp_path, codec=votes, aggregation=MajorityVote())
     with pytest.raises(UserError, match="2 of the same parameters are too few"):
         Buffered(tmp_path, aggregation=TrimmedMean())
+    short = FederationTable(rounds=1, clients_per_round=2, keep_updates="since-snapshot")
+    with pytest.raises(UserError, match=r"federation\.keep_updates: .* keep all updates"):
+        Buffered(tmp_path, federation=short)
 
 
 def test_learning_rates_are_those_of_the_round_in_which_a_visit_begins(tmp_path: Path) -> None:

@@ -75,8 +75,14 @@ def build(setting: Setting, options: FedBuffOptions) -> Composition:
     """FedBuff for a federation.
 
     Raises:
-        UserError: the codec or the rule cannot be used for reports on different versions.
+        UserError: the codec or the rule cannot be used for reports on different versions, or the
+            log will not have them.
     """
+    if setting.federation.keep_updates == "since-snapshot":
+        raise UserError(
+            "federation.keep_updates: visits of fedbuff that are under way when a run stops are "
+            "made again from the versions that they began from; keep all updates."
+        )
     codec = setting.codec.as_changes()
     if codec.plan_values:
         raise UserError(
