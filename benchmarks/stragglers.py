@@ -93,8 +93,8 @@ def carry_out(method: str, seed: int) -> dict[str, Any]:
 
 def run_all(seeds: Sequence[int]) -> None:
     rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
-    for seed in seeds:
-        for method in METHODS:
+    for method in METHODS:
+        for seed in seeds:
             name = f"{method} | {seed}"
             if name not in rows:
                 rows[name] = carry_out(method, seed)
