@@ -288,8 +288,8 @@ class PartReports:
             self._reports.append(report)
             self._discounts.append(discount(plan))
         else:
-            contribution = self._codec.decode(report, plan, self.shapes)
-            self._sum.add(report, contribution.times(discount(plan)))
+            decode = self._codec.decode
+            self._sum.add(report, decode(report, plan, self.shapes).times(discount(plan)))
 
     def encoded(self, last: Update | None) -> Encoded:
         if self._sum is not None:
