@@ -55,6 +55,7 @@ class Purpose(IntEnum):
     EVOLUTION = 25
     PERTURBATION = 26
     PREFIX = 27
+    ARRIVALS = 28
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:

@@ -28,6 +28,7 @@ OWN: dict[str, dict[str, object]] = {
     },
     "slora": {"method.sparse_rounds": 1, "data.clients": 10},
     "fedpeptao": {},
+    "fedbuff": {"method.buffer": 2},
     "embracing-fl": {},
     "blockllm": {},
     "flasc": {"data.clients": 10},

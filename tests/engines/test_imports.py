@@ -51,7 +51,7 @@ def test_nodes_and_the_simulation_do_without_flower() -> None:
     assert names == [
         *("node", "node_channel", "node_drift", "node_limits", "node_messages", "node_state"),
         "node_team",
-        *("parallel", "simulation", "worker_messages"),
+        *("parallel", "simulation", "under_way", "worker_messages"),
     ]
     assert not imported_with(", ".join(f"fullfed.engines.{name}" for name in names), "flwr")
 

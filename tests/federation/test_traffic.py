@@ -112,3 +112,17 @@ def test_a_client_that_knows_nothing_is_a_new_one() -> None:
     assert not traffic.is_new(0)
     traffic.found(0, -1)
     assert traffic.is_new(0)
+
+
+def test_a_snapshot_is_measured_once_a_version() -> None:
+    """However many clients come late."""
+    asked: list[int] = []
+
+    def snapshot() -> int:
+        asked.append(1)
+        return 250
+
+    ours = Traffic(Lengths([100] * 5), snapshot)
+    assert [ours.catch_up(client, 4) for client in range(3)] == [250] * 3
+    assert [ours.catch_up(client, 5) for client in range(3, 6)] == [250] * 3
+    assert len(asked) == 2

@@ -372,6 +372,7 @@ def test_every_method_is_built_by_its_name_and_trains(name: str, optimizer: str)
     known["fedbpt"] = {"prompt_tokens": 3, "dimension": 8, "population": 3}
     known["fedpeptao"] = {"prefix_tokens": 2}
     known["slora"] = {"rank": 2, "sparse_rounds": 1}
+    known["fedbuff"] = {"buffer": 1}
     method = {"name": name, **known.get(name, {})}
     tables: dict[str, Any] = {"method": method}
     if name == "cyclic-ferret":

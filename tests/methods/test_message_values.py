@@ -32,6 +32,7 @@ OWN: dict[str, dict[str, Any]] = {
     "fed-sb": {"rank": 2},
     "flexlora": {"ranks": [1, 2]},
     "fedbpt": {"prompt_tokens": 3, "dimension": 8, "population": 3},
+    "fedbuff": {"buffer": 1},
     "fedpeptao": {"prefix_tokens": 2},
     "slora": {"rank": 2, "sparse_rounds": 2},
 }

@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ferret": {"coordinates": 300},
     "cyclic-ferret": {"server_step": 1.0},
     **{name: {"rank": 2} for name in ("fedit", "flora", "ffa-lora", "fed-sb")},
+    "fedbuff": {"buffer": 3},
     "flexlora": {"ranks": [1, 2, 3]},
     "fedbpt": {"prompt_tokens": 3, "dimension": 8, "population": 3},
     "fedpeptao": {"prefix_tokens": 2},
@@ -44,7 +45,7 @@ def test_bytes_are_those_that_a_run_counts(name: str, ingredients: Path, tmp_pat
     if name == "cyclic-ferret":
         told["codec"] = {"name": "sketch", "coordinates": 100}
     cost, run = fullfed.estimate(told), fullfed.run(told, tmp_path / "run")
-    visits = sum(len(line["cohort"]) for line in run.history)
+    visits = sum(len(line["aggregated"]) for line in run.history)
     if name == "flasc":  # the most: half of the factors do not move as long as the others are 0
         assert run.bytes_up < cost.run_bytes_up < 2 * run.bytes_up
         assert run.bytes_down < cost.run_bytes_down

@@ -292,3 +292,23 @@ def test_a_client_that_fails_has_fetched_its_plan_and_is_left_out(
             assert record["bytes"]["up_by_client"][str(client)] == 0
             assert record["bytes"]["down_by_client"][str(client)] > 0
     assert verify(RunFolder(tmp_path / "run")) > 0
+
+
+def test_a_round_does_not_read_the_lines_of_those_before_it(
+    ingredients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line names the whole cohort: reading them all in every round would soon be all it does."""
+    read: list[Path] = []
+    real = RunFolder.lines
+
+    def lines(folder: RunFolder) -> list[dict[str, Any]]:
+        read.append(folder.path)
+        return real(folder)
+
+    monkeypatch.setattr(RunFolder, "lines", lines)
+    for rounds in (2, 5):
+        changes = {"rounds": rounds, "snapshot_every": 9}
+        patience = {"every": 1, "patience": 5}
+        ours = recipe(ingredients, federation=changes, evaluation=patience)
+        run.start(ours, tmp_path / str(rounds))
+    assert read.count(tmp_path / "2") == read.count(tmp_path / "5") > 0

@@ -46,6 +46,13 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "seeds": {"method": {"name": "fedkseed"}, "local": {"learning_rate": 1e-3}},
     "factors": {"method": {"name": "flora", "rank": 2}},
+    "buffered": {
+        "method": {
+            "name": "fedbuff",
+            "buffer": 1,
+            "codec": {"name": "dense", "precision": "int8", "error_feedback": True},
+        }
+    },
     "stacked": {"method": {"name": "fedavg", "codec": {"name": "topk", "upload": 1605}}},
 }
 

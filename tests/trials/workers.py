@@ -47,6 +47,13 @@ SUBJECTS: dict[str, dict[str, Any]] = {
             "codec": {"name": "topk", "upload": 1605, "error_feedback": True},
         }
     },
+    "buffered": {
+        "method": {
+            "name": "fedbuff",
+            "buffer": 2,
+            "codec": {"name": "dense", "precision": "bfloat16", "error_feedback": True},
+        }
+    },
 }
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

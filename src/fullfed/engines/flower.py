@@ -77,7 +77,7 @@ class FlowerEngine:
         traffic: knows what each node holds, and is told what nodes say.
         table: how long a round waits, and for how many.
         rollbacks: the versions that the run was taken back to, in their order; nodes follow.
-        aggregated: the last round so far with each client's report in its update.
+        aggregated: the last round with each client's report in its update, as far as that is known.
     """
 
     grid: Grid
@@ -95,8 +95,8 @@ class FlowerEngine:
         self._messenger = FlowerMessenger(self.grid, self.keys)
         self._told: set[int] = set()  # clients that know the settings
         self._no_longer_due: dict[SentMessage, tuple[int, int]] = {}  # with (client, round)
-        self._aggregated = dict(self.aggregated)  # as far as the log has been read
-        self._log_read = len(self.log)
+        self._aggregated = dict(self.aggregated)
+        self._log_read = max(self.aggregated.values(), default=-1) + 1  # records that are known
 
     def exchange(
         self, plans: Mapping[int, bytes], seconds: float | None = None
@@ -167,7 +167,7 @@ class FlowerEngine:
 
     def _last_aggregated(self, client: int) -> int:
         """The last round whose update has the client's report in it; -1 if there is none."""
-        for number in range(self._log_read, len(self.log)):
+        for number in range(max(self._log_read, self.log.first), len(self.log)):
             aggregated = decode(self.log.read(number), Update).values.get("clients")
             if isinstance(aggregated, list):
                 self._aggregated |= {c: number for c in aggregated if isinstance(c, int)}

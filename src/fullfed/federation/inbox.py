@@ -46,6 +46,7 @@ class Arrival:
         late: it answers an earlier round's plan.
         down: bytes of the messages that the client was sent for this visit; 0 if none reached it.
         drawn: the failure is the recipe's own, drawn from its seed: it would come again.
+        under_way: nothing has come yet: the client was sent its plan, and reports in a later round.
         metrics: what a trainer says of the visit; never sent.
     """
 
@@ -57,6 +58,7 @@ class Arrival:
     late: bool = False
     down: int = 0
     drawn: bool = False
+    under_way: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -83,7 +85,7 @@ class Inbox:
 
     Args:
         plans: of the round.
-        model: the server's, at the version that the plans start from.
+        model: the server's, at the version of the round.
         samples: how many each client has, as far as somebody other than the client says so.
         folder: where reports wait that do not fit into memory; None for the system's.
         exact: what the model's weights in 16 bits are rounded from, as far as that is kept.

@@ -20,6 +20,7 @@ from fullfed.federation.wire import join, split, tensors_of
 from fullfed.sketch.checks import is_finite
 from fullfed.strict_json import check_keys
 
+VERSION = "version"  # the value of a plan that names the model version to start from
 SKIPPED = "skipped"  # the value that marks an update which changes nothing: of how many in a row
 
 
@@ -28,7 +29,7 @@ class Plan:
     """Server to one client: what to do in this visit.
 
     Attributes:
-        round: number of the round, from 0; also the model version to start from.
+        round: number of the round, from 0, that the report is for.
         client: number of the client in the federation.
         values, tensors: what the method needs beyond the recipe.
     """
@@ -38,6 +39,18 @@ class Plan:
     client: int
     values: Mapping[str, Value] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def version(self) -> int:
+        """The model version to start from: the round's own, unless the plan names an older one.
+
+        Raises:
+            MessageError: what it names is none.
+        """
+        version = self.values.get(VERSION, self.round)
+        if type(version) is not int or version < 0:
+            raise MessageError("the plan does not name a model version")
+        return version
 
 
 @dataclass(frozen=True)

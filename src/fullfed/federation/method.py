@@ -167,6 +167,10 @@ class Method(Protocol):
         ``last`` is the previous round's update; with the recipe it is all the server's state.
         """
 
+    def ahead(self, round: int) -> Sequence[Plan]:
+        """The plans of later rounds that are sent in this one, and start from its version: of
+        visits that last longer than a round. None for most methods."""
+
     def client_state(self, plan: Plan) -> str | None:
         """The name of the client's state that a visit reads and replaces, None if it has none.
 
@@ -184,7 +188,7 @@ class Method(Protocol):
         exact: Mapping[str, Tensor] = NOTHING,
         observer: Observer = unobserved,
     ) -> Visit:
-        """One client's visit. The model is at version ``plan.round`` before and after.
+        """One client's visit. The model is at version ``plan.version`` before and after.
 
         Args:
             model: a replica; or what ``Submodels.assemble`` made, and ``last`` is None.
@@ -272,3 +276,9 @@ class Method(Protocol):
             moments: as they are at that version; updated in place. Without them the change is
                 applied as it is.
         """
+
+
+def sent(method: Method, plans: Iterable[Plan], round: int) -> list[Plan]:
+    """The plans that go out in a round: of ``plans``, whose reports are for it, those that did not
+    go out before, and those of later rounds that do now."""
+    return [plan for plan in (*plans, *method.ahead(round)) if plan.version == round]

@@ -20,7 +20,7 @@ from fullfed.errors import UserError
 from fullfed.federation.held_out import Checked, HeldOutCheck
 from fullfed.federation.inbox import Arrival, Inbox
 from fullfed.federation.messages import Plan, Report, Update, encode
-from fullfed.federation.method import NOTHING, Method
+from fullfed.federation.method import NOTHING, Method, sent
 from fullfed.federation.replica import content_hash
 from fullfed.headway import Headway, Observer, unobserved
 from fullfed.sketch.checks import is_finite
@@ -32,7 +32,7 @@ class Engine(Protocol):
     def exchange(
         self, plans: Mapping[int, bytes], seconds: float | None = None
     ) -> Iterator[Arrival]:
-        """Send each client its encoded plan; yield what comes back, as it comes.
+        """Send each client its encoded plan; yield what comes back in this round, as it comes.
 
         Args:
             seconds: that it may take at most; None for as long as a round may.
@@ -109,7 +109,7 @@ def run_round(
         replica = {**dict(model.named_parameters()), **exact, **moments}
         name = run, content_hash(replica)
         return _run_summed(method, engine, plans, last, round, on_arrival, quorum, name)
-    outgoing = {plan.client: encode(plan) for plan in plans}
+    outgoing = {plan.client: encode(plan) for plan in sent(method, plans, round)}
     inbox = Inbox(method, plans, model, samples, folder, exact, check)
     account = _Account(outgoing, on_arrival)
     arrivals = account.of_arrivals(engine.exchange(outgoing))
@@ -239,9 +239,11 @@ class _Account:
             self.waiting_seconds += time.perf_counter() - asked
             if arrival is None:
                 return
-            self.up[arrival.sender] = self.up.get(arrival.sender, 0) + len(arrival.payload or b"")
             if arrival.sender in self.down:
                 self.down[arrival.sender] += arrival.down
+            if arrival.under_way:
+                continue
+            self.up[arrival.sender] = self.up.get(arrival.sender, 0) + len(arrival.payload or b"")
             self.train_seconds += arrival.train_seconds
             self.encode_seconds += arrival.encode_seconds
             self.only_drawn &= arrival.drawn
@@ -289,6 +291,7 @@ class Traffic:
         self._snapshot_bytes = snapshot_bytes
         self._cumulative = cumulative
         self._versions: dict[int, int] = {}  # of each client that has been sent something
+        self._snapshot = -1, 0  # the version whose snapshot was measured last, and its bytes
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Take over what the lines of the run's metrics.jsonl say was sent to whom."""
@@ -319,13 +322,19 @@ class Traffic:
         missed = self.missed(client, version)
         if len(missed) <= 1:
             return False
-        return missed.start < self._log.first or self._snapshot_bytes() < self._bytes(missed)
+        return missed.start < self._log.first or self._snapshot_at(version) < self._bytes(missed)
 
     def catch_up(self, client: int, version: int) -> int:
         """Record that ``client`` now has ``version``; return the bytes sent to it for that."""
         by_snapshot, missed = self.by_snapshot(client, version), self.missed(client, version)
         self._versions[client] = version
-        return self._snapshot_bytes() if by_snapshot else self._bytes(missed)
+        return self._snapshot_at(version) if by_snapshot else self._bytes(missed)
+
+    def _snapshot_at(self, version: int) -> int:
+        """Of the newest version; measured once, however many clients ask for it."""
+        if self._snapshot[0] != version:
+            self._snapshot = version, self._snapshot_bytes()
+        return self._snapshot[1]
 
     def _bytes(self, versions: Iterable[int]) -> int:
         """Of the updates that start from these versions."""

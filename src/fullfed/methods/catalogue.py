@@ -16,6 +16,7 @@ from fullfed.methods import (
     fed_sb,
     fedavg,
     fedbpt,
+    fedbuff,
     fedcybgd,
     fedkseed,
     fedopt,
@@ -64,6 +65,14 @@ METHODS: dict[str, MethodEntry] = {
         composition="everything x first-order, proximal x dense x sampled cohort",
         options=fedprox.FedProxOptions,
         build=fedprox.build,
+        codec=DENSE,
+    ),
+    "fedbuff": MethodEntry(
+        title="FedBuff",
+        paper="Nguyen et al. 2022, arXiv 2106.06639",
+        composition="everything x first-order x dense x buffer of reports on older versions",
+        options=fedbuff.FedBuffOptions,
+        build=fedbuff.build,
         codec=DENSE,
     ),
     "fedavgm": MethodEntry(

@@ -153,16 +153,18 @@ class Composition:
         return self.scope.replicated(model)
 
     def plans(self, round: int, last: Update | None) -> list[Plan]:
-        plans, encoded = [], dict[int | None, Encoded]()
+        plans, encoded, earlier = [], dict[int | None, Encoded](), self._codecs_last(changing(last))
         for client, own in self.schedule.visits(round).items():
             plan = Plan(round, client, own)
             block = self._block(plan)
             if block not in encoded:
-                earlier = self._codecs_last(changing(last))
                 encoded[block] = self.codec.plan(round, earlier, self.shapes_of(plan))
             common = encoded[block]
             plans.append(Plan(round, client, {**common.values, **own}, common.tensors))
         return plans
+
+    def ahead(self, round: int) -> list[Plan]:
+        return []
 
     def client_state(self, plan: Plan) -> str | None:
         block = self._block(plan)
@@ -311,9 +313,8 @@ class Composition:
         one = next(iter(parts))  # a rule that measures has one part a round
         known = values.get(prefix_of(one) + "energy")
         energy = known if isinstance(known, float) else None
-        exact, scalar = self._coordinates(parts[one].shapes), self.aggregation.scalar
-        light = list(lights.values())
-        values |= self.step.decide(light, energy, last, exact, scalar)
+        exact, light = self._coordinates(parts[one].shapes), list(lights.values())
+        values |= self.step.decide(light, energy, last, exact, self.aggregation.scalar)
         if self.blocks:
             values[BLOCKS] = [*blocks]
         if self.stateful:

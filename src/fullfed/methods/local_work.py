@@ -125,7 +125,7 @@ class FirstOrder(LocalWork):
         on_step: OnStep = unwatched,
     ) -> Improvement:
         setting, loss = self.setting, self.loss(list(parameters.values()))
-        local = setting.local.in_round(plan.round, setting.federation.rounds)
+        local = setting.local.in_round(plan.version, setting.federation.rounds)
         tables = local, setting.memory
         done = train(model, parameters, batches, *tables, loss, state, exact, on_step)
         return done if self.stateful else replace(done, state={})

@@ -71,7 +71,7 @@ class OwnTraining(LocalWork):
             plan.round,
             rounds,
             int(uniforms(stream, 1)[0] * 2**31),
-            setting.local.in_round(plan.round, rounds),
+            setting.local.in_round(plan.version, rounds),
             setting.memory,
             self.dataset.tokenizer,
             on_step,

@@ -127,7 +127,7 @@ class PrivateTraining(FirstOrder):
         account, loss = mechanism.account, self.loss(list(parameters.values()))
         bound = Bound(mechanism.clip, account.noise * mechanism.clip, mechanism.batch)
         noise = KeyedNoise(derived(self._key(plan), "noise"))
-        local = setting.local.in_round(plan.round, setting.federation.rounds)
+        local = setting.local.in_round(plan.version, setting.federation.rounds)
         tables = local, setting.memory
         done = train_privately(
             model, parameters, batches, *tables, bound, noise, loss, state, exact, on_step

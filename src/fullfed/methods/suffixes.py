@@ -207,7 +207,7 @@ class SuffixTraining(FirstOrder):
         if not prefix.layers:
             return super().improve(model, parameters, batches, plan, state, exact, on_step)
         setting, usual = self.setting, self.loss(list(parameters.values()))
-        local = setting.local.in_round(plan.round, setting.federation.rounds)
+        local = setting.local.in_round(plan.version, setting.federation.rounds)
         model.eval()  # type: ignore[no-untyped-call]
         all = list(batches)
         with prefix.kept(all, local.precision, local.micro_batch_size) as outputs:

@@ -97,7 +97,7 @@ def _recipe(model: _Model, data: str, found: Survey, method: str, out: Path) -> 
         "",
         *_local(model, method),
         "",
-        *_method(model, method),
+        *_method(model, method, cohort),
         "",
         "[evaluation]",
         _line("every = 5", "rounds; the base model and the last one are always measured"),
@@ -168,9 +168,11 @@ def _local(model: _Model, method: str) -> list[str]:
     return lines
 
 
-def _method(model: _Model, method: str) -> list[str]:
+def _method(model: _Model, method: str, cohort: int) -> list[str]:
     lines = ["[method]", _line(f"name = {json.dumps(method)}", f"fullfed methods {method}")]
     if method == "ferret":
         upload = max(4 * model.parameters // _COMPRESSION, _LEAST_UPLOAD)
         lines.append(_line(f"upload = {upload}", "bytes of a client in a round"))
+    if method == "fedbuff":
+        lines.append(_line(f"buffer = {cohort}", "reports that make an update"))
     return lines

@@ -25,6 +25,7 @@ from fullfed.headway import Observer, unobserved
 from fullfed.hub import absolute
 from fullfed.methods.catalogue import AGGREGATIONS, CODECS, METHODS, TRAINERS
 from fullfed.methods.composition import Composition
+from fullfed.methods.fedbuff import BufferedComposition
 from fullfed.methods.own_training import OwnTraining
 from fullfed.methods.private_training import check_private, with_private_records
 from fullfed.methods.registration import load_plugins
@@ -131,6 +132,11 @@ def assemble_server(recipe: Recipe, clients: int) -> Assembly:
         recipe = recipe.model_copy(update={"evaluation": unmeasured})
     data = tokenize_data(recipe, Divided([], examples, [], checked), model, tokenizer)
     method = build_method(recipe, choices, model, clients)
+    if isinstance(method, BufferedComposition):
+        raise UserError(
+            f"method.name: in {recipe.method.name} clients begin and end by themselves, which is "
+            "simulated so far, and nodes work in rounds; take another method, such as fedavg."
+        )
     method.plans(0, None)  # a schedule that does not fit the federation shows at once
     return Assembly(resolved(recipe, choices), model, tokenizer, data, method)
 

@@ -51,6 +51,11 @@ def version_of(folder: RunFolder, round: int | Literal["best"] | None) -> int | 
     return best
 
 
+def measurement(record: Mapping[str, Any], table: EvaluationTable) -> dict[str, Any]:
+    """What the functions here ask of a round's line, which is as long as its cohort."""
+    return {"round": record["round"], table.decides: record.get(table.decides)}
+
+
 def is_over(
     base: Mapping[str, Any], records: Sequence[Mapping[str, Any]], table: EvaluationTable
 ) -> bool:

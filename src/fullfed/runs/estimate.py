@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fullfed.config import Recipe
 from fullfed.federation.messages import Plan, Update, encode
-from fullfed.federation.method import Submodels
+from fullfed.federation.method import Submodels, sent
 from fullfed.federation.server import Traffic
 from fullfed.methods.blockllm import BlockLLM
 from fullfed.methods.codecs.codec import Shapes, elements
@@ -234,6 +234,7 @@ def _traffic(
             report = _report_bytes(method, plan) + _phases(method, len(plans), _PHASES_UP)
             first_up = first_up or report
             up += report
+        for plan in sent(method, plans, round):
             first = traffic.is_new(plan.client)
             missed = traffic.catch_up(plan.client, round)
             down += len(encode(plan)) + (missed if weak is None else weak.sent(plan, first))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from fullfed.federation.client import Worker
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import encode
+from fullfed.federation.replica import snapshot_version
 from fullfed.federation.server import Engine, Traffic, run_round
 from fullfed.headway import Headway
 from fullfed.methods.summing import keyed
@@ -28,7 +30,7 @@ from fullfed.runs.assembly import (
     make_replica,
     make_worker,
 )
-from fullfed.runs.best import is_over
+from fullfed.runs.best import is_over, measurement
 from fullfed.runs.binding import changes_since
 from fullfed.runs.brought import check_brought, with_trainer
 from fullfed.runs.budget import Budget
@@ -41,7 +43,7 @@ from fullfed.runs.owners import name_of, with_owners
 from fullfed.runs.predictions import forget_predictions, write_predictions
 from fullfed.runs.replay import check_recorded, logged_update, record_read
 from fullfed.runs.rollback import finish_rollback
-from fullfed.runs.simulated import computing_in, simulation, threads_of
+from fullfed.runs.simulated import computing_in, plans_under_way, simulation, threads_of
 from fullfed.runs.snapshots import (
     keep_best,
     leave_out,
@@ -160,16 +162,15 @@ class _Run:
             owned, summing = with_owners(self.assembly, self.folder, self._name, self.budget)
             states = self.folder.states()
             self.worker = make_worker(owned, self.replica, states, self._observe, summing)
-            self._recover(log)
-            for text in changes_since(base, self.folder.recipe(), self.arithmetic):
-                self._notice(text)
-            cumulative = self.assembly.method.cumulative
-            traffic = Traffic(log, self.worker.snapshot_bytes, cumulative)
-            traffic.restore(self.folder.metrics())
-            if self.replica.version < self.recipe.federation.rounds:
-                self.folder.summary_file.unlink(missing_ok=True)  # of fewer rounds
-            rounds = self.recipe.federation.rounds
+            traffic = Traffic(log, self.worker.snapshot_bytes, self.assembly.method.cumulative)
             with self._engine(log, traffic) as engine:
+                self._recover(log, engine)
+                for text in changes_since(base, self.folder.recipe(), self.arithmetic):
+                    self._notice(text)
+                traffic.restore(self.folder.metrics())
+                rounds = self.recipe.federation.rounds
+                if self.replica.version < rounds:
+                    self.folder.summary_file.unlink(missing_ok=True)  # of fewer rounds
                 while self.replica.version < rounds and not self._over(base):
                     self._round(log, engine)
         summary = summary_of(self.recipe, base, self.folder.metrics(), self.replica)
@@ -193,7 +194,7 @@ class _Run:
         if not self.budget.allows(self.replica.version + 1):
             self._notice("another round would exceed privacy.epsilon, so the run ends")
             return True
-        over = is_over(base, self.folder.metrics(), self.recipe.evaluation)
+        over = is_over(base, self.measured, self.recipe.evaluation)
         if over:
             table = self.recipe.evaluation
             self._notice(
@@ -219,20 +220,25 @@ class _Run:
         self.folder.check_base_model(self.recipe, model_hash)
         return base
 
-    def _recover(self, log: Log) -> None:
-        """Bring replica, accounts and metrics to where the log says the run is.
+    def _recover(self, log: Log, engine: Engine) -> None:
+        """Bring replica, accounts and metrics to where the log says the run is, and have visits
+        made again that are under way there.
 
         Raises:
             UserError: files are missing, or the model is not the one that the run recorded.
         """
         records = self.folder.metrics()
+        self.measured = [measurement(record, self.recipe.evaluation) for record in records]
         recorded = recorded_hashes(self.folder)
         if len(log):
             logged_update(self.folder, log.first, log.read(log.first))
+        under_way = plans_under_way(self.assembly.method, len(log), self.recipe.federation.rounds)
         if log.first or self.folder.snapshot_file.exists():
-            self._load_snapshot(log)
+            self._load_snapshot(log, min(under_way, default=len(log)))
         missed = range(self.replica.version, len(log))
         for version in missed[-1:] if self.assembly.method.cumulative else missed:
+            if version in under_way:
+                deque(engine.exchange(under_way[version]), maxlen=0)
             with record_read(self.folder, version):
                 self.worker.deliver(log.read(version))
             if self.replica.version == max(recorded, default=0):
@@ -249,10 +255,13 @@ class _Run:
                 )
             self._close_round(log, account)
 
-    def _load_snapshot(self, log: Log) -> None:
+    def _load_snapshot(self, log: Log, newest: int) -> None:
+        """Begin from the snapshot, unless it is newer than what visits under way began from."""
         file = self.folder.snapshot_file
         if not file.exists():
             raise UserError(f"{file}: the file is missing; restore a copy of it.")
+        if newest < snapshot_version(file) <= len(log):
+            return
         load_snapshot(self.folder, self.replica, file)
         version = self.replica.version
         if version > len(log):
@@ -343,6 +352,7 @@ class _Run:
             "peak_memory_by_part": peaks,
         }
         line = self.folder.append_metrics(record)
+        self.measured.append(measurement(line, self.recipe.evaluation))
         for callback in self.callbacks:
             callback.on_round_end(line)
         if due:

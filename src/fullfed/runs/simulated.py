@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -13,8 +13,11 @@ from fullfed.child_processes import start
 from fullfed.config import Recipe, SimulationTable
 from fullfed.engines.parallel import ParallelSimulation
 from fullfed.engines.simulation import simulate
+from fullfed.engines.under_way import UnderWay
 from fullfed.federation.client import Worker
 from fullfed.federation.log import Log
+from fullfed.federation.messages import encode
+from fullfed.federation.method import Method
 from fullfed.federation.server import Engine, Traffic
 from fullfed.methods.composition import Composition
 from fullfed.runs.environment import PeakMemory
@@ -23,6 +26,7 @@ from fullfed.runs.worker_process import work
 from fullfed.training.trainer import OWN
 
 
+@contextmanager
 def simulation(
     recipe: Recipe,
     folder: RunFolder,
@@ -31,7 +35,7 @@ def simulation(
     log: Log,
     traffic: Traffic,
     peaks: PeakMemory,
-) -> AbstractContextManager[Engine]:
+) -> Iterator[Engine]:
     """The engine that a recipe asks for; worker processes that it starts end with the context.
 
     Args:
@@ -40,6 +44,22 @@ def simulation(
         worker: the run's own replica, with everybody's data.
         peaks: are told what worker processes need of memory.
     """
+    with _visiting(recipe, folder, method, worker, log, traffic, peaks) as engine:
+        under_way = UnderWay(engine, worker.replica, folder.path)
+        with closing(under_way):
+            yield under_way
+
+
+def _visiting(
+    recipe: Recipe,
+    folder: RunFolder,
+    method: Composition,
+    worker: Worker,
+    log: Log,
+    traffic: Traffic,
+    peaks: PeakMemory,
+) -> AbstractContextManager[Engine]:
+    """What makes the visits."""
     table = recipe.simulation
     if table.workers == 1:
         return nullcontext(simulate(recipe, worker, log, traffic))
@@ -62,6 +82,17 @@ def simulation(
         start=start_worker,
         on_peak=peaks.of_worker,
     )
+
+
+def plans_under_way(method: Method, version: int, rounds: int) -> dict[int, dict[int, bytes]]:
+    """The encoded plans of the visits that have not ended when the model is at a version, by the
+    one that they began from and by client; none after the last round."""
+    found: dict[int, dict[int, bytes]] = {}
+    for begun in range(version if version < rounds else 0):
+        for plan in method.ahead(begun):
+            if plan.round >= version:
+                found.setdefault(begun, {})[plan.client] = encode(plan)
+    return found
 
 
 def device_of(place: int, recipe: Recipe, device: torch.device) -> str:

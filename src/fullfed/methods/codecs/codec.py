@@ -79,6 +79,13 @@ class Contribution:
     noise: float = 0.0
     sums: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def times(self, factor: float) -> Contribution:
+        """The same of numbers so much larger; ``sums`` stay as they are."""
+        if factor == 1.0:
+            return self
+        tensors = {name: tensor * factor for name, tensor in self.tensors.items()}
+        return Contribution(tensors, self.noise * factor**2, self.sums)
+
 
 @dataclass(frozen=True)
 class Summable:
@@ -120,6 +127,10 @@ class Codec(ABC):
     def sends_weights(self) -> bool:
         """Whether what is decoded are the weights after training, not what changed."""
         return False
+
+    def as_changes(self) -> Codec:
+        """The same codec with reports that say what changed; itself where they do."""
+        return self
 
     @property
     def stacks(self) -> bool:
@@ -276,7 +287,8 @@ class Codec(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not define encode_update")
 
     def stack(self, reports: Weighted, plan: Plan, shapes: Shapes, last: Update | None) -> Encoded:
-        """The reports' weighted sum; only if ``stacks``. Weights sum to 1."""
+        """The reports' weighted sum; only if ``stacks``. Weights sum to 1, or to less where reports
+        are discounted."""
         raise NotImplementedError(f"{type(self).__name__} does not define stack")
 
     @abstractmethod

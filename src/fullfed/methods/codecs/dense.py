@@ -63,6 +63,9 @@ class Dense(Codec):
     def _exact(self) -> bool:
         return self.precision == "float32"
 
+    def as_changes(self) -> Codec:
+        return DenseChanges() if self._exact else self
+
     def for_sums(self, bits: int, shapes: Shapes) -> Codec:
         return DenseChanges(error_feedback=self.error_feedback)
 
@@ -160,7 +163,8 @@ class Dense(Codec):
 
 @dataclass(frozen=True)
 class DenseChanges(Dense):
-    """Sends the change of every number in float32; only what reports add up to is known."""
+    """Sends the change of every number in float32: where only what reports add up to is known, and
+    where they begin from different versions."""
 
     @property
     def _exact(self) -> bool:
