@@ -111,9 +111,10 @@ class PeakMemory:
         return peaks
 
     def _end_part(self) -> None:
-        self._overall = max(self._overall, peak_memory_bytes())
+        now = peak_memory_bytes()
+        self._overall = max(self._overall, now)
         if self._part is not None:
-            self._peaks[self._part] = max(self._peaks[self._part] or 0, peak_memory_bytes())
+            self._peaks[self._part] = max(self._peaks[self._part] or 0, now)
 
 
 def _on_gpu() -> bool:
