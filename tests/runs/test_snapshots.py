@@ -9,19 +9,20 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from safetensors.torch import load_file
 
 from fullfed.config import NamedTable, Recipe
 from fullfed.errors import UserError
-from fullfed.federation.log import first_record
+from fullfed.federation.log import MAGIC, first_record
 from fullfed.federation.replica import content_hash, snapshot_version
 from fullfed.runs import run
 from fullfed.runs.best import version_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import replay, verify
-from fullfed.runs.rollback import roll_back
+from fullfed.runs.rollback import finish_rollback, roll_back
 from runs.small import go, go_until_operation, recipe
 from trials.subjects import StopAfter, StopError
 
@@ -113,6 +114,18 @@ def test_it_is_taken_back_as_far_as_it_can(whole: RunFolder, copy: RunFolder) ->
     verify(copy)
     run.resume(copy.path)
     assert copy.summary()["model_hash"] == whole.summary()["model_hash"]
+
+
+def test_a_damaged_beginning_is_seen_before_anything_is_cut(copy: RunFolder) -> None:
+    """How many records were left out is not in the chain of digests."""
+    with mock.patch("fullfed.runs.rollback.finish_rollback"):
+        roll_back(copy, 4)
+    log = bytearray(copy.log_file.read_bytes())
+    log[len(MAGIC)] ^= 1
+    copy.log_file.write_bytes(log)
+    with pytest.raises(UserError, match="is not the one that the run wrote"):
+        finish_rollback(copy)
+    assert copy.log_file.read_bytes() == log
 
 
 def test_without_its_snapshot_it_says_so(copy: RunFolder) -> None:

@@ -59,7 +59,7 @@ def finish_rollback(folder: RunFolder) -> None:
         return
     record = read_sealed(folder.rollback_file, "", folder.run())["record"]
     version, kept = record["version"], folder.path / record["cut"]
-    with Log(folder.log_file) as log:
+    with Log(folder.log_file, [str(line["log"]) for line in folder.lines()]) as log:
         folder.summary_file.unlink(missing_ok=True)
         for file in (folder.snapshot_file, folder.best_file):
             if file.exists() and snapshot_version(file) > version:
