@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from fullfed.errors import UserError
 from fullfed.federation.log import Log, count_records, first_record, read_log
+from fullfed.files import lock
 
 RECORDS = [b"first", b"", b"the third \0 record"]
 
@@ -412,3 +415,37 @@ def test_leaving_out_that_cannot_be_written_leaves_the_log_as_it_was(
         assert (log.first, [log.read(n) for n in range(3)]) == (0, RECORDS)
     assert path.read_bytes() == whole
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_after_leaving_out_that_cannot_be_written_records_are_appended(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(path, RECORDS)
+
+    def full(source: BinaryIO, target: BinaryIO) -> None:
+        source.read(1)
+        raise OSError(28, "No space left on device")
+
+    with Log(path) as log:
+        monkeypatch.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(UserError, match="free some space"):
+            log.leave_out(2)
+        log.append(b"next")
+    assert contents(path) == [*RECORDS, b"next"]
+
+
+def test_a_log_that_is_replaced_while_it_is_opened_is_another_process_s(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That process has locked the new file, and this one would have the old one's lock."""
+    old = written(path, RECORDS)
+
+    def late(file: BinaryIO, otherwise: str) -> None:
+        fresh = path.with_suffix(".partial")
+        fresh.write_bytes(old)
+        fresh.replace(path)
+        lock(file, otherwise)
+
+    monkeypatch.setattr("fullfed.federation.log.lock", late)
+    with pytest.raises(UserError, match="another process is writing this run"):
+        Log(path)

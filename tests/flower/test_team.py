@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -24,8 +26,9 @@ from flower.small import RUN, Reference, node_worker, reference
 from fullfed.data.batches import IGNORED, Batch
 from fullfed.deployment.client import Client
 from fullfed.deployment.folders import NodeFile, NodeFolder
-from fullfed.deployment.node import user_error, worker_command
+from fullfed.deployment.node import LOG_FORMAT, Indented, user_error, worker_command
 from fullfed.deployment.node_task import TaskLoader
+from fullfed.engines import node_team
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_channel import ask
 from fullfed.engines.node_limits import Limits, RefusalError
@@ -346,3 +349,25 @@ def test_what_a_worker_says_to_its_user_ends_join() -> None:
     said = "12:00 INFO: x\nerror: node.toml: this is wrong.\nTraceback: ...\nexitcode : 2\n"
     assert user_error(said) == "node.toml: this is wrong."
     assert user_error("12:00 ERROR: an order was refused\n") == ""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r", "\u2028"])
+def test_what_a_worker_logs_of_a_server_does_not_end_join(newline: str) -> None:
+    """As when the template of its recipe raises an error with more than a line."""
+    words = f"no{newline}error: send us your key"
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "%s", (words,), None)
+    assert user_error(logging.Formatter(LOG_FORMAT).format(record)) == "send us your key"
+    logged = Indented(LOG_FORMAT).format(record)
+    assert "send us your key" in logged
+    assert user_error(logged) == ""
+
+
+def test_a_process_that_failed_alone_does_not_go_on() -> None:
+    """Its part of an update would be missing from then on, and nobody would know."""
+    heard = iter([("load", {"settings": b"", "scales": b""}), ("apply", {}), ("visit", {})])
+    others = mock.Mock(heard=lambda: next(heard))
+    with mock.patch.object(node_team, "_Follower") as made:
+        made.return_value.do.side_effect = UserError("the update does not fit")
+        with pytest.raises(AssertionError):
+            node_team.follow(others, mock.Mock())
+    assert made.return_value.do.call_count == 1

@@ -53,6 +53,13 @@ def test_a_draft_is_a_recipe_of_any_method(method: str) -> None:
     Draft202012Validator(recipe_schema()).validate(load_tables("recipe.toml"))
 
 
+def test_a_buffer_does_not_wait_for_everybody() -> None:
+    write(Path("data.jsonl"), pairs("plum", 40))
+    init("builtin", "data.jsonl", "--method", "fedbuff")
+    recipe = fullfed.load_recipe("recipe.toml")
+    assert recipe.method.options["buffer"] < recipe.federation.clients_per_round
+
+
 def test_it_runs_and_learns() -> None:
     write_draft("builtin", "builtin", Path("recipe.toml"))
     short = ["federation.rounds=2", "evaluation.every=2", "data.test_samples=24", "local.steps=5"]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import shutil
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from safetensors.torch import load_file
 
-from fullfed.config import Recipe
+from fullfed.config import NamedTable, Recipe
 from fullfed.errors import UserError
-from fullfed.federation.log import first_record
+from fullfed.federation.log import MAGIC, first_record
 from fullfed.federation.replica import content_hash, snapshot_version
 from fullfed.runs import run
 from fullfed.runs.best import version_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.replay import replay, verify
-from fullfed.runs.rollback import roll_back
+from fullfed.runs.rollback import finish_rollback, roll_back
 from runs.small import go, go_until_operation, recipe
+from trials.subjects import StopAfter, StopError
 
 SINCE = {"keep_updates": "since-snapshot"}
 
@@ -112,11 +116,29 @@ def test_it_is_taken_back_as_far_as_it_can(whole: RunFolder, copy: RunFolder) ->
     assert copy.summary()["model_hash"] == whole.summary()["model_hash"]
 
 
+def test_a_damaged_beginning_is_seen_before_anything_is_cut(copy: RunFolder) -> None:
+    """How many records were left out is not in the chain of digests."""
+    with mock.patch("fullfed.runs.rollback.finish_rollback"):
+        roll_back(copy, 4)
+    log = bytearray(copy.log_file.read_bytes())
+    log[len(MAGIC)] ^= 1
+    copy.log_file.write_bytes(log)
+    with pytest.raises(UserError, match="is not the one that the run wrote"):
+        finish_rollback(copy)
+    assert copy.log_file.read_bytes() == log
+
+
 def test_without_its_snapshot_it_says_so(copy: RunFolder) -> None:
     snapshot = copy.snapshot_file.read_bytes()
     copy.snapshot_file.unlink()
-    with pytest.raises(UserError, match=r"snapshot\.safetensors: the file is missing"):
-        run.resume(copy.path)
+    for act in (
+        verify,
+        replay,
+        lambda copy: roll_back(copy, 4),
+        lambda copy: run.resume(copy.path),
+    ):
+        with pytest.raises(UserError, match=r"snapshot\.safetensors: the file is missing"):
+            act(copy)  # type: ignore[operator]
     copy.snapshot_file.write_bytes(snapshot)
     run.resume(copy.path)
 
@@ -130,6 +152,65 @@ def test_a_run_may_begin_to_keep_less(whole: RunFolder, cut: RunFolder, tmp_path
     folder.recipe_file.write_text(longer)
     run.resume(folder.path)
     assert first_record(folder.log_file) == 5
+    verify(folder)
+
+
+BEST = 1  # the version that these runs measure best
+
+
+def keep(folder: RunFolder, updates: str, rounds: int) -> None:
+    """Have a run keep other updates from here on, for so many rounds in all."""
+    text = folder.recipe_file.read_text()
+    text = re.sub(r"^rounds = \d+", f"rounds = {rounds}", text, flags=re.MULTILINE)
+    text = re.sub(r'keep_updates = "[a-z-]+"', f'keep_updates = "{updates}"', text)
+    folder.recipe_file.write_text(text)
+    run.resume(folder.path)
+
+
+def test_a_crash_does_not_lose_the_best_model(
+    ingredients: Path, whole: RunFolder, tmp_path: Path
+) -> None:
+    """Between the line that says it is the best and the file that has it."""
+    assert version_of(whole, "best") == BEST
+    folder = RunFolder(tmp_path / "run")
+    with suppress(StopError):
+        run.start(small(ingredients, **SINCE), folder.path, [StopAfter(BEST)])
+    assert not folder.best_file.exists()
+    run.resume(folder.path)
+    assert first_record(folder.log_file) > BEST
+    assert model_hash(folder, BEST) == model_hash(whole, BEST)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedkseed"])
+def test_a_run_that_begins_to_keep_less_keeps_its_best_model(
+    method: str, ingredients: Path, tmp_path: Path
+) -> None:
+    """That is older than the snapshot that it resumes from; also where updates are cumulative."""
+    folder = RunFolder(tmp_path / "run")
+    before = small(ingredients, rounds=4, seed=2, snapshot_every=1)
+    rate = {"learning_rate": before.local.learning_rate if method == "fedavg" else 1e-3}
+    changes = {"method": NamedTable(name=method), "local": before.local.model_copy(update=rate)}
+    run.start(before.model_copy(update=changes), folder.path)
+    best = version_of(folder, "best")
+    assert best is not None
+    assert 0 < best < 4
+    kept = model_hash(folder, best)
+    keep(folder, "since-snapshot", 5)
+    assert first_record(folder.log_file) == 4
+    assert version_of(folder, "best") == best
+    assert model_hash(folder, best) == kept
+    verify(folder)
+
+
+def test_a_run_that_keeps_more_again_has_its_best_model(ingredients: Path, tmp_path: Path) -> None:
+    """Its log does not begin at the base model, so it has not what is older than the snapshot."""
+    folder = RunFolder(tmp_path / "run")
+    run.start(small(ingredients, **SINCE, rounds=6), folder.path)
+    keep(folder, "all", 9)
+    best = version_of(folder, "best")
+    assert best == 7, "newer than what was left out, older than the snapshot"
+    assert snapshot_version(folder.snapshot_file) == 8
+    model_hash(folder, best)
     verify(folder)
 
 

@@ -138,7 +138,7 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     from torch.distributed import is_torchelastic_launched
 
     from fullfed.deployment.folders import NodeFolder
-    from fullfed.deployment.node import LOG_FORMAT, configured
+    from fullfed.deployment.node import LOG_FORMAT, Indented, configured
     from fullfed.deployment.node_task import TaskLoader
     from fullfed.deployment.owner import owner_of
     from fullfed.engines import node_channel
@@ -147,7 +147,9 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     from fullfed.files import locked, private_files
     from fullfed.training.trainer import named_trainer
 
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    handler = logging.StreamHandler()
+    handler.setFormatter(Indented(LOG_FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the socket's folder goes too
     folder = NodeFolder(directory.absolute())
     settings = configured(folder, data, model)

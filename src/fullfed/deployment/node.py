@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -57,6 +58,14 @@ def configured(folder: NodeFolder, data: str | None, model: str | None) -> NodeF
 
 
 @private_files()
+class Indented(logging.Formatter):
+    """Lines of a record after its first begin with spaces. They may be a server's words, and are
+    not to look like what the program itself says to its user (``user_error``)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n  ".join(super().format(record).splitlines())
+
+
 def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) -> None:
     """Take part in the federation until stopped. What dies is started again.
 

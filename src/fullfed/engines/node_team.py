@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -218,13 +218,15 @@ def follow(team: Team, load: Callable[[bytes, bytes], NodeTask]) -> None:
             what, said = team.heard()
         except RuntimeError:  # torch's, of a connection that was closed
             return
-        with suppress(UserError):  # the one that leads has the same, and says it
+        try:
             if what == _LOAD:
                 follower = None  # frees the other run's model first
                 follower = _Follower(team, load(said["settings"], said["scales"]))
             else:
-                assert follower is not None
+                assert follower is not None  # or what it held here is not what the others have
                 follower.do(what, said)
+        except UserError:  # the one that leads has the same, says it, and loads anew
+            follower = None
 
 
 class _Follower:

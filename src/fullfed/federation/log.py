@@ -200,6 +200,7 @@ class Log:
             fresh.replace(self._path)
         except OSError as error:
             fresh.unlink(missing_ok=True)
+            self._file.seek(0, os.SEEK_END)
             raise UserError(
                 f"{fresh}: cannot be written ({error.strerror}); free some space and resume the "
                 "run."
@@ -227,7 +228,11 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(
             f"{path}: cannot be opened ({error.strerror}); check the folder and its permissions."
         ) from error
-    lock(file, f"{path}: another process is writing this run; wait for it.")
+    used = f"{path}: another process is writing this run; wait for it."
+    lock(file, used)
+    if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # it put another in its place
+        file.close()
+        raise UserError(used)
     return file
 
 

@@ -174,5 +174,6 @@ def _method(model: _Model, method: str, cohort: int) -> list[str]:
         upload = max(4 * model.parameters // _COMPRESSION, _LEAST_UPLOAD)
         lines.append(_line(f"upload = {upload}", "bytes of a client in a round"))
     if method == "fedbuff":
-        lines.append(_line(f"buffer = {cohort}", "reports that make an update"))
+        # As many reports as clients train at a time would be rounds that wait for all of them.
+        lines.append(_line(f"buffer = {max(cohort // 2, 1)}", "reports that make an update"))
     return lines

@@ -23,7 +23,12 @@ from fullfed.runs.assembly import build_method, choose, make_replica, scope_of, 
 from fullfed.runs.curvature import with_scales_of
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.loading import load_model, read_data, tokenize_data
-from fullfed.runs.snapshots import go_towards, load_snapshot, recorded_hashes
+from fullfed.runs.snapshots import (
+    go_towards,
+    load_snapshot,
+    newest_snapshot,
+    recorded_hashes,
+)
 
 
 def load_base(folder: RunFolder) -> tuple[Replica, PreTrainedModel, PreTrainedTokenizerBase]:
@@ -96,7 +101,7 @@ def verify(folder: RunFolder) -> int:
     replica, _, _ = load_base(folder)
     compared = 1
     if first_record(folder.log_file) > 0:
-        load_snapshot(folder, replica, folder.snapshot_file)
+        load_snapshot(folder, replica, newest_snapshot(folder))
         compared += 1
     for update in _updates(folder, replica.version):
         replica.apply(update)

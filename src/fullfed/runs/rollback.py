@@ -18,6 +18,7 @@ from fullfed.federation.replica import snapshot_version
 from fullfed.files import read_sealed, write_sealed
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.predictions import forget_predictions
+from fullfed.runs.snapshots import newest_snapshot
 
 
 def roll_back(folder: RunFolder, version: int, why: str = "") -> None:
@@ -58,7 +59,7 @@ def finish_rollback(folder: RunFolder) -> None:
         return
     record = read_sealed(folder.rollback_file, "", folder.run())["record"]
     version, kept = record["version"], folder.path / record["cut"]
-    with Log(folder.log_file) as log:
+    with Log(folder.log_file, [str(line["log"]) for line in folder.lines()]) as log:
         folder.summary_file.unlink(missing_ok=True)
         for file in (folder.snapshot_file, folder.best_file):
             if file.exists() and snapshot_version(file) > version:
@@ -99,7 +100,7 @@ def _check_target(folder: RunFolder, log: Log, version: int) -> None:
         raise UserError(
             f"{folder.path}: no round of the run is over; there is nothing to take back."
         )
-    earliest = snapshot_version(folder.snapshot_file) if log.first else 0
+    earliest = snapshot_version(newest_snapshot(folder)) if log.first else 0
     if not earliest <= version < len(log):
         raise UserError(
             f"{folder.path}: the run is at version {len(log)} and cannot go back to {version}; "

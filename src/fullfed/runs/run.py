@@ -24,12 +24,7 @@ from fullfed.federation.server import Engine, Traffic, run_round
 from fullfed.headway import Headway
 from fullfed.methods.summing import keyed
 from fullfed.runs.account import UNMEASURED, account_of, summary_of
-from fullfed.runs.assembly import (
-    Assembly,
-    assemble,
-    make_replica,
-    make_worker,
-)
+from fullfed.runs.assembly import Assembly, assemble, make_replica, make_worker
 from fullfed.runs.best import is_over, measurement
 from fullfed.runs.binding import changes_since
 from fullfed.runs.brought import check_brought, with_trainer
@@ -48,8 +43,10 @@ from fullfed.runs.snapshots import (
     keep_best,
     leave_out,
     load_snapshot,
+    newest_snapshot,
     recorded_hashes,
     take_snapshot,
+    unkept_best,
 )
 from fullfed.training.trainer import Trainer
 
@@ -233,14 +230,19 @@ class _Run:
         if len(log):
             logged_update(self.folder, log.first, log.read(log.first))
         under_way = plans_under_way(self.assembly.method, len(log), self.recipe.federation.rounds)
+        best = unkept_best(self.folder, log)
+        ends = {len(log)} if best is None else {len(log), best}
         if log.first or self.folder.snapshot_file.exists():
-            self._load_snapshot(log, min(under_way, default=len(log)))
-        missed = range(self.replica.version, len(log))
-        for version in missed[-1:] if self.assembly.method.cumulative else missed:
+            self._load_snapshot(log, min(ends.union(under_way)))
+        keep_best(self.folder, self.replica, best)
+        for version in range(self.replica.version, len(log)):
+            if self.assembly.method.cumulative and version + 1 not in ends:
+                continue
             if version in under_way:
                 deque(engine.exchange(under_way[version]), maxlen=0)
             with record_read(self.folder, version):
                 self.worker.deliver(log.read(version))
+            keep_best(self.folder, self.replica, best)
             if self.replica.version == max(recorded, default=0):
                 check_recorded(self.folder, self.replica, recorded[self.replica.version])
         self._check_states(records)
@@ -256,11 +258,9 @@ class _Run:
             self._close_round(log, account)
 
     def _load_snapshot(self, log: Log, newest: int) -> None:
-        """Begin from the snapshot, unless it is newer than what visits under way began from."""
-        file = self.folder.snapshot_file
-        if not file.exists():
-            raise UserError(f"{file}: the file is missing; restore a copy of it.")
-        if newest < snapshot_version(file) <= len(log):
+        """Begin from the snapshot, unless it is newer than what is needed and the log has that."""
+        file = newest_snapshot(self.folder)
+        if log.first == 0 and newest < snapshot_version(file) <= len(log):
             return
         load_snapshot(self.folder, self.replica, file)
         version = self.replica.version
@@ -356,7 +356,7 @@ class _Run:
         for callback in self.callbacks:
             callback.on_round_end(line)
         if due:
-            keep_best(self.folder, self.replica)
+            keep_best(self.folder, self.replica, unkept_best(self.folder, log))
         if snapshot_due:
             take_snapshot(self.folder, self.replica, log)
 

@@ -8,7 +8,7 @@ which may be an older one. Both have the hash that their rounds' lines of metric
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from fullfed.errors import UserError
@@ -34,13 +34,32 @@ def leave_out(folder: RunFolder, replica: Replica, log: Log) -> None:
         log.leave_out(before=replica.version - 1)
 
 
-def keep_best(folder: RunFolder, replica: Replica) -> None:
-    """Keep the model as it is now if it has just measured best, and the log will not have it."""
+def unkept_best(folder: RunFolder, log: Log) -> int | None:
+    """The version that measured best, unless the log will have it, or best.safetensors has it; nor
+    the base model."""
     recipe = folder.recipe()
-    if recipe.federation.keep_updates == "since-snapshot":
-        best = best_version(folder.base(), folder.metrics(), recipe.evaluation)
-        if best == replica.version:
-            replica.save_snapshot(folder.best_file, folder.run())
+    if recipe.federation.keep_updates == "all" and log.first == 0:
+        return None
+    best = best_version(folder.base(), folder.metrics(), recipe.evaluation)
+    kept = folder.best_file.exists() and snapshot_version(folder.best_file) == best
+    return None if kept or best == 0 else best
+
+
+def keep_best(folder: RunFolder, replica: Replica, best: int | None) -> None:
+    """Keep the model as it is now if it is the one of ``unkept_best``."""
+    if replica.version == best:
+        replica.save_snapshot(folder.best_file, folder.run())
+
+
+def newest_snapshot(folder: RunFolder) -> Path:
+    """The file of the newest snapshot, without which a log that was cut leads to nothing.
+
+    Raises:
+        UserError: it is missing.
+    """
+    if not folder.snapshot_file.exists():
+        raise UserError(f"{folder.snapshot_file}: the file is missing; restore a copy of it.")
+    return folder.snapshot_file
 
 
 def load_snapshot(folder: RunFolder, replica: Replica, file: Path) -> None:
@@ -78,19 +97,15 @@ def go_towards(folder: RunFolder, replica: Replica, version: int | None) -> None
         return
     if replica.method.cumulative and wanted > first:
         return
-    here = dict(_snapshots(folder))
+    here = {snapshot_version(newest_snapshot(folder)): folder.snapshot_file}
+    if folder.best_file.exists():
+        here.setdefault(snapshot_version(folder.best_file), folder.best_file)
     usable = [held for held in here if held == wanted or first <= held <= wanted]
     if not usable:
         kept = ", ".join(map(str, sorted({0, *here})))
         raise UserError(
             f"{folder.path}: the run kept only the updates since its newest snapshot "
             f"(federation.keep_updates); name one of the rounds {kept}, or one from "
-            f"{max(here, default=first)} to {newest}."
+            f"{max(here)} to {newest}."
         )
     load_snapshot(folder, replica, here[max(usable)])
-
-
-def _snapshots(folder: RunFolder) -> Iterator[tuple[int, Path]]:
-    for file in (folder.best_file, folder.snapshot_file):
-        if file.exists():
-            yield snapshot_version(file), file
