@@ -157,7 +157,8 @@ def worker(directory: NodeDirectory, data: Data = None, model: Model = None) -> 
     limits, own = settings.limits, (settings.columns, settings.ignore)
     trainer = None if settings.trainer is None else named_trainer(settings.trainer)
     place = settings.data, settings.model, settings.device
-    team = Team(settings.device) if is_torchelastic_launched() else None
+    several = settings.devices > 1 and is_torchelastic_launched()
+    team = Team(settings.device) if several else None
     load = TaskLoader(*place, limits, *own, trainer, team)
     if team is not None and not team.leads:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: it has nothing to put away

@@ -57,7 +57,6 @@ def configured(folder: NodeFolder, data: str | None, model: str | None) -> NodeF
     return settings
 
 
-@private_files()
 class Indented(logging.Formatter):
     """Lines of a record after its first begin with spaces. They may be a server's words, and are
     not to look like what the program itself says to its user (``user_error``)."""
@@ -66,6 +65,7 @@ class Indented(logging.Formatter):
         return "\n  ".join(super().format(record).splitlines())
 
 
+@private_files()
 def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) -> None:
     """Take part in the federation until stopped. What dies is started again.
 
