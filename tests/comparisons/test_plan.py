@@ -104,7 +104,7 @@ def test_a_run_ignores_the_tables(tmp_path: Path) -> None:
     ("labels", "more", "expected"),
     [
         ("fedavg,fedavg", "", "methods: fedavg is named twice; name each method once."),
-        ("", "", "methods: no method is named; choose among fedavg, fedprox, fedavgm"),
+        ("", "", "methods: no method is named; choose among fedavg, fedprox, fedbuff"),
         ("fedsgd", "", "methods: 'fedsgd' is neither a method nor a table"),
         ("x", "[compare.x]\nlocal.steps = 1", r"\[compare.x\] is to say which method it is"),
         ("x", "[compare.x]\nmethod.name = 'sgd'", r"\[compare.x\] is to say which method it is"),

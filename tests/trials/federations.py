@@ -176,7 +176,7 @@ class Subject:
 class _Loader(TaskLoader):
     def __init__(self, subject: Subject) -> None:
         self._data, self._model, self._device = "data", "model", "cpu"
-        self._limits, self._subject, self._trainer = LIMITS, subject, None
+        self._limits, self._subject, self._trainer, self._team = LIMITS, subject, None, None
         self._examples = data(CLIENTS)[0]  # type: ignore[assignment]
 
     def _load(
