@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,15 +185,21 @@ def times_logged(nodes: list[NodeFolder], pattern: str) -> int:
     return sum(len(re.findall(f"{pattern}$", log, re.MULTILINE)) for log in logs)
 
 
-def measure(folder: Path, rounds: int, repeats: int) -> dict[str, float]:
-    write_data(folder)
-    port, here = free_port(), "127.0.0.1"
-    server = ServerFolder.create(folder / "fed", NODES, here, port, here, "builtin")
-    nodes = [NodeFolder(server.federation / "partners" / name) for name in NODES]
-    allowed = Limits(fewest_samples_a_step=1, fewest_samples_a_visit=1)  # a visit is one of one
+def processes(
+    server: ServerFolder, names: Sequence[str], folder: Path, limits: Limits
+) -> tuple[list[NodeFolder], Child, list[Child]]:
+    """A federation's nodes, and what serves and what joins, which run from ``running`` on.
+
+    Args:
+        folder: has the nodes' data; what they say goes there.
+        limits: of each node, but that a visit may be one of one sample.
+    """
+    nodes = [NodeFolder(server.federation / "partners" / name) for name in names]
+    least = {"fewest_samples_a_step": 1, "fewest_samples_a_visit": 1}
     for node in nodes:
+        allowed = limits.model_copy(update=least)
         node.write(node.settings().model_copy(update={"limits": allowed}))
-    children = [
+    joins = [
         Child(
             ["fullfed", "join", str(node.path), "--data", str(folder / f"{node.path.name}.jsonl")],
             folder / f"{node.path.name}.out",
@@ -202,7 +208,14 @@ def measure(folder: Path, rounds: int, repeats: int) -> dict[str, float]:
         for node in nodes
     ]
     command = ["fullfed", "serve", str(server.federation)]
-    serving = Child(command, folder / "serve.out", environment(server.flower))
+    return nodes, Child(command, folder / "serve.out", environment(server.flower)), joins
+
+
+def measure(folder: Path, rounds: int, repeats: int) -> dict[str, float]:
+    write_data(folder)
+    port, here = free_port(), "127.0.0.1"
+    server = ServerFolder.create(folder / "fed", NODES, here, port, here, "builtin")
+    nodes, serving, children = processes(server, NODES, folder, Limits())
     seconds: dict[str, list[float]] = defaultdict(list)
     flowers, (superlink, *supernodes) = bare_federation(folder)
     with running(serving, superlink, *children):

@@ -26,10 +26,10 @@ from typing import Any
 import tomli_w
 from transformers import AutoTokenizer
 
-from flower import wait_for
+from flower import processes, wait_for
 from fullfed.deployment.flower_runs import start
-from fullfed.deployment.folders import NodeFolder, ServerFolder
-from fullfed.deployment.processes import Child, environment, free_port, running
+from fullfed.deployment.folders import ServerFolder
+from fullfed.deployment.processes import free_port, running
 from fullfed.engines.node_limits import Limits
 from fullfed.quickstart import MODEL_PATH
 from fullfed.recipe_file import load_recipe
@@ -128,24 +128,8 @@ def measure(shape: str, method: str) -> dict[str, int]:
         parameters = write_ingredients(folder, shape)
         port, here, model = free_port(), "127.0.0.1", str(folder / "model")
         server = ServerFolder.create(folder / "fed", NODES, here, port, here, model)
-        nodes = [NodeFolder(server.federation / "partners" / name) for name in NODES]
-        allowed = Limits(
-            fewest_samples_a_step=1,
-            fewest_samples_a_visit=1,
-            most_message_bytes=64 << 30,
-        )
-        for node in nodes:
-            node.write(node.settings().model_copy(update={"limits": allowed}))
-        joins = [
-            Child(
-                ["fullfed", "join", str(n.path), "--data", str(folder / f"{n.path.name}.jsonl")],
-                folder / f"{n.path.name}.out",
-                environment(n.flower),
-            )
-            for n in nodes
-        ]
-        command = ["fullfed", "serve", str(server.federation)]
-        serving = Child(command, folder / "serve.out", environment(server.flower))
+        limits = Limits(most_message_bytes=64 << 30)
+        _, serving, joins = processes(server, NODES, folder, limits)
         with watched(highest), running(serving, *joins):
             wait_for(lambda: all("connected to" in child.said() for child in joins))
             run = RunFolder(folder / "run")

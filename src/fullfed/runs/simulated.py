@@ -44,25 +44,7 @@ def simulation(
         worker: the run's own replica, with everybody's data.
         peaks: are told what worker processes need of memory.
     """
-    with _visiting(recipe, folder, method, worker, log, traffic, peaks) as engine:
-        under_way = UnderWay(engine, worker.replica, folder.path)
-        with closing(under_way):
-            yield under_way
-
-
-def _visiting(
-    recipe: Recipe,
-    folder: RunFolder,
-    method: Composition,
-    worker: Worker,
-    log: Log,
-    traffic: Traffic,
-    peaks: PeakMemory,
-) -> AbstractContextManager[Engine]:
-    """What makes the visits."""
     table = recipe.simulation
-    if table.workers == 1:
-        return nullcontext(simulate(recipe, worker, log, traffic))
     own = recipe.trainer is not None and recipe.trainer.name == OWN
     trainer = method.setting.trainer if own else None
     device, threads = worker.replica.model.device, torch.get_num_threads()
@@ -71,7 +53,7 @@ def _visiting(
         arguments = (folder.path, trainer, device_of(place, recipe, device), threads)
         return start(work, arguments, f"worker {place}")
 
-    return ParallelSimulation(
+    several = ParallelSimulation(
         worker,
         table.failures,
         recipe.federation.seed,
@@ -82,6 +64,10 @@ def _visiting(
         start=start_worker,
         on_peak=peaks.of_worker,
     )
+    serial = nullcontext(simulate(recipe, worker, log, traffic))
+    visiting: AbstractContextManager[Engine] = several if table.workers > 1 else serial
+    with visiting as engine, closing(UnderWay(engine, worker.replica, folder.path)) as under_way:
+        yield under_way
 
 
 def plans_under_way(method: Method, version: int, rounds: int) -> dict[int, dict[int, bytes]]:
