@@ -34,6 +34,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Plan, Report, Update, decode
 from fullfed.files import write_json
+from fullfed.payloads import Payload
 from fullfed.privacy.accountant import noise_for
 from fullfed.privacy.integers import signed, unpack
 from fullfed.quickstart import MODEL_PATH
@@ -176,7 +177,7 @@ class Absent:
         self.sent: list[dict[int, NDArray[np.float32]]] = []
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         own: dict[int, NDArray[np.float32]] = {}
         bits = decode(next(iter(plans.values())), Plan).values["bits"]

@@ -30,6 +30,7 @@ from fullfed.federation.states import StatesInMemory
 from fullfed.methods.composition import Composition
 from fullfed.methods.local_work import LocalWork
 from fullfed.methods.server_step import CurvatureStep, Trained
+from fullfed.payloads import Payload
 from fullfed.randomness import Purpose, Stream
 from fullfed.runs.account import checked_as_recorded
 from fullfed.runs.assembly import Assembly, make_replica, make_worker
@@ -196,7 +197,7 @@ class LiarsLast(Simulation):
     share: int = 0
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         for client in sorted(plans, key=lambda client: (lies(client, self.share), client)):
             yield from super().exchange({client: plans[client]}, seconds)

@@ -45,6 +45,7 @@ from fullfed.federation.server import Traffic
 from fullfed.files import write_json
 from fullfed.methods.codecs.codec import Change
 from fullfed.methods.composition import Composition
+from fullfed.payloads import Payload
 from fullfed.runs.assembly import assemble_server
 from fullfed.runs.callback import Callback
 from fullfed.runs.folder import RunFolder
@@ -76,7 +77,7 @@ class Echoes:
     made: list[float] = field(default_factory=list)
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         started = time.process_time()
         replica = self.worker.replica

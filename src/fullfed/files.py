@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fullfed.errors import UserError
+from fullfed.payloads import Payload
 from fullfed.strict_json import parse_json
 
 
-def write_atomically(
-    path: Path, data: bytes | Iterable[bytes | memoryview], mode: int = 0o666
-) -> None:
+def write_atomically(path: Path, data: Payload | Iterable[Payload], mode: int = 0o666) -> None:
     """Replace the file at ``path`` by ``data``, durably, which may come in parts; ``mode`` as for
     os.open.
 
@@ -34,7 +33,7 @@ def write_atomically(
     try:
         temporary.unlink(missing_ok=True)
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.writelines([data] if isinstance(data, bytes) else data)
+            file.writelines([data] if isinstance(data, Payload) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fullfed import payloads
 from fullfed.federation.messages import (
     MessageError,
     Plan,
@@ -77,6 +78,40 @@ def test_what_is_encoded_is_decoded(message: Plan | Report | Update) -> None:
         assert received.tensors[name].dtype == tensor.dtype
         assert received.tensors[name].shape == tensor.shape
         assert torch.equal(received.tensors[name], tensor)
+
+
+@pytest.fixture
+def _long_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All messages are treated as large ones are."""
+    monkeypatch.setattr(payloads, "LARGE", -1)
+
+
+@pytest.mark.usefixtures("_long_messages")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(MESSAGES)
+def test_large_messages_are_the_same_bytes_and_numbers(message: Plan | Report | Update) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(payloads, "LARGE", 1 << 40)
+        short = encode(message)
+    data = encode(message)
+    assert isinstance(data, memoryview)
+    assert data == short
+    test_what_is_encoded_is_decoded.hypothesis.inner_test(message)
+
+
+@pytest.mark.usefixtures("_long_messages")
+def test_a_large_messages_tensors_are_read_anew_and_checked_at_once() -> None:
+    received = decode(holding(torch.ones(2)), Report).tensors
+    received["x"].zero_()
+    assert torch.equal(received["x"], torch.ones(2))
+    with pytest.raises(KeyError):
+        received["y"]
+    with pytest.raises(MessageError, match="not finite"):
+        decode(holding(torch.tensor([1.0, math.nan])), Report)
+    truths = bytearray(holding(torch.tensor([True, False])))
+    truths[-1] = 2
+    with pytest.raises(MessageError, match="neither true nor false"):
+        decode(bytes(truths), Report)
 
 
 def test_equal_messages_have_equal_bytes_whatever_order_their_parts_were_named_in() -> None:

@@ -19,6 +19,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import encode
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import run_round
+from fullfed.payloads import Payload
 from fullfed.privacy.summing import Owner
 from fullfed.recipe_file import load_recipe
 from fullfed.runs.assembly import assemble
@@ -62,7 +63,7 @@ class _Listening:
         self._worker, self._heard = worker, heard
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         for client, plan in sorted(plans.items()):
             arrival = self._worker.visit(plan)

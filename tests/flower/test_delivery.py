@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from flower.real import PARTNERS
+from flower.small import node_worker
 from flower.standin import Dictionary, Node, carry_out, recipe_of
+from fullfed import payloads
 from fullfed.engines.node import NodeWorker
 from fullfed.engines.node_messages import Answer
 from fullfed.errors import UserError
@@ -46,6 +49,23 @@ def test_a_node_that_was_away_is_caught_up_by_what_is_smaller(
     assert down[1:4] == [0, 0, 0], "what was not sent is not counted"
     assert down[4] == len(back.plan) + missed
     assert all(record["bytes"]["down_by_client"]["3"] == 0 for record in records)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_messages_in_files_make_the_same_run(folder: Path, tmp_path: Path, precision: str) -> None:
+    codec = {"name": "dense", "precision": precision}
+    recipe = recipe_of(folder, 2, method={"name": "fedavg"}, codec=codec)
+    logs = []
+    for large in (payloads.LARGE, -1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(payloads, "LARGE", large)
+            own = tmp_path / str(large)
+            workers = [node_worker(folder, n, own / f"state-{n}") for n in range(len(PARTNERS))]
+            carry_out(recipe, Dictionary.of(workers), own / "run")
+            logs.append((own / "run/updates.log").read_bytes())
+        for worker in workers:
+            worker.leave()
+    assert logs[0] == logs[1]
 
 
 def test_a_restarted_server_sends_what_each_node_lacks_and_no_more(

@@ -20,6 +20,7 @@ from fullfed.federation.log import read_log
 from fullfed.federation.messages import Plan, Update, decode, encode, number
 from fullfed.methods.summed import SummedComposition
 from fullfed.methods.summing import keyed
+from fullfed.payloads import Payload
 from fullfed.privacy.accountant import Account
 from fullfed.privacy.keystream import derived
 from fullfed.privacy.masks import Summand
@@ -63,7 +64,7 @@ class Watched:
         self._inner, self._lost = inner, lost
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         phase = str(decode(next(iter(plans.values())), Plan).values.get("phase", "keys"))
         gone = self._lost.get(phase, ())
@@ -244,7 +245,7 @@ class Partial:
         self._inner, self._change = inner, change
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         told = {}
         for client, payload in plans.items():

@@ -18,6 +18,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import read_log
 from fullfed.federation.messages import Report, Update, decode, encode
 from fullfed.methods.codecs.dense import Dense
+from fullfed.payloads import Payload
 from fullfed.reports.runs import plot_runs, summary_table
 from fullfed.runs import run
 from fullfed.runs.assembly import assemble
@@ -58,7 +59,7 @@ class Liar(Simulation):
     """Its last client's change is 1,000 times as large as it was."""
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         *others, last = super().exchange(plans)
         yield from others

@@ -1,7 +1,8 @@
 """All that fullfed uses of Flower beyond what Flower promises to keep.
 
 Flower moves nearly weekly. Whatever may break with its next version is here, and
-tests/flower/test_versions.py says which part did. The rest of fullfed uses Flower's commands, and
+tests/flower/test_versions.py says which part did. Messages' objects are in
+fullfed.engines.flower_objects. The rest of fullfed uses Flower's commands, and
 its messages and apps (flwr.app, flwr.clientapp, flwr.serverapp).
 """
 
@@ -34,7 +35,6 @@ from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
     get_object_tree,
     no_object_id_recompute,
 )
@@ -43,18 +43,16 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    ObjectPushError,
-    pull_and_inflate_object_from_tree,
-    push_objects,
-)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fullfed.engines.flower_objects import pull, push
+from fullfed.errors import UserError
 
 _TURNED_AWAY = (
     ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED,
@@ -158,26 +156,22 @@ class Fleet:
             head: Message = message_from_proto(response.messages_list[0])
             run, tree = head.metadata.run_id, response.message_object_trees[0]
             head.metadata.__dict__["_message_id"] = tree.object_id
-            pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
+            pull_object = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
             fetched = 0
 
             def pull_counted(object_id: str) -> bytes:
                 nonlocal fetched
-                content: bytes = pull(object_id)
+                content: bytes = pull_object(object_id)
                 fetched += len(content)
                 if fetched > most_bytes:
                     raise TooLongError(head)
                 return content
 
-            message: Message = pull_and_inflate_object_from_tree(
-                tree,
-                pull_counted,
-                make_confirm_message_received_fn_protobuf(
-                    self._client.ConfirmMessageReceived, self._node, run
-                ),
-                return_type=Message,
+            message = pull(tree.object_id, pull_counted)
+            confirm = make_confirm_message_received_fn_protobuf(
+                self._client.ConfirmMessageReceived, self._node, run
             )
-            message.metadata.__dict__["_message_id"] = tree.object_id
+            confirm(tree.object_id)
             return message
 
     def reply(self, message: Message, seconds: float) -> None:
@@ -197,11 +191,10 @@ class Fleet:
                 )
             )
             run, session = message.metadata.run_id, response.session_id
-            push_objects(
-                get_all_nested_objects(message),
-                make_push_object_fn_protobuf(self._client.PushObject, self._node, run, session),
-                object_ids_to_push=set(response.objects_to_push),
+            push_object = make_push_object_fn_protobuf(
+                self._client.PushObject, self._node, run, session
             )
+            push(message, push_object, set(response.objects_to_push))
 
 
 @contextmanager
@@ -218,7 +211,7 @@ def _told_apart() -> Iterator[None]:
             raise EndedRunError from error
         said = _REFUSALS.get(error.response.status_code, "")
         raise LostConnectionError(f"it answers {error.response.status_code}{said}") from error
-    except (httpx.HTTPError, ValueError, ObjectPullError, ObjectPushError) as error:
+    except (httpx.HTTPError, ValueError, ObjectPullError, ObjectPushError, UserError) as error:
         raise LostConnectionError(_printable(error)) from error
 
 

@@ -24,6 +24,7 @@ from fullfed.deployment.processes import (
     relay,
     running,
     shown,
+    temporary_files,
 )
 from fullfed.errors import UserError
 from fullfed.files import private_files
@@ -78,7 +79,8 @@ def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) ->
     own = worker_command(folder, settings)
     say(shown(own))
     say(shown(relay(folder)))
-    worker = Child(own, folder.path / "worker.log", os.environ)
+    own_files = {**os.environ, **temporary_files(folder.path)}
+    worker = Child(own, folder.path / "worker.log", own_files)
     with running(worker), link(folder) as node:
         while True:
             pause()

@@ -27,6 +27,7 @@ from fullfed.federation.messages import Plan, Update, decode
 from fullfed.federation.replica import content_hash
 from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.composition import Composition
+from fullfed.payloads import Payload
 from fullfed.runs.assembly import (
     Choices,
     assemble,
@@ -214,7 +215,7 @@ class SimulatedNode:
         self._worker = make_worker(assembly, replica, folder.states())
         self._folder = folder
 
-    def handle(self, frames: Frames) -> Mapping[str, bytes]:
+    def handle(self, frames: Frames) -> Mapping[str, Payload]:
         """Answer one order."""
         order = Order.of(frames)
         plan = decode(order.plan, Plan)
@@ -236,7 +237,7 @@ class SimulatedNode:
                 load_snapshot(self._folder, replica, self._folder.snapshot_file)
                 self._worker.last = decode(known[replica.version - 1], Update)
 
-    def _logged(self, number: int) -> dict[int, bytes]:
+    def _logged(self, number: int) -> dict[int, Payload]:
         """The updates from one on, as far as the run's log has them."""
         file = self._folder.log_file
         skipped = max(number - first_record(file), 0)

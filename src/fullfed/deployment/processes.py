@@ -41,7 +41,17 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # glibc's: what held a chunk is given back at once
+        **temporary_files(home),
     }
+
+
+def temporary_files(folder: Path) -> dict[str, str]:
+    """Where a process keeps large messages, unless TMPDIR says where: on the disk of ``folder``,
+    since the system's temporary files may be in memory."""
+    own = folder / "temporary"
+    own.mkdir(parents=True, mode=0o700, exist_ok=True)
+    return {"TMPDIR": os.environ.get("TMPDIR", str(own))}
 
 
 def superlink(folder: ServerFolder, local_port: int) -> list[str]:

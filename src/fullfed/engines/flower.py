@@ -30,6 +30,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Update, decode
 from fullfed.federation.server import Traffic
+from fullfed.payloads import Payload
 
 _PAUSE = 0.2  # seconds between two looks into the SuperLink
 _NODES_PAUSE = 2.0  # seconds between two looks at who is connected
@@ -52,7 +53,7 @@ class _Visit:
         down: bytes sent so far.
     """
 
-    plan: bytes
+    plan: Payload
     connection: Connection | None = None
     sent: list[SentMessage] = field(default_factory=list)
     retry_at: float = 0.0
@@ -99,7 +100,7 @@ class FlowerEngine:
         self._log_read = max(self.aggregated.values(), default=-1) + 1  # records that are known
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         """Send every client its plan; yield reports and failures as they come.
 
@@ -147,7 +148,7 @@ class FlowerEngine:
                 visit.sent.append(sent)
                 visit.down += order.message_bytes
 
-    def _order(self, client: int, plan: bytes) -> Order:
+    def _order(self, client: int, plan: Payload) -> Order:
         """The plan, with what the client lacks for it as far as is known."""
         settings = b"" if client in self._told else self.settings
         scales = self.server.scales if settings else b""

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fullfed.engines.flower_objects import ObjectPullError, pull_message, push_message
 from fullfed.errors import MessageError
+from fullfed.payloads import Payload
 
 _RECORD = "fullfed"
 _FRAMES_LIMIT = 100_000
@@ -28,20 +30,20 @@ _REASONS = {  # flwr.common.constant.ErrorCode
 }
 
 
-def content_of(frames: Mapping[str, bytes]) -> RecordDict:
+def content_of(frames: Mapping[str, Payload]) -> RecordDict:
     """The content of a message.
 
     Each frame is an Array of its own: Flower cuts those into chunks, so that a frame of any size
     passes, and sends a chunk that several messages share to its server once.
     """
-    arrays = {
-        name: Array(dtype="uint8", shape=(len(frame),), stype=_RECORD, data=frame)
-        for name, frame in frames.items()
-    }
-    return RecordDict({_RECORD: ArrayRecord(arrays)})
+    record = ArrayRecord()
+    for name, frame in frames.items():
+        record[name] = Array(dtype="uint8", shape=(len(frame),), stype=_RECORD, data=b"")
+        record[name].data = frame  # type: ignore[assignment]
+    return RecordDict({_RECORD: record})
 
 
-def frames_of(content: RecordDict) -> dict[str, bytes]:
+def frames_of(content: RecordDict) -> dict[str, Payload]:
     """The frames in a message's content.
 
     Raises:
@@ -98,22 +100,26 @@ class FlowerMessenger:
         }
 
     def send(
-        self, connection: Connection, frames: Mapping[str, bytes], seconds: float, round: int
+        self, connection: Connection, frames: Mapping[str, Payload], seconds: float, round: int
     ) -> SentMessage | None:
         """Send frames to be answered within ``seconds``; None if Flower does not take them."""
         node, content = connection.node, content_of(frames)
         message = Message(content, node, message_type="train", ttl=seconds, group_id=str(round))
-        ids = list(self._grid.push_messages([message]))
-        return SentMessage(ids[0], connection) if ids and ids[0] else None
+        message_id = push_message(self._grid, message)
+        return SentMessage(message_id, connection) if message_id else None
 
     def receive(self, sent: SentMessage) -> Message | LostMessage | None:
         """The reply, once; None as long as there is none."""
-        for reply in self._grid.pull_messages([sent.message_id]):
-            if reply.has_error():
-                code = reply.error.code
-                reason = _REASONS.get(code, "it did not answer")
-                return LostMessage(f"{reason} (Flower's error {code})")
-            if reply.metadata.src_node_id != sent.connection.node:
-                return LostMessage("another node answered in its place")
-            return reply
-        return None
+        try:
+            reply = pull_message(self._grid, sent.message_id)
+        except (ValueError, ObjectPullError):
+            return LostMessage("its answer did not arrive whole")
+        if reply is None:
+            return None
+        if reply.has_error():
+            code = reply.error.code
+            reason = _REASONS.get(code, "it did not answer")
+            return LostMessage(f"{reason} (Flower's error {code})")
+        if reply.metadata.src_node_id != sent.connection.node:
+            return LostMessage("another node answered in its place")
+        return reply

@@ -36,6 +36,7 @@ from fullfed.federation.method import Method
 from fullfed.federation.replica import Replica, UnfitUpdateError
 from fullfed.files import private_files
 from fullfed.headway import QUIET_SECONDS, Headway, NowAndThen, Observer
+from fullfed.payloads import Payload
 
 if TYPE_CHECKING:
     from fullfed.privacy.summing import Owner, SummingClients
@@ -138,7 +139,7 @@ class ReplicaNodeClient:
             if replica.version % self._every == 0 or long:
                 state.take_snapshot(worker, payload)
 
-    def _deliver(self, payload: bytes) -> None:
+    def _deliver(self, payload: Payload) -> None:
         try:
             self._worker.deliver(payload)
         except UnfitUpdateError as error:
@@ -158,7 +159,7 @@ class SubmodelNodeClient:
     """
 
     def __init__(
-        self, task: NodeTask, state: NodeState, static_weights: bytes, observer: Observer
+        self, task: NodeTask, state: NodeState, static_weights: Payload, observer: Observer
     ) -> None:
         self._client = SubmodelWorker(
             task.model,
@@ -202,7 +203,7 @@ class _Joined:
     run: str
     state: NodeState
     client: NodeClient
-    answered: bytes = b""
+    answered: Payload = b""
     answer: Answer | None = None
 
 
@@ -316,7 +317,7 @@ class NodeWorker:
                 return joined
             self.leave()
         state = NodeState(self._folder, order.run)
-        settings, scales = order.settings, order.scales
+        settings, scales = bytes(order.settings), bytes(order.scales)
         static_weights, known = order.static_weights, state.begun
         if known:
             try:
@@ -341,7 +342,7 @@ class NodeWorker:
         return self._joined
 
     def _client(
-        self, task: NodeTask, state: NodeState, static_weights: bytes, run: str
+        self, task: NodeTask, state: NodeState, static_weights: Payload, run: str
     ) -> NodeClient | None:
         """The node's part in a run; None if its state on disk was damaged, which is gone then."""
         name = named(run, state.read()[0])

@@ -4,13 +4,14 @@ A Unix domain socket in a folder of this user alone. The kernel says which user 
 (Linux), and both sides prove that they know a secret (HMAC-SHA256 of each other's nonces). Then the
 relay says how long its frames are, the worker whether it wants them, and the answer comes back the
 same way. The worker reads nothing without a deadline, and takes connections while it works, so a
-silent client blocks nobody. Frames are received straight into the memory that they stay in.
+silent client blocks nobody. Frames are payloads: large ones are received into files.
 """
 
 from __future__ import annotations
 
 import hmac
 import json
+import logging
 import os
 import queue
 import secrets
@@ -27,15 +28,19 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from fullfed.engines.node_messages import Frames
+from fullfed.errors import UserError
 from fullfed.files import write_atomically
+from fullfed.payloads import Payload, joined
 from fullfed.strict_json import parse_json
 
+_log = logging.getLogger(__name__)
 _NONCE = 32  # bytes, of a SHA-256 too
 _SIZES_LIMIT = 1 << 20  # bytes of the list of names and sizes
 _ANSWER_LIMIT = 1 << 36  # bytes of an answer: 64 GiB, more than any model trained in full here
 _PATIENCE = 30.0  # seconds that the two sides may take to come to the point, ...
 _SLOWEST = 1 << 20  # ... and bytes a second from there on
 _LOOK_SECONDS = 0.5  # between two looks whether to stop
+_PART = 1 << 20  # bytes of a frame that are received at once
 _AT_ONCE = 16  # connections that are not requests yet
 _PATH_LIMIT = 100  # bytes of a socket's path; systems allow 104 or 108
 _SOCKET = "worker"
@@ -95,7 +100,10 @@ def serve(address_file: Path, handler: Handler, stop: threading.Event | None = N
             except queue.Empty:
                 continue
             with closing(due) as request, suppress(OSError, ChannelError):
-                _answer(request, handler)
+                try:
+                    _answer(request, handler)
+                except UserError as error:  # there is no room for it
+                    _log.error("%s", error)
 
 
 def _accept(listener: socket.socket, secret: bytes, requests: queue.Queue[_Request]) -> None:
@@ -160,7 +168,7 @@ def _ending(connection: socket.socket, seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def ask(address_file: Path, frames: Frames, seconds: float | None = None) -> dict[str, bytes]:
+def ask(address_file: Path, frames: Frames, seconds: float | None = None) -> dict[str, Payload]:
     """Send one request and wait for its answer.
 
     Args:
@@ -168,6 +176,7 @@ def ask(address_file: Path, frames: Frames, seconds: float | None = None) -> dic
 
     Raises:
         ChannelError: no worker answers at the address, or it went away meanwhile.
+        UserError: there is no room for the answer.
     """
     try:
         about = parse_json(address_file.read_bytes())
@@ -264,8 +273,15 @@ def _receive_sizes(reader: BinaryIO) -> Mapping[str, int]:
     return sizes
 
 
-def _receive_frames(reader: BinaryIO, sizes: Mapping[str, int]) -> dict[str, bytes]:
-    return {name: _read(reader, size) for name, size in sizes.items()}
+def _receive_frames(reader: BinaryIO, sizes: Mapping[str, int]) -> dict[str, Payload]:
+    return {name: joined(_parts(reader, size), size) for name, size in sizes.items()}
+
+
+def _parts(reader: BinaryIO, count: int) -> Iterator[bytes]:
+    while count:
+        part = _read(reader, min(count, _PART))
+        count -= len(part)
+        yield part
 
 
 def _read(reader: BinaryIO, count: int) -> bytes:

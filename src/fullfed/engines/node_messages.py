@@ -12,9 +12,10 @@ from typing import Any
 
 from fullfed.config import Recipe, parse_recipe
 from fullfed.errors import MessageError, UserError
+from fullfed.payloads import Payload
 from fullfed.strict_json import check_keys, parse_json
 
-Frames = Mapping[str, bytes]
+Frames = Mapping[str, Payload]
 
 _DESCRIPTION = "description"
 _SETTINGS = "settings"
@@ -57,19 +58,19 @@ class Order:
     """
 
     run: str
-    plan: bytes
-    settings: bytes = b""
-    scales: bytes = b""
-    updates: tuple[bytes, ...] = ()
+    plan: Payload
+    settings: Payload = b""
+    scales: Payload = b""
+    updates: tuple[Payload, ...] = ()
     first: int = 0
-    snapshot: bytes = b""
-    last: bytes = b""
-    submodel: bytes = b""
-    static_weights: bytes = b""
+    snapshot: Payload = b""
+    last: Payload = b""
+    submodel: Payload = b""
+    static_weights: Payload = b""
     aggregated: int = -1
     rollbacks: tuple[int, ...] = ()
 
-    def frames(self) -> dict[str, bytes]:
+    def frames(self) -> dict[str, Payload]:
         named = {"plan": self.plan, **{name: getattr(self, name) for name in _OPTIONAL}}
         named |= {f"update-{number}": update for number, update in enumerate(self.updates)}
         description = {
@@ -138,7 +139,7 @@ class Answer:
     """
 
     version: int
-    report: bytes = b""
+    report: Payload = b""
     failure: str = ""
     train_seconds: float = 0.0
     encode_seconds: float = 0.0
@@ -148,7 +149,7 @@ class Answer:
         """Whether the node asks for what it lacks instead of reporting."""
         return not self.report and not self.failure
 
-    def frames(self) -> dict[str, bytes]:
+    def frames(self) -> dict[str, Payload]:
         description = {name: getattr(self, name) for name in _ANSWER_KINDS}
         description["failure"] = self.failure[:_TEXT_LIMIT]
         report = {"report": self.report} if self.report else {}
@@ -184,7 +185,7 @@ def _encode(description: Mapping[str, Any]) -> bytes:
 def _decode(frames: Frames, kinds: Mapping[str, type]) -> dict[str, Any]:
     data = frames.get(_DESCRIPTION, b"")
     try:
-        description = parse_json(data) if len(data) <= _DESCRIPTION_LIMIT else None
+        description = parse_json(bytes(data)) if len(data) <= _DESCRIPTION_LIMIT else None
     except ValueError as error:
         raise MessageError("the description of what was sent is malformed") from error
     if not isinstance(description, dict) or {

@@ -30,6 +30,7 @@ from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import snapshot_version
 from fullfed.federation.states import StatesOnDisk
 from fullfed.files import read_sealed, write_atomically, write_sealed
+from fullfed.payloads import Payload
 
 _GIVEN, _LEDGER = ".given.json", ".ledger.json"
 
@@ -132,7 +133,7 @@ class NodeState:
             self._client()
         return sealed["settings"].encode("latin-1"), scales, weights
 
-    def create(self, settings: bytes, scales: bytes, static_weights: bytes) -> None:
+    def create(self, settings: bytes, scales: bytes, static_weights: Payload) -> None:
         """Begin the state of a new run, whose settings have been accepted.
 
         Args:
@@ -211,7 +212,7 @@ class NodeState:
         if version > 0 and (worker.last is None or worker.last.round + 1 != version):
             raise UserError(f"{self._log_file}: the update that led to the snapshot is missing.")
 
-    def _update(self, payload: bytes) -> Update:
+    def _update(self, payload: Payload) -> Update:
         """The update in a record of the log."""
         try:
             return decode(payload, Update)
@@ -262,7 +263,7 @@ class NodeState:
         payloads = [log.read(number) for number in range(len(log))]
         self._rewrite([p for p in payloads if self._update(p).round < version])
 
-    def _rewrite(self, payloads: Iterable[bytes]) -> None:
+    def _rewrite(self, payloads: Iterable[Payload]) -> None:
         """Replace the log at once."""
         self.close()
         fresh = self._log_file.with_suffix(".partial")
@@ -277,11 +278,11 @@ class NodeState:
         """Of the updates since the snapshot."""
         return sum(self._opened().sizes)
 
-    def append(self, update: bytes) -> None:
+    def append(self, update: Payload) -> None:
         """Keep an update that the replica has applied."""
         self._opened().append(update)
 
-    def take_snapshot(self, worker: Worker, last: bytes) -> None:
+    def take_snapshot(self, worker: Worker, last: Payload) -> None:
         """Keep the replica as it is, and of the updates only ``last``, which led to it.
 
         A crash in between leaves more updates than are needed, which ``restore`` passes over.
@@ -289,7 +290,7 @@ class NodeState:
         worker.replica.save_snapshot(self._snapshot_file, self._run)
         self._rewrite([last])
 
-    def receive_snapshot(self, worker: Worker, snapshot: bytes, last: bytes) -> None:
+    def receive_snapshot(self, worker: Worker, snapshot: Payload, last: Payload) -> None:
         """Take the replica to a snapshot that the server sent; ``take_snapshot`` keeps it.
 
         Raises:
@@ -328,6 +329,6 @@ def _read(file: Path, sha256: str) -> bytes:
     return data
 
 
-def _sha256(data: bytes) -> str:
+def _sha256(data: Payload) -> str:
     """In hexadecimal; empty of nothing."""
     return hashlib.sha256(data).hexdigest() if data else ""

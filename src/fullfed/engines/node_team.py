@@ -29,7 +29,9 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Update, decode, encode
 from fullfed.federation.method import Method
 from fullfed.federation.replica import Replica
+from fullfed.federation.tensors import Computed
 from fullfed.files import write_atomically
+from fullfed.payloads import Payload
 from fullfed.sketch.shards import whole
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ _HASH, _SNAPSHOT, _TAKE = "hash", "snapshot", "take"
 _WATCH, _CHECK = "watch", "check"
 _AS_LONG_AS_IT_TAKES = timedelta(days=3650)  # until the next order comes
 
-Said = Mapping[str, bytes]
+Said = Mapping[str, Payload]
 
 
 class Team:
@@ -76,7 +78,7 @@ class Team:
         self.leads = self._rank == 0
         self.mesh: DeviceMesh = init_device_mesh(kind, (self._size,))
 
-    def tell(self, what: str, **said: bytes) -> None:
+    def tell(self, what: str, **said: Payload) -> None:
         """Tell the others what comes; for the one that leads."""
         sizes = json.dumps([what, {name: len(data) for name, data in said.items()}]).encode()
         self.send(torch.tensor([len(sizes)]))
@@ -146,7 +148,7 @@ class LeadingReplica(Replica):
         waiting."""
         write_atomically(path, self.snapshot(run))
 
-    def snapshot(self, run: str = "") -> bytes:
+    def snapshot(self, run: str = "") -> Payload:
         self._team.tell(_SNAPSHOT)
         return super().snapshot(run)
 
@@ -185,7 +187,7 @@ class LeadingWorker(Worker):
         super().__init__(*arguments)
         self._team = team
 
-    def visit(self, plan: bytes, submodel: bytes | None = None) -> Arrival:
+    def visit(self, plan: Payload, submodel: Payload | None = None) -> Arrival:
         last = b"" if self.last is None else encode(replace(self.last, tensors={}))
         self._team.tell(_VISIT, plan=plan, last=last)
         return super().visit(plan, submodel)
@@ -221,7 +223,7 @@ def follow(team: Team, load: Callable[[bytes, bytes], NodeTask]) -> None:
         try:
             if what == _LOAD:
                 follower = None  # frees the other run's model first
-                follower = _Follower(team, load(said["settings"], said["scales"]))
+                follower = _Follower(team, load(bytes(said["settings"]), bytes(said["scales"])))
             else:
                 assert follower is not None  # or what it held here is not what the others have
                 follower.do(what, said)
@@ -251,7 +253,7 @@ class _Follower:
             _gather(replica.parameters())  # for their hash
             _gather(dict(replica.in_file_order()))
         elif what == _TAKE:
-            replica.hold(_Received(self._team, replica.parameters()), int(said["version"]))
+            replica.hold(_received(self._team, replica.parameters()), int(said["version"]))
         elif what == _WATCH:
             seed, most = int.from_bytes(said["seed"]), float(said["most"])
             self._drift = Drift(replica.parameters(), self._base, most, seed)
@@ -268,24 +270,14 @@ def _gather(tensors: Mapping[str, Tensor]) -> None:
         whole(tensor)
 
 
-class _Received(Mapping[str, Tensor]):
+def _received(team: Team, like: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Whole tensors that the process sends that leads, one at a time, each when it is asked for."""
-
-    def __init__(self, team: Team, like: Mapping[str, Tensor]) -> None:
-        self._team, self._like = team, like
-
-    def __getitem__(self, name: str) -> Tensor:
-        like = self._like[name]
-        return self._team.send(torch.empty(like.shape, dtype=like.dtype))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._like)
-
-    def __len__(self) -> int:
-        return len(self._like)
+    return Computed(
+        like, lambda name: team.send(torch.empty(like[name].shape, dtype=like[name].dtype))
+    )
 
 
-def _octets(data: bytes) -> Tensor:
+def _octets(data: Payload) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 

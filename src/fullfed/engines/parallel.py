@@ -23,6 +23,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.messages import Plan, decode
 from fullfed.federation.replica import snapshot_version
+from fullfed.payloads import Payload
 
 _TRIES = 2  # of a visit, or of starting a process, in which a process ends
 
@@ -73,7 +74,7 @@ class ParallelSimulation(Simulation):
     _failed_starts: int = 0
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         """Have the clients visited, begun in increasing order; arrivals are in any."""
         due, suffered = deque[int](), dict[int, Arrival]()
@@ -91,7 +92,7 @@ class ParallelSimulation(Simulation):
             finished = self.worker.finish(order, arrival)
             yield replace(finished, down=suffered[arrival.sender].down)
 
-    def _visits(self, plans: Mapping[int, bytes], due: deque[int]) -> Iterator[Arrival]:
+    def _visits(self, plans: Mapping[int, Payload], due: deque[int]) -> Iterator[Arrival]:
         ended = Counter[int]()  # processes, in a client's visit
         while due or any(one.client is not None for one in self._processes):
             self._hand_out(plans, due)
@@ -112,7 +113,7 @@ class ParallelSimulation(Simulation):
                 if arrival is not None:
                     yield arrival
 
-    def _hand_out(self, plans: Mapping[int, bytes], due: deque[int]) -> None:
+    def _hand_out(self, plans: Mapping[int, Payload], due: deque[int]) -> None:
         """Start processes as far as there are visits for them, and give those that wait one."""
         busy = sum(one.client is not None for one in self._processes)
         for place in range(min(self.workers, busy + len(due))):
@@ -143,7 +144,7 @@ class ParallelSimulation(Simulation):
             self._tell(one, UPDATE, self.log.read(version))
         one.version = replica.version
 
-    def _tell(self, one: _Process, kind: bytes, content: bytes) -> None:
+    def _tell(self, one: _Process, kind: bytes, content: Payload) -> None:
         one.connection.send_bytes(kind)
         one.connection.send_bytes(content)
 

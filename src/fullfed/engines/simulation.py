@@ -14,6 +14,7 @@ from fullfed.federation.client import Worker
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.log import Log
 from fullfed.federation.server import Traffic
+from fullfed.payloads import Payload
 from fullfed.randomness import Purpose, Stream, uniforms
 
 
@@ -35,7 +36,7 @@ class Simulation:
     traffic: Traffic | None = None
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         """Visit the clients in increasing order."""
         for client in sorted(plans):
@@ -47,7 +48,7 @@ class Simulation:
             else:
                 yield replace(self.worker.visit(plan, submodel), down=suffered.down)
 
-    def suffered(self, client: int, plan: bytes, submodel: bytes) -> Arrival:
+    def suffered(self, client: int, plan: Payload, submodel: Payload) -> Arrival:
         """What becomes of a plan before any work on it: the bytes that the client is sent are
         counted, and where the recipe lets the visit fail, it has."""
         down = len(plan) + len(submodel) + self._lacking(client, bool(submodel))

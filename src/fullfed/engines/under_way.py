@@ -13,6 +13,7 @@ from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Plan, fields_of
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import Engine
+from fullfed.payloads import Payload, view
 
 _IN_MEMORY = 64 << 20  # bytes of a later round's reports; more are in a file
 
@@ -48,7 +49,7 @@ class UnderWay:
         self._waiting: dict[int, _Waiting] = {}
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         """Have all visited who begin now; yield what arrives now, whenever it began."""
         round = self._replica.version
@@ -82,9 +83,13 @@ class UnderWay:
         if waiting is None:
             return
         with waiting.payloads as payloads:
-            payloads.seek(0)
+            start = 0
             for arrival, length in waiting.arrivals:
-                yield arrival if length is None else replace(arrival, payload=payloads.read(length))
+                if length is None:
+                    yield arrival
+                else:
+                    yield replace(arrival, payload=view(payloads, start, length))
+                    start += length
 
     def close(self) -> None:
         """Forget what waits."""

@@ -19,6 +19,7 @@ from fullfed.federation.method import NOTHING, Method, VisitError
 from fullfed.federation.replica import Replica
 from fullfed.federation.states import States, StatesInMemory
 from fullfed.headway import Observer, unobserved
+from fullfed.payloads import Payload
 
 if TYPE_CHECKING:
     from fullfed.privacy.summing import SummingClients
@@ -59,7 +60,7 @@ class Worker:
         self._states = states or StatesInMemory()
         self.last: Update | None = None
 
-    def deliver(self, update: bytes) -> None:
+    def deliver(self, update: Payload) -> None:
         """Apply one encoded update to the replica."""
         decoded = decode(update, Update)
         self.replica.apply(decoded)
@@ -67,7 +68,7 @@ class Worker:
         if isinstance(clients := decoded.values.get("clients"), list):
             self._states.settle(decoded.round, [c for c in clients if isinstance(c, int)])
 
-    def visit(self, plan: bytes, submodel: bytes | None = None) -> Arrival:
+    def visit(self, plan: Payload, submodel: Payload | None = None) -> Arrival:
         """Carry out one encoded plan; a failure comes back as an arrival without payload.
 
         Args:
@@ -129,7 +130,7 @@ class Worker:
             self._hashed = version, self.replica.content_hash()
         return self._hashed[1]
 
-    def submodel(self, plan: bytes) -> bytes:
+    def submodel(self, plan: Payload) -> Payload:
         """What a client without a replica is sent with a plan; empty where clients hold replicas.
 
         Raises:
@@ -145,7 +146,7 @@ class Worker:
         """What every client is sent once of the codec's scales; empty where it has none."""
         return self._method.scales
 
-    def static_weights(self) -> bytes:
+    def static_weights(self) -> Payload:
         """What a client without a replica is sent once."""
         assert self._method.submodels is not None  # nobody asks for them otherwise
         return encode(self._method.submodels.static_weights(self.replica.model))
@@ -155,7 +156,7 @@ class Worker:
         """How long ``static_weights`` are."""
         return self._without_replica.static_bytes
 
-    def snapshot(self) -> tuple[bytes, bytes]:
+    def snapshot(self) -> tuple[Payload, Payload]:
         """The replica whole, and the update that led to it without its tensors."""
         return self.replica.snapshot(), self._last_values()
 
@@ -163,7 +164,7 @@ class Worker:
         """How long the two parts of ``snapshot`` are together."""
         return self.replica.snapshot_bytes + len(self._last_values())
 
-    def _last_values(self) -> bytes:
+    def _last_values(self) -> Payload:
         assert self.last is not None  # nobody asks for a snapshot of the base model
         return encode(replace(self.last, tensors={}))
 
@@ -202,7 +203,7 @@ class SubmodelWorker:
         self,
         like: PreTrainedModel,
         method: Method,
-        static_weights: bytes,
+        static_weights: Payload,
         examples: Mapping[int, Sequence[TokenizedExample]],
         states: States | None = None,
         device: torch.device = _CPU,
@@ -217,7 +218,7 @@ class SubmodelWorker:
         self._device = device
         self._observer = observer
 
-    def visit(self, plan: bytes, submodel: bytes) -> Arrival:
+    def visit(self, plan: Payload, submodel: Payload) -> Arrival:
         """Carry out one encoded plan on the encoded submodel that came with it."""
         order, received = decode(plan, Plan), decode(submodel, Update)
         del submodel  # as large as what is held from here on, and perhaps nobody else's

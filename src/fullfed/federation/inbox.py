@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from fullfed.federation.held_out import Checked, HeldOutCheck, harmful
 from fullfed.federation.messages import Plan, Report, decode
 from fullfed.federation.method import NOTHING, Method
 from fullfed.federation.replica import norm
+from fullfed.payloads import Payload, view
 
 LARGEST_CHANGE = 1.0  # of a report, as a share of the model's own norm
 LARGEST_RATIO = 100.0  # of a change to the median change of the cohort
@@ -51,7 +52,7 @@ class Arrival:
     """
 
     sender: int
-    payload: bytes | None
+    payload: Payload | None
     failure: str = ""
     train_seconds: float = 0.0
     encode_seconds: float = 0.0
@@ -67,14 +68,13 @@ class _Kept:
     """A valid report that was put away.
 
     Attributes:
-        start, length: where its bytes are.
+        read: returns its bytes.
         samples: as the client claims.
         change: the norm of its change.
         part: of the model, that it is about.
     """
 
-    start: int
-    length: int
+    read: Callable[[], Payload]
     samples: int
     change: float
     part: int | None
@@ -132,49 +132,46 @@ class Inbox:
         """
         with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=self._folder) as spool:
             for arrival in arrivals:
-                kept = self._accept(arrival, spool.tell())
-                if kept is not None:
-                    assert arrival.payload is not None
-                    self._kept[arrival.sender] = kept
-                    try:
-                        spool.write(arrival.payload)
-                    except OSError as error:
-                        raise UserError(
-                            f"{self._folder}: a round's reports cannot be "
-                            f"put here ({error.strerror}); free some space and resume."
-                        ) from error
-                del (
-                    arrival
-                )  # before the next is waited for: its report may be as large as the model
+                self._accept(arrival, spool)
+                del arrival  # before the next is waited for: it may be as large as the model
             self.refused.sort(key=lambda one: one[0])  # whoever was first to answer
             self._refuse_outliers()
             if self._check is not None:
-                self._refuse_harmful(self._check, spool)
+                self._refuse_harmful(self._check)
             counted = self._counted()
             for client in self.accepted:
-                yield replace(self._read(spool, client), samples=counted[client])
+                yield replace(self._read(client), samples=counted[client])
 
-    def _read(self, spool: IO[bytes], client: int) -> Report:
-        kept = self._kept[client]
-        spool.seek(kept.start)
-        return decode(spool.read(kept.length), Report)
+    def _read(self, client: int) -> Report:
+        return decode(self._kept[client].read(), Report)
 
-    def _accept(self, arrival: Arrival, start: int) -> _Kept | None:
+    def _accept(self, arrival: Arrival, spool: IO[bytes]) -> None:
+        """Put a report away; or refuse it."""
         try:
             report, payload = self._validate(arrival)
             plan = self._plans[report.client]
-            return _Kept(
-                start,
-                len(payload),
-                report.samples,
-                self._change(report, plan),
-                self._method.part(plan),
-            )
+            change, part = self._change(report, plan), self._method.part(plan)
         except MessageError as error:
             self.refused.append((arrival.sender, str(error)))
-            return None
+            return
+        read = self._put_away(payload, spool)
+        self._kept[arrival.sender] = _Kept(read, report.samples, change, part)
 
-    def _validate(self, arrival: Arrival) -> tuple[Report, bytes]:
+    def _put_away(self, payload: Payload, spool: IO[bytes]) -> Callable[[], Payload]:
+        """Return what reads the payload again; a large one is in a file of its own."""
+        if isinstance(payload, memoryview):
+            return lambda: payload
+        start, length = spool.tell(), len(payload)
+        try:
+            spool.write(payload)
+        except OSError as error:
+            raise UserError(
+                f"{self._folder}: a round's reports cannot be put here ({error.strerror}); "
+                "free some space and resume."
+            ) from error
+        return lambda: view(spool, start, length)
+
+    def _validate(self, arrival: Arrival) -> tuple[Report, Payload]:
         if arrival.late:
             raise MessageError("the report came after its round had ended")
         plan = self._plans.get(arrival.sender)
@@ -243,14 +240,14 @@ class Inbox:
                 )
                 self.refused.append((client, reason))
 
-    def _refuse_harmful(self, check: HeldOutCheck, spool: IO[bytes]) -> None:
+    def _refuse_harmful(self, check: HeldOutCheck) -> None:
         """Refuse what raises the held-out loss, as ``harmful`` has it."""
         parts: dict[int | None, list[int]] = {}
         for client in self.accepted:
             parts.setdefault(self._kept[client].part, []).append(client)
         found = self.checked
         for clients in parts.values():
-            reports = ((self._read(spool, client), self._plans[client]) for client in clients)
+            reports = ((self._read(client), self._plans[client]) for client in clients)
             gains = check.gains(reports, len(clients))
             found.gains |= gains
             found.left_out += [c for c in harmful(gains) if c not in check.trusted]

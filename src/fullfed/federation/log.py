@@ -29,6 +29,7 @@ from typing import BinaryIO, NamedTuple
 
 from fullfed.errors import UserError
 from fullfed.files import lock, sync_folder
+from fullfed.payloads import Payload, view
 
 MAGIC = b"fullfed-log-1\n"
 _MAGIC_OF_REST = b"fullfed-log-2\n"  # of a log whose first records are left out
@@ -108,11 +109,11 @@ class Log:
         """The last record's digest, in hexadecimal."""
         return self._digest.hex()
 
-    def digest_after(self, payload: bytes) -> str:
+    def digest_after(self, payload: Payload) -> str:
         """The digest that a record of ``payload`` would have next, in hexadecimal."""
         return _digest(self._digest, [payload]).hex()
 
-    def append(self, payload: bytes) -> None:
+    def append(self, payload: Payload) -> None:
         """Add one record; when this returns it survives a power cut.
 
         Raises:
@@ -145,14 +146,10 @@ class Log:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int) -> Payload:
         """The payload of one record."""
         start, length, _ = self._records[index - self._first]
-        end = self._file.tell()
-        self._file.seek(start)
-        payload = self._file.read(length)
-        self._file.seek(end)
-        return payload
+        return view(self._file, start, length)
 
     def cut(self, records: int, kept: Path) -> None:
         """Leave only the first records; what follows goes to the file ``kept``, whose bytes after
@@ -236,7 +233,7 @@ def _open(path: Path) -> BinaryIO:
     return file
 
 
-def read_log(path: Path, known: Sequence[str] = ()) -> Iterator[bytes]:
+def read_log(path: Path, known: Sequence[str] = ()) -> Iterator[Payload]:
     """The payloads of a log, without opening it for writing; a torn tail is passed over.
 
     Args:
@@ -250,8 +247,7 @@ def read_log(path: Path, known: Sequence[str] = ()) -> Iterator[bytes]:
         raise _missing(path)
     with path.open("rb") as file:
         for start, length, _ in _scan(file, path, known):
-            file.seek(start)
-            yield file.read(length)
+            yield view(file, start, length)
 
 
 def first_record(path: Path) -> int:
@@ -347,7 +343,7 @@ def _check(previous: bytes, length: int) -> bytes:
     return hashlib.sha256(previous + struct.pack("<Q", length)).digest()[:8]
 
 
-def _digest(previous: bytes, payload: Iterable[bytes]) -> bytes:
+def _digest(previous: bytes, payload: Iterable[Payload]) -> bytes:
     """
     Args:
         payload: in parts.

@@ -17,6 +17,7 @@ from torch import Tensor
 from fullfed.errors import MessageError as MessageError
 from fullfed.federation.wire import Value as Value
 from fullfed.federation.wire import join, split, tensors_of
+from fullfed.payloads import Payload
 from fullfed.sketch.checks import is_finite
 from fullfed.strict_json import check_keys
 
@@ -95,13 +96,13 @@ Message = TypeVar("Message", Plan, Report, Update)
 _KINDS: tuple[type[Plan | Report | Update], ...] = (Plan, Report, Update)
 
 
-def encode(message: Plan | Report | Update) -> bytes:
+def encode(message: Plan | Report | Update) -> Payload:
     """The bytes of a message; equal messages have equal bytes."""
     *said, tensors = (getattr(message, f.name) for f in fields(message))
     return join([_KINDS.index(type(message)), *said], tensors)
 
 
-def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Message:
+def decode(data: Payload, expected: type[Message], limit: int | None = None) -> Message:
     """The message in ``data``.
 
     Args:
@@ -127,7 +128,7 @@ def decode(data: bytes, expected: type[Message], limit: int | None = None) -> Me
     return expected(tensors=tensors, **said)
 
 
-def fields_of(data: bytes, expected: type[Message]) -> dict[str, Any]:
+def fields_of(data: Payload, expected: type[Message]) -> dict[str, Any]:
     """What a message says in its fields, tensors apart; nothing of it is checked but its form.
 
     Raises:

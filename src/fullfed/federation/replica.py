@@ -26,6 +26,7 @@ from fullfed.errors import UserError
 from fullfed.federation.messages import MessageError, Update
 from fullfed.federation.method import Method
 from fullfed.files import write_atomically
+from fullfed.payloads import Payload, joined
 from fullfed.sketch import Purpose, Stream, round_
 from fullfed.sketch.checks import is_finite
 from fullfed.sketch.shards import hold_, whole
@@ -239,15 +240,15 @@ class Replica:
         """Write a snapshot to a file, atomically and without a second copy; see ``snapshot``."""
         write_atomically(path, self._snapshot_parts(run))
 
-    def snapshot(self, run: str = "") -> bytes:
+    def snapshot(self, run: str = "") -> Payload:
         """Version and what updates change, in the safetensors format.
 
         Args:
             run: must be the same when it is loaded.
         """
-        return b"".join(self._snapshot_parts(run))
+        return joined(self._snapshot_parts(run), self.snapshot_bytes)
 
-    def _snapshot_parts(self, run: str) -> Iterator[bytes | memoryview]:
+    def _snapshot_parts(self, run: str) -> Iterator[Payload]:
         yield self._snapshot_header(_snapshot_hash(run, self.version, self.parameters()))
         for _, tensor in self.in_file_order():
             yield _bytes_of(tensor)

@@ -10,6 +10,7 @@ from fullfed.errors import MessageError, UserError
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Plan, Report, Update, decode, encode
 from fullfed.federation.method import Method
+from fullfed.payloads import Payload
 from fullfed.privacy.coordinator import Coordinator
 from fullfed.privacy.phases import CONFIRM, FEWEST, HEADER, SHARES, UNMASK, most_reply_bytes
 from fullfed.privacy.summing import GIVEN, about
@@ -21,7 +22,7 @@ class Exchange(Protocol):
     """Sends every client what is for it and brings back what comes."""
 
     def __call__(
-        self, outgoing: Mapping[int, bytes], seconds: float | None, visit: bool
+        self, outgoing: Mapping[int, Payload], seconds: float | None, visit: bool
     ) -> Sequence[Arrival]: ...
 
 

@@ -23,6 +23,7 @@ from fullfed.federation.messages import Plan, Report, Update, encode
 from fullfed.federation.method import NOTHING, Method, sent
 from fullfed.federation.replica import content_hash
 from fullfed.headway import Headway, Observer, unobserved
+from fullfed.payloads import Payload
 from fullfed.sketch.checks import is_finite
 
 
@@ -30,7 +31,7 @@ class Engine(Protocol):
     """What carries messages between a server and its clients."""
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         """Send each client its encoded plan; yield what comes back in this round, as it comes.
 
@@ -169,7 +170,7 @@ def _run_summed(
     account = _Account([plan.client for plan in plans], on_arrival)
 
     def exchange(
-        outgoing: Mapping[int, bytes], seconds: float | None, visit: bool
+        outgoing: Mapping[int, Payload], seconds: float | None, visit: bool
     ) -> list[Arrival]:
         arrivals = account.of_arrivals(engine.exchange(outgoing, seconds), told=visit)
         return sorted(arrivals, key=lambda arrival: arrival.sender)

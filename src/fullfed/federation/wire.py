@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import msgpack
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import MessageError
+from fullfed.federation.tensors import Computed
+from fullfed.payloads import Payload, is_large, joined
 
 Value = bool | int | float | str | bytes | list["Value"] | dict[str, "Value"]
 
@@ -36,20 +38,27 @@ _SHORT, _LONG = msgpack.Packer(use_single_float=True), msgpack.Packer()
 Kind = tuple[torch.dtype, torch.Size]  # of a tensor
 
 
-def join(header: list[Value], tensors: Mapping[str, Tensor]) -> bytes:
-    """The bytes of a header and tensors.
+def join(header: list[Value], tensors: Mapping[str, Tensor]) -> Payload:
+    """The bytes of a header and tensors, of which one is looked at at a time.
 
     Raises:
         ValueError: ``split`` or ``tensors_of`` would refuse them.
+        UserError: there is no room for them.
     """
-    if any(t.ndim > _DIMENSIONS for t in tensors.values()):
-        raise ValueError(f"a tensor has more than {_DIMENSIONS} dimensions")
-    flat = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
-    kinds: dict[str, Value] = {n: [_DTYPES.index(t.dtype), *t.shape] for n, t in flat.items()}
-    return b"".join([_framed([*header, kinds]), *(_memory(t) for t in flat.values())])
+    kinds: dict[str, Value] = {}
+    nbytes = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if tensor.ndim > _DIMENSIONS:
+            raise ValueError(f"a tensor has more than {_DIMENSIONS} dimensions")
+        kinds[name] = [_DTYPES.index(tensor.dtype), *tensor.shape]
+        nbytes += tensor.numel() * tensor.element_size()
+    begin = _framed([*header, kinds])
+    rest = (_memory(tensors[name].detach().cpu().contiguous()) for name in kinds)
+    return joined(chain([begin], rest), len(begin) + nbytes)
 
 
-def split(data: bytes) -> tuple[list[Any], memoryview]:
+def split(data: Payload) -> tuple[list[Any], memoryview]:
     """The header, with the kinds of tensors as its last item, and the bytes of the tensors.
 
     Raises:
@@ -69,8 +78,9 @@ def split(data: bytes) -> tuple[list[Any], memoryview]:
     return header, memoryview(data)[end:]
 
 
-def tensors_of(kinds: Any, body: memoryview) -> dict[str, Tensor]:
-    """The tensors, in memory of their own, in the order of their names.
+def tensors_of(kinds: Any, body: memoryview) -> Mapping[str, Tensor]:
+    """The tensors, in memory of their own, in the order of their names. Those of a large message
+    are copied from its bytes each time that they are looked at, and not kept.
 
     Args:
         kinds: the last item of a header.
@@ -85,15 +95,17 @@ def tensors_of(kinds: Any, body: memoryview) -> dict[str, Tensor]:
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in known.items()}
     if (due := sum(sizes.values())) != len(body):
         raise MessageError(f"the message's tensors have {len(body)} bytes, not {due}")
-    tensors, start = {}, 0
-    for name, (dtype, shape) in known.items():
-        end = start + sizes[name]
-        tensors[name] = _copied(name, dtype, shape, body[start:end])
-        start = end
-    return tensors
+    ends = dict(zip(known, accumulate(sizes.values()), strict=True))
+
+    def copied(name: str) -> Tensor:
+        return _copied(name, *known[name], body[ends[name] - sizes[name] : ends[name]])
+
+    if is_large(len(body)):
+        return Computed(known, copied)
+    return {name: copied(name) for name in known}
 
 
-def _header_place(data: bytes) -> tuple[int, int]:
+def _header_place(data: Payload) -> tuple[int, int]:
     """Where the header begins and ends."""
     reader = msgpack.Unpacker(max_buffer_size=5)  # and no list or text is longer
     reader.feed(data[1:6])
@@ -107,14 +119,14 @@ def _header_place(data: bytes) -> tuple[int, int]:
     return start, start + length
 
 
-def _unpacked(packed: bytes) -> Any:
+def _unpacked(packed: Payload) -> Any:
     """The value that bytes begin with, in whatever form."""
     reader = msgpack.Unpacker(max_buffer_size=len(packed), max_ext_len=0)
     reader.feed(packed)
     return _next(packed, reader, iter(range(_MOST)))
 
 
-def _next(packed: bytes, reader: msgpack.Unpacker, room: Iterator[int], depth: int = 0) -> Any:
+def _next(packed: Payload, reader: msgpack.Unpacker, room: Iterator[int], depth: int = 0) -> Any:
     """The next value.
 
     Lists and tables are read item by item. By itself msgpack makes room for as many items as a list

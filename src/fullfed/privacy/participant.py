@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, encode
+from fullfed.payloads import Payload
 from fullfed.privacy.identities import Identity, is_signed, public_bytes, sign
 from fullfed.privacy.masks import (
     SEED_BYTES,
@@ -83,7 +84,7 @@ class Participant:
         self._own_seed, self._masks_seed = (secrets.token_bytes(SEED_BYTES) for _ in range(2))
         self._masks = private_key(self._masks_seed)
         self.keys = self._signed_keys()
-        self._answered: dict[str, tuple[bytes, Report]] = {}
+        self._answered: dict[str, tuple[Payload, Report]] = {}
         self._others: dict[int, PublicKeys] = {}  # of the round, itself among them
         self._held: dict[int, tuple[bytes, bytes]] = {}  # shares of seeds: own, private
         self._fewest = FEWEST  # that must be left in every phase

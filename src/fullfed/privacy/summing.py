@@ -84,7 +84,7 @@ def about(run: str, plan: Plan, model_hash: str) -> str:
         plan: of any client of the round.
         model_hash: of the version that the round begins with.
     """
-    common = encode(replace(plan, client=0)) + model_hash.encode()
+    common = b"".join([encode(replace(plan, client=0)), model_hash.encode()])
     return f"round {plan.round} of run {run}: {hashlib.sha256(common).hexdigest()}"
 
 

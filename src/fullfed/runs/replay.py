@@ -19,6 +19,7 @@ from fullfed.federation.log import first_record, read_log
 from fullfed.federation.messages import MessageError, Update, decode
 from fullfed.federation.replica import Replica
 from fullfed.headway import Observer, unobserved
+from fullfed.payloads import Payload
 from fullfed.runs.assembly import build_method, choose, make_replica, scope_of, settled
 from fullfed.runs.curvature import with_scales_of
 from fullfed.runs.folder import RunFolder
@@ -122,7 +123,7 @@ def _updates(folder: RunFolder, begin: int, end: int | None = None) -> Iterator[
             yield logged_update(folder, number, payload)
 
 
-def logged_update(folder: RunFolder, number: int, payload: bytes) -> Update:
+def logged_update(folder: RunFolder, number: int, payload: Payload) -> Update:
     """The update in a record of the log.
 
     Raises:

@@ -23,6 +23,7 @@ from fullfed.federation.replica import snapshot_version
 from fullfed.federation.server import Engine, Traffic, run_round
 from fullfed.headway import Headway
 from fullfed.methods.summing import keyed
+from fullfed.payloads import Payload
 from fullfed.runs.account import UNMEASURED, account_of, summary_of
 from fullfed.runs.assembly import Assembly, assemble, make_replica, make_worker
 from fullfed.runs.best import is_over, measurement
@@ -391,7 +392,7 @@ class _Measured:
     peaks: PeakMemory
 
     def exchange(
-        self, plans: Mapping[int, bytes], seconds: float | None = None
+        self, plans: Mapping[int, Payload], seconds: float | None = None
     ) -> Iterator[Arrival]:
         self.peaks.begin("visit")
         yield from self.engine.exchange(plans, seconds)

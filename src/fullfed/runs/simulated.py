@@ -20,6 +20,7 @@ from fullfed.federation.messages import encode
 from fullfed.federation.method import Method
 from fullfed.federation.server import Engine, Traffic
 from fullfed.methods.composition import Composition
+from fullfed.payloads import Payload
 from fullfed.runs.environment import PeakMemory
 from fullfed.runs.folder import RunFolder
 from fullfed.runs.worker_process import work
@@ -70,10 +71,10 @@ def simulation(
         yield under_way
 
 
-def plans_under_way(method: Method, version: int, rounds: int) -> dict[int, dict[int, bytes]]:
+def plans_under_way(method: Method, version: int, rounds: int) -> dict[int, dict[int, Payload]]:
     """The encoded plans of the visits that have not ended when the model is at a version, by the
     one that they began from and by client; none after the last round."""
-    found: dict[int, dict[int, bytes]] = {}
+    found: dict[int, dict[int, Payload]] = {}
     for begun in range(version if version < rounds else 0):
         for plan in method.ahead(begun):
             if plan.round >= version:

@@ -17,6 +17,7 @@ from fullfed.federation.client import Worker
 from fullfed.federation.messages import Update, decode
 from fullfed.headway import Headway
 from fullfed.methods.summing import keyed
+from fullfed.payloads import Payload
 from fullfed.runs.assembly import assemble, make_replica, make_worker
 from fullfed.runs.budget import Budget
 from fullfed.runs.curvature import with_scales_of
@@ -104,7 +105,7 @@ def serve(folder: RunFolder, worker: Worker, connection: Connection) -> None:
             _visit(worker, content, connection, peaks)
 
 
-def _visit(worker: Worker, plan: bytes, connection: Connection, peaks: PeakMemory) -> None:
+def _visit(worker: Worker, plan: Payload, connection: Connection, peaks: PeakMemory) -> None:
     peaks.begin("visit")
     arrival = worker.visit(plan)
     peak, payload = peaks.end()["visit"], arrival.payload

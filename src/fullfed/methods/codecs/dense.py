@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Report, Update, number
 from fullfed.federation.replica import norm
+from fullfed.federation.tensors import Computed, put_away
 from fullfed.methods.codecs.codec import (
     Change,
     Codec,
@@ -70,22 +72,25 @@ class Dense(Codec):
         return DenseChanges(error_feedback=self.error_feedback)
 
     def encode(self, change: Change, plan: Plan, shapes: Shapes) -> Encoded:
-        tensors: dict[str, Tensor] = {}
         state: dict[str, Tensor] = {}
+        tensors = put_away(self._encoded(change, state), self.report_bytes(plan, shapes))
+        return Encoded(tensors=tensors, state=state)
+
+    def _encoded(self, change: Change, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a report, which put what rounding takes into ``state``."""
         for name, parameter in change.after.items():
             # A copy: the parameters themselves are restored before the report becomes bytes.
             after = parameter.detach().to(torch.float32, copy=True)
             if self._exact:
-                tensors[name] = after
+                yield name, after
                 continue
             wanted = after.sub_(change.before[name].float())
             if name in change.state:
                 wanted += change.state[name].to(wanted.device)
             sent = self._rounded(name, wanted)
-            tensors |= sent
+            yield from sent.items()
             if self.stateful:
                 state[name] = wanted - self._values(name, sent)
-        return Encoded(tensors=tensors, state=state)
 
     def report_bytes(self, plan: Plan, shapes: Shapes) -> int:
         return sum(shape.numel() * dtype.itemsize for shape, dtype in self._kinds(shapes).values())
@@ -100,7 +105,7 @@ class Dense(Codec):
         check_tensors(update, self._kinds(shapes))
 
     def decode(self, report: Report, plan: Plan, shapes: Shapes) -> Contribution:
-        return Contribution({name: self._values(name, report.tensors) for name in shapes})
+        return Contribution(Computed(shapes, lambda name: self._values(name, report.tensors)))
 
     def norm(
         self, report: Report, plan: Plan, shapes: Shapes, parameters: Mapping[str, Tensor]
@@ -115,10 +120,9 @@ class Dense(Codec):
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
     ) -> Encoded:
-        tensors: dict[str, Tensor] = {}
-        for name, value in aggregate.tensors.items():
-            tensors |= self._rounded(name, value)
-        return Encoded(tensors=tensors)
+        each = aggregate.tensors.items()
+        sent = chain.from_iterable(self._rounded(name, value).items() for name, value in each)
+        return Encoded(tensors=put_away(sent, self.report_bytes(plan, shapes)))
 
     def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
         step = number(update, "server_step")

@@ -1,0 +1,178 @@
+"""Flower's messages, a few pieces at a time: what is pulled goes to a payload, and comes from one.
+
+Flower cuts a message into objects, and its arrays into chunks of some MiB. Its own functions hold
+all of a message's chunks in memory, twice for a moment; these hold a few. They use what Flower does
+not promise to keep, as fullfed.deployment.flower_internals does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence, Set
+
+from flwr.app import Array, ArrayRecord, Message
+from flwr.app.message import remove_content_from_message
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.serde import message_to_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_all_nested_objects,
+    get_object_body,
+    get_object_head_values_from_object_content,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError as ObjectPullError
+from flwr.supercore.inflatable.inflatable_utils import (
+    inflatable_class_registry,
+    pull_objects,
+    push_objects,
+)
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from fullfed.payloads import joined
+
+_AT_ONCE = 4  # objects that are in memory
+_DEEPEST = 2  # a message holds a dictionary of records, which holds them
+
+
+def pull(message_id: str, pull_object: Callable[[str], bytes]) -> Message:
+    """A message, its arrays' data as payloads.
+
+    Args:
+        pull_object: the content of an object by its id, as Flower's servers hold it.
+
+    Raises:
+        ValueError: the objects are no message's.
+        ObjectPullError: one is missing.
+        UserError: there is no room for the message.
+    """
+    message = _pulled(message_id, pull_object, _DEEPEST)
+    if not isinstance(message, Message):
+        raise ValueError("this is no message")
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
+
+
+def _pulled(object_id: str, pull_object: Callable[[str], bytes], deepest: int) -> InflatableObject:
+    """An object with those that it holds, which may lie so deep in it."""
+    content = pull_objects([object_id], pull_object)[object_id]
+    kind, children, _ = get_object_head_values_from_object_content(content)
+    if kind == ArrayRecord.__qualname__:
+        return _record(content, pull_object)
+    if kind not in inflatable_class_registry or (children and not deepest):
+        raise ValueError("there is no such object in a message")
+    held = {child: _pulled(child, pull_object, deepest - 1) for child in children}
+    return inflatable_class_registry[kind].inflate(content, held)
+
+
+def _record(content: bytes, pull_object: Callable[[str], bytes]) -> ArrayRecord:
+    """A record of arrays."""
+    named = json.loads(get_object_body(content, ArrayRecord))
+    if not isinstance(named, dict):
+        raise ValueError("there is no such record in a message")
+    record = ArrayRecord()
+    for name, object_id in named.items():
+        record[name] = _array(str(object_id), pull_object)
+    return record
+
+
+def _array(object_id: str, pull_object: Callable[[str], bytes]) -> Array:
+    """An array of bytes."""
+    content = pull_objects([object_id], pull_object)[object_id]
+    _, chunks, _ = get_object_head_values_from_object_content(content)
+    about = json.loads(get_object_body(content, Array))
+    try:
+        ids = [chunks[place] for place in about["arraychunk_ids"]]
+        nbytes = math.prod(about["shape"])
+        array = Array(dtype=about["dtype"], shape=(nbytes,), stype=about["stype"], data=b"")
+        array.data = joined(_bodies(ids, nbytes, pull_object), nbytes)  # type: ignore[assignment]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("there is no such array in a message") from error
+    return array
+
+
+def _bodies(
+    ids: Sequence[str], nbytes: int, pull_object: Callable[[str], bytes]
+) -> Iterator[bytes]:
+    """What chunks hold, in their order.
+
+    Raises:
+        ValueError: it is not ``nbytes`` in all.
+    """
+    for few in _few(ids):
+        contents = pull_objects(list(dict.fromkeys(few)), pull_object)
+        for object_id in few:
+            body = get_object_body(contents[object_id], ArrayChunk)
+            nbytes -= len(body)
+            if nbytes < 0:
+                raise ValueError("an array is longer than it says")
+            yield body
+    if nbytes:
+        raise ValueError("an array is shorter than it says")
+
+
+def push(message: Message, push_object: Callable[[str, bytes], None], wanted: Set[str]) -> None:
+    """Send a message's objects.
+
+    Args:
+        push_object: takes an object's id and its content.
+        wanted: the ids of the objects that the other side lacks.
+
+    Raises:
+        ObjectPushError: the other side does not take one.
+    """
+    objects = get_all_nested_objects(message)
+    for few in _few([name for name in objects if name in wanted]):
+        push_objects({name: objects[name] for name in few}, push_object)
+
+
+def _few(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[first : first + _AT_ONCE] for first in range(0, len(ids), _AT_ONCE))
+
+
+def push_message(grid: Grid, message: Message) -> str:
+    """Send a message; return its id, which is empty if Flower does not take it."""
+    if not isinstance(grid, HttpGrid):  # of a simulation in this process
+        return next(iter(grid.push_messages([message])), "") or ""
+    client, run = grid._runtime_client, grid.run.run_id
+    with no_object_id_recompute():
+        message.metadata.__dict__["_message_id"] = message.object_id
+        head = message_to_proto(remove_content_from_message(message))
+        tree = get_object_tree(message)
+        request = PushAppMessagesRequest(messages_list=[head], message_object_trees=[tree])
+        answer = client.PushMessages(request)
+        push_object = make_push_object_fn_protobuf(
+            client.PushObject, grid.node, run, answer.session_id
+        )
+        push(message, push_object, set(answer.objects_to_push))
+    return next(iter(answer.message_ids), "") or ""
+
+
+def pull_message(grid: Grid, message_id: str) -> Message | None:
+    """The reply to a message, once; None as long as there is none.
+
+    Raises:
+        ValueError, ObjectPullError, UserError: as for ``pull``; the reply is lost.
+    """
+    if not isinstance(grid, HttpGrid):
+        return next(iter(grid.pull_messages([message_id])), None)
+    client, run = grid._runtime_client, grid.run.run_id
+    replies = client.PullMessages(PullAppMessagesRequest(message_ids=[message_id])).messages_list
+    if not replies:
+        return None
+    reply = replies[0].metadata.message_id
+    pull_object = make_pull_object_fn_protobuf(client.PullObject, grid.node, run)
+    message = pull(reply, pull_object)
+    client.ConfirmMessageReceived(
+        ConfirmMessageReceivedRequest(node=grid.node, run_id=run, message_object_id=reply)
+    )
+    return message

@@ -1,0 +1,49 @@
+"""Tensors by name that are not all in memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+from fullfed.payloads import is_large
+from fullfed.training.offload import Offload
+
+
+class Computed(Mapping[str, Tensor]):
+    """Tensors of which each is made when it is looked at, and not kept.
+
+    Args:
+        names: in their order.
+        make: the tensor of a name, the same numbers each time.
+    """
+
+    def __init__(self, names: Collection[str], make: Callable[[str], Tensor]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def put_away(tensors: Iterable[tuple[str, Tensor]], nbytes: int) -> Mapping[str, Tensor]:
+    """Tensors for a message. Those of a large one wait in a file, as ``Offload`` has it.
+
+    Args:
+        nbytes: of all of them.
+
+    Raises:
+        UserError: there is no room for them.
+    """
+    if not is_large(nbytes):
+        return dict(tensors)
+    store = Offload()
+    fetches = {name: store.put(tensor) for name, tensor in tensors}
+    return Computed(fetches, lambda name: fetches[name]())
