@@ -28,10 +28,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from fullfed.federation.messages import Plan, Report
 from fullfed.files import write_json
-from fullfed.methods.aggregation import Aggregation, PartReports
+from fullfed.methods.aggregation import Aggregation
 from fullfed.methods.catalogue import AGGREGATIONS
 from fullfed.methods.codecs.codec import Change, Codec
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
+from fullfed.methods.parts import PartReports
 from machine import machine
 
 ROWS = Path(__file__).resolve().parents[1] / "docs/results/rules.json"

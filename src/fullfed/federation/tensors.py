@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
 from fullfed.payloads import is_large
 from fullfed.training.offload import Offload
 
+Item = TypeVar("Item")
 
-class Computed(Mapping[str, Tensor]):
-    """Tensors of which each is made when it is looked at, and not kept.
+
+class Computed(Mapping[str, Item]):
+    """Items, tensors as a rule, of which each is made when it is looked at, and not kept.
 
     Args:
         names: in their order.
-        make: the tensor of a name, the same numbers each time.
+        make: the item of a name, the same each time.
     """
 
-    def __init__(self, names: Collection[str], make: Callable[[str], Tensor]) -> None:
+    def __init__(self, names: Iterable[str], make: Callable[[str], Item]) -> None:
         self._names, self._make = dict.fromkeys(names), make
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Item:
         if name not in self._names:
             raise KeyError(name)
         return self._make(name)

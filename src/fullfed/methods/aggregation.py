@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from statistics import median
 from typing import Literal, Protocol
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
-from fullfed.federation.messages import Plan, Report, Update
-from fullfed.methods.codecs.codec import Codec, Contribution, Encoded, Shapes
+from fullfed.federation.messages import Report
+from fullfed.methods.codecs.codec import Codec, Contribution
 
 _NEAR = 5.0  # times the median distance from the median: 3.4 standard deviations if normal
 
@@ -249,61 +249,3 @@ class SortedNumbers:
                 for name in self._all[0].sums
             },
         )
-
-
-def with_plans(reports: Iterable[Report], plans: Sequence[Plan]) -> Iterator[tuple[Plan, Report]]:
-    """Each report with its client's plan; a report is let go before the next is asked for."""
-    plan_of = {plan.client: plan for plan in plans}
-    for report in reports:
-        yield plan_of[report.client], report
-        del report
-
-
-def discount(plan: Plan) -> float:
-    """What a report's numbers are multiplied by, for its age of tau rounds: 1 / sqrt(1 + tau)
-    (Nguyen et al. 2022, FedBuff, arXiv 2106.06639)."""
-    return 1 / math.sqrt(1 + plan.round - plan.version)
-
-
-class PartReports:
-    """What a round's reports on one part of the model come to.
-
-    Reports are decoded as they come and combined by the rule; or kept as they are, with their
-    weights, where the codec stacks and the rule only weighs. Those on older versions of the model
-    are discounted first: the rule does not make up for it.
-
-    Args:
-        plan: one of the part's.
-        shapes: of the part.
-    """
-
-    def __init__(self, codec: Codec, rule: Aggregation, plan: Plan, shapes: Shapes) -> None:
-        self._codec, self._rule, self._plan, self.shapes = codec, rule, plan, shapes
-        self._sum = None if codec.stacks and rule.weights_only else rule.begin()
-        self._reports: list[Report] = []
-        self._discounts: list[float] = []
-
-    def add(self, report: Report, plan: Plan) -> None:
-        if self._sum is None:
-            self._reports.append(report)
-            self._discounts.append(discount(plan))
-        else:
-            decode = self._codec.decode
-            self._sum.add(report, decode(report, plan, self.shapes).times(discount(plan)))
-
-    def encoded(self, last: Update | None) -> Encoded:
-        if self._sum is not None:
-            aggregate = self._sum.result()
-            return self._codec.encode_update(aggregate, self._plan, self.shapes, last)
-        shares = self._rule.shares(self._reports, self._norms)
-        each = zip(shares, self._discounts, self._reports, strict=True)
-        weighted = [(share * discount, report) for share, discount, report in each]
-        return self._codec.stack(weighted, self._plan, self.shapes, last)
-
-    def _norms(self) -> list[float]:
-        """Of the reports' changes, by a codec that tells them without the model."""
-        plans = (replace(self._plan, client=report.client) for report in self._reports)
-        return [
-            discount * self._codec.norm(report, plan, self.shapes, {})
-            for discount, report, plan in zip(self._discounts, self._reports, plans, strict=True)
-        ]

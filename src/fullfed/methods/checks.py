@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
 
 from fullfed.errors import MessageError
 from fullfed.federation.messages import SKIPPED, Plan, Report, Update, check_values
+from fullfed.federation.tensors import Computed, Item
 from fullfed.methods.codecs.codec import Codec, Shapes
 from fullfed.methods.schedules import named_block
 from fullfed.methods.server_step import StepRule
@@ -19,8 +19,6 @@ CLIENTS = "clients"  # in updates where clients keep a state: whose reports are 
 
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -120,9 +118,9 @@ def part_of(update: Update, block: int | None) -> Update:
     return Update(update.round, {**values, **step}, tensors)  # type: ignore[arg-type, dict-item]
 
 
-def prefixed(prefix: str, items: Mapping[str, Item]) -> dict[str, Item]:
+def prefixed(prefix: str, items: Mapping[str, Item]) -> Mapping[str, Item]:
     """The same by names with the prefix; see ``named``."""
-    return {prefix + name: item for name, item in items.items()}
+    return Computed([prefix + n for n in items], lambda name: items[name.removeprefix(prefix)])
 
 
 def changing(last: Update | None) -> Update | None:
@@ -130,9 +128,10 @@ def changing(last: Update | None) -> Update | None:
     return None if last is None or last.skipped > last.round else last
 
 
-def named(prefix: str, items: Mapping[str, Item]) -> dict[str, Item]:
+def named(prefix: str, items: Mapping[str, Item]) -> Mapping[str, Item]:
     """What is named with the prefix, without it."""
-    return {n.removeprefix(prefix): item for n, item in items.items() if n.startswith(prefix)}
+    own = [name.removeprefix(prefix) for name in items if name.startswith(prefix)]
+    return Computed(own, lambda name: items[prefix + name])
 
 
 def _are_numbers(found: object, end: int) -> bool:

@@ -19,7 +19,7 @@ from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import SKIPPED, Plan, Report, Update, Value
 from fullfed.federation.method import NOTHING, Sums, Visit, VisitError
 from fullfed.headway import Observer, unobserved
-from fullfed.methods.aggregation import Aggregation, PartReports, WeightedMean, with_plans
+from fullfed.methods.aggregation import Aggregation, WeightedMean
 from fullfed.methods.checks import (
     BLOCKS,
     CLIENTS,
@@ -36,6 +36,7 @@ from fullfed.methods.codecs.codec import Change, Codec, Encoded, Shapes
 from fullfed.methods.codecs.largest import largest_alone
 from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.local_work import LocalWork
+from fullfed.methods.parts import PartReports, encoded_parts, with_plans
 from fullfed.methods.schedules import Schedule, block_of, named_block
 from fullfed.methods.scopes import Everything, Scope
 from fullfed.methods.server_optimizers import ServerOptimizer, moments_of, take_step
@@ -192,8 +193,8 @@ class Composition:
                 restored(own, exact, self.offload) as before,
                 self._held(model, plan, own),
             ):
-                visit = model, plan, examples, last, state, exact, before, own, started
-                return self._train(*visit, observer)
+                visit = plan, examples, last, state, exact, before, own, started, observer
+                return self._train(model, *visit)
         except (TrainingError, MessageError, UserError) as error:
             raise VisitError(str(error)) from error
 
@@ -304,12 +305,9 @@ class Composition:
             parts[block].add(report, plan)
             lights[report.client] = replace(report, tensors={})
             del report  # before the next is decoded
-        values, tensors = dict[str, Value](), dict[str, Tensor]()
         blocks = sorted(block for block in parts if block is not None)
-        for block in blocks or parts:
-            encoded = parts[block].encoded(self._codecs_last(last))
-            values |= prefixed(prefix_of(block), encoded.values)
-            tensors |= prefixed(prefix_of(block), encoded.tensors)
+        ordered = {block: parts[block] for block in blocks or parts}
+        values, tensors = encoded_parts(ordered, self._codecs_last(last))
         one = next(iter(parts))  # a rule that measures has one part a round
         known = values.get(prefix_of(one) + "energy")
         energy = known if isinstance(known, float) else None
@@ -333,8 +331,8 @@ class Composition:
         part, prefix = PartReports(self.codec, WeightedMean(), plan, shapes), prefix_of(block)
         part.add(report, plan)
         exact, encoded = self._coordinates(shapes), part.encoded(None)
-        values = prefixed(prefix, encoded.values)
-        values[STEP] = share * self.step.known(changing(last), exact)
+        step = share * self.step.known(changing(last), exact)
+        values = {**prefixed(prefix, encoded.values), STEP: step}
         if block is not None:
             values[BLOCKS] = [block]
         return Update(plan.round, values, prefixed(prefix, encoded.tensors))

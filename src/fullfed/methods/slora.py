@@ -286,7 +286,7 @@ class TwoPhases(Composition):
                 parameters[name].zero_()
 
 
-def _parted(update: Update) -> tuple[dict[str, Tensor], Update]:
+def _parted(update: Update) -> tuple[Mapping[str, Tensor], Update]:
     """The factors that an update brings, and the update without them."""
     rest = {n: t for n, t in update.tensors.items() if not n.startswith(_FACTORS)}
     return named(_FACTORS, update.tensors), replace(update, tensors=rest)
