@@ -137,6 +137,8 @@ class Inbox:
                     assert arrival.payload is not None
                     self._kept[arrival.sender] = kept
                     try:
+                        if len(arrival.payload) > _IN_MEMORY:
+                            spool.rollover()  # before it is written: not into memory first
                         spool.write(arrival.payload)
                     except OSError as error:
                         raise UserError(
