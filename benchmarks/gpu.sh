@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu.sh OUT [PART...]
 #
-# Parts, all of them where none is named: bits sketch overhead memory training federation.
+# Parts, all of them where none is named: bits sketch codes overhead memory training federation.
 # A part that fails or takes longer than LIMIT seconds (540) leaves what it said, and the next
 # begins. Needs FULLFED_SHARED for training, and models/smollm2-135m (`make smollm2`) for the
 # federation. PYTHON names the interpreter, SHAPES the models' shapes (llama-1b llama-3b llama-7b).
@@ -11,7 +11,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?name a folder for gpu.md}
 shift
-known=" bits sketch overhead memory training federation "
+known=" bits sketch codes overhead memory training federation "
 read -ra parts <<< "${*:-$known}"
 for part in "${parts[@]}"; do
   if [[ $known != *" $part "* ]]; then
@@ -49,9 +49,13 @@ for part in "${parts[@]}"; do
   case $part in
     bits)
       section 'Bits: every Triton kernel against the reference' \
-        "$python" -m pytest -q -n 0 -p no:cacheprovider tests/sketch/triton_cases.py
+        "$python" -m pytest -q -n 0 -p no:cacheprovider tests/sketch/triton_cases.py \
+        tests/sketch/triton_coded_cases.py
       ;;
     sketch) section 'Speed of the sketch, in copies of memory' "$python" benchmarks/sketch.py ;;
+    codes)
+      section 'Coordinates in few bits, in copies of the model' "$python" benchmarks/codes.py
+      ;;
     overhead)
       section 'A round beyond bare training' \
         "$python" benchmarks/overhead.py --precision bfloat16 --shapes "${shapes[@]}"

@@ -10,7 +10,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fullfed.sketch import cuda_kernels, cuda_rounding
+from fullfed.sketch import cuda, cuda_codes, cuda_kernels, cuda_rounding
 
 SEGMENTS = {"table": "*i64", "factors": "*fp32", "count": "i32", "keys": "*i64"}
 SIGN = {**SEGMENTS, "width": "i32", "depth": "i32", "counters": "i32", "first_group": "i32"}
@@ -60,3 +60,20 @@ check(cuda_rounding.round_rows, rounding)
 dithering = {name: kind for name, kind in rounding.items() if name != "target"}
 for dropped in (16, 13):
     check(cuda_rounding.dither_rows, dithering, DROPPED=dropped)
+CODES = {"x": "*fp32", "codes": "*i16", "terms": "*fp64", "packed": "*u8", "words": "*i32"}
+CODES |= {"keys": "*i64", "bounds": "*fp32", "levels": "*fp32", "scales": "*fp32", "scale": "fp32"}
+CODES |= dict.fromkeys(("length", "total", "count", "part", "first_block"), "i32")
+check(cuda_codes.sign_words, CODES)
+for distant, first, height in ((False, True, 8), (True, False, 8), (True, True, 0)):
+    options = {"DISTANT": distant, "SIGNS_FIRST": first, "LEVELS": height}
+    check(cuda_codes.transform, CODES, **options, PROGRAM=cuda.TRANSFORMS)
+for squared, lanes in ((True, 8), (False, 1)):
+    types = {**CODES, "sums": "*fp64", "terms": "*fp32" if squared else "*fp64"}
+    check(cuda_codes.add_in_order, types, SQUARED=squared, LANES=lanes)
+check(cuda_codes.nearest_levels, CODES, BOUNDS=15, PROGRAM=PROGRAM)
+check(cuda_codes.unpack_levels, CODES, BITS=3, PROGRAM=PROGRAM)
+for group in (1, 64):
+    check(cuda_codes.largest_of_groups, CODES, GROUP=group, PROGRAM=PROGRAM // group)
+    options = {"BITS": group.bit_length(), "GROUP": group, "PROGRAM": PROGRAM // group}
+    check(cuda_codes.unpack_groups, CODES, **options)
+check(cuda_codes.pack, CODES, BITS=7, PROGRAM=PROGRAM)

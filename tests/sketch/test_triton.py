@@ -33,14 +33,14 @@ def run(*arguments: str, interpret: bool) -> None:
 
 
 def test_every_operation_gives_the_references_bits():
-    cases = str(HERE / "triton_cases.py")
+    cases = [str(HERE / name) for name in ("triton_cases.py", "triton_coded_cases.py")]
     run(
         "-m",
         "pytest",
         "-q",
         "-p",
         "no:cacheprovider",
-        cases,
+        *cases,
         interpret=not torch.cuda.is_available(),
     )
 

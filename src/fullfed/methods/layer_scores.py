@@ -34,9 +34,9 @@ def score(hidden: Tensor, mask: Tensor) -> Tensor:
     Returns:
         float64, a number, on the CPU.
     """
-    rows = (hidden * mask.unsqueeze(-1)).flatten(1).double().cpu()
+    rows = (hidden * mask.unsqueeze(-1)).flatten(1).double()
     rows = normalize(rows)
-    eigenvalues = torch.linalg.eigvalsh(rows @ rows.T).clamp(min=0) + _SMALL
+    eigenvalues = torch.linalg.eigvalsh((rows @ rows.T).cpu()).clamp(min=0) + _SMALL
     return torch.sum(eigenvalues.log() + 1 / eigenvalues)
 
 

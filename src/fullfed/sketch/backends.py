@@ -95,11 +95,11 @@ class Packing(NamedTuple):
 
 
 class Message(NamedTuple):
-    """Coded numbers.
+    """Coded numbers, on one device.
 
     Attributes:
-        codes: uint8, on the CPU: the codes of all blocks.
-        scales: float32, shape (blocks,), on the CPU.
+        codes: uint8: the codes of all blocks.
+        scales: float32, shape (blocks,).
         padded: how many numbers they stand for, zeros at the end included.
         stream: of the rotations.
         packing: how they are sent.
@@ -175,10 +175,6 @@ class Backend(Protocol):
         a float32's bits the 16-bit type has not: 16 for bfloat16, 13 for float16.
         """
 
-
-class Coder(Protocol):
-    """Coding, which is done on the CPU."""
-
     def encode(self, numbers: Tensor, message: Message) -> None:
         """Write the codes and scales of float32 numbers, and of zeros after them."""
 
@@ -214,14 +210,3 @@ def backend_for(device: torch.device, name: str | None) -> Backend:
         f"no sketch backend for device {device}; move the tensors to a CPU or CUDA device "
         'or ask for backend="reference".'
     )
-
-
-def coder_for(name: str | None) -> Coder:
-    """The coder of the backend called ``name``: numba's for all but the reference."""
-    if name == "reference":
-        from fullfed.sketch import reference
-
-        return reference
-    from fullfed.sketch import cpu
-
-    return cpu

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.randomness import Stream
-from fullfed.sketch.backends import CODED_BLOCK, Message, Packing, coder_for, side
+from fullfed.sketch.backends import CODED_BLOCK, Message, Packing, backend_for, side
 
 LARGEST_SCALE = 1e30  # what is decoded with it is finite
 
@@ -74,15 +74,19 @@ class Code(ABC):
         """What stands for the coordinates.
 
         Args:
-            coordinates: float32, shape (K,), on the CPU.
+            coordinates: float32, shape (K,). The codes are made where they are, and stay there.
             stream: of the rotations.
-            backend: "reference" or "numba", the default; of the same bits.
+            backend: "reference", "numba" or "triton", of the same bits; by default the device's
+                own.
+
+        Raises:
+            UserError: no backend serves the coordinates' device.
         """
-        count = len(coordinates)
-        codes = torch.empty(self.nbytes(count), dtype=torch.uint8)
-        scales = torch.empty(self.blocks(count), dtype=torch.float32)
+        count, device = len(coordinates), coordinates.device
+        codes = torch.empty(self.nbytes(count), dtype=torch.uint8, device=device)
+        scales = torch.empty(self.blocks(count), dtype=torch.float32, device=device)
         coded = Coded(self, codes, scales, count, stream)
-        coder_for(backend).encode(coordinates, coded.message)
+        backend_for(device, backend).encode(coordinates, coded.message)
         return coded
 
 
@@ -150,15 +154,15 @@ def code_of(bits: int) -> Code:
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """K numbers in few bits; every basis takes them in place of the numbers.
+    """K numbers in few bits, on one device; every basis takes them in place of the numbers.
 
     Attributes:
         code: how.
-        codes: uint8, shape (``code.nbytes(count)``,), on the CPU.
-        scales: float32, shape (``code.blocks(count)``,), on the CPU, from 0 to LARGEST_SCALE.
+        codes: uint8, shape (``code.nbytes(count)``,).
+        scales: float32, shape (``code.blocks(count)``,), from 0 to LARGEST_SCALE.
         count: K.
         stream: of the rotations.
-        room: float32, shape (``code.padded(count)``,), on the CPU: memory that ``numbers`` is
+        room: float32, shape (``code.padded(count)``,): memory that ``numbers`` is
             decoded into, so that who decodes many need not touch new memory for each. It is
             overwritten by the next.
 
@@ -175,10 +179,11 @@ class Coded:
 
     def __post_init__(self) -> None:
         """Kernels read and write these sizes without looking."""
-        _check("codes", self.codes, torch.uint8, self.code.nbytes(self.count))
-        _check("scales", self.scales, torch.float32, self.code.blocks(self.count))
+        device = self.codes.device
+        _check("codes", self.codes, torch.uint8, self.code.nbytes(self.count), device)
+        _check("scales", self.scales, torch.float32, self.code.blocks(self.count), device)
         if self.room is not None:
-            _check("room", self.room, torch.float32, self.code.padded(self.count))
+            _check("room", self.room, torch.float32, self.code.padded(self.count), device)
 
     @property
     def message(self) -> Message:
@@ -188,24 +193,40 @@ class Coded:
 
     @functools.cached_property
     def numbers(self) -> Tensor:
-        """float32, shape (K,), on the CPU, of the same bits everywhere."""
+        """float32, shape (K,), on the codes' device, of the same bits everywhere."""
         return self.decode()
 
     def decode(self, backend: str | None = None) -> Tensor:
-        """The numbers, float32, shape (K,), on the CPU, by "reference" or "numba", the default."""
-        room = self.room
+        """The numbers, float32, shape (K,), on the codes' device.
+
+        Args:
+            backend: as for ``Code.encode``.
+
+        Raises:
+            UserError: no backend serves the codes' device.
+        """
+        room, device = self.room, self.codes.device
         if room is None:
-            room = torch.empty(self.code.padded(self.count), dtype=torch.float32)
-        coder_for(backend).decode(self.message, room)
+            room = torch.empty(self.code.padded(self.count), dtype=torch.float32, device=device)
+        backend_for(device, backend).decode(self.message, room)
         return room[: self.count]
 
+    def to(self, device: torch.device | str) -> Coded:
+        """The same on the device; without ``room``, unless it is there already."""
+        codes = self.codes.to(device)
+        if codes is self.codes:
+            return self
+        return replace(self, codes=codes, scales=self.scales.to(device), room=None)
 
-def _check(name: str, tensor: Tensor, dtype: torch.dtype, length: int) -> None:
-    there = tensor.device.type == "cpu" and tensor.is_contiguous()
+
+def _check(
+    name: str, tensor: Tensor, dtype: torch.dtype, length: int, device: torch.device
+) -> None:
+    there = tensor.device == device and tensor.is_contiguous()
     if tensor.shape != (length,) or tensor.dtype != dtype or not there:
         raise UserError(
             f"{name} of coded coordinates are {tuple(tensor.shape)} of {tensor.dtype} on "
-            f"{tensor.device}; expected ({length},) of {dtype}, contiguous, on the CPU."
+            f"{tensor.device}; expected ({length},) of {dtype}, contiguous, on {device}."
         )
 
 
@@ -220,8 +241,8 @@ def decoded(
     """Float32, shape (K,), on the device if they were coded; else the coordinates as they are."""
     if isinstance(coordinates, Tensor):
         return coordinates
-    own = coordinates.decode(backend) if backend == "reference" else coordinates.numbers
-    return own.to(device)
+    there = coordinates.to(device)
+    return there.decode(backend) if backend else there.numbers
 
 
 def affordable(nbytes: int, most: int, times: int = 1) -> tuple[int, Code | None]:

@@ -12,12 +12,22 @@ import triton.language as tl
 from torch import Tensor
 
 from fullfed.randomness import Stream
-from fullfed.sketch import cuda_kernels, cuda_rounding
-from fullfed.sketch.backends import DirectionRows, Rows, Segment
+from fullfed.sketch import cuda_codes, cuda_kernels, cuda_rounding
+from fullfed.sketch.backends import (
+    CODED_BLOCK,
+    DirectionRows,
+    Message,
+    Packing,
+    Rows,
+    Segment,
+    side,
+)
 from fullfed.sketch.entries import FOLD, LANES, Entries
 
 SCALED = False
 PROGRAM = 1024  # outputs of the signs that one program has, at most
+TRANSFORMS = 16  # that one program has
+BATCH = 256  # blocks that are coded at once: 240 MB of memory
 STORED = {torch.float32: tl.float32, torch.bfloat16: tl.int16, torch.float16: tl.float16}
 EXACT = {"enable_fp_fusion": False}  # a fused multiply-add would round once instead of twice
 
@@ -139,6 +149,118 @@ def round_to(target: Tensor, wide: Tensor, noise: Stream, offset: int) -> None:
     stored = target.view(torch.int16)
     with _device_of(wide):
         cuda_rounding.round_rows[(programs,)](stored, wide, keys, offset, wide.numel())
+
+
+def encode(numbers: Tensor, message: Message) -> None:
+    packing, device = message.packing, numbers.device
+    for first, blocks, length in _batches(message.padded):
+        begin, total = first * CODED_BLOCK, blocks * length
+        x = torch.zeros(total, dtype=torch.float32, device=device)
+        own = numbers[begin : begin + total]
+        x[: len(own)] = own
+        with _device_of(numbers):
+            energies = _sums(x, length, len(own), blocks, squared=True)
+            words = _sign_words(message.stream, first, blocks, device)
+            for part in range(3):
+                _transform(x, words, length, part, signs_first=True)
+            codes, terms = _quantised(x, packing, length, energies)
+            count, lanes = length // packing.group, 8 if packing.bits == 1 else 1
+            along = _sums(terms, count, len(terms), blocks, lanes=lanes)
+            packed = message.codes[begin // packing.group * packing.bits // 8 :]
+            size = -(-len(codes) * packing.bits // 8)
+            cuda_codes.pack[(-(-size // PROGRAM),)](
+                codes, packed, len(codes), size, packing.bits, PROGRAM
+            )
+        scales = torch.where(along > 0, energies / along, 0.0)
+        message.scales[first : first + blocks] = scales.float()
+
+
+def decode(message: Message, numbers: Tensor) -> None:
+    bits, group, levels = message.packing
+    for first, blocks, length in _batches(message.padded):
+        begin = first * CODED_BLOCK
+        x, scales = numbers[begin : begin + blocks * length], message.scales[first:]
+        packed = message.codes[begin // group * bits // 8 :]
+        with _device_of(numbers):
+            if levels:
+                known = torch.tensor(levels, dtype=torch.float32, device=numbers.device)
+                cuda_codes.unpack_levels[(-(-length // PROGRAM), blocks)](
+                    packed, known, scales, x, length, bits, PROGRAM, **EXACT
+                )
+            else:
+                at_once = max(1, PROGRAM // group)
+                cuda_codes.unpack_groups[(-(-length // (group * at_once)), blocks)](
+                    packed, scales, x, length, bits, group, at_once, **EXACT
+                )
+            words = _sign_words(message.stream, first, blocks, numbers.device)
+            for part in (2, 1, 0):
+                _transform(x, words, length, part, signs_first=False)
+
+
+def _batches(padded: int) -> Iterator[tuple[int, int, int]]:
+    """The first block, how many, and their length: all of 65,536 but the last, if it is shorter."""
+    whole, rest = divmod(padded, CODED_BLOCK)
+    for first in range(0, whole, BATCH):
+        yield first, min(BATCH, whole - first), CODED_BLOCK
+    if rest:
+        yield whole, 1, rest
+
+
+def _sign_words(stream: Stream, first: int, blocks: int, device: torch.device) -> Tensor:
+    """The words of cuda_codes.sign_words."""
+    words = torch.empty(blocks, 12, 4, 128, dtype=torch.int32, device=device)
+    cuda_codes.sign_words[(blocks, 12)](words, _keys([stream], device), first, num_warps=4)
+    return words
+
+
+def _transform(x: Tensor, words: Tensor, length: int, part: int, *, signs_first: bool) -> None:
+    """One of the three rounds of transforms of blocks, in place."""
+    size = side(length)
+    cuda_codes.transform[(-(-length // (size * TRANSFORMS)), len(words))](
+        x,
+        words,
+        length,
+        part,
+        size**-0.5,
+        DISTANT=part == 1,
+        SIGNS_FIRST=signs_first,
+        LEVELS=size.bit_length() - 1,
+        PROGRAM=TRANSFORMS,
+        num_warps=8,
+        **EXACT,
+    )
+
+
+def _sums(
+    terms: Tensor, length: int, total: int, blocks: int, *, squared: bool = False, lanes: int = 8
+) -> Tensor:
+    """Of each block's terms, float64, shape (blocks,)."""
+    sums = torch.empty(blocks, dtype=torch.float64, device=terms.device)
+    cuda_codes.add_in_order[(blocks,)](
+        terms, sums, length, total, squared, lanes, num_warps=1, **EXACT
+    )
+    return sums
+
+
+def _quantised(x: Tensor, packing: Packing, length: int, energies: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of rotated blocks, int16, and the terms of their products with the levels, float64."""
+    count = len(x) // packing.group
+    codes = torch.empty(count, dtype=torch.int16, device=x.device)
+    terms = torch.empty(count, dtype=torch.float64, device=x.device)
+    if not packing.levels:
+        at_once = max(1, PROGRAM // packing.group)
+        cuda_codes.largest_of_groups[(-(-count // at_once),)](
+            x, codes, terms, count, packing.group, at_once, **EXACT
+        )
+        return codes, terms
+    levels = torch.tensor(packing.levels, dtype=torch.float32, device=x.device)
+    middles = ((levels[:-1] + levels[1:]) / 2).double()
+    bounds = (middles * (energies / length).sqrt()[:, None]).float()
+    grid = -(-length // PROGRAM), len(energies)
+    cuda_codes.nearest_levels[grid](
+        x, bounds, levels, codes, terms, length, len(middles), PROGRAM, **EXACT
+    )
+    return codes, terms
 
 
 def _device_of(tensor: Tensor) -> AbstractContextManager[None]:

@@ -163,7 +163,7 @@ def encode(numbers: Tensor, message: Message) -> None:
     """Docs/shared-randomness.md, section 9, the other way round."""
     packing, bits = message.packing, []
     values = np.zeros(message.padded, dtype=np.float32)
-    values[: len(numbers)] = numbers.numpy()
+    values[: len(numbers)] = numbers.cpu().numpy()
     for block, first in enumerate(range(0, message.padded, CODED_BLOCK)):
         own = values[first : first + CODED_BLOCK]
         energy = _sum(own[: len(numbers) - first].astype(np.float64) ** 2)
@@ -178,11 +178,12 @@ def decode(message: Message, numbers: Tensor) -> None:
     """Docs/shared-randomness.md, section 9."""
     packing, padded = message.packing, message.padded
     count = padded // packing.group * packing.bits
-    bits = np.unpackbits(message.codes.numpy(), count=count).reshape(-1, packing.bits)
+    bits = np.unpackbits(message.codes.cpu().numpy(), count=count).reshape(-1, packing.bits)
     codes = bits.astype(np.int64) @ (1 << np.arange(packing.bits))
+    scales = message.scales.cpu().numpy()
     for block, first in enumerate(range(0, padded, CODED_BLOCK)):
         own = codes[first // packing.group : (first + CODED_BLOCK) // packing.group]
-        levels = _levels(own, packing, message.scales.numpy()[block])
+        levels = _levels(own, packing, scales[block])
         values = _rotated_back(levels, _block_signs(message.stream, block, len(levels)))
         numbers[first : first + len(values)] = torch.from_numpy(values)
 

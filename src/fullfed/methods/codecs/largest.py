@@ -42,15 +42,23 @@ def select_largest(
 
     Returns:
         their positions, increasing, and their values.
+    """
+    positions, values = _largest(tensors, count)
+    return positions.cpu().numpy(), values.cpu().numpy()
+
+
+def _largest(tensors: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """The same on the tensors' device.
 
     The smallest of them is found in two passes over the bits of all, upper and lower halves.
     """
     threshold = above = 0
     for shift in (16, 0):
-        counts = torch.zeros(1 << 16, dtype=torch.int64)
+        counts = torch.zeros(1 << 16, dtype=torch.int64, device=tensors[0].device)
         for size in map(_size, tensors):
             inside = size if shift else size[size >> 16 == threshold]
-            counts += torch.bincount(inside >> shift & 0xFFFF, minlength=1 << 16).cpu()
+            counts += torch.bincount(inside >> shift & 0xFFFF, minlength=1 << 16)
+        counts = counts.cpu()
         from_top = counts.flip(0).cumsum(0)
         place = min(int(torch.searchsorted(from_top, count - above)), 0xFFFF)
         threshold = threshold << 16 | 0xFFFF - place
@@ -61,10 +69,10 @@ def select_largest(
         equal = (size == threshold).nonzero().flatten()[: ties if threshold else 0]
         ties -= len(equal)
         found = torch.cat([(size > threshold).nonzero().flatten(), equal]).sort().values
-        positions.append((found + start).cpu())
-        values.append(tensor[found].cpu())
+        positions.append(found + start)
+        values.append(tensor[found])
         start += tensor.numel()
-    return torch.cat(positions).numpy(), torch.cat(values).numpy()
+    return torch.cat(positions), torch.cat(values)
 
 
 def _size(tensor: Tensor) -> Tensor:
@@ -87,14 +95,14 @@ def largest_alone(tensors: Sequence[Tensor], share: float) -> Iterator[None]:
     whole = [tensor.clone() for tensor in tensors]
     flat = [tensor.float().reshape(-1) for tensor in whole]
     count = sum(tensor.numel() for tensor in flat)
-    kept = torch.zeros(count, dtype=torch.bool)
-    kept[torch.from_numpy(select_largest(flat, kept_of(share, count))[0])] = True
+    kept = torch.zeros(count, dtype=torch.bool, device=flat[0].device)
+    kept[_largest(flat, kept_of(share, count))[0]] = True
     start = 0
     try:
         for tensor in tensors:
             own = kept[start : start + tensor.numel()].view(tensor.shape)
             start += tensor.numel()
-            tensor.mul_(own.to(tensor.device))
+            tensor.mul_(own)
         yield
     finally:
         for tensor, before in zip(tensors, whole, strict=True):

@@ -45,8 +45,8 @@ class Numbers:
         """The tensors; their mean over the code's own randomness is decoded as the numbers."""
         if self.code is None:
             return {"coordinates": numbers}
-        coded = self.code.encode(numbers.cpu(), self._stream(round, owner))
-        return {"codes": coded.codes, "scales": coded.scales}
+        coded = self.code.encode(numbers, self._stream(round, owner))
+        return {"codes": coded.codes.cpu(), "scales": coded.scales.cpu()}
 
     def check(self, message: Report | Update, count: int) -> None:
         """
@@ -82,10 +82,10 @@ class Numbers:
                 f"the {message.kind}'s scales are not between 0 and {LARGEST_SCALE:g}"
             )
 
-    def room(self, count: int) -> Tensor | None:
+    def room(self, count: int, device: torch.device) -> Tensor | None:
         """A buffer to decode several sets of ``count`` numbers in, one after another: new memory
         is slower than decoding is."""
-        return torch.empty(self.code.padded(count)) if self.code else None
+        return torch.empty(self.code.padded(count), device=device) if self.code else None
 
     def decode(
         self,
@@ -93,12 +93,16 @@ class Numbers:
         count: int,
         round: int,
         owner: int,
+        device: torch.device | str = "cpu",
         room: Tensor | None = None,
     ) -> Tensor | Coded:
-        """The numbers, float32, shape (count,), on the CPU; valid until ``room`` is used again."""
+        """The numbers, float32, shape (count,), on the device, where codes come as bytes.
+
+        They are valid until ``room``, on that device too, is used again.
+        """
         if self.code is None:
-            return tensors["coordinates"].cpu()
-        codes, scales = tensors["codes"].cpu(), tensors["scales"].cpu()
+            return tensors["coordinates"].to(device)
+        codes, scales = tensors["codes"].to(device), tensors["scales"].to(device)
         return Coded(self.code, codes, scales, count, self._stream(round, owner), room)
 
     def _stream(self, round: int, owner: int) -> Stream:

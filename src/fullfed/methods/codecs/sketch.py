@@ -319,11 +319,9 @@ class Sketch(Codec):
 
     def apply(self, parameters: Mapping[str, Tensor], update: Update, shapes: Shapes) -> None:
         weights = [p.detach() for p in parameters.values()]
-        step = number(update, "server_step")
-        for owner, share, coordinates in self._received(update, shapes):
+        step, device = number(update, "server_step"), weights[0].device
+        for owner, share, coordinates in self._received(update, shapes, device):
             basis = self._basis(update.round, owner, update, shapes)
-            if isinstance(coordinates, Tensor):
-                coordinates = coordinates.to(weights[0].device)
             if isinstance(basis, SignBasis):
                 scales = self._scales(parameters)
                 basis.reconstruct_(weights, coordinates, scale=step * share, scales=scales)
@@ -331,18 +329,19 @@ class Sketch(Codec):
                 basis.reconstruct_(weights, coordinates, scale=step * share)
 
     def _received(
-        self, update: Update, shapes: Shapes
+        self, update: Update, shapes: Shapes, device: torch.device
     ) -> Iterator[tuple[int, float, Tensor | Coded]]:
-        """Owner, weight and coordinates of each set in an update; valid until the next is made."""
+        """Owner, weight and coordinates of each set in an update, on the device; valid until the
+        next is made."""
         (count, numbers), tensors = self._amount(shapes), dict(update.tensors)
-        room = numbers.room(count)
+        room = numbers.room(count, device)
         if self._shared:
-            yield SHARED, 1.0, numbers.decode(tensors, count, update.round, SHARED, room)
+            yield SHARED, 1.0, numbers.decode(tensors, count, update.round, SHARED, device, room)
             return
         clients, shares = tensors.pop("clients").tolist(), tensors.pop("weights").tolist()
         for row, (client, share) in enumerate(zip(clients, shares, strict=True)):
             own = {name: stacked[row] for name, stacked in tensors.items()}
-            yield client, share, numbers.decode(own, count, update.round, client, room)
+            yield client, share, numbers.decode(own, count, update.round, client, device, room)
 
     def _amount(self, shapes: Shapes) -> tuple[int, Numbers]:
         """K for parameters of these shapes, and how the coordinates are sent."""
