@@ -54,6 +54,7 @@ SHAPES = {
     "4m": Shape(256, 688, 4, 8, vocabulary=4096, tied=True),
     "15m": Shape(288, 768, 6, 6, tied=True),  # stories15M
     "58m": Shape(512, 1376, 8, 8),
+    "1b": Shape(2048, 5504, 16, 16),  # 0.94 billion parameters
     # SmolLM2-135M; 20 coordinates for each of the paper's kind of blocks.
     "smollm2": Shape(576, 1536, 30, 9, 49152, tied=True, coordinates=3040, groups=3),
     # datajuicer/LLaMA-1B-dj-refine-150B; its feed-forward width follows from the file's size.
