@@ -16,6 +16,7 @@ PACKAGE = Path(fullfed.__file__).parent
 NEEDS_FLOWER = {
     "engines/flower.py",
     "engines/flower_messages.py",
+    "engines/flower_objects.py",
     "deployment/flower_app.py",
     "deployment/flower_internals.py",
     "deployment/flower_runs.py",
