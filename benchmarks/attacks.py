@@ -1,11 +1,12 @@
 """What lying clients come to under each aggregation rule: the tables of docs/results/attacks.md.
 
-    python benchmarks/attacks.py run
+    python benchmarks/attacks.py run [--seeds 3]
     python benchmarks/attacks.py table
 
 The embedded model on its generated tasks, ten clients a round of twenty, some of whom lie
 (liars.py). Random parts of all tasks, or shares of each by a Dirichlet distribution. Rows go to
-docs/results/attacks.json as they come; ``run`` goes on with what is missing.
+docs/results/attacks.json as they come; ``run`` goes on with what is missing. Seeds after the first
+are of the default rule with one liar of ten.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import median_low
+from statistics import fmean, median_low
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -70,6 +71,7 @@ DATA: Mapping[str, dict[str, Any]] = {
 }
 Run = tuple[str, str, str, str, int]  # data, method, rule, attack, liars of ten
 HONEST = ("none", 0)
+_SEEDS_LIMIT = 10
 
 
 def plan() -> Iterator[Run]:
@@ -84,6 +86,20 @@ def plan() -> Iterator[Run]:
                 yield from ((data, method, rule, attack, liars) for rule in possible)
 
 
+def named(run: Run, seed: int) -> str:
+    """A row's key."""
+    return " | ".join(map(str, run)) + (f" | seed {seed}" if seed else "")
+
+
+def further() -> Iterator[Run]:
+    """The runs that are made with further seeds as well."""
+    cases = [HONEST, *((attack, 1) for attack in ATTACKS)]
+    for (attack, liars), method, data in product(cases, METHODS, DATA):
+        if not (attack == "scalars" and method == DENSE):
+            rules = ("mean", DEFAULT) if liars == 0 else (DEFAULT,)
+            yield from ((data, method, rule, attack, liars) for rule in rules)
+
+
 def held_out(folder: Path) -> Path:
     """A file of four cases of each task that neither clients nor the test set have."""
     records = [
@@ -96,7 +112,7 @@ def held_out(folder: Path) -> Path:
     return file
 
 
-def loss_of(run: Run, folder: Path) -> dict[str, Any]:
+def loss_of(run: Run, seed: int, folder: Path) -> dict[str, Any]:
     """The loss before and after, and how many reports were refused.
 
     Args:
@@ -106,7 +122,7 @@ def loss_of(run: Run, folder: Path) -> dict[str, Any]:
     tables = {
         "model": {"path": "builtin"},
         "data": {"train": "builtin", **DATA[data]},
-        "federation": {"rounds": ROUNDS, "clients_per_round": COHORT},
+        "federation": {"rounds": ROUNDS, "clients_per_round": COHORT, "seed": seed},
         "local": {"learning_rate": 0.3, "momentum": 0.9, "steps": STEPS},
         **RULES[rule],
         **METHODS[method_name],
@@ -124,14 +140,16 @@ def loss_of(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def run_all(only: Sequence[str]) -> None:
+def run_all(only: Sequence[str], seeds: int) -> None:
     rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
-    for run in plan():
-        name = " | ".join(map(str, run))
+    runs = [(run, 0) for run in plan()]
+    runs += [(run, seed) for seed in range(1, seeds) for run in further()]
+    for run, seed in runs:
+        name = named(run, seed)
         if name in rows or not all(part in name for part in only):
             continue
         with TemporaryDirectory() as folder:
-            rows[name] = {**loss_of(run, Path(folder)), "machine": machine("cpu")}
+            rows[name] = {**loss_of(run, seed, Path(folder)), "machine": machine("cpu")}
         write_json(ROWS, rows)
         print(f"{name}: {rows[name]['loss']:.3f}", flush=True)
 
@@ -147,6 +165,24 @@ def table(rows: Mapping[str, Mapping[str, Any]], data: str, method: str) -> str:
             said = "nobody lies" if liars == 0 else f"{liars} of 10: {attack}"
             cells = ["" if row is None else _share(row, whole) for row in found]
             lines.append(f"| {said} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: where there are several seeds, the default rule's share of each seed's own honest
+    mean's drop."""
+    lines = ["| one of ten | data; method | shares | mean |", "|---|---|---|---|"]
+    for run in further():
+        data, method, rule, attack, _ = run
+        shares = []
+        for seed in range(_SEEDS_LIMIT):
+            own = rows.get(named(run, seed))
+            whole = rows.get(named((data, method, "mean", *HONEST), seed))
+            if rule == DEFAULT and own is not None and whole is not None:
+                shares.append((own["base"] - own["loss"]) / (whole["base"] - whole["loss"]))
+        if len(shares) > 1:
+            each, middle = ", ".join(f"{share:.2f}" for share in shares), fmean(shares)
+            lines.append(f"| {attack} | {data}; {method} | {each} | {middle:.3f} |")
     return "\n".join(lines)
 
 
@@ -181,15 +217,16 @@ def main() -> None:
     )
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--only", nargs="*", default=[], help="parts of the names of runs to do")
+    parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     if options.command == "run":
-        run_all(options.only)
+        run_all(options.only, options.seeds)
         return
     rows = json.loads(ROWS.read_text())
     for method, data in product(METHODS, DATA):
         if f"{data} | {method} | mean | none | 0" in rows:
             print(f"\n{table(rows, data, method)}")
-    print(f"\n{gains(rows)}")
+    print(f"\n{spread(rows)}\n\n{gains(rows)}")
 
 
 if __name__ == "__main__":

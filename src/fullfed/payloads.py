@@ -53,5 +53,6 @@ def view(file: IO[bytes], start: int, length: int) -> Payload:
         part = file.read(length)
         file.seek(end)
         return part
-    mapped = mmap.mmap(file.fileno(), start + length, prot=mmap.PROT_READ)
+    # Writable, because torch makes no tensors of what is not; the file itself stays as it is.
+    mapped = mmap.mmap(file.fileno(), start + length, access=mmap.ACCESS_COPY)
     return memoryview(mapped)[start : start + length]

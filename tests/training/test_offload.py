@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fullfed import payloads
 from fullfed.errors import UserError
-from fullfed.training.offload import Offload, restored
+from fullfed.training.offload import Offload, copies, restored
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -36,8 +37,42 @@ def test_values_come_back_bit_for_bit(dtype: torch.dtype) -> None:
             assert torch.equal(bits(values), bits(tensor))
 
 
+@pytest.mark.filterwarnings("error")
+def test_copies_of_large_tensors_are_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payloads, "LARGE", 100)
+    tensors = {
+        "odd": torch.randn(3, 5),
+        "none": torch.zeros(0, 4),
+        "one": torch.tensor(3.0),
+        "short": torch.randn(7).bfloat16(),
+        "turned": torch.randn(4, 3).t(),
+    }
+    found = copies(tensors)
+    kept = {name: tensor.clone() for name, tensor in tensors.items()}
+    for tensor in tensors.values():
+        tensor.zero_()
+    for name, tensor in kept.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+        assert found[name].data_ptr() % 64 == 0
+    assert "(deleted)" in mapping_of(found["odd"]), "it is in no file without a name"
+
+
+def mapping_of(tensor: Tensor) -> str:
+    """What the kernel says of the memory that a tensor is in."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if start <= tensor.data_ptr() < end:
+            return line
+    return ""
+
+
+@pytest.mark.parametrize("large", [payloads.LARGE, -1])
 @pytest.mark.parametrize("offload", [True, False])
-def test_parameters_are_restored_also_when_a_visit_fails(offload: bool) -> None:
+def test_parameters_are_restored_also_when_a_visit_fails(
+    monkeypatch: pytest.MonkeyPatch, offload: bool, large: int
+) -> None:
+    monkeypatch.setattr(payloads, "LARGE", large)
     parameters = {"a": nn.Parameter(torch.randn(3, 4)), "b": nn.Parameter(torch.randn(5))}
     wanted = {name: p.detach().clone() for name, p in parameters.items()}
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from fullfed.errors import UserError
+from fullfed.payloads import is_large, joined
+
+_ALIGNED = 64  # bytes: a tensor's memory begins at a multiple
 
 
 class Offload:
@@ -59,6 +62,29 @@ class Offload:
         self._file.close()
 
 
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors, to be read. Where a CPU's are large they are in a file that is mapped into
+    memory: the system drops their pages and reads them again when it needs the room.
+
+    Raises:
+        UserError: there is no room in the folder of temporary files.
+    """
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    plain = all(type(t) is Tensor and t.device.type == "cpu" for t in tensors.values())
+    if not plain or not is_large(nbytes):
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+    sizes = [t.numel() * t.element_size() for t in tensors.values()]
+    room = [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
+    padded = (
+        part
+        for tensor, size, most in zip(tensors.values(), sizes, room, strict=True)
+        for part in (_bytes(tensor.contiguous()), bytes(most - size))
+    )
+    whole = torch.frombuffer(joined(padded, sum(room)), dtype=torch.uint8)
+    parts = zip(tensors.items(), sizes, torch.split(whole, room), strict=True)
+    return {name: own[:size].view(t.dtype).view(t.shape) for (name, t), size, own in parts}
+
+
 @contextmanager
 def restored(
     parameters: Mapping[str, Tensor], exact: Mapping[str, Tensor], offload: bool
@@ -71,7 +97,8 @@ def restored(
         offload: whether values wait in an ``Offload``, and are not at hand.
 
     Yields:
-        the values, by name: exact ones where there are, else copies; none if they are offloaded.
+        the values, by name: exact ones where there are, else ``copies``; none where they are
+        offloaded.
 
     Raises:
         UserError: there is no room in the folder of temporary files.
@@ -79,7 +106,7 @@ def restored(
     with Offload() if offload else nullcontext() as store:
         kept = {name: p.detach() for name, p in parameters.items() if name not in exact}
         fetches = {name: store.put(p) for name, p in kept.items()} if store else {}
-        values = dict(exact) if store else {**exact, **{n: p.clone() for n, p in kept.items()}}
+        values = dict(exact) if store else {**exact, **copies(kept)}
         try:
             yield {} if store else {name: values[name] for name in parameters}
         finally:
