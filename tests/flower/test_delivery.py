@@ -51,10 +51,19 @@ def test_a_node_that_was_away_is_caught_up_by_what_is_smaller(
     assert all(record["bytes"]["down_by_client"]["3"] == 0 for record in records)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_messages_in_files_make_the_same_run(folder: Path, tmp_path: Path, precision: str) -> None:
-    codec = {"name": "dense", "precision": precision}
-    recipe = recipe_of(folder, 2, method={"name": "fedavg"}, codec=codec)
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"method": {"name": "ferret", "coordinates": 300}},
+        {"method": {"name": "fedavg"}, "codec": {"name": "dense", "precision": "float32"}},
+        {"method": {"name": "fedavg"}, "codec": {"name": "dense", "precision": "int8"}},
+    ],
+)
+def test_what_is_in_files_makes_the_same_run(
+    folder: Path, tmp_path: Path, tables: dict[str, Any]
+) -> None:
+    """Messages, and the values before visits."""
+    recipe = recipe_of(folder, 2, **tables)
     logs = []
     for large in (payloads.LARGE, -1):
         with pytest.MonkeyPatch.context() as patch:
