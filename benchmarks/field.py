@@ -68,6 +68,7 @@ _LORA = {"targets": _SEVEN, "rank": 16, "alpha": 16.0}
 _FLASC = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.5}
 _FLASC_SERVER = {"name": "flasc", "learning_rate": 0.01, **_LORA}
 _CLASSES = {"name": "embracing-fl", "memory": {"strong": 1.0, "moderate": 0.4, "weak": 0.2}}
+_WITHOUT = {"strong": 0.25, "moderate": 0.25, "weak": 0.0}
 _PREFIXES = {"learning_rate": 0.1265, "weight_decay": 0.1, "optimizer_state": "kept"}
 # What each label changes, table by table.
 METHODS: dict[str, dict[str, Any]] = {
@@ -82,7 +83,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "flasc": {"method": _FLASC_SERVER, "local": _FLASC},
     "flasc, all sent": {"method": {**_FLASC_SERVER, "up": 1.0, "down": 1.0}, "local": _FLASC},
     "embracing-fl": {"method": _CLASSES},
-    "embracing-fl, without weak": {"method": {**_CLASSES, "clients": {"weak": 0.0}}},
+    "embracing-fl, without weak": {"method": {**_CLASSES, "clients": _WITHOUT}},
     "blockllm": {"method": {"name": "blockllm", "patience": 3}, "local": {"optimizer": "adam"}},
     "fedcybgd": {
         "method": {"name": "fedcybgd"},
