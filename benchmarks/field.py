@@ -92,6 +92,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "fedpeptao": {"method": {"name": "fedpeptao"}, "local": _PREFIXES},
     "fedbpt": {"method": {"name": "fedbpt"}},
+    "fedbpt, the loss alone": {"method": {"name": "fedbpt", "perturbed": 0.0}},
 }
 
 
