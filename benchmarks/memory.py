@@ -149,6 +149,8 @@ class Task:
 def _task(shape_name: str, row_name: str, arguments: argparse.Namespace, device: str) -> Task:
     shape, row = SHAPES[shape_name], ROWS[row_name]
     model = shape.model(device).bfloat16().eval()
+    row.scope.attach(model)
+    shapes = {name: p.shape for name, p in row.scope.trained(model).items()}
     setting = Setting(
         federation=FederationTable(rounds=1, clients_per_round=1),
         local=LocalTable(
@@ -157,13 +159,13 @@ def _task(shape_name: str, row_name: str, arguments: argparse.Namespace, device:
         ),
         memory=row.memory,
         clients=10**6,
-        shapes={name: p.shape for name, p in model.named_parameters()},
-        layers=layer_names(model),
+        shapes=shapes,
+        layers=tuple(tuple(n for n in layer if n in shapes) for layer in layer_names(model)),
     )  # fmt: skip
     method = row.build(setting)
     middle = shape.layers // 2
-    plan = Plan(0, 0, {**method.plans(0, None)[0].values})
-    if len(method.blocks) > 1:
+    plan = Plan(row.round, 0, {**method.plans(row.round, None)[0].values})
+    if len(method.blocks) == shape.layers:
         plan = Plan(0, 0, {"block": middle})
     if row.dropped:
         plan = Plan(0, 0, {"block": middle, "dropped": [*row.dropped(shape.layers)]})
@@ -190,7 +192,7 @@ def _visit(
         peak = _peak(device) - empty
         model = _assembled(task, Path(folder), device) if alone else task.model
     activations = 0
-    if row_name != "fedkseed":
+    if task.row.gradients:
         trained = {name: p for name, p in model.named_parameters() if name in task.names}
         with task.method._held(model, task.plan, trained):
             activations = _activations(
@@ -205,9 +207,14 @@ def _visit(
 
 
 def _sizes(task: Task, layers: int) -> Sizes:
-    every = {name: shape.numel() for name, shape in task.setting.shapes.items()}
-    block = [every[name] for name in task.setting.layers[layers // 2]]
-    return Sizes(sum(every.values()), sum(block), max(every.values()), max(block), layers)
+    parameters = dict(task.model.named_parameters())
+    adapted = len(task.setting.shapes) < len(parameters)  # then what trains is not the model's
+    own = parameters.keys() - (task.setting.shapes.keys() if adapted else set())
+    every = {name: p.numel() for name, p in parameters.items() if name in own}
+    block = [every[name] for name in layer_names(task.model)[layers // 2] if name in every]
+    trained = sum(shape.numel() for shape in task.method.shapes_of(task.plan).values())
+    sizes = sum(every.values()), sum(block), max(every.values()), max(block), layers
+    return Sizes(*sizes, trained, task.model.config.hidden_size)
 
 
 def send(shape: str, row: str, arguments: argparse.Namespace, folder: Path) -> None:

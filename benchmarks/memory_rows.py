@@ -7,32 +7,50 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fullfed.config import MemoryTable
-from fullfed.methods import blockllm, embracing_fl, fedavg, fedcybgd, fedkseed, ferret
+from fullfed.methods import (
+    blockllm,
+    embracing_fl,
+    fedavg,
+    fedbpt,
+    fedcybgd,
+    fedkseed,
+    fedpeptao,
+    ferret,
+    flasc,
+    flexlora,
+    slora,
+)
 from fullfed.methods.codecs.codec import Codec
 from fullfed.methods.codecs.dense import Dense
 from fullfed.methods.codecs.sketch import Sketch, SketchOptions
 from fullfed.methods.composition import Composition
+from fullfed.methods.lora import build_fedit
+from fullfed.methods.scopes import Adapters, Everything, LoraOptions, Scope
 from fullfed.methods.setting import Setting
 
-_PLAIN = MemoryTable()
+_PLAIN, _ALL = MemoryTable(), Everything()
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Elements: d of the model, d_b of the middle block, the largest tensor of each; layers B."""
+    """Elements: d of the model, d_b of the middle block, the largest tensor of each; layers B; and
+    what a visit trains, d_t. And the width of the model."""
 
     d: int
     block: int
     widest: int
     largest: int
     layers: int
+    trained: int
+    width: int
 
 
 @dataclass(frozen=True)
 class Row:
     """A method with its memory options, and the bytes that its formula says, activations apart.
 
-    ``dropped``: the layers that a client without a replica goes without, of how many there are.
+    ``dropped``: the layers that a client without a replica goes without, of how many there are;
+    ``scope``: what is trained; ``round``: of the visit; ``gradients``: whether it has any.
     """
 
     build: Callable[[Setting], Composition]
@@ -40,6 +58,9 @@ class Row:
     memory: MemoryTable = _PLAIN
     optimizer: str = "adamw"
     dropped: Callable[[int], list[int]] | None = None
+    scope: Scope = _ALL
+    round: int = 0
+    gradients: bool = True
 
 
 def _cyclic(setting: Setting, codec: Codec | None = None, **options: Any) -> Composition:
@@ -67,6 +88,17 @@ def _of_class(share: float) -> Row:
         return max(during, 2 * s.d + 8 * trained)
 
     return Row(lambda setting: embracing_fl.build(setting, options), formula)
+
+
+_TARGETS = slora.SLoRAOptions().targets
+_LORA, _FLASC = LoraOptions(targets=_TARGETS), flasc.FlascOptions(targets=_TARGETS)
+_FLEXLORA, _SLORA = flexlora.FlexLoRAOptions((32,), targets=_TARGETS), slora.SLoRAOptions()
+_FEDPEPTAO, _FEDBPT = fedpeptao.FedPepTAOOptions(), fedbpt.FedBPTOptions()
+
+
+def _beside(s: Sizes) -> float:
+    """The frozen model, and what trains beside it: itself, values before, gradients, moments."""
+    return 2 * s.d + (_LARGE + 4) * s.trained
 
 
 _LEAN = MemoryTable(optimizer_in_backward=True)
@@ -103,6 +135,7 @@ ROWS = {
     "fedkseed": Row(
         lambda s: fedkseed.build(s, fedkseed.FedKSeedOptions()),
         lambda s: 2 * s.d + 2 * s.widest,
+        gradients=False,
     ),
     "fedcybgd": Row(_cyclic, lambda s: 2 * s.d + (_LARGE + 4) * s.block),
     "+ optimizer in backward": Row(
@@ -124,6 +157,28 @@ ROWS = {
     "blockllm": Row(
         lambda s: blockllm.build(s, blockllm.BlockLLMOptions()),
         lambda s: 2 * s.d + (_LARGE + 4) * s.d / 10 + 8 * s.largest,
+    ),
+    "fedit": Row(lambda s: build_fedit(s, _LORA), _beside, scope=Adapters(0, _LORA)),
+    "flasc": Row(lambda s: flasc.build(s, _FLASC), _beside, scope=Adapters(0, _FLASC)),
+    "flexlora, rank 32": Row(
+        lambda s: flexlora.build(s, _FLEXLORA), _beside, scope=flexlora.scope(0, _FLEXLORA)
+    ),
+    "slora, sparse phase": Row(
+        lambda s: slora.build(s, _SLORA),
+        lambda s: _beside(s) + 6 * s.largest,
+        scope=slora.scope(0, _SLORA),
+    ),
+    "fedpeptao": Row(
+        lambda s: fedpeptao.build(s, _FEDPEPTAO),
+        _beside,
+        scope=fedpeptao.scope(0, _FEDPEPTAO),
+        round=1,
+    ),
+    "fedbpt": Row(
+        lambda s: fedbpt.build(s, _FEDBPT),
+        lambda s: 2 * s.d + 4 * _FEDBPT.prompt_tokens * s.width * _FEDBPT.dimension,  # M
+        scope=fedbpt.scope(0, _FEDBPT),
+        gradients=False,
     ),
     "block x sketch": Row(
         lambda s: _cyclic(s, Sketch(0, SketchOptions(coordinates=4096)), server_step=1.0),
