@@ -285,7 +285,10 @@ def _parts(reader: BinaryIO, count: int) -> Iterator[bytes]:
 
 
 def _read(reader: BinaryIO, count: int) -> bytes:
-    received = reader.read(count)
+    try:
+        received = reader.read(count)
+    except OSError as error:  # not to be taken for a disk's
+        raise ChannelError("the other side does not answer") from error
     if len(received) != count:
         raise ChannelError("the other side went away")
     return received
