@@ -110,6 +110,8 @@ def test_the_strangers_tools_make_a_message() -> None:
         {"shape": [10, 2]},
         {"shape": 10},
         {"shape": ["ten"]},
+        {"shape": [10.0]},
+        {"shape": [float("nan")]},
         {"arraychunk_ids": [1]},
         {"arraychunk_ids": [0] * 1_000_000},
         {"arraychunk_ids": None},
@@ -132,6 +134,35 @@ def test_objects_that_hold_each_other_without_end_are_refused() -> None:
         pull(deep, held.__getitem__)
     with pytest.raises(ValueError, match="no such object"):
         pull(of("Surprise", [], b"", held), held.__getitem__)
+
+
+def _content(kind: str, body: bytes, held: dict[str, bytes]) -> str:
+    """A message with this for its content."""
+    own, head = of(kind, [], body, held), next(k for k, v in held.items() if v[:7] == b"Message")
+    return of("Message", [own], held[head].partition(b"\0")[2], held)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("RecordDict", b"[]"),
+        ("RecordDict", b"[" * 100_000 + b"]" * 100_000),
+        ("RecordDict", b'{"fullfed": []}'),
+        ("ConfigRecord", b""),
+        ("ConfigRecord", b"\xff"),
+        ("Message", b"\xff"),
+    ],
+)
+def test_a_message_that_is_none_is_refused(kind: str, body: bytes) -> None:
+    _, held = pushed(message({"a": b"x"}))
+    with pytest.raises(ValueError, match="this is no message"):
+        pull(_content(kind, body, held), held.__getitem__)
+
+
+def test_a_message_of_nothing_is_refused() -> None:
+    _, held = pushed(message({"a": b"x"}))
+    with pytest.raises(ValueError, match="this is no message"):
+        pull(of("Message", [], b"", held), held.__getitem__)
 
 
 def test_a_missing_object_is_missed() -> None:

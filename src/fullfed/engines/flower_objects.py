@@ -37,6 +37,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     push_objects,
 )
 from flwr.superlink.grid.http_grid import HttpGrid
+from google.protobuf.message import DecodeError
 
 from fullfed.payloads import joined
 
@@ -55,7 +56,10 @@ def pull(message_id: str, pull_object: Callable[[str], bytes]) -> Message:
         ObjectPullError: one is missing.
         UserError: there is no room for the message.
     """
-    message = _pulled(message_id, pull_object, _DEEPEST)
+    try:
+        message = _pulled(message_id, pull_object, _DEEPEST)
+    except (LookupError, TypeError, AttributeError, RecursionError, DecodeError) as error:
+        raise ValueError("this is no message") from error  # Flower itself looks at little
     if not isinstance(message, Message):
         raise ValueError("this is no message")
     message.metadata.__dict__["_message_id"] = message_id
