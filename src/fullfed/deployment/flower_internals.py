@@ -51,7 +51,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fullfed.engines.flower_objects import pull, push
+from fullfed.engines.flower_objects import LongMessageError, pull, push
 from fullfed.errors import UserError
 
 _TURNED_AWAY = (
@@ -167,7 +167,10 @@ class Fleet:
                     raise TooLongError(head)
                 return content
 
-            message = pull(tree.object_id, pull_counted)
+            try:
+                message = pull(tree.object_id, pull_counted, most_bytes)
+            except LongMessageError as error:
+                raise TooLongError(head) from error
             confirm = make_confirm_message_received_fn_protobuf(
                 self._client.ConfirmMessageReceived, self._node, run
             )

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fullfed.engines.flower_objects import ObjectPullError, pull_message, push_message
+from fullfed.engines.flower_objects import (
+    LongMessageError,
+    ObjectPullError,
+    pull_message,
+    push_message,
+)
+from fullfed.engines.node_channel import ANSWER_LIMIT
 from fullfed.errors import MessageError
 from fullfed.payloads import Payload
 
@@ -111,7 +117,9 @@ class FlowerMessenger:
     def receive(self, sent: SentMessage) -> Message | LostMessage | None:
         """The reply, once; None as long as there is none."""
         try:
-            reply = pull_message(self._grid, sent.message_id)
+            reply = pull_message(self._grid, sent.message_id, ANSWER_LIMIT)
+        except LongMessageError:
+            return LostMessage("its answer is too long")
         except (ValueError, ObjectPullError):
             return LostMessage("its answer did not arrive whole")
         if reply is None:
