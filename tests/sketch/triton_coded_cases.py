@@ -136,7 +136,7 @@ class _Divisors(TorchDispatchMode):
 
 
 def test_what_is_divided_by_is_a_tensor_or_a_power_of_2() -> None:
-    """By another Python number CUDA divides with its rounded reciprocal: other bits, very seldom."""
+    """By another Python number CUDA multiplies with its reciprocal: seldom other bits."""
     values = numbers(300).to(DEVICE)  # 320 in the block
     with _Divisors() as divisors:
         LloydMax(2).encode(values, STREAM, backend="triton")

@@ -25,6 +25,7 @@ from fullfed.payloads import Payload
 
 _RECORD = "fullfed"
 _FRAMES_LIMIT = 100_000
+_ANSWER_OBJECTS = 100  # of Flower's, at most; an answer has two frames
 _REASONS = {  # flwr.common.constant.ErrorCode
     1: "its Flower app does not load",
     2: "its Flower app failed",
@@ -117,7 +118,7 @@ class FlowerMessenger:
     def receive(self, sent: SentMessage) -> Message | LostMessage | None:
         """The reply, once; None as long as there is none."""
         try:
-            reply = pull_message(self._grid, sent.message_id, ANSWER_LIMIT)
+            reply = pull_message(self._grid, sent.message_id, ANSWER_LIMIT, _ANSWER_OBJECTS)
         except LongMessageError:
             return LostMessage("its answer is too long")
         except (ValueError, ObjectPullError):

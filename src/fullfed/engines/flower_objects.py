@@ -51,13 +51,16 @@ class LongMessageError(Exception):
     """A message says that it is longer than it may be."""
 
 
-def pull(message_id: str, pull_object: Callable[[str], bytes], most_bytes: int) -> Message:
+def pull(
+    message_id: str, pull_object: Callable[[str], bytes], most_bytes: int, most_objects: int
+) -> Message:
     """A message, its arrays' data as payloads.
 
     Args:
         pull_object: the content of an object by its id, as Flower's servers hold it.
         most_bytes: that its arrays may have. Chunks may repeat, so that they can have far more than
             was ever sent.
+        most_objects: that it may be, chunks apart.
 
     Raises:
         LongMessageError: they say that they have more, of which no more have been fetched.
@@ -66,7 +69,7 @@ def pull(message_id: str, pull_object: Callable[[str], bytes], most_bytes: int) 
         UserError: there is no room for the message.
     """
     try:
-        message = _Pull(pull_object, most_bytes).message(message_id, _DEEPEST)
+        message = _Pull(pull_object, most_bytes, most_objects).object(message_id, _DEEPEST)
     except (LookupError, TypeError, AttributeError, RecursionError, DecodeError) as error:
         raise ValueError("this is no message") from error  # Flower itself looks at little
     if not isinstance(message, Message):
@@ -80,22 +83,30 @@ class _Pull:
     """The pulling of one message.
 
     Attributes:
-        left: bytes that its arrays may still have.
+        bytes_left: that its arrays may still have.
+        objects_left: that it may still be, chunks apart.
     """
 
     pull_object: Callable[[str], bytes]
-    left: int
+    bytes_left: int
+    objects_left: int
 
-    def message(self, object_id: str, deepest: int) -> InflatableObject:
+    def object(self, object_id: str, deepest: int) -> InflatableObject:
         """An object with those that it holds, which may lie so deep in it."""
-        content = pull_objects([object_id], self.pull_object)[object_id]
+        content = self._content(object_id)
         kind, children, _ = get_object_head_values_from_object_content(content)
         if kind == ArrayRecord.__qualname__:
             return self._record(content)
         if kind not in inflatable_class_registry or (children and not deepest):
             raise ValueError("there is no such object in a message")
-        held = {child: self.message(child, deepest - 1) for child in children}
+        held = {child: self.object(child, deepest - 1) for child in children}
         return inflatable_class_registry[kind].inflate(content, held)
+
+    def _content(self, object_id: str) -> bytes:
+        self.objects_left -= 1
+        if self.objects_left < 0:
+            raise ValueError("a message is of more objects than it may be")
+        return pull_objects([object_id], self.pull_object)[object_id]
 
     def _record(self, content: bytes) -> ArrayRecord:
         """A record of arrays."""
@@ -109,7 +120,7 @@ class _Pull:
 
     def _array(self, object_id: str) -> Array:
         """An array of bytes."""
-        content = pull_objects([object_id], self.pull_object)[object_id]
+        content = self._content(object_id)
         _, chunks, _ = get_object_head_values_from_object_content(content)
         about = json.loads(get_object_body(content, Array))
         try:
@@ -127,8 +138,8 @@ class _Pull:
         """Whether an array may have so many bytes, in so many chunks."""
         if nbytes < 0 or chunks > nbytes // _CHUNK + 1:
             raise ValueError("an array has an impossible length, or too many chunks for it")
-        self.left -= nbytes
-        if self.left < 0:
+        self.bytes_left -= nbytes
+        if self.bytes_left < 0:
             raise LongMessageError
 
 
@@ -189,7 +200,7 @@ def push_message(grid: Grid, message: Message) -> str:
     return next(iter(answer.message_ids), "") or ""
 
 
-def pull_message(grid: Grid, message_id: str, most_bytes: int) -> Message | None:
+def pull_message(grid: Grid, message_id: str, most_bytes: int, most_objects: int) -> Message | None:
     """The reply to a message, once; None as long as there is none.
 
     Raises:
@@ -204,7 +215,7 @@ def pull_message(grid: Grid, message_id: str, most_bytes: int) -> Message | None
         return None
     reply = replies[0].metadata.message_id
     pull_object = make_pull_object_fn_protobuf(client.PullObject, grid.node, run)
-    message = pull(reply, pull_object, most_bytes)
+    message = pull(reply, pull_object, most_bytes, most_objects)
     client.ConfirmMessageReceived(
         ConfirmMessageReceivedRequest(node=grid.node, run_id=run, message_object_id=reply)
     )
