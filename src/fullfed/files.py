@@ -134,6 +134,12 @@ def lock(file: BinaryIO, otherwise: str | None) -> None:
         raise UserError(otherwise) from error
 
 
+def unlock(file: BinaryIO) -> None:
+    """Give up a lock before the file is closed: a file that is mapped into memory as well would
+    keep it."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
 @contextmanager
 def locked(path: Path, otherwise: str | None) -> Iterator[None]:
     """Hold the lock of the file at ``path``, which is made if it is not there; see lock."""

@@ -19,6 +19,7 @@ import pytest
 
 from engines.backwards import TOO_LONG, Backwards
 from flower.real import wait_until
+from fullfed import payloads
 from fullfed.engines import node_channel
 from fullfed.engines.node_channel import ChannelError, ask, serve
 
@@ -163,6 +164,16 @@ def test_a_long_path_of_temporary_files_is_no_obstacle(
     threading.Thread(target=serve, args=(file, Backwards()), daemon=True).start()
     wait_until(file.exists, "the server")
     assert ask(file, FRAMES) == ANSWER
+
+
+def test_a_large_frame_that_does_not_come_is_no_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payloads, "LARGE", 1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb") as reader:
+        ours.settimeout(0.01)
+        theirs.sendall(b"half")
+        with pytest.raises(ChannelError):
+            node_channel._receive_frames(reader, {"a": 8})
 
 
 def test_another_user_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fullfed import payloads
 from fullfed.errors import UserError
 from fullfed.federation.log import Log, count_records, first_record, read_log
 from fullfed.files import lock
@@ -282,6 +283,7 @@ def test_a_full_disk_leaves_the_log_as_it_was_and_usable(path: Path, full_disk: 
 
 LIMITED = """
 import os, pathlib, resource, sys
+from fullfed import payloads
 from fullfed.errors import UserError
 from fullfed.federation.log import Log
 
@@ -449,3 +451,30 @@ def test_a_log_that_is_replaced_while_it_is_opened_is_another_process_s(
     monkeypatch.setattr("fullfed.federation.log.lock", late)
     with pytest.raises(UserError, match="another process is writing this run"):
         Log(path)
+
+
+def test_a_log_that_was_closed_is_free_while_a_record_of_it_is_still_looked_at(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payloads, "LARGE", 1)
+    with Log(path) as log:
+        log.append(b"record")
+        record = log.read(0)
+    with Log(path) as log:
+        assert len(log) == 1
+    assert record == b"record"
+
+
+def test_a_full_disk_leaves_the_log_usable_while_a_record_of_it_is_still_looked_at(
+    path: Path, full_disk: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payloads, "LARGE", 1)
+    with Log(path) as log:
+        log.append(b"record")
+        record = log.read(0)
+        full_disk.append(1)
+        with pytest.raises(UserError, match="could not be appended"):
+            log.append(b"another")
+        full_disk.clear()
+        log.append(b"another")
+    assert record == b"record"

@@ -15,6 +15,7 @@ from fullfed.deployment.folders import NodeFolder, ServerFolder
 from fullfed.deployment.processes import TOLD
 from fullfed.engines.flower_messages import content_of, frames_of
 from fullfed.engines.node_channel import ChannelError
+from fullfed.errors import UserError
 
 
 @pytest.mark.usefixtures("flower_process")
@@ -46,6 +47,20 @@ def test_what_is_no_order_is_answered_with_an_error(tmp_path: Path, content: Rec
     assert reply.has_error()
     assert reply.error.code == 7
     assert reply.error.reason == "this node carries out fullfed's orders, and no other app"
+
+
+@pytest.mark.usefixtures("flower_process")
+def test_a_full_disk_is_told_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(*_: object) -> None:
+        raise UserError("the disk is full; free some space.")
+
+    monkeypatch.setattr(relay, "ask", ask)
+    asked = Message(content_of({"a": b"1"}), dst_node_id=1, message_type="train")
+    reply = relay.answer(asked, tmp_path)
+    assert reply.error.reason == "the node has no room for its answer"
+    assert capsys.readouterr().out == f"{TOLD}the disk is full; free some space.\n"
 
 
 class _Server:

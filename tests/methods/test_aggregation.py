@@ -19,6 +19,7 @@ from fullfed.errors import UserError
 from fullfed.federation.inbox import Arrival
 from fullfed.federation.messages import Report, decode, encode
 from fullfed.federation.server import run_round
+from fullfed.federation.tensors import Computed
 from fullfed.methods.aggregation import Aggregation, TrimmedMean, WeightedMean
 from fullfed.methods.catalogue import METHODS
 from fullfed.methods.codecs.codec import Contribution
@@ -370,3 +371,16 @@ def test_unknown_rules_and_options_are_refused_by_name() -> None:
         chosen("fedavg", aggregation={"name": "mean", "trim": 0.2})
     with pytest.raises(UserError, match=r"^aggregation\.weights: "):
         chosen("fedavg", aggregation={"name": "mean", "weights": "loss"})
+
+
+def test_a_discounted_report_is_not_in_memory_whole() -> None:
+    seen: list[str] = []
+
+    def one(name: str) -> torch.Tensor:
+        seen.append(name)
+        return torch.ones(2)
+
+    half = Contribution(Computed(["a", "b"], one)).times(0.5)
+    assert torch.equal(half.tensors["b"], torch.full((2,), 0.5))
+    assert list(half.tensors) == ["a", "b"]
+    assert seen == ["b"]

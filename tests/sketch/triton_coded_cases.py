@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fullfed.sketch import (
     Code,
@@ -115,6 +118,30 @@ def test_sums_are_in_order(lanes: int) -> None:
     found = cuda._sums(terms.to(DEVICE), 40, 75, 2, lanes=lanes)
     assert found.tolist() == expected
     assert found.tolist() != cuda._sums(terms.to(DEVICE), 40, 75, 2, lanes=9 - lanes).tolist()
+
+
+class _Divisors(TorchDispatchMode):
+    """Collects what tensors are divided by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[object] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.div.Tensor:
+            self.found.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_is_divided_by_is_a_tensor_or_a_power_of_2() -> None:
+    """By another Python number CUDA multiplies with its reciprocal: seldom other bits."""
+    values = numbers(300).to(DEVICE)  # 320 in the block
+    with _Divisors() as divisors:
+        LloydMax(2).encode(values, STREAM, backend="triton")
+    assert any(isinstance(divisor, Tensor) for divisor in divisors.found)
+    assert all(isinstance(divisor, Tensor) or divisor == 2 for divisor in divisors.found)
 
 
 def test_a_basis_decodes_where_the_weights_are() -> None:

@@ -51,7 +51,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fullfed.engines.flower_objects import pull, push
+from fullfed.engines.flower_objects import LongMessageError, pull, push
 from fullfed.errors import UserError
 
 _TURNED_AWAY = (
@@ -61,6 +61,7 @@ _TURNED_AWAY = (
 _NOBODYS = 401  # a call that is signed by no registered key, or at another time than now
 _REFUSALS = {429: ": this node asks for more than the server's operator allows in a minute"}
 _TEXT_LIMIT = 300  # characters of an error's text
+_MOST_OBJECTS = 1 << 17  # of an order, which has a frame for each update that the node lacks
 HEARTBEAT_SECONDS = 15.0  # Flower's server takes a node for gone twice as long after its last one
 
 
@@ -167,7 +168,10 @@ class Fleet:
                     raise TooLongError(head)
                 return content
 
-            message = pull(tree.object_id, pull_counted)
+            try:
+                message = pull(tree.object_id, pull_counted, most_bytes, _MOST_OBJECTS)
+            except LongMessageError as error:
+                raise TooLongError(head) from error
             confirm = make_confirm_message_received_fn_protobuf(
                 self._client.ConfirmMessageReceived, self._node, run
             )

@@ -31,7 +31,7 @@ from fullfed.deployment.processes import TOLD
 from fullfed.engines.flower_messages import content_of, frames_of
 from fullfed.engines.node_channel import ChannelError, ask
 from fullfed.engines.node_limits import LimitError
-from fullfed.errors import MessageError
+from fullfed.errors import MessageError, UserError
 from fullfed.files import sync_folder
 
 _PAUSE = 1.0  # seconds between two looks for an order
@@ -158,7 +158,8 @@ def _refusal(message: Message, most_bytes: int) -> Message:
 
 
 def answer(message: Message, worker: Path) -> Message:
-    """The worker's answer to a message; an error to one that is no order of fullfed's.
+    """The worker's answer to a message; an error to one that is no order of fullfed's, or if there
+    is no room for the answer.
 
     While the worker is not there (it is restarted where it died) it is asked again.
     """
@@ -176,6 +177,10 @@ def answer(message: Message, worker: Path) -> Message:
             if time.time() > expires:
                 return Message(Error(_APP_FAILED, str(error)), reply_to=message)
             time.sleep(_WORKER_PAUSE)
+        except UserError as error:
+            print(f"{TOLD}{error}", flush=True)
+            reason = "the node has no room for its answer"
+            return Message(Error(_APP_FAILED, reason), reply_to=message)
 
 
 class _Pulse:

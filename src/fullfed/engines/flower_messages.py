@@ -13,12 +13,19 @@ from dataclasses import dataclass
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fullfed.engines.flower_objects import ObjectPullError, pull_message, push_message
+from fullfed.engines.flower_objects import (
+    LongMessageError,
+    ObjectPullError,
+    pull_message,
+    push_message,
+)
+from fullfed.engines.node_channel import ANSWER_LIMIT
 from fullfed.errors import MessageError
 from fullfed.payloads import Payload
 
 _RECORD = "fullfed"
 _FRAMES_LIMIT = 100_000
+_ANSWER_OBJECTS = 100  # of Flower's, at most; an answer has two frames
 _REASONS = {  # flwr.common.constant.ErrorCode
     1: "its Flower app does not load",
     2: "its Flower app failed",
@@ -111,7 +118,9 @@ class FlowerMessenger:
     def receive(self, sent: SentMessage) -> Message | LostMessage | None:
         """The reply, once; None as long as there is none."""
         try:
-            reply = pull_message(self._grid, sent.message_id)
+            reply = pull_message(self._grid, sent.message_id, ANSWER_LIMIT, _ANSWER_OBJECTS)
+        except LongMessageError:
+            return LostMessage("its answer is too long")
         except (ValueError, ObjectPullError):
             return LostMessage("its answer did not arrive whole")
         if reply is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, Message
 from flwr.app.message import remove_content_from_message
@@ -37,67 +38,109 @@ from flwr.supercore.inflatable.inflatable_utils import (
     push_objects,
 )
 from flwr.superlink.grid.http_grid import HttpGrid
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fullfed.payloads import joined
 
 _AT_ONCE = 4  # objects that are in memory
 _DEEPEST = 2  # a message holds a dictionary of records, which holds them
+_CHUNK = 1 << 20  # bytes; Flower's own chunks are longer
 
 
-def pull(message_id: str, pull_object: Callable[[str], bytes]) -> Message:
+class LongMessageError(Exception):
+    """A message says that it is longer than it may be."""
+
+
+def pull(
+    message_id: str, pull_object: Callable[[str], bytes], most_bytes: int, most_objects: int
+) -> Message:
     """A message, its arrays' data as payloads.
 
     Args:
         pull_object: the content of an object by its id, as Flower's servers hold it.
+        most_bytes: that its arrays may have. Chunks may repeat, so that they can have far more than
+            was ever sent.
+        most_objects: that it may be, chunks apart.
 
     Raises:
+        LongMessageError: they say that they have more, of which no more have been fetched.
         ValueError: the objects are no message's.
         ObjectPullError: one is missing.
         UserError: there is no room for the message.
     """
-    message = _pulled(message_id, pull_object, _DEEPEST)
+    try:
+        message = _Pull(pull_object, most_bytes, most_objects).object(message_id, _DEEPEST)
+    except (LookupError, TypeError, AttributeError, RecursionError, DecodeError) as error:
+        raise ValueError("this is no message") from error  # Flower itself looks at little
     if not isinstance(message, Message):
         raise ValueError("this is no message")
     message.metadata.__dict__["_message_id"] = message_id
     return message
 
 
-def _pulled(object_id: str, pull_object: Callable[[str], bytes], deepest: int) -> InflatableObject:
-    """An object with those that it holds, which may lie so deep in it."""
-    content = pull_objects([object_id], pull_object)[object_id]
-    kind, children, _ = get_object_head_values_from_object_content(content)
-    if kind == ArrayRecord.__qualname__:
-        return _record(content, pull_object)
-    if kind not in inflatable_class_registry or (children and not deepest):
-        raise ValueError("there is no such object in a message")
-    held = {child: _pulled(child, pull_object, deepest - 1) for child in children}
-    return inflatable_class_registry[kind].inflate(content, held)
+@dataclass
+class _Pull:
+    """The pulling of one message.
 
+    Attributes:
+        bytes_left: that its arrays may still have.
+        objects_left: that it may still be, chunks apart.
+    """
 
-def _record(content: bytes, pull_object: Callable[[str], bytes]) -> ArrayRecord:
-    """A record of arrays."""
-    named = json.loads(get_object_body(content, ArrayRecord))
-    if not isinstance(named, dict):
-        raise ValueError("there is no such record in a message")
-    record = ArrayRecord()
-    for name, object_id in named.items():
-        record[name] = _array(str(object_id), pull_object)
-    return record
+    pull_object: Callable[[str], bytes]
+    bytes_left: int
+    objects_left: int
 
+    def object(self, object_id: str, deepest: int) -> InflatableObject:
+        """An object with those that it holds, which may lie so deep in it."""
+        content = self._content(object_id)
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        if kind == ArrayRecord.__qualname__:
+            return self._record(content)
+        if kind not in inflatable_class_registry or (children and not deepest):
+            raise ValueError("there is no such object in a message")
+        held = {child: self.object(child, deepest - 1) for child in children}
+        return inflatable_class_registry[kind].inflate(content, held)
 
-def _array(object_id: str, pull_object: Callable[[str], bytes]) -> Array:
-    """An array of bytes."""
-    content = pull_objects([object_id], pull_object)[object_id]
-    _, chunks, _ = get_object_head_values_from_object_content(content)
-    about = json.loads(get_object_body(content, Array))
-    try:
-        ids = [chunks[place] for place in about["arraychunk_ids"]]
-        nbytes = math.prod(about["shape"])
-        array = Array(dtype=about["dtype"], shape=(nbytes,), stype=about["stype"], data=b"")
-        array.data = joined(_bodies(ids, nbytes, pull_object), nbytes)  # type: ignore[assignment]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError("there is no such array in a message") from error
-    return array
+    def _content(self, object_id: str) -> bytes:
+        self.objects_left -= 1
+        if self.objects_left < 0:
+            raise ValueError("a message is of more objects than it may be")
+        return pull_objects([object_id], self.pull_object)[object_id]
+
+    def _record(self, content: bytes) -> ArrayRecord:
+        """A record of arrays."""
+        named = json.loads(get_object_body(content, ArrayRecord))
+        if not isinstance(named, dict):
+            raise ValueError("there is no such record in a message")
+        record = ArrayRecord()
+        for name, object_id in named.items():
+            record[name] = self._array(str(object_id))
+        return record
+
+    def _array(self, object_id: str) -> Array:
+        """An array of bytes."""
+        content = self._content(object_id)
+        _, chunks, _ = get_object_head_values_from_object_content(content)
+        about = json.loads(get_object_body(content, Array))
+        try:
+            ids = [chunks[place] for place in about["arraychunk_ids"]]
+            nbytes = math.prod(about["shape"])
+            array = Array(dtype=about["dtype"], shape=(nbytes,), stype=about["stype"], data=b"")
+            self._check(nbytes, len(ids))
+            bodies = _bodies(ids, nbytes, self.pull_object)
+            array.data = joined(bodies, nbytes)  # type: ignore[assignment]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError("there is no such array in a message") from error
+        return array
+
+    def _check(self, nbytes: int, chunks: int) -> None:
+        """Whether an array may have so many bytes, in so many chunks."""
+        if nbytes < 0 or chunks > nbytes // _CHUNK + 1:
+            raise ValueError("an array has an impossible length, or too many chunks for it")
+        self.bytes_left -= nbytes
+        if self.bytes_left < 0:
+            raise LongMessageError
 
 
 def _bodies(
@@ -157,11 +200,12 @@ def push_message(grid: Grid, message: Message) -> str:
     return next(iter(answer.message_ids), "") or ""
 
 
-def pull_message(grid: Grid, message_id: str) -> Message | None:
+def pull_message(grid: Grid, message_id: str, most_bytes: int, most_objects: int) -> Message | None:
     """The reply to a message, once; None as long as there is none.
 
     Raises:
-        ValueError, ObjectPullError, UserError: as for ``pull``; the reply is lost.
+        LongMessageError, ValueError, ObjectPullError, UserError: as for ``pull``; the reply is
+            lost.
     """
     if not isinstance(grid, HttpGrid):
         return next(iter(grid.pull_messages([message_id])), None)
@@ -171,7 +215,7 @@ def pull_message(grid: Grid, message_id: str) -> Message | None:
         return None
     reply = replies[0].metadata.message_id
     pull_object = make_pull_object_fn_protobuf(client.PullObject, grid.node, run)
-    message = pull(reply, pull_object)
+    message = pull(reply, pull_object, most_bytes, most_objects)
     client.ConfirmMessageReceived(
         ConfirmMessageReceivedRequest(node=grid.node, run_id=run, message_object_id=reply)
     )

@@ -36,7 +36,7 @@ from fullfed.strict_json import parse_json
 _log = logging.getLogger(__name__)
 _NONCE = 32  # bytes, of a SHA-256 too
 _SIZES_LIMIT = 1 << 20  # bytes of the list of names and sizes
-_ANSWER_LIMIT = 1 << 36  # bytes of an answer: 64 GiB, more than any model trained in full here
+ANSWER_LIMIT = 1 << 36  # bytes of an answer: 64 GiB, more than any model trained in full here
 _PATIENCE = 30.0  # seconds that the two sides may take to come to the point, ...
 _SLOWEST = 1 << 20  # ... and bytes a second from there on
 _LOOK_SECONDS = 0.5  # between two looks whether to stop
@@ -191,7 +191,7 @@ def ask(address_file: Path, frames: Frames, seconds: float | None = None) -> dic
                 if _read(reader, 1) == _WANTED:
                     _send_frames(connection, frames)
                 sizes = _receive_sizes(reader)
-                if sum(sizes.values()) > _ANSWER_LIMIT:
+                if sum(sizes.values()) > ANSWER_LIMIT:
                     raise ChannelError("the answer is too long")
                 return _receive_frames(reader, sizes)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -285,7 +285,10 @@ def _parts(reader: BinaryIO, count: int) -> Iterator[bytes]:
 
 
 def _read(reader: BinaryIO, count: int) -> bytes:
-    received = reader.read(count)
+    try:
+        received = reader.read(count)
+    except OSError as error:  # not to be taken for a disk's
+        raise ChannelError("the other side does not answer") from error
     if len(received) != count:
         raise ChannelError("the other side went away")
     return received

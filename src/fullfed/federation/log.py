@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from fullfed.errors import UserError
-from fullfed.files import lock, sync_folder
+from fullfed.files import lock, sync_folder, unlock
 from fullfed.payloads import Payload, view
 
 MAGIC = b"fullfed-log-1\n"
@@ -137,7 +137,7 @@ class Log:
     def _reset(self, end: int) -> None:
         """Drop what a failed write left, in the file and in its buffer."""
         with suppress(OSError):
-            self._file.close()  # flushes what the disk had no room for, and may find room now
+            self.close()  # flushes what the disk had no room for, and may find room now
         os.truncate(self._path, end)
         self._file = _open(self._path)
         self._file.seek(end)
@@ -208,6 +208,8 @@ class Log:
         self._find_records(())
 
     def close(self) -> None:
+        """Let others write the log; payloads that were read stay what they are."""
+        unlock(self._file)
         self._file.close()
 
     def __enter__(self) -> Log:

@@ -37,7 +37,8 @@ class Computed(Mapping[str, Item]):
 
 
 def put_away(tensors: Iterable[tuple[str, Tensor]], nbytes: int) -> Mapping[str, Tensor]:
-    """Tensors for a message. Those of a large one wait in a file, as ``Offload`` has it.
+    """Tensors for a message. Those of a large one wait where ``Offload`` keeps them: a CPU's in a
+    file, an accelerator's in the host's memory.
 
     Args:
         nbytes: of all of them.

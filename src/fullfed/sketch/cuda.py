@@ -255,7 +255,9 @@ def _quantised(x: Tensor, packing: Packing, length: int, energies: Tensor) -> tu
         return codes, terms
     levels = torch.tensor(packing.levels, dtype=torch.float32, device=x.device)
     middles = ((levels[:-1] + levels[1:]) / 2).double()
-    bounds = (middles * (energies / length).sqrt()[:, None]).float()
+    # By a tensor: by a Python number CUDA divides with its rounded reciprocal.
+    mean_squares = energies / energies.new_tensor(length)
+    bounds = (middles * mean_squares.sqrt()[:, None]).float()
     grid = -(-length // PROGRAM), len(energies)
     cuda_codes.nearest_levels[grid](
         x, bounds, levels, codes, terms, length, len(middles), PROGRAM, **EXACT

@@ -22,6 +22,7 @@ from torch import Tensor
 from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Plan, Report, Update, Value
 from fullfed.federation.replica import norm
+from fullfed.federation.tensors import Computed
 
 if TYPE_CHECKING:
     from fullfed.methods.codecs.scaling import ModelScales
@@ -83,7 +84,7 @@ class Contribution:
         """The same of numbers so much larger; ``sums`` stay as they are."""
         if factor == 1.0:
             return self
-        tensors = {name: tensor * factor for name, tensor in self.tensors.items()}
+        tensors = Computed(self.tensors, lambda name: self.tensors[name] * factor)
         return Contribution(tensors, self.noise * factor**2, self.sums)
 
 
