@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, Message
@@ -93,7 +93,7 @@ class _Pull:
 
     def object(self, object_id: str, deepest: int) -> InflatableObject:
         """An object with those that it holds, which may lie so deep in it."""
-        content = self._content(object_id)
+        (content,) = self._contents([object_id])
         kind, children, _ = get_object_head_values_from_object_content(content)
         if kind == ArrayRecord.__qualname__:
             return self._record(content)
@@ -102,37 +102,43 @@ class _Pull:
         held = {child: self.object(child, deepest - 1) for child in children}
         return inflatable_class_registry[kind].inflate(content, held)
 
-    def _content(self, object_id: str) -> bytes:
-        self.objects_left -= 1
+    def _contents(self, ids: Sequence[str]) -> list[bytes]:
+        self.objects_left -= len(ids)
         if self.objects_left < 0:
             raise ValueError("a message is of more objects than it may be")
-        return pull_objects([object_id], self.pull_object)[object_id]
+        contents = pull_objects(list(dict.fromkeys(ids)), self.pull_object)
+        return [contents[object_id] for object_id in ids]
 
     def _record(self, content: bytes) -> ArrayRecord:
-        """A record of arrays."""
+        """A record of arrays, a few of which are asked for at a time."""
         named = json.loads(get_object_body(content, ArrayRecord))
         if not isinstance(named, dict):
             raise ValueError("there is no such record in a message")
         record = ArrayRecord()
-        for name, object_id in named.items():
-            record[name] = self._array(str(object_id))
+        for names in _few(list(named)):
+            heads = self._contents([str(named[name]) for name in names])
+            arrays = [self._array(head) for head in heads]
+            alone = dict.fromkeys(ids[0] for _, ids in arrays if len(ids) == 1)  # of short ones
+            ready = pull_objects(list(alone), self.pull_object) if alone else {}
+            for name, (array, ids) in zip(names, arrays, strict=True):
+                (nbytes,) = array.shape
+                bodies = _bodies(ids, nbytes, ready, self.pull_object)
+                array.data = joined(bodies, nbytes)  # type: ignore[assignment]
+                record[name] = array
         return record
 
-    def _array(self, object_id: str) -> Array:
-        """An array of bytes."""
-        content = self._content(object_id)
-        _, chunks, _ = get_object_head_values_from_object_content(content)
-        about = json.loads(get_object_body(content, Array))
+    def _array(self, head: bytes) -> tuple[Array, list[str]]:
+        """An array of bytes, without them, and the ids of the chunks that have them."""
+        _, chunks, _ = get_object_head_values_from_object_content(head)
+        about = json.loads(get_object_body(head, Array))
         try:
             ids = [chunks[place] for place in about["arraychunk_ids"]]
             nbytes = math.prod(about["shape"])
             array = Array(dtype=about["dtype"], shape=(nbytes,), stype=about["stype"], data=b"")
             self._check(nbytes, len(ids))
-            bodies = _bodies(ids, nbytes, self.pull_object)
-            array.data = joined(bodies, nbytes)  # type: ignore[assignment]
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError("there is no such array in a message") from error
-        return array
+        return array, ids
 
     def _check(self, nbytes: int, chunks: int) -> None:
         """Whether an array may have so many bytes, in so many chunks."""
@@ -144,7 +150,10 @@ class _Pull:
 
 
 def _bodies(
-    ids: Sequence[str], nbytes: int, pull_object: Callable[[str], bytes]
+    ids: Sequence[str],
+    nbytes: int,
+    ready: Mapping[str, bytes],
+    pull_object: Callable[[str], bytes],
 ) -> Iterator[bytes]:
     """What chunks hold, in their order.
 
@@ -152,7 +161,8 @@ def _bodies(
         ValueError: it is not ``nbytes`` in all.
     """
     for few in _few(ids):
-        contents = pull_objects(list(dict.fromkeys(few)), pull_object)
+        missing = [object_id for object_id in dict.fromkeys(few) if object_id not in ready]
+        contents = {**ready, **pull_objects(missing, pull_object)} if missing else ready
         for object_id in few:
             body = get_object_body(contents[object_id], ArrayChunk)
             nbytes -= len(body)
