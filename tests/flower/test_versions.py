@@ -46,6 +46,25 @@ def test_flowers_server_can_be_put_behind_the_gate_and_has_the_calls_it_lets_in(
     assert _PROCESSES_CALLS + "acquire-task" in served, f"{FLOWER} serves processes elsewhere"
 
 
+def test_the_servers_database_is_set_up_for_large_messages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from flwr.supercore import sql_mixin
+    from sqlalchemy import text
+
+    from fullfed.deployment.flower_internals import superlink_parts
+
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", sql_mixin.SQLITE_PRAGMAS)
+    database = str(tmp_path / "superlink.db")
+    options = ["--insecure", "--isolation", "process", "--port", "4000", "--database", database]
+    state = superlink_parts(options).application.state.linkstate_factory.state()
+    with state.session() as session:
+        for pragma, value in {"busy_timeout": 120_000, "cache_size": -8000}.items():
+            found = session.execute(text(f"PRAGMA {pragma}")).scalar()
+            assert found == value, f"{FLOWER} sets its database up elsewhere"
+
+
 def test_a_node_calls_what_the_gate_lets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the paths in Flower's own client."""
     from flwr.supernode.fleet_http_client import FleetHttpClient

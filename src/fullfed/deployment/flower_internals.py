@@ -31,7 +31,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
-from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
+from flwr.supercore.constant import SQLITE_PRAGMAS, TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
@@ -61,6 +61,9 @@ _TURNED_AWAY = (
 _NOBODYS = 401  # a call that is signed by no registered key, or at another time than now
 _REFUSALS = {429: ": this node asks for more than the server's operator allows in a minute"}
 _TEXT_LIMIT = 300  # characters of an error's text
+# Of SQLite. Large messages that are put there or deleted keep it busy for longer than Flower's five
+# seconds, and a call that gives up ends the run; and each connection has a cache, of Flower's 64 MB.
+_PRAGMAS = {"busy_timeout": "120000", "cache_size": "-8000"}  # milliseconds; kB
 _MOST_OBJECTS = 1 << 17  # of an order, which has a frame for each update that the node lacks
 HEARTBEAT_SECONDS = 15.0  # Flower's server takes a node for gone twice as long after its last one
 
@@ -342,7 +345,8 @@ class SuperLinkParts:
 
 
 def superlink_parts(arguments: Sequence[str]) -> SuperLinkParts:
-    """What ``flower-superlink ARGUMENTS...`` would run."""
+    """What ``flower-superlink ARGUMENTS...`` would run, with our pragmas of its database."""
+    from flwr.supercore import sql_mixin
     from flwr.supercore.http_logging import get_uvicorn_log_config
     from flwr.supercore.logger import console_handler
     from flwr.superlink.cli.flower_superlink import (
@@ -351,6 +355,8 @@ def superlink_parts(arguments: Sequence[str]) -> SuperLinkParts:
     )
     from flwr.superlink.main import create_app
 
+    pragmas = {**dict(SQLITE_PRAGMAS), **_PRAGMAS}
+    sql_mixin.SQLITE_PRAGMAS = tuple(pragmas.items())  # type: ignore[attr-defined]
     sys.argv = ["flower-superlink", *arguments]
     config = _parse_superlink_lifespan_config()
     return SuperLinkParts(
