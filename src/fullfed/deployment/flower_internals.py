@@ -62,7 +62,7 @@ _NOBODYS = 401  # a call that is signed by no registered key, or at another time
 _REFUSALS = {429: ": this node asks for more than the server's operator allows in a minute"}
 _TEXT_LIMIT = 300  # characters of an error's text
 # Of SQLite. Large messages that are put there or deleted keep it busy for longer than Flower's five
-# seconds, and a call that gives up ends the run; and each connection has a cache, of Flower's 64 MB.
+# seconds, and a call that gives up ends the run. Each connection has a cache; Flower's, of 64 MB.
 _PRAGMAS = {"busy_timeout": "120000", "cache_size": "-8000"}  # milliseconds; kB
 _MOST_OBJECTS = 1 << 17  # of an order, which has a frame for each update that the node lacks
 HEARTBEAT_SECONDS = 15.0  # Flower's server takes a node for gone twice as long after its last one
@@ -356,7 +356,7 @@ def superlink_parts(arguments: Sequence[str]) -> SuperLinkParts:
     from flwr.superlink.main import create_app
 
     pragmas = {**dict(SQLITE_PRAGMAS), **_PRAGMAS}
-    sql_mixin.SQLITE_PRAGMAS = tuple(pragmas.items())  # type: ignore[attr-defined]
+    vars(sql_mixin)["SQLITE_PRAGMAS"] = tuple(pragmas.items())
     sys.argv = ["flower-superlink", *arguments]
     config = _parse_superlink_lifespan_config()
     return SuperLinkParts(
