@@ -160,31 +160,29 @@ def add(rows: dict[str, Any], name: str, value: Any) -> None:
     print(name, json.dumps(value), flush=True)
 
 
-def table(rows: Mapping[str, Any], model: str) -> str:
+def table(rows: Mapping[str, Any], labels: Sequence[str], model: str, seeds: int) -> str:
     """Markdown: a line a method; its loss of each setting, and bytes of a run in the mean."""
     settings = list(product(DATA, ALPHAS))
     heads = [f"{data}, {alpha:g}" for data, alpha in settings]
     lines = [f"| | {' | '.join(heads)} | KB up | KB down |", "|---" * (3 + len(heads)) + "|"]
-    before = [_values(rows, "fedavg", model, data, a, "initial") for data, a in settings]
+    before = [_values(rows, Run("fedavg", model, d, a, seeds), "initial") for d, a in settings]
     lines.append(f"| before | {' | '.join(map(_cell, before))} | | |")
-    for label in METHODS:
-        after = [_values(rows, label, model, data, a, "final") for data, a in settings]
+    for label in labels:
+        after = [_values(rows, Run(label, model, d, a, seeds), "final") for d, a in settings]
         if any(after):
-            sent = [_mean_kilobytes(rows, label, model, way) for way in ("up", "down")]
+            sent = [_mean_kilobytes(rows, label, model, seeds, way) for way in ("up", "down")]
             lines.append(f"| {label} | {' | '.join([*map(_cell, after), *sent])} |")
     return "\n".join(lines)
 
 
-def _values(
-    rows: Mapping[str, Any], label: str, model: str, data: str, alpha: float, name: str
-) -> list[float]:
-    """Of the seeds that are measured."""
-    keys = [Run(label, model, data, alpha, seed).key for seed in range(SEEDS)]
+def _values(rows: Mapping[str, Any], before: Run, name: str) -> list[float]:
+    """Of the seeds before that of a run, as far as they are measured."""
+    keys = [before._replace(seed=seed).key for seed in range(before.seed)]
     return [rows[key][name] for key in keys if key in rows]
 
 
-def _mean_kilobytes(rows: Mapping[str, Any], label: str, model: str, way: str) -> str:
-    sent = [rows[run.key][way] for run in runs([label], model, SEEDS) if run.key in rows]
+def _mean_kilobytes(rows: Mapping[str, Any], label: str, model: str, seeds: int, way: str) -> str:
+    sent = [rows[run.key][way] for run in runs([label], model, seeds) if run.key in rows]
     return f"{statistics.fmean(sent) / 1e3:,.0f}"
 
 
@@ -213,7 +211,7 @@ def main() -> None:
         parser.error(f"there is no {unknown[0]!r}; choose among {'; '.join(METHODS)}")
     torch.set_num_threads(1)
     if options.command == "table":
-        print(table(rows, options.model))
+        print(table(rows, labels, options.model, options.seeds))
     elif options.command == "search":
         for label in labels:
             name = " | ".join(["search", label, *options.set])
