@@ -79,8 +79,8 @@ def join(folder: NodeFolder, data: str | None, model: str | None, say: Print) ->
     own = worker_command(folder, settings)
     say(shown(own))
     say(shown(relay(folder)))
-    own_files = {**os.environ, **temporary_files(folder.path)}
-    worker = Child(own, folder.path / "worker.log", own_files)
+    variables = {**os.environ, **temporary_files(folder.path)}
+    worker = Child(own, folder.path / "worker.log", variables)
     with running(worker), link(folder) as node:
         while True:
             pause()

@@ -43,7 +43,6 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": tempfile.gettempdir(),  # of sockets, whose paths must be short
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # glibc's: what held a chunk is given back at once
         **temporary_files(home),
     }
 

@@ -50,8 +50,8 @@ def main() -> None:
 
 
 def _collect_often() -> None:
-    """Have Python free what requests leave behind soon: each holds a chunk of some MiB, and Python
-    counts objects, not bytes. What was there before any request is not looked at again."""
+    """Have Python look often for what requests leave behind: each leaves a chunk of some MiB, and
+    Python counts objects, not bytes. What was there before any request is not looked at again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT_AFTER)
