@@ -153,7 +153,7 @@ def simulate(recipe: Recipe, path: Path, say: Print) -> dict[str, Any]:
     write_app(app)
     configure(home, port, None, Meter({}, PartnerLimits()))
     commands = simulating_superlink(home, port), executor(home / CONTROL_KEY, port, None)
-    with running_superlink(commands, home, partial(listens, port), say):
+    with running_superlink(commands, home, partial(listens, port), say, trains=True):
         submit(home, app, run.path, say, simulated=len(assembly.data.clients))
         return follow(run, home / "superlink.log", say)
 

@@ -102,19 +102,24 @@ def serve(folder: ServerFolder, say: Print, look: Callable[[], None]) -> None:
 
 @contextmanager
 def running_superlink(
-    commands: Sequence[list[str]], home: Path, there: Callable[[], bool], say: Print
+    commands: Sequence[list[str]],
+    home: Path,
+    there: Callable[[], bool],
+    say: Print,
+    trains: bool = False,
 ) -> Iterator[Sequence[Child]]:
     """Start Flower's server and wait until it can be reached; stop it at the end.
 
     Args:
         commands: of the server, and of what it needs beside it once it is there.
         home: the folder of its configuration and its log.
+        trains: as for ``environment``.
 
     Raises:
         UserError: it ends before it is there, or takes too long.
     """
     log, ends = home / "superlink.log", time.monotonic() + START_SECONDS
-    server, *others = (Child(command, log, environment(home)) for command in commands)
+    server, *others = (Child(command, log, environment(home, trains)) for command in commands)
     say(shown(commands[0]))
     with running(server):
         while not there():
