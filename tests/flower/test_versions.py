@@ -60,7 +60,8 @@ def test_the_servers_database_is_set_up_for_large_messages(
     options = ["--insecure", "--isolation", "process", "--port", "4000", "--database", database]
     state = superlink_parts(options).application.state.linkstate_factory.state()
     with state.session() as session:
-        for pragma, value in {"busy_timeout": 120_000, "cache_size": -8000}.items():
+        expected = {"busy_timeout": 120_000, "cache_size": -8000, "page_size": 32_768}
+        for pragma, value in {**expected, "secure_delete": 2}.items():  # FAST
             found = session.execute(text(f"PRAGMA {pragma}")).scalar()
             assert found == value, f"{FLOWER} sets its database up elsewhere"
 
