@@ -22,7 +22,8 @@ from fullfed.methods import (
 )
 from fullfed.methods.codecs.codec import Codec
 from fullfed.methods.codecs.dense import Dense
-from fullfed.methods.codecs.sketch import Sketch, SketchOptions
+from fullfed.methods.codecs.sketch import Sketch
+from fullfed.methods.codecs.sketch_options import SketchOptions
 from fullfed.methods.composition import Composition
 from fullfed.methods.lora import build_fedit
 from fullfed.methods.scopes import Adapters, Everything, LoraOptions, Scope

@@ -29,7 +29,8 @@ import numpy as np
 from fullfed.config import parse_recipe
 from fullfed.federation.messages import Plan, Report, decode, encode
 from fullfed.files import write_json
-from fullfed.methods.codecs.sketch import REPORT_HEADER, SUM_HEADER
+from fullfed.methods.codecs.sketch import SUM_HEADER
+from fullfed.methods.codecs.sketch_options import REPORT_HEADER
 from fullfed.privacy.coordinator import Coordinator
 from fullfed.privacy.identities import new_identity
 from fullfed.privacy.integers import modular, pack_scalars

@@ -31,7 +31,8 @@ from fullfed.files import write_json
 from fullfed.methods.aggregation import Aggregation
 from fullfed.methods.catalogue import AGGREGATIONS
 from fullfed.methods.codecs.codec import Change, Codec
-from fullfed.methods.codecs.sketch import Sketch, SketchOptions
+from fullfed.methods.codecs.sketch import Sketch
+from fullfed.methods.codecs.sketch_options import SketchOptions
 from fullfed.methods.parts import PartReports
 from machine import machine
 

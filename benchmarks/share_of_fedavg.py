@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fullfed.methods.codecs import sketch, topk
+from fullfed.methods.codecs import sketch_options, topk
 from fullfed.recipe_file import load_recipe
 from fullfed.reports.runs import can_plot, plot_runs
 from fullfed.runs.folder import RunFolder
@@ -73,7 +73,7 @@ def setups(parameters: int, arguments: argparse.Namespace) -> list[Setup]:
 
 
 def _ferret(parameters: int, ratio: int, basis: str, seeds: str, bits: str) -> Setup:
-    amount = [f"method.upload={4 * parameters // ratio + sketch.REPORT_HEADER}B"]
+    amount = [f"method.upload={4 * parameters // ratio + sketch_options.REPORT_HEADER}B"]
     if bits != "auto":
         coordinates = min(parameters, 32 * parameters // (ratio * int(bits)))
         amount = [f"method.coordinates={coordinates}", f"method.bits={bits}"]

@@ -19,7 +19,8 @@ from fullfed.federation.messages import Plan, Report, Update, encode
 from fullfed.federation.wire import join
 from fullfed.methods.codecs.codec import Change, Contribution, Shapes
 from fullfed.methods.codecs.numbers import Numbers
-from fullfed.methods.codecs.sketch import REPORT_HEADER, SUM_HEADER, Sketch, SketchOptions
+from fullfed.methods.codecs.sketch import SUM_HEADER, Sketch
+from fullfed.methods.codecs.sketch_options import REPORT_HEADER, SketchOptions
 from fullfed.methods.codecs.split import blocks_of
 from fullfed.methods.composition import Composition
 from fullfed.methods.step_memory import short

@@ -16,7 +16,8 @@ from fullfed.errors import MessageError
 from fullfed.federation.messages import Plan, Update
 from fullfed.methods.codecs.codec import Change
 from fullfed.methods.codecs.scaling import MOST_EXPONENT, ModelScales, exponents_of
-from fullfed.methods.codecs.sketch import Sketch, SketchOptions
+from fullfed.methods.codecs.sketch import Sketch
+from fullfed.methods.codecs.sketch_options import SketchOptions
 from fullfed.methods.server_step import CurvatureStep, Trained
 
 SHAPES = {"matrix": torch.Size([70, 80]), "cube": torch.Size([3, 4, 5]), "row": torch.Size([30])}

@@ -63,9 +63,9 @@ _REFUSALS = {429: ": this node asks for more than the server's operator allows i
 _TEXT_LIMIT = 300  # characters of an error's text
 # Of SQLite. Large messages that are put there or deleted keep it busy for longer than Flower's five
 # seconds, and a call that gives up ends the run. Each connection has a cache; Flower's, of 64 MB.
-# Where SQLite was built to overwrite what is deleted, that of a model of 4 GB took half a minute, in
-# which no heartbeat was heard; FAST overwrites only what it writes anyway. Large pages are faster,
-# and have to be asked for before there is a database.
+# Where SQLite was built to overwrite what is deleted, that of a model of 4 GB took half a minute,
+# in which no heartbeat was heard; FAST overwrites only what it writes anyway. Large pages are
+# faster, and have to be asked for before there is a database.
 _FIRST_PRAGMAS = {"page_size": "32768"}  # bytes
 _PRAGMAS = {"busy_timeout": "120000", "cache_size": "-8000", "secure_delete": "FAST"}  # ms; kB
 _MOST_OBJECTS = 1 << 17  # of an order, which has a frame for each update that the node lacks

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from statistics import median
@@ -20,6 +20,7 @@ from torch import Tensor
 from fullfed.errors import UserError
 from fullfed.federation.messages import Report
 from fullfed.methods.codecs.codec import Codec, Contribution
+from fullfed.methods.codecs.products import Products
 
 _NEAR = 5.0  # times the median distance from the median: 3.4 standard deviations if normal
 
@@ -40,6 +41,16 @@ def left_out(share: float, clients: int) -> int:
     """A share of clients, rounded down, but at least one."""
     # As written: in binary 0.29 of 100 is below 29.
     return max(int(Decimal(str(share)) * clients), 1)
+
+
+class Measured(Protocol):
+    """What a rule that only weighs can ask of a part's changes in one round."""
+
+    def norms(self) -> Sequence[float]:
+        """Their lengths."""
+
+    def products(self) -> Products | None:
+        """How they lie to each other; None where reports cannot be compared."""
 
 
 class Sum(Protocol):
@@ -78,13 +89,11 @@ class Aggregation(ABC):
         """How much a report counts, against others, where the rule only weighs."""
         return 1.0
 
-    def shares(
-        self, reports: Sequence[Report], norms: Callable[[], Sequence[float]]
-    ) -> list[float]:
+    def shares(self, reports: Sequence[Report], measured: Measured) -> list[float]:
         """What each report counts for in a sum, where the rule only weighs.
 
         Args:
-            norms: returns the norm of each report's change.
+            measured: the reports' changes, in their order.
         """
         weights = [self.weight(report) for report in reports]
         total = math.fsum(weights)

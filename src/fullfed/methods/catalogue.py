@@ -32,7 +32,8 @@ from fullfed.methods import (
 )
 from fullfed.methods.aggregation import TrimmedMean, WeightedMean
 from fullfed.methods.codecs.dense import Dense
-from fullfed.methods.codecs.sketch import Sketch, SketchOptions
+from fullfed.methods.codecs.sketch import Sketch
+from fullfed.methods.codecs.sketch_options import SketchOptions
 from fullfed.methods.codecs.topk import TopK
 from fullfed.methods.entries import AggregationEntry, CodecEntry, MethodEntry, TrainerEntry
 from fullfed.methods.majority import MajorityVote

@@ -16,6 +16,7 @@ from fullfed.methods.server_step import StepRule
 STEP = "server_step"  # in every update that changes something
 BLOCKS = "blocks"  # in updates of a model in blocks: those that change
 CLIENTS = "clients"  # in updates where clients keep a state: whose reports are in it
+LEFT_OUT = "left_out"  # in updates where the rule let nothing in of a report: whose
 
 _HEADER_BYTES = 4096  # room for a message's header ...
 _HEADER_BYTES_PER_TENSOR = 512  # ... and for each tensor's name and shape in it
@@ -67,11 +68,14 @@ class MessageChecks:
             due.add(CLIENTS)
         if SKIPPED in update.values or not changes:
             due.add(SKIPPED)
+        if changes and LEFT_OUT in update.values:
+            due.add(LEFT_OUT)
         check_values(update, due)
         if changes:
             self.step.check_update(update)
-        if self.stateful and not _are_numbers(update.values[CLIENTS], 2**32):
-            raise MessageError("the update does not name clients")
+        for name in due & {CLIENTS, LEFT_OUT}:
+            if not _are_numbers(update.values[name], 2**32):
+                raise MessageError(f"the update does not name clients under {name!r}")
         if SKIPPED in due and not _are_numbers([update.values[SKIPPED]], 2**32):
             raise MessageError("the update does not say how many rounds were skipped")
 

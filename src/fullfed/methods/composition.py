@@ -23,6 +23,7 @@ from fullfed.methods.aggregation import Aggregation, WeightedMean
 from fullfed.methods.checks import (
     BLOCKS,
     CLIENTS,
+    LEFT_OUT,
     STEP,
     MessageChecks,
     changing,
@@ -330,7 +331,7 @@ class Composition:
         block, shapes = self._block(plan), self.shapes_of(plan)
         part, prefix = PartReports(self.codec, WeightedMean(), plan, shapes), prefix_of(block)
         part.add(report, plan)
-        exact, encoded = self._coordinates(shapes), part.encoded(None)
+        exact, (encoded, _) = self._coordinates(shapes), part.encoded(None)
         step = share * self.step.known(changing(last), exact)
         values = {**prefixed(prefix, encoded.values), STEP: step}
         if block is not None:
@@ -346,7 +347,7 @@ class Composition:
 
     def skipped(self, round: int, last: Update | None, count: int) -> Update:
         """The update of a round that is passed over, the last of ``count`` in a row."""
-        values = {} if last is None else last.values
+        values = {n: v for n, v in (last.values if last else {}).items() if n != LEFT_OUT}
         none: dict[str, Value] = {CLIENTS: []} if self.stateful else {}
         return Update(round, {**values, **none, SKIPPED: count})
 

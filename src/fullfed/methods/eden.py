@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fullfed.methods.averaging import averaging
-from fullfed.methods.codecs.sketch import Sketch, SketchOptions
+from fullfed.methods.codecs.sketch import Sketch
+from fullfed.methods.codecs.sketch_options import SketchOptions
 from fullfed.methods.composition import Composition
 from fullfed.methods.setting import Setting
 from fullfed.sketch import BITS

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fullfed.methods.averaging import averaging
-from fullfed.methods.codecs.sketch import Sketch, SketchOptions
+from fullfed.methods.codecs.sketch import Sketch
+from fullfed.methods.codecs.sketch_options import SketchOptions
 from fullfed.methods.composition import Composition
 from fullfed.methods.server_step import check_server_step
 from fullfed.methods.setting import Setting

@@ -17,10 +17,14 @@ from torch import Tensor
 
 from fullfed.errors import UserError
 from fullfed.federation.messages import Report
-from fullfed.methods.aggregation import Aggregation, Sum, WeightedMean, left_out
+from fullfed.methods.aggregation import Aggregation, Measured, Sum, WeightedMean, left_out
 from fullfed.methods.codecs.codec import Contribution
+from fullfed.methods.codecs.products import Products, products_of
 
 _LONG = 1.5  # times the median length: what honest clients who have unlike data seldom reach
+_AGAINST = 0.05  # a cosine: what such clients seldom have, the other way, with all others together
+_SURE = 2.0  # standard deviations of a cosine by chance
+_FEWEST = 3  # changes that can be compared
 _ROUNDS, _SETTLED = 1000, 1e-9  # of Weiszfeld's algorithm: at most, and the change that ends it
 
 
@@ -51,6 +55,7 @@ class HeldContributions:
             {name: _sum((w, c.tensors[name]) for w, c in counting) for name in first.tensors},
             math.fsum(w**2 * c.noise for w, c in counting),
             {name: _sum((1.0, c.sums[name]) for _, c in counting) for name in first.sums},
+            tuple(r.client for w, r in zip(weights, self._reports, strict=True) if not w),
         )
 
 
@@ -166,42 +171,87 @@ def _median_report(products: Tensor) -> int | None:
 
 @dataclass(frozen=True)
 class ClippedMean(WeightedMean):
-    """The mean of changes, of which long ones count less:
-    sum_i w_i c_i x_i / sum_i w_i c_i, c_i = min(1, (1.5 m / |x_i|)**2), m the cohort's lower
-    median length (one step, from zero, of a redescending estimate of a location).
+    """The mean of changes, of which long ones count less, and those that pull against the others
+    nothing: sum_i w_i c_i x_i / sum_i w_i c_i, c_i = min(1, (1.5 m / |x_i|)**2), m the cohort's
+    lower median length (one step, from zero, of a redescending estimate of a location), or 0 of
+    those that are ``opposed``.
 
     So nobody pulls with more than 1.5 m, and the longer a lie the less; where some honest changes
-    are long the mean is no shorter for it. It needs no distances, so that it works with each
-    client's own directions, too.
+    are long the mean is no shorter for it. Lengths are told with each client's own directions, too;
+    how changes lie to each other only where there are coordinates enough.
     """
 
     @property
     def needs_changes(self) -> bool:
         return True
 
-    def shares(
-        self, reports: Sequence[Report], norms: Callable[[], Sequence[float]]
-    ) -> list[float]:
-        found = norms()
-        most = _LONG * median_low(found)
+    def shares(self, reports: Sequence[Report], measured: Measured) -> list[float]:
+        norms = measured.norms()
+        most = _LONG * median_low(norms)
         counted = [
             share * ((most / norm) ** 2 if norm > most else 1.0)
-            for share, norm in zip(super().shares(reports, norms), found, strict=True)
+            for share, norm in zip(super().shares(reports, measured), norms, strict=True)
         ]
+        products = measured.products() if len(reports) >= _FEWEST else None
+        for number in opposed(products, counted) if products else ():
+            counted[number] = 0.0
         # Less than half is counted only where few clients weigh most: they are not made up for.
         total = max(math.fsum(counted), 0.5)
         return [share / total for share in counted]
 
     def begin(self) -> Sum:
-        return HeldContributions(
-            lambda reports, held: self.shares(reports, lambda: [_norm(c) for c in held])
-        )
+        return HeldContributions(lambda reports, held: self.shares(reports, _Decoded(held)))
 
 
-def _norm(contribution: Contribution) -> float:
-    return math.sqrt(
-        math.fsum(float(t.double().square().sum()) for t in contribution.tensors.values())
-    )
+@dataclass(frozen=True)
+class _Decoded:
+    """What is measured of changes that are decoded: see ``Measured``."""
+
+    changes: Sequence[Contribution]
+
+    def norms(self) -> list[float]:
+        return [
+            math.sqrt(math.fsum(float(t.double().square().sum()) for t in c.tensors.values()))
+            for c in self.changes
+        ]
+
+    def products(self) -> Products:
+        return products_of(self.changes)
+
+
+def opposed(products: Products, weights: Sequence[float]) -> list[int]:
+    """Which changes pull against the others, in the order in which they are found.
+
+    One does if it lies against the weighted sum of the others, by a cosine that honest clients
+    seldom have and that chance does not make, and against at least half of the others, too (which
+    few who say the same together cannot bring about). Who lies most against their sum is left out
+    first, and the rest are looked at anew; fewer than half are left out in all. (Which cosines
+    decide is ours; that they can, beside lengths, is Cao et al. 2021, FLTrust, arXiv 2012.13995,
+    who compare with a change of the server's own.)
+    """
+    inner, found = products.inner, list[int]()
+    most = max(_AGAINST, _SURE * products.chance)
+    kept = torch.tensor(weights, dtype=torch.float64)
+    while 2 * (len(found) + 1) < len(kept):
+        cosines = _with_the_others(inner, kept)
+        against = ((inner < 0) & (kept > 0)).sum(dim=1)
+        others = int((kept > 0).sum()) - 1
+        cosines[(kept == 0) | (2 * against < others)] = 0.0
+        worst = int(cosines.argmin())
+        if float(cosines[worst]) >= -most:
+            break
+        found.append(worst)
+        kept[worst] = 0.0
+    return found
+
+
+def _with_the_others(inner: Tensor, weights: Tensor) -> Tensor:
+    """The cosine of each change with the weighted sum of all others; 0 where one has no length."""
+    own, sums = inner.diagonal(), inner @ weights
+    product = sums - weights * own
+    squares = weights @ sums - 2 * weights * sums + weights.square() * own
+    lengths = (own * squares.clamp(min=0)).sqrt()
+    return torch.where(lengths > 0, product / lengths, 0.0)
 
 
 @dataclass(frozen=True)

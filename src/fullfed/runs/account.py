@@ -9,6 +9,7 @@ from fullfed.config import Recipe
 from fullfed.federation.held_out import Checked
 from fullfed.federation.replica import Replica
 from fullfed.federation.server import RoundResult
+from fullfed.methods.checks import LEFT_OUT
 from fullfed.runs.best import best_version
 
 _SECONDS = ("train", "encode", "aggregate", "evaluate")  # what a round's time is spent on
@@ -27,6 +28,7 @@ def account_of(result: RoundResult, update_bytes: int) -> dict[str, Any]:
             {"client": client, "claimed": claimed, "counted": counted}
             for client, (claimed, counted) in sorted(result.limited.items())
         ],
+        "left_out": values.get(LEFT_OUT, []),
         "check": None if result.checked is None else checked_as_recorded(result.checked),
         "train_loss": result.loss,
         "step": {name: v for name, v in values.items() if isinstance(v, float)},

@@ -9,7 +9,7 @@ from torch import nn
 
 from fullfed.config import Recipe
 from fullfed.errors import UserError
-from fullfed.methods.codecs.sketch import SketchOptions
+from fullfed.methods.codecs.sketch_options import SketchOptions
 from fullfed.training.trainer import Trainer
 
 # What they do to an element depends on no other element.

@@ -104,6 +104,7 @@ class SignBasis:
         *,
         scale: float = 1.0,
         scales: Scales | None = None,
+        part: tuple[int, int] | None = None,
         backend: str | None = None,
     ) -> None:
         """Add scale * V y to the weights, in place.
@@ -119,19 +120,22 @@ class SignBasis:
             coordinates: y, float32, shape (K,), on the weights' device; or coded.
             scale: rounded to float32 once.
             scales: those that were projected with.
+            part: where the weights are only some that follow each other: the number of their first
+                element in the model, and how many elements the model has.
             backend: as for ``project``.
 
         Raises:
             UserError: the wrong number of coordinates, scales that do not match, or a value that
                 is not finite. Nothing has been modified then.
         """
-        elements, device = check_tensors(weights, scales=scales), weights[0].device
+        here, device = check_tensors(weights, scales=scales), weights[0].device
+        start, elements = (0, here) if part is None else part
         self._check_fits(elements)
         check_coordinates(self.coordinates, coordinates, device)
         factor, kernels = check_scale(scale), backend_for(device, backend)
         values = decoded(coordinates, device, backend)
-        here = LocalTensors.of(weights)
-        for segments in writable(here, factor, here.scales(scales), scaled=kernels.SCALED):
+        local = LocalTensors.of(weights, start)
+        for segments in writable(local, factor, local.scales(scales), scaled=kernels.SCALED):
             kernels.add_reconstruction(self.rows(elements), segments, values)
 
     def _check_fits(self, elements: int) -> None:

@@ -25,6 +25,7 @@ from fullfed.federation.replica import norm
 from fullfed.federation.tensors import Computed
 
 if TYPE_CHECKING:
+    from fullfed.methods.codecs.products import Products
     from fullfed.methods.codecs.scaling import ModelScales
 
 SIGNS, SCALES = "signs", "scales"  # of a contribution that is votes
@@ -74,11 +75,13 @@ class Contribution:
         tensors: float32 or float64, by name; the same names and shapes in all reports of a part.
         noise: the expected squared error that coding added to ``tensors``.
         sums: numbers that are counted together, whatever weight a report has.
+        left_out: the clients of whose reports the rule let nothing in.
     """
 
     tensors: Mapping[str, Tensor]
     noise: float = 0.0
     sums: Mapping[str, Tensor] = field(default_factory=dict)
+    left_out: tuple[int, ...] = ()
 
     def times(self, factor: float) -> Contribution:
         """The same of numbers so much larger; ``sums`` stay as they are."""
@@ -275,6 +278,17 @@ class Codec(ABC):
             parameters: the server's at the start of the round, by name: those of ``shapes``.
         """
         return norm(self.decode(report, plan, shapes).tensors.values())
+
+    def products(
+        self, reports: Sequence[Report], plans: Sequence[Plan], shapes: Shapes
+    ) -> Products | None:
+        """How the changes in checked reports lie to each other, where they are stacked; None where
+        that cannot be told, or but by chance.
+
+        Args:
+            plans: of each report.
+        """
+        return None
 
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from pydantic import StrictInt
 from torch import Tensor
 
-from fullfed.config_values import NOT_BOTH, parse_bytes
+from fullfed.config_values import parse_bytes
 from fullfed.errors import UserError
 from fullfed.federation.messages import Plan, Report, Update, number, numbers
 from fullfed.methods.codecs.codec import (
@@ -29,7 +27,9 @@ from fullfed.methods.codecs.codec import (
     elements,
 )
 from fullfed.methods.codecs.numbers import Numbers
+from fullfed.methods.codecs.products import Products, chance, products_of_sketches
 from fullfed.methods.codecs.scaling import ModelScales
+from fullfed.methods.codecs.sketch_options import REPORT_HEADER, SketchOptions, amount
 from fullfed.methods.codecs.split import (
     ALLOCATION,
     ENERGIES,
@@ -41,69 +41,25 @@ from fullfed.methods.codecs.split import (
     remembered,
 )
 from fullfed.sketch import (
-    BITS,
     SHARED,
     Coded,
     NormalBasis,
     Scales,
     SignBasis,
-    affordable,
     allocate,
-    code_of,
     codes_of,
     decoded,
     energy_of,
     signs_of,
 )
 
-# Most bytes of a report that are not coordinates, whatever its numbers (docs/messages.md): 25 of
-# its fields, 67 of what the server step measures, 28 of the tensors' kinds, 4 of the first scale.
-REPORT_HEADER = 124
-# The same of a report to a sum: 25 of its fields, 27 of the tensors' kinds, 96 of what is measured.
+# Most bytes of a report to a sum that are not numbers: 25 of its fields, 27 of the tensors' kinds,
+# 96 of what is measured.
 SUM_HEADER = 148
 
+_UNSURE = 0.05  # a cosine by chance with which reports are not compared
 TAIL = 4.0  # standard deviations: beyond them are 6 in 100,000
 _FIRST_NORM = 256.0  # of a first visit's change; in 32 bits one of 0.001 has digits enough
-
-
-@dataclass(frozen=True)
-class SketchOptions:
-    """
-    Attributes:
-        coordinates (numbers): K, that a client sends; in place of upload.
-        upload (bytes): of a client's report, such as "32KiB", from which K and its code follow.
-        bits (bits): of each coordinate, where K is given: 1 to 4 or 32, which is float32.
-        basis: "sign" (ours: one pass over memory whatever K is) or "normal" (the Ferret paper's).
-        seeds: each "client"'s own directions, as in the paper (noise averages out; everybody
-            downloads K numbers for each client of the cohort), or "shared" ones (K numbers).
-        scales: whether what is reconstructed has its noise where the loss is flat: "auto" (for a
-            local optimizer that changes flat and steep parameters alike, as Adam and its kin do;
-            not for SGD), "curvature" (always) or "none".
-    """
-
-    coordinates: int | None = None
-    upload: str | StrictInt | None = None
-    bits: int | None = None
-    basis: Literal["sign", "normal"] = "sign"
-    seeds: Literal["client", "shared"] = "client"
-    scales: Literal["auto", "curvature", "none"] = "auto"
-
-    def __post_init__(self) -> None:
-        if (self.coordinates is None) == (self.upload is None):
-            both = f", {NOT_BOTH}" if self.upload is not None else ""
-            raise ValueError(f"give coordinates or upload{both}")
-        if self.upload is not None:
-            parse_bytes(self.upload)
-        if self.coordinates is not None and self.coordinates < 1:
-            raise ValueError("coordinates is at least 1")
-        if self.bits not in (None, *BITS, 32):
-            raise ValueError(f"bits is 1 to {BITS[-1]}, or 32")
-        if self.upload is not None and self.bits is not None:
-            raise ValueError("bits goes with coordinates; from upload it follows")
-        if self.basis == "normal" and self.bits not in (None, 32):
-            raise ValueError("the normal basis sends float32, as published; leave bits out")
-        if self.basis == "normal" and self.scales == "curvature":
-            raise ValueError("the normal basis has no scales; take basis = 'sign'")
 
 
 @dataclass(frozen=True)
@@ -281,6 +237,21 @@ class Sketch(Codec):
         energies = [float(y @ y)] if sign else energies_of(y, plan, shapes)
         return math.sqrt(math.fsum(energies))
 
+    def products(
+        self, reports: Sequence[Report], plans: Sequence[Plan], shapes: Shapes
+    ) -> Products | None:
+        """Of changes divided by their scales, where the sign basis has coordinates enough."""
+        count, numbers = self._amount(shapes)
+        size = elements(shapes)
+        if self.options.basis != "sign" or chance(count, size, numbers.fidelity) > _UNSURE:
+            return None
+        found = zip(reports, plans, strict=True)
+        coordinates = [
+            self.decode(r, plan, shapes).tensors["coordinates"].float() for r, plan in found
+        ]
+        bases = [SignBasis(self.seed, r.round, owner=r.client, coordinates=count) for r in reports]
+        return products_of_sketches(bases, coordinates, size, numbers.fidelity)
+
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
     ) -> Encoded:
@@ -345,7 +316,7 @@ class Sketch(Codec):
 
     def _amount(self, shapes: Shapes) -> tuple[int, Numbers]:
         """K for parameters of these shapes, and how the coordinates are sent."""
-        count, numbers = _amount(self.seed, self.options, elements(shapes))
+        count, numbers = amount(self.seed, self.options, elements(shapes))
         return self._some(count, REPORT_HEADER), replace(numbers, votes=self.votes)
 
     def _scales(self, names: Iterable[str]) -> Scales | None:
@@ -377,18 +348,3 @@ class Sketch(Codec):
             blocks=tuple(block for block, _ in blocks_of(shapes)),
             coordinates=tuple(int(k) for k in numbers(message, ALLOCATION)),
         )
-
-
-@functools.lru_cache
-def _amount(seed: int, options: SketchOptions, most: int) -> tuple[int, Numbers]:
-    """At most ``most`` coordinates and how they are sent; none where the upload is too small."""
-    if options.coordinates is not None:
-        bits = options.bits or 32
-        return options.coordinates, Numbers(seed, None if bits == 32 else code_of(bits))
-    assert options.upload is not None
-    room = parse_bytes(options.upload) - REPORT_HEADER
-    count, code = min(room // 4, most), None
-    if options.basis == "sign" and room > 0:
-        # The mean of coordinates on shared directions is coded once more.
-        count, code = affordable(room, most, 2 if options.seeds == "shared" else 1)
-    return count, Numbers(seed, code)
