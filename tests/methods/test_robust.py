@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullfed.errors import UserError
+from fullfed.errors import MessageError, UserError
 from fullfed.federation.messages import Report
 from fullfed.methods.catalogue import AGGREGATIONS
-from fullfed.methods.codecs.codec import Contribution
-from fullfed.methods.robust import GeometricMedian, MultiKrum, gram
+from fullfed.methods.codecs.codec import Change, Contribution
+from fullfed.methods.codecs.products import products_of, products_of_sketches
+from fullfed.methods.robust import GeometricMedian, MultiKrum, gram, opposed
+from fullfed.runs.account import account_of
+from fullfed.sketch import SignBasis
 from methods.make_byzfl import vectors
 from methods.tiny import (
     Federation,
@@ -95,6 +99,87 @@ def test_krum_leaves_out_who_stands_apart(points: list[list[float]]) -> None:
     assert max(scores[n] for n in chosen_ones) <= min(scores[n] for n in others) + 1e-6
 
 
+def pulling_against(x: Any, weights: Any, most: float) -> list[int]:
+    """Who lies against the others' sum and at least half of them, one after another; by loops."""
+    kept, found = list(range(len(x))), []
+    while 2 * (len(found) + 1) < len(x):
+        cosines = {}
+        for one in kept:
+            others = [other for other in kept if other != one]
+            rest = sum(weights[other] * x[other] for other in others)
+            against = sum(x[one] @ x[other] < 0 for other in others)
+            if 2 * against >= len(others) and np.linalg.norm(x[one]) * np.linalg.norm(rest) > 0:
+                cosines[one] = x[one] @ rest / np.linalg.norm(x[one]) / np.linalg.norm(rest)
+        worst = min(cosines, key=cosines.__getitem__, default=None)
+        if worst is None or cosines[worst] >= -most:
+            break
+        kept.remove(worst)
+        found.append(worst)
+    return found
+
+
+long_rows = st.integers(3, 9).flatmap(
+    lambda count: st.integers(0, 2**32 - 1).map(
+        lambda seed: np.random.default_rng(seed).normal(0.05, 1.0, (count, 400))
+    )
+)
+
+
+@given(long_rows, st.lists(st.floats(0.1, 5.0), min_size=9, max_size=9))
+def test_who_pulls_against_the_others_is_found_by_the_definition(x: Any, weights: Any) -> None:
+    x[::4] *= -1.0
+    expected = pulling_against(x, weights, 3 / math.sqrt(400))
+    found = products_of([contribution(row) for row in x])
+    assert opposed(found, weights[: len(x)]) == expected
+
+
+def unlike(count: int, size: int = 2000, seed: int = 0) -> Any:
+    """Changes that have little in common: a cosine of 0.1 with each other."""
+    generator = np.random.default_rng(seed)
+    return generator.normal(0.0, 0.1, size) + generator.normal(0.0, 0.3, (count, size))
+
+
+def test_nobody_is_left_out_for_having_learned_something_else() -> None:
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        for x in (unlike(10, seed=seed), generator.normal(0.0, 1.0, (10, 2000))):
+            assert opposed(products_of([contribution(row) for row in x]), [0.1] * 10) == []
+
+
+@pytest.mark.parametrize("liars", [1, 3])
+def test_few_who_say_the_opposite_together_do_not_drive_the_others_out(liars: int) -> None:
+    """Liars who all send one vector agree with each other more than any honest clients do."""
+    for seed in range(20):
+        x = unlike(10, seed=seed)
+        honest = x[liars:].mean(axis=0)
+        x[:liars] = -1.5 * honest * np.linalg.norm(x[-1]) / np.linalg.norm(honest)
+        found = opposed(products_of([contribution(row) for row in x]), [0.1] * 10)
+        assert sorted(found) == list(range(liars))
+
+
+def test_changes_on_directions_of_their_own_are_compared_without_bias() -> None:
+    """In the mean over seeds the products are those of the changes; and they lie as far from it as
+    is said."""
+    size, k, generator = 4096, 1024, torch.Generator().manual_seed(0)
+    changes = torch.randn(3, size, generator=generator)
+    changes[1] = 0.6 * changes[0] - 0.8 * changes[1]
+    true = changes.double() @ changes.double().T
+    cosines = []
+    for seed in range(200):
+        bases = [SignBasis(seed, 0, owner=n, coordinates=k) for n in range(3)]
+        coordinates = [b.project([c]) for b, c in zip(bases, changes, strict=True)]
+        found = products_of_sketches(bases, coordinates, size, 1.0)
+        assert found is not None
+        cosines.append(found.inner / true.diagonal().outer(true.diagonal()).sqrt())
+    each = torch.stack(cosines)
+    apart = each[:, 0, 2]  # of nearly a right angle
+    assert found.chance == math.sqrt(size) / k
+    assert float(apart.std()) == pytest.approx(found.chance, rel=0.15)
+    assert products_of_sketches(bases, iter(()), size * 100, 1.0) is None, "by chance alone"
+    off = each.mean(dim=0) - true / true.diagonal().outer(true.diagonal()).sqrt()
+    assert float(off.abs().max()) < 4 * found.chance / math.sqrt(len(each))
+
+
 @given(rows, st.lists(st.integers(1, 50), min_size=8, max_size=8))
 def test_a_clipped_mean_counts_long_changes_by_what_is_not_long_over_their_length(
     points: list[list[float]], counts: list[int]
@@ -103,6 +188,9 @@ def test_a_clipped_mean_counts_long_changes_by_what_is_not_long_over_their_lengt
     norms = np.linalg.norm(x, axis=1)
     most = 1.5 * np.sort(norms)[(len(x) - 1) // 2]
     counted = weighed * np.minimum(1.0, (most / np.maximum(norms, 1e-150)) ** 2)
+    share = counted / weighed.sum()
+    for number in opposed(products_of([contribution(row) for row in points]), [*share]):
+        counted[number] = 0.0
     expected = counted @ x / max(counted.sum(), weighed.sum() / 2)
     found = combined("clipped-mean", points, counts)
     assert found == pytest.approx(expected, abs=1e-9)
@@ -143,6 +231,40 @@ def test_the_noise_of_codes_is_that_of_the_weights() -> None:
     points = [contribution(np.full(6, float(n)), noise=2.0) for n in range(5)]
     found = GeometricMedian().weights(gram(points))
     assert found[2] == pytest.approx(1.0, abs=1e-3), "the middle one is the median"
+
+
+@pytest.mark.parametrize("seeds", ["client", "shared"])
+def test_who_pulls_against_the_others_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, seeds: str
+) -> None:
+    """One of four takes a step uphill, on the same samples as the others: the round is as it is
+    without its report, and the account says so."""
+    rule = chosen("ferret", options={"coordinates": 50}, aggregation={"name": "clipped-mean"})
+    model = tiny_model()
+    data = [samples(8, 0)] * 4
+    table = setting(model, clients=4, aggregation=rule.aggregation)
+    count = sum(p.numel() for p in model.parameters())
+    method = make_ferret(table, coordinates=count, seeds=seeds)
+    federation = Federation(model, method, data)
+    encoded = type(method.codec).encode
+
+    def uphill(codec: Any, change: Change, plan: Any, shapes: Any) -> Any:
+        if plan.client == 2:
+            turned = {n: 2 * change.before[n] - p.detach() for n, p in change.after.items()}
+            change = replace(change, after=turned)
+        return encoded(codec, change, plan, shapes)
+
+    monkeypatch.setattr(type(method.codec), "encode", uphill)
+    result = federation.round()
+    assert result.update.values["left_out"] == [2]
+    assert account_of(result, 0)["left_out"] == [2]
+    assert result.aggregated == (0, 1, 2, 3), "it was let in, and counted for nothing"
+    passed = method.skipped(1, result.update, 1)
+    assert "left_out" not in passed.values
+    method.check_values(result.update)
+    named = replace(result.update, values={**result.update.values, "left_out": ["x"]})
+    with pytest.raises(MessageError, match="does not name clients under 'left_out'"):
+        method.check_values(named)
 
 
 @pytest.mark.parametrize("seeds", ["client", "shared"])

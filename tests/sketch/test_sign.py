@@ -61,9 +61,14 @@ def test_only_the_order_of_elements_matters_not_the_tensors_they_are_in(sizes, d
     parts = [part.clone() for part in whole.split(sizes)]
     y = basis.project([whole])
     assert torch.equal(y, basis.project(parts))
+    alone, start = [part.clone() for part in parts], 0
     basis.reconstruct_(parts, y, scale=0.5)
+    for part in alone:
+        basis.reconstruct_([part], y, scale=0.5, part=(start, total))
+        start += part.numel()
     basis.reconstruct_([whole], y, scale=0.5)
     assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(torch.cat(alone), whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -298,7 +298,9 @@ AGGREGATIONS: dict[str, AggregationEntry] = {
         "the point closest to all reports", GeometricMedian, lambda rule: rule
     ),
     "clipped-mean": AggregationEntry(
-        "the mean of changes, long ones counting less", ClippedMean, lambda rule: rule
+        "the mean of changes, long ones counting less, those that pull against the others nothing",
+        ClippedMean,
+        lambda rule: rule,
     ),
     "majority-vote": AggregationEntry(
         "of one-bit coordinates, the sign that most say", MajorityVote, lambda rule: rule

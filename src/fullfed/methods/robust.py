@@ -23,7 +23,7 @@ from fullfed.methods.codecs.products import Products, products_of
 
 _LONG = 1.5  # times the median length: what honest clients who have unlike data seldom reach
 _AGAINST = 0.05  # a cosine: what such clients seldom have, the other way, with all others together
-_SURE = 2.0  # standard deviations of a cosine by chance
+_SURE = 3.0  # standard deviations of a cosine by chance
 _FEWEST = 3  # changes that can be compared
 _ROUNDS, _SETTLED = 1000, 1e-9  # of Weiszfeld's algorithm: at most, and the change that ends it
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,8 @@ from fullfed.methods.codecs.codec import Contribution
 from fullfed.sketch import SignBasis
 
 _AT_ONCE = 1 << 25  # numbers of all reports that are reconstructed at once: 128 MiB
+_HELD = 1 << 26  # coordinates of all reports together that are decoded for it: 256 MiB
+_UNSURE = 0.1  # a cosine by chance with which reports are not compared
 
 
 @dataclass(frozen=True)
@@ -42,33 +44,32 @@ def products_of(contributions: Sequence[Contribution]) -> Products:
 
 
 def products_of_sketches(
-    bases: Sequence[SignBasis], coordinates: Sequence[Tensor], elements: int, fidelity: float
-) -> Products:
+    bases: Sequence[SignBasis], coordinates: Iterable[Tensor], elements: int, fidelity: float
+) -> Products | None:
     """Those of changes of which each has its own random directions.
 
     The product of two reconstructed changes is an unbiased estimate of that of the changes, with a
     standard deviation of about their lengths times sqrt(d) / K: each of d elements has an error of
-    1 / K of the square of the length. A length is that of the coordinates.
+    1 / K of the square of the length. A length is that of the coordinates. None where K is too
+    small for that to say anything, and where there are more coordinates than are held at once.
 
     Args:
-        bases: of each report.
-        coordinates: float32, shape (K,), of each.
+        bases: of each report, all with the same K.
+        coordinates: float32, shape (K,), of each; not looked at for None.
         elements: d, of what was projected.
         fidelity: how many exact coordinates each is worth.
     """
-    count = len(coordinates)
+    count, size = len(bases), bases[0].coordinates
+    chance = math.sqrt(elements) / (size * fidelity)
+    if chance > _UNSURE or count * size > _HELD:
+        return None
+    known = list(coordinates)
     inner = torch.zeros(count, count, dtype=torch.float64)
     room = torch.empty(count, min(elements, max(_AT_ONCE // count, 1)))
     for start in range(0, elements, room.shape[1]):
         rows = room[:, : elements - start].zero_()
-        for basis, y, row in zip(bases, coordinates, rows, strict=True):
+        for basis, y, row in zip(bases, known, rows, strict=True):
             basis.reconstruct_([row], y, part=(start, elements))
         inner += (rows @ rows.T).double()
-    inner.diagonal().copy_(torch.stack([y.double().square().sum() for y in coordinates]))
-    return Products(inner, chance(bases[0].coordinates, elements, fidelity))
-
-
-def chance(coordinates: int, elements: int, fidelity: float) -> float:
-    """The standard deviation of the cosine of two changes at right angles, by their coordinates on
-    each one's own directions."""
-    return math.sqrt(elements) / (coordinates * fidelity)
+    inner.diagonal().copy_(torch.stack([y.double().square().sum() for y in known]))
+    return Products(inner, chance)

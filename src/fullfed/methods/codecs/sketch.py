@@ -27,7 +27,7 @@ from fullfed.methods.codecs.codec import (
     elements,
 )
 from fullfed.methods.codecs.numbers import Numbers
-from fullfed.methods.codecs.products import Products, chance, products_of_sketches
+from fullfed.methods.codecs.products import Products, products_of_sketches
 from fullfed.methods.codecs.scaling import ModelScales
 from fullfed.methods.codecs.sketch_options import REPORT_HEADER, SketchOptions, amount
 from fullfed.methods.codecs.split import (
@@ -57,7 +57,6 @@ from fullfed.sketch import (
 # 96 of what is measured.
 SUM_HEADER = 148
 
-_UNSURE = 0.05  # a cosine by chance with which reports are not compared
 TAIL = 4.0  # standard deviations: beyond them are 6 in 100,000
 _FIRST_NORM = 256.0  # of a first visit's change; in 32 bits one of 0.001 has digits enough
 
@@ -240,17 +239,16 @@ class Sketch(Codec):
     def products(
         self, reports: Sequence[Report], plans: Sequence[Plan], shapes: Shapes
     ) -> Products | None:
-        """Of changes divided by their scales, where the sign basis has coordinates enough."""
+        """Of changes divided by their scales; None with the normal basis."""
         count, numbers = self._amount(shapes)
-        size = elements(shapes)
-        if self.options.basis != "sign" or chance(count, size, numbers.fidelity) > _UNSURE:
+        if self.options.basis != "sign":
             return None
-        found = zip(reports, plans, strict=True)
-        coordinates = [
-            self.decode(r, plan, shapes).tensors["coordinates"].float() for r, plan in found
-        ]
+        each = (
+            self.decode(report, plan, shapes).tensors["coordinates"].float()
+            for report, plan in zip(reports, plans, strict=True)
+        )
         bases = [SignBasis(self.seed, r.round, owner=r.client, coordinates=count) for r in reports]
-        return products_of_sketches(bases, coordinates, size, numbers.fidelity)
+        return products_of_sketches(bases, each, elements(shapes), numbers.fidelity)
 
     def encode_update(
         self, aggregate: Contribution, plan: Plan, shapes: Shapes, last: Update | None
