@@ -129,11 +129,12 @@ def test_a_round_says_who_was_refused_and_why() -> None:
             refusal(2, "the node was not there"),
         ],
         "limited": [{"client": 5, "claimed": 1000, "counted": 40}],
+        "left_out": [3],
         "bytes": {"up": 0, "down": 10},
     }
     assert describe_round(record, 9).endswith(
         "3 refused (client 1, 4: its base model is not the one the run begins with; "
-        "client 2: the node was not there)  1 counted as fewer samples"
+        "client 2: the node was not there)  1 counted as fewer samples  1 left out by the rule"
     )
 
 

@@ -188,7 +188,7 @@ def describe_round(record: dict[str, Any], rounds: int) -> str:
         trained += f"  epsilon {record['epsilon']:.3g}"
     refused = f"  {_refusals(record['refused'])}" if record["refused"] else ""
     limited = f"  {len(record['limited'])} counted as fewer samples" if record["limited"] else ""
-    if record["left_out"]:
+    if record.get("left_out"):
         limited += f"  {len(record['left_out'])} left out by the rule"
     return (
         f"round {record['round'] + 1:>{len(str(rounds))}}/{rounds}"
