@@ -12,7 +12,7 @@ from torch import Tensor
 from fullfed.methods.codecs.codec import Contribution
 from fullfed.sketch import SignBasis
 
-_AT_ONCE = 1 << 25  # numbers of all reports that are reconstructed at once: 128 MiB
+_AT_ONCE = 1 << 25  # numbers of all reports that are looked at at once: 128 or 256 MiB
 _HELD = 1 << 26  # coordinates of all reports together that are decoded for it: 256 MiB
 _UNSURE = 0.1  # a cosine by chance with which reports are not compared
 
@@ -37,8 +37,10 @@ def products_of(contributions: Sequence[Contribution]) -> Products:
     inner = torch.zeros(count, count, dtype=torch.float64)
     numbers = 0
     for name, first in contributions[0].tensors.items():
-        rows = torch.stack([c.tensors[name].double().flatten() for c in contributions])
-        inner += (rows @ rows.T).cpu()
+        flat = [c.tensors[name].flatten() for c in contributions]
+        for parts in zip(*(torch.split(t, max(_AT_ONCE // count, 1)) for t in flat), strict=True):
+            rows = torch.stack([part.double() for part in parts])
+            inner += (rows @ rows.T).cpu()
         numbers += first.numel()
     return Products(inner, 1 / math.sqrt(numbers))
 
